@@ -1,0 +1,33 @@
+"Fixtures that several test files share."
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+SAMPLES = Path(os.environ.get("AUDIOTAG_SAMPLES", REPO / ".samples"))
+
+
+def sample_folder(name):
+    "The unpacked sample set `name`, or None with the reason why there is none."
+    unpack = REPO.parent / "shared" / "data" / "unpack.py"
+    if not (SAMPLES / name / ".unpacked").is_file():
+        if not unpack.is_file():
+            return None, f"the sample set {name!r} is not on this machine ({unpack} is missing)"
+        subprocess.run([sys.executable, str(unpack), str(SAMPLES), name], check=True, stdout=subprocess.DEVNULL)
+    return SAMPLES / name, ""
+
+
+@pytest.fixture(scope="session")
+def sample_set():
+    "`sample_set('freesound')` gives the folder of an unpacked sample set, and skips the test where there is none."
+
+    def get(name):
+        folder, reason = sample_folder(name)
+        if folder is None:
+            pytest.skip(reason)
+        return folder
+
+    return get
