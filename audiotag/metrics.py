@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.metrics import average_precision_score, label_ranking_average_precision_score, roc_auc_score
 from .core import AudiotagError, rng
 
-# %% ../nbs/51_metrics.ipynb #0fbd79cf
+# %% ../nbs/51_metrics.ipynb #990ea127
 def _checked(truth, scores):
     "`truth` as bool and `scores` as given, both C-ordered (n, classes); raises `AudiotagError` on anything else."
     t,s = np.asarray(truth), np.asarray(scores)
@@ -18,29 +18,36 @@ def _checked(truth, scores):
         raise AudiotagError(f'truth has shape {t.shape} and scores {s.shape}', fix='give two arrays (clips, classes) of the same shape')
     if not all(np.issubdtype(o.dtype, np.number) or o.dtype==bool for o in (t,s)) or np.iscomplexobj(s):
         raise AudiotagError(f'truth is {t.dtype} and scores are {s.dtype}', fix='give real numbers')
-    if t.dtype!=bool and np.count_nonzero(t)!=np.count_nonzero(t==1):
-        raise AudiotagError(f'truth holds {t[(t!=0)&(t!=1)][0]}', fix='give 1 where the clip has the label and 0 elsewhere')
+    true = t if t.dtype==bool else t==1
+    if true is not t and not np.array_equal(true, t!=0):
+        raise AudiotagError(f'truth holds {t[true!=(t!=0)][0]}', fix='give 1 where the clip has the label and 0 elsewhere')
     with np.errstate(over='ignore', invalid='ignore'): fine = np.isfinite(s.sum())
     if not fine and not np.isfinite(s).all():
         row,col = np.argwhere(~np.isfinite(s))[0]
         raise AudiotagError(f'the score in row {row}, column {col} (both from 0) is {s[row,col]}', fix='look at that clip and its model')
-    return np.ascontiguousarray(t, dtype=bool), np.ascontiguousarray(s)
+    return np.ascontiguousarray(true), np.ascontiguousarray(s)
 
-# %% ../nbs/51_metrics.ipynb #3302b9c4
+# %% ../nbs/51_metrics.ipynb #4f96b61e
+def _count(b): # (m, classes) bool -> (m,)
+    return np.einsum('ij->i', b.view(np.uint8)) if b.shape[1]<256 else np.count_nonzero(b, axis=1)
+
 def _label_precisions(truth, scores):
     "(rows, columns, precision at rank) of the true labels, row by row, all of length `truth.sum()`."
-    n_classes = truth.shape[1]
     flat = np.flatnonzero(truth)
-    rows,cols = np.divmod(flat, n_classes)
+    rows,cols = np.divmod(flat, truth.shape[1])
     own = scores.ravel()[flat]
-    kind = np.min_scalar_type(n_classes) # uint8 holds any count of up to 255 classes
-    true,precision = truth.astype(kind), np.empty(len(flat))
+    rank,hits = np.empty(len(flat)), np.ones(len(flat), np.min_scalar_type(truth.shape[1]))
+    block = np.empty((1024, truth.shape[1]), scores.dtype)
     for i in range(0, len(flat), 1024):
         part = slice(i, i+1024)
-        r = rows[part]
-        above = (scores[r]>=own[part,None]).astype(kind)
-        precision[part] = np.einsum('ij,ij->i', above, true[r])/np.einsum('ij->i', above, dtype=float, casting='unsafe')
-    return rows, cols, precision
+        s = np.take(scores, rows[part], axis=0, out=block[:len(rows[part])], mode='clip')
+        rank[part] = _count(s>=own[part,None])
+    for d in range(1, truth.shape[1]): # the label d places further on, if it is the same clip's
+        same = rows[d:]==rows[:-d]
+        if not same.any(): break
+        hits[:-d] += same & (own[d:]>=own[:-d])
+        hits[d:] += same & (own[:-d]>=own[d:])
+    return rows, cols, hits/rank
 
 # %% ../nbs/51_metrics.ipynb #187c08e5
 def lwlrap(
