@@ -6,20 +6,24 @@
 __all__ = ['SOURCES', 'CLIP_COLUMNS', 'read_table', 'clip_table', 'check_clips', 'Competition', 'layout', 'layouts',
            'load_competition', 'join_same_content', 'targets', 'class_prior']
 
-# %% ../nbs/20_competitions.ipynb #af0214ab
+# %% ../nbs/20_competitions.ipynb #49ecf7c0
 import csv, io, os, re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 import numpy as np, pandas as pd
 from fastcore.basics import patch
+from .audio import audio_info
 from .core import AudiotagError, did_you_mean, file_sha256, say
 
-# %% ../nbs/20_competitions.ipynb #c755ec89
+# %% ../nbs/20_competitions.ipynb #2e3a437f
 def _csv_text(path)->str:
     "The text of a csv file; raises `AudiotagError` when it is missing or is not UTF-8 text."
     try: data = Path(path).read_bytes()
-    except FileNotFoundError: raise AudiotagError('file not found', file=path, fix='is this the folder of the competition?') from None
+    except FileNotFoundError:
+        near = sorted(Path(path).parent.glob(f'*/{Path(path).name}'))
+        fix = f'did you mean the folder {near[0].parent}?' if near else 'is this the folder of the competition?'
+        raise AudiotagError('file not found', file=path, fix=fix) from None
     except OSError as e: raise AudiotagError(f'cannot be read ({e.strerror})', file=path) from None
     try: text = data.decode('utf-8-sig')
     except UnicodeDecodeError: text = '\0'
@@ -27,37 +31,37 @@ def _csv_text(path)->str:
         raise AudiotagError('is not UTF-8 text', file=path, fix='unzip it' if data[:2]==b'PK' else 'save it as CSV in UTF-8')
     return re.sub(r'"[ \t]+(?=[,\r\n]|$)', '"', text) # spaces behind a closing quote
 
+def _records(path):
+    "Yield (line number, cells) of the lines of a csv file that are not blank."
+    lines = csv.reader(io.StringIO(_csv_text(path), newline=''), strict=True, skipinitialspace=True)
+    while True:
+        line = lines.line_num+1
+        try: cells = [c.strip() for c in next(lines)]
+        except StopIteration: return
+        except csv.Error as e: raise AudiotagError(f'is not a valid csv ({e})', file=path, row=line-1, fix='look at the quotes there') from None
+        if cells not in ([], ['']): yield line, cells
+
+# %% ../nbs/20_competitions.ipynb #4f5bec5d
 def read_table(
     path, # a csv file with a header
     *,
     columns=(), # names that must be there
 )->pd.DataFrame: # every cell a str; the index, named 'row', counts from 1 below the header
     "A csv file as text; raises `AudiotagError` on a missing file or column, or a row with too few or too many cells."
-    lines = csv.reader(io.StringIO(_csv_text(path), newline=''), strict=True, skipinitialspace=True)
-    header,rows,at = None,[],[]
-    try:
-        for cells in lines:
-            cells = [c.strip() for c in cells]
-            if not cells or cells==['']: continue
-            if header is None: header,first = _check_header(cells, columns, path),lines.line_num
-            else: rows.append(_check_cells(cells, header, path, lines.line_num-first)); at.append(lines.line_num-first)
-    except csv.Error as e: raise AudiotagError(f'is not a valid csv ({e})', file=path, row=len(rows)+1) from None
-    if header is None: raise AudiotagError('is empty', file=path, fix='copy it from the competition again')
-    return pd.DataFrame(rows, columns=header, index=pd.Index(at, name='row'), dtype=object)
-
-# %% ../nbs/20_competitions.ipynb #0b2839fd
-def _check_header(cells, columns, path):
-    for name,n in Counter(cells).items():
+    records = _records(path)
+    first,header = next(records, (0, []))
+    if not header: raise AudiotagError('is empty', file=path, fix='copy it from the competition again')
+    for name,n in Counter(header).items():
         if n>1: raise AudiotagError(f'the header names the column {name!r} {n} times', file=path)
     for name in columns:
-        if name not in cells: raise AudiotagError(f'there is no column {name!r}', file=path, field=name, fix=did_you_mean(name, cells))
-    return cells
-
-def _check_cells(cells, header, path, row):
-    if len(cells)!=len(header):
-        fix = 'put several labels into quotes' if len(cells)>len(header) else 'the file may be cut off: copy it again'
-        raise AudiotagError(f'has {len(cells)} cells where the header has {len(header)}', file=path, row=row, fix=fix)
-    return cells
+        if name not in header: raise AudiotagError(f'there is no column {name!r}', file=path, field=name, fix=did_you_mean(name, header))
+    rows = {}
+    for line,cells in records:
+        if len(cells)!=len(header):
+            fix = 'put several labels into quotes' if len(cells)>len(header) else 'the file may be cut off: copy it again'
+            raise AudiotagError(f'has {len(cells)} cells where the header has {len(header)}', file=path, row=line-first, fix=fix)
+        rows[line-first] = cells
+    return pd.DataFrame(list(rows.values()), columns=header, index=pd.Index(rows, name='row', dtype=int), dtype=object)
 
 # %% ../nbs/20_competitions.ipynb #a8602e5a
 SOURCES = ('curated','noisy','test','unlabeled','negative')
@@ -80,7 +84,7 @@ def clip_table(
     out = out.astype({'start_s': float, 'end_s': float, 'fold': int})
     return out.assign(_file=str(file), _row=row) if file is not None else out
 
-# %% ../nbs/20_competitions.ipynb #cf244131
+# %% ../nbs/20_competitions.ipynb #7fc21498
 def _refuse(clips, bad, what, *, field, fix=''):
     "Raise `AudiotagError` about the first row for which `bad` is true; `what` and `fix` may be functions of the row."
     at = np.flatnonzero(np.asarray(bad, dtype=bool))
@@ -88,31 +92,31 @@ def _refuse(clips, bad, what, *, field, fix=''):
     row = clips.iloc[at[0]]
     told = [o(row) if callable(o) else o for o in (what, fix)]
     more = f' (and {len(at)-1} more rows like it)' if len(at)>1 else ''
-    raise AudiotagError(told[0]+more, file=row.get('_file'), row=int(row.get('_row', at[0]+1)), field=field, fix=told[1])
+    raise AudiotagError(told[0]+more, file=row.get('_file'), row=int(row.get('_row', clips.index[at[0]]+1)), field=field, fix=told[1])
 
 def check_clips(
     clips:pd.DataFrame, # a clip table
     classes, # the names that labels may have
     *,
-    durations:dict|None=None, # {path: seconds} where known: then `end_s` is held against it
-    files:bool=True, # also look whether the files are there
+    files:bool=True, # also look whether the files are there, and as long as `end_s` says
 )->pd.DataFrame: # `clips`, unchanged
     "Raise `AudiotagError` for the first thing that is wrong with a clip table, naming its row."
     for c in CLIP_COLUMNS:
         if c not in clips: raise AudiotagError(f'the clip table has no column {c!r}', field=c, fix=did_you_mean(c, clips.columns))
     _check_ids(clips)
     _check_labels(clips, tuple(classes))
-    _check_times(clips, durations or {})
+    _check_times(clips)
     if files: _check_files(clips)
+    if files: _check_lengths(clips)
     return clips
 
-# %% ../nbs/20_competitions.ipynb #73df0813
+# %% ../nbs/20_competitions.ipynb #bea9ea41
 def _is_text(column): return column.map(lambda o: isinstance(o, str) and o.strip()!='')
 
 def _strays(name)->bool:
     "Whether a file name leads out of the folder that it belongs to."
     p = PurePosixPath(name)
-    return p.is_absolute() or '..' in p.parts or '\\' in name or '\0' in name or ':' in name
+    return p.is_absolute() or '..' in p.parts or '\\' in name or '\0' in name
 
 def _check_ids(clips):
     for c in ('clip_id','path','group'): _refuse(clips, ~_is_text(clips[c]), f'{c} is empty or is not text', field=c)
@@ -127,7 +131,7 @@ def _check_ids(clips):
     _refuse(clips, clips.clip_id.duplicated(), told, field='clip_id', fix='remove one of the two rows')
     _refuse(clips, clips.fold.map(lambda o: not isinstance(o, (int,np.integer)) or o < -1), 'fold is no whole number from -1 up', field='fold')
 
-# %% ../nbs/20_competitions.ipynb #518cda17
+# %% ../nbs/20_competitions.ipynb #130d325c
 def _check_labels(clips, classes):
     known = set(classes)
     bad = lambda test: clips.labels.map(lambda o: bool(test(o)))
@@ -141,13 +145,10 @@ def _check_labels(clips, classes):
     _refuse(clips, bad(lambda o: len(set(o))<len(o)), lambda o: f'{o.clip_id!r} has a label twice', field='labels', fix='name each label once')
     _refuse(clips, blind & bad(len), lambda o: f'the {o.source} clip {o.clip_id!r} has labels', field='labels', fix='give it an empty tuple')
 
-def _check_times(clips, durations):
+def _check_times(clips):
     start,end = clips.start_s.to_numpy(float),clips.end_s.to_numpy(float)
     span = lambda o: f'{o.start_s:g} to {o.end_s:g} s of {o.clip_id!r} is not a stretch of time'
     _refuse(clips, (start<0) | np.isinf(start) | np.isinf(end) | (end<=np.nan_to_num(start)), span, field='end_s', fix='start at 0 or later, end after the start')
-    length = clips.path.map(durations).to_numpy(float)
-    _refuse(clips, (end>length+.001) | (start>=length), lambda o: f'{o.clip_id!r} is to end at {o.end_s:g} s in a file of {durations[o.path]:g} s',
-            field='end_s', fix='correct the time')
 
 # %% ../nbs/20_competitions.ipynb #0012d321
 def _files_of(folder)->set:
@@ -171,8 +172,21 @@ def _check_files(clips):
     raise AudiotagError(f'{len(gone)} of {len(clips)} listed files are not in the folder: {some}', file=row.get('_file', Path(row.path).parent),
                         row=row.get('_row'), field='path', fix=f'look into {Path(row.path).parent}, or unpack the archive again')
 
-# %% ../nbs/20_competitions.ipynb #217e81bd
-@dataclass(frozen=True)
+# %% ../nbs/20_competitions.ipynb #caa48722
+def _seconds(path)->float:
+    "Length by the header, NaN where there is none: such a file is for the quarantine to name."
+    try: return audio_info(path).seconds or np.nan
+    except AudiotagError: return np.nan
+
+def _check_lengths(clips):
+    timed = clips[clips.start_s.notna() | clips.end_s.notna()]
+    seconds = timed.path.map({o: _seconds(o) for o in timed.path.unique()}).astype(float)
+    beyond = (timed.end_s>seconds+.05) | (timed.start_s>=seconds)
+    _refuse(timed, beyond, lambda o: f'{o.start_s:g} to {o.end_s:g} s lies outside of {Path(o.path).name}, which has {_seconds(o.path):.2f} s',
+            field='end_s', fix='correct the time')
+
+# %% ../nbs/20_competitions.ipynb #cfb597b0
+@dataclass(frozen=True, eq=False)
 class Competition:
     "What a layout makes of a folder."
     name:str # of the layout
@@ -192,7 +206,7 @@ class Competition:
         counts = ', '.join(f'{n} {s}' for s,n in self.clips.source.value_counts(sort=False).items())
         return f'Competition {self.name} ({len(self.classes)} classes, {self.metric}): {counts} clips in {self.root}'
 
-# %% ../nbs/20_competitions.ipynb #7f87ef91
+# %% ../nbs/20_competitions.ipynb #ec2b98ce
 _layouts = {}
 
 def layout(name:str):
@@ -214,13 +228,13 @@ def load_competition(
 )->Competition:
     "Read and check a competition; raises `AudiotagError` naming file and row of the first fault; says what is merely odd."
     if layout not in _layouts: raise AudiotagError(f'unknown layout {layout!r}', field='layout', fix=did_you_mean(layout, _layouts))
-    root = Path(root).absolute()
+    root = Path(root).resolve()
     if not root.is_dir(): raise AudiotagError('there is no such folder', file=root, fix='name the folder that holds the sample submission')
     found = _layouts[layout](root, train)
     for note in found.notes: say(f'{found.name}: {note}')
     return found
 
-# %% ../nbs/20_competitions.ipynb #811b0faa
+# %% ../nbs/20_competitions.ipynb #396e5185
 def _template(path, id_column):
     "The template and its classes: the columns behind the id."
     template = read_table(path, columns=[id_column])
@@ -236,6 +250,7 @@ def _listed(root, part, source):
     rows = read_table(path, columns=['fname','labels'])
     labels = [tuple(c.strip() for c in o.split(',')) if o else () for o in rows.labels]
     clips = clip_table(rows.fname, path=[str(root/part/o) for o in rows.fname], labels=labels, source=source, file=path, row=rows.index)
+    if source=='curated' and not len(rows): raise AudiotagError('lists no clips', file=path, fix='copy it from the competition again')
     extra = sorted(_files_of(root/part)-set(rows.fname))
     notes = [f'{len(extra)} files of {part}/ are not in {part}.csv and stay unused: {_some(extra)}'] if extra else []
     return clips, notes
@@ -267,7 +282,7 @@ def _freesound2019(root, train):
     return Competition('freesound2019', root, classes, joined, template.drop(columns='row'), 'fname', 'lwlrap',
                        tuple(n for _,notes in parts for n in notes)+tuple(same))
 
-# %% ../nbs/20_competitions.ipynb #bdeaec20
+# %% ../nbs/20_competitions.ipynb #d3a0180e
 def _middle(path):
     with open(path, 'rb') as f:
         f.seek(os.path.getsize(path)//2)
@@ -285,6 +300,7 @@ def _equal_files(paths)->list: # of lists of paths
         sets = [o for o in finer.values() if len(o)>1]
     return sets
 
+# %% ../nbs/20_competitions.ipynb #cd3397d3
 def join_same_content(
     clips:pd.DataFrame, # a clip table, not changed
 )->tuple: # (clip table, list of notes)
@@ -324,7 +340,7 @@ def class_prior(
         if (clips.source==source).any(): return targets(clips[clips.source==source], classes).mean(0)
     return np.full(len(classes), 1/len(classes), dtype=np.float32)
 
-# %% ../nbs/20_competitions.ipynb #cd4a31c2
+# %% ../nbs/20_competitions.ipynb #e6a212b6
 @patch
 def submission(self:Competition,
     scores, # {clip_id: (n_classes,)}, or (n_test, n_classes) in the order of `self.of('test')`
@@ -332,16 +348,16 @@ def submission(self:Competition,
     prior=None, # (n_classes,) for clips that the dict lacks; None takes the class prior of the training clips
 )->pd.DataFrame: # one row a test clip, the template's columns in its order
     "Scores in the form of the template; raises `AudiotagError` on a wrong shape, an unknown id, NaN or infinity."
-    ids = list(self.of('test').clip_id)
+    ids,shape = list(self.of('test').clip_id),(int((self.clips.source=='test').sum()), len(self.classes))
     if isinstance(scores, dict):
-        for o in scores:
-            if o not in set(ids): raise AudiotagError(f'{o!r} is not a test clip', field='scores', fix=did_you_mean(o, ids[:1000]))
+        if stray := set(scores)-set(ids):
+            raise AudiotagError(f'{min(stray, key=str)!r} is not a test clip', field='scores', fix='give the clip_ids of the test clips')
         prior = class_prior(self.clips, self.classes) if prior is None else prior
-        scores = [np.asarray(scores.get(o, prior), dtype=float) for o in ids]
-        scores = np.stack(scores) if len({o.shape for o in scores})==1 else np.empty((0,0)) if ids else np.empty((0, len(self.classes)))
-    scores = np.asarray(scores, dtype=float)
-    if scores.shape!=(len(ids), len(self.classes)):
-        raise AudiotagError(f'shape {scores.shape} where {(len(ids), len(self.classes))} is needed', field='scores', fix='give one row a test clip, one column a class')
-    if not np.isfinite(scores).all():
-        raise AudiotagError('holds NaN or infinity', row=int(np.argwhere(~np.isfinite(scores))[0,0])+1, field='scores')
+        scores = [scores.get(o, prior) for o in ids] or np.zeros(shape)
+    try: scores = np.asarray(scores, dtype=float)
+    except ValueError: scores = np.empty(0)
+    if scores.shape!=shape:
+        raise AudiotagError(f'the shape is {scores.shape} and not {shape}', field='scores', fix='give one row a test clip and one column a class')
+    if (bad := np.flatnonzero(~np.isfinite(scores).all(1))).size:
+        raise AudiotagError(f'{ids[bad[0]]!r} has a score that is NaN or infinite', row=int(bad[0])+1, field='scores')
     return pd.concat([pd.DataFrame({self.id_column: ids}), pd.DataFrame(scores, columns=self.classes)], axis=1)[list(self.template.columns)]

@@ -29,35 +29,43 @@ def check_folds(
                             fix='call assign_folds: clips of one group belong together')
     return clips
 
-# %% ../nbs/21_folds.ipynb #6c570e37
+# %% ../nbs/21_folds.ipynb #268ea687
 def _units(clips):
-    "Indicators (groups × (source, label)) of the training clips, groups sorted by name."
-    rows = clips.loc[clips.source.isin(TRAINING), ['group','source','labels']]
+    "Counts (groups × (source, label)) of training clips, groups sorted, and as 0 or 1 what the package balances."
+    rows = clips[clips.source.isin(TRAINING)]
     each = rows.explode('labels')
-    each['column'] = [(s, '') if pd.isna(c) else (s, c) for s,c in zip(each.source, each.labels)]
-    size = pd.DataFrame(dict(group=rows.group, column=[(s, None) for s in rows.source]))
-    both = pd.concat([each[['group','column']], size])
-    columns = sorted(both.column.unique(), key=str)
-    groups,unit = np.unique(both.group.to_numpy(str), return_inverse=True)
-    out = np.zeros((len(groups), len(columns)), dtype=int)
-    out[unit, both.column.map({c: i for i,c in enumerate(columns)})] = 1
-    return groups, out
+    counts = pd.crosstab(each.group, [each.source, each.labels.fillna('')])
+    sizes = pd.crosstab(rows.group, rows.source)
+    steps = [sizes >= 2**k for k in range(int(sizes.to_numpy().max()).bit_length())]
+    return counts, np.concatenate([counts > 0, *steps], 1).astype(int)
+
+# %% ../nbs/21_folds.ipynb #fe2d9754
+def _deal(counts, held, n_folds, seed):
+    "The fold of each unit, and how uneven the folds are."
+    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
+    split = MultilabelStratifiedKFold(n_splits=n_folds, shuffle=True, random_state=seed % 2**32)
+    fold = np.empty(len(counts), dtype=int)
+    for k,(_,test) in enumerate(split.split(held, held)): fold[test] = k
+    per_fold = np.eye(n_folds)[:,fold] @ counts.to_numpy()
+    mean = per_fold.mean(0)
+    return fold, ((per_fold-mean)**2/mean).sum()
 
 def assign_folds(
     clips:pd.DataFrame, # a clip table, not changed
     *,
     n_folds:int, # at least 2
     seed:int, # the same clips and seed give the same folds, whatever the order of rows
+    draws:int=5, # how many are made to keep the best one
 )->pd.DataFrame: # a copy with `fold` 0 … n_folds-1 for training clips and -1 for all others
     "Folds stratified over label × source with groups kept whole; raises `AudiotagError` when there are too few groups."
-    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
-    groups,y = _units(clips)
+    train = clips.source.isin(TRAINING)
+    n_groups = clips.group[train].nunique()
     if n_folds<2: raise AudiotagError(f'{n_folds!r} folds are too few', field='n_folds', fix='give 2 or more')
-    if n_folds>len(groups): raise AudiotagError(f'{n_folds} folds of {len(groups)} groups', field='n_folds', fix=f'give {len(groups)} or less')
-    y = np.concatenate([y, np.ones((len(y), 1), dtype=int)], 1)
-    split = MultilabelStratifiedKFold(n_splits=n_folds, shuffle=True, random_state=derive_seed(seed, 'folds', n_folds)%2**32)
-    fold = {g: k for k,(_,test) in enumerate(split.split(y, y)) for g in groups[test]}
-    out = clips.assign(fold=[fold[g] if s in TRAINING else -1 for g,s in zip(clips.group, clips.source)])
+    if n_folds>n_groups:
+        raise AudiotagError(f'{n_folds} folds need as many groups of training clips, and there are {n_groups}', field='n_folds', fix='give fewer folds')
+    counts,held = _units(clips)
+    fold,_ = min((_deal(counts, held, n_folds, derive_seed(seed, 'folds', i)) for i in range(draws)), key=lambda o: o[1])
+    out = clips.assign(fold=np.where(train, clips.group.map(dict(zip(counts.index, fold))), -1).astype(int))
     _warn_rare(out, n_folds)
     return check_folds(out)
 
