@@ -176,7 +176,7 @@ def check(self:LogMel):
                        ('pad_mode', ('constant', 'reflect', 'symmetric', 'edge'))):
         self.require(getattr(self, name) in known, name, f"give {' or '.join(map(repr, known))}")
 
-# %% ../nbs/11_features.ipynb #b2b79248
+# %% ../nbs/11_features.ipynb #3280e193
 @lru_cache(32)
 def _window(n_fft, dtype):
     "Periodic Hann window (n_fft,), as SciPy makes it for librosa."
@@ -193,8 +193,11 @@ def _filters(sample_rate, n_fft, n_mels, f_min, f_max, htk, norm):
 
 @lru_cache(32)
 def _sparse_filters(*settings):
+    "The filterbank as a sparse matrix, the greatest sum of a filter's weights, and which bands hear something."
     from scipy.sparse import csr_matrix
-    return csr_matrix(_filters(*settings))
+    weights = _filters(*settings)
+    heard = weights.any(1)
+    return csr_matrix(weights), float(weights.sum(1).max()), slice(None) if heard.all() else np.flatnonzero(heard)
 
 @patch
 def _bank(self:LogMel): return self.sample_rate, self.n_fft, self.n_mels, self.f_min, self.f_max, self.htk, self.norm
@@ -204,7 +207,7 @@ def empty_bands(self:LogMel)->tuple: # numbers of mel bands
     "The bands whose filter falls between two frequency bins and hears nothing."
     return tuple(int(i) for i in np.flatnonzero(~_filters(*self._bank()).any(1)))
 
-# %% ../nbs/11_features.ipynb #1010d262
+# %% ../nbs/11_features.ipynb #8a771ddb
 @patch
 def n_frames(self:LogMel, n_samples:int)->int:
     "How many frames a wave of `n_samples` gives; raises `AudiotagError` when it is shorter than one."
@@ -214,40 +217,42 @@ def n_frames(self:LogMel, n_samples:int)->int:
     return 1+span//self.hop_length
 
 @patch
-def _padded(self:LogMel, wave):
-    if not self.center: return wave
-    half = self.n_fft//2
-    if self.pad_mode!='constant': return np.pad(wave, half, mode=self.pad_mode)
-    out = np.zeros(len(wave)+2*half, wave.dtype)
-    out[half:half+len(wave)] = wave
-    return out
-
-# %% ../nbs/11_features.ipynb #2a21aab6
-@patch
-def _mel_power(self:LogMel, wave, dtype):
-    "(n_mels, frames) float32; the FFT in `dtype`."
+def _frames(self:LogMel, wave):
+    "The overlapping frames of the padded wave: a tensor (frames, n_fft), a view."
     import torch
-    out = np.empty((self.n_mels, self.n_frames(len(wave))), np.float32)
-    window,bank = torch.from_numpy(_window(self.n_fft, dtype)), _sparse_filters(*self._bank())
-    frames = torch.from_numpy(self._padded(wave)).unfold(0, self.n_fft, self.hop_length)
-    for i in range(0, out.shape[1], 128):
+    half,n = self.n_fft//2, self.n_frames(len(wave))
+    if not self.center: padded = wave if wave.flags.writeable else wave.copy() # torch warns of read-only arrays
+    elif self.pad_mode!='constant': padded = np.pad(wave, half, mode=self.pad_mode)
+    else:
+        padded = np.zeros(len(wave)+2*half, wave.dtype)
+        padded[half:half+len(wave)] = wave
+    return torch.from_numpy(padded).as_strided((n, self.n_fft), (self.hop_length, 1))
+
+# %% ../nbs/11_features.ipynb #895628e8
+@patch
+def _power(self:LogMel, frames, dtype):
+    "Mel power (n_mels, frames) float32 with the FFT in `dtype`, and the mean power of a frequency bin in each frame."
+    import torch
+    out,level = np.empty((self.n_mels, len(frames)), np.float32), np.empty(len(frames), np.float32)
+    window,bank = torch.from_numpy(_window(self.n_fft, dtype)), _sparse_filters(*self._bank())[0]
+    for i in range(0, len(frames), 128):
         x = np.abs(torch.fft.rfft(frames[i:i+128]*window).numpy().astype(np.complex64, copy=False))
         if self.power==2: np.square(x, out=x)
+        level[i:i+128] = x.mean(1) if self.power==2 else np.square(x).mean(1)
         out[:,i:i+128] = bank @ x.T
-    return out
+    return out, level
 
-# %% ../nbs/11_features.ipynb #d6450d56
-@patch(as_prop=True)
-def _dtype(self:LogMel): return 'float64' if self.top_db is None or self.top_db>80 or self.pcen else 'float32'
-
+# %% ../nbs/11_features.ipynb #32f407ac
 @patch
 def _mel(self:LogMel, wave):
-    "Mel power (n_mels, frames), exact at every level that `top_db` leaves."
-    x = self._mel_power(wave, self._dtype)
-    if self._dtype=='float32':
-        heard = float(x.max())/_filters(*self._bank()).sum(1).max() # of the loudest band, per frequency bin
-        if self.power==1: heard = heard**2
-        if heard < .04*self.n_fft*float(np.dot(wave, wave))/len(wave): return self._mel_power(wave, 'float64')
+    "Mel power (n_mels, frames), exact at every level that is not cut off afterwards."
+    frames = self._frames(wave)
+    x,level = self._power(frames, 'float32')
+    _,weight,heard = _sparse_filters(*self._bank())
+    floor = 0 if self.pcen else self.amin if self.top_db is None else max(self.amin, float(x.max())*10**(-self.top_db/10))
+    quiet = np.maximum(x[heard].min(0), floor)/weight # the least power of a frequency bin that matters
+    rough = np.flatnonzero((quiet if self.power==2 else quiet**2) < 5e-7*level)
+    if len(rough): x[:,rough] = self._power(frames[rough], 'float64')[0]
     return x
 
 # %% ../nbs/11_features.ipynb #0c16f7f2
@@ -314,12 +319,13 @@ def layer(self:FrontEnd): # torch.nn.Module
     "A module for batches: float (B, samples) to float32 (B, n_channels, n_bands, frames); differentiable, nothing in its state_dict."
     return _layer(self)
 
-# %% ../nbs/11_features.ipynb #07128157
+# %% ../nbs/11_features.ipynb #8ce51f35
 @patch
 def _constants(self:LogMel):
     from scipy.signal import savgol_filter
     deltas = [savgol_filter(np.eye(9), 9, polyorder=o, deriv=o, axis=0, mode='interp') for o in range(1, self.deltas+1)]
-    return dict(window=_window(self.n_fft, self._dtype).copy(), filters=_filters(*self._bank()).copy(), deltas=np.array(deltas, np.float32))
+    wide = self.pcen is not None or self.top_db is None or self.top_db*(3-self.power)>80
+    return dict(window=_window(self.n_fft, 'float64' if wide else 'float32').copy(), filters=_filters(*self._bank()).copy(), deltas=np.array(deltas, np.float32))
 
 @patch
 def _tensor(self:LogMel, wave, constants):
