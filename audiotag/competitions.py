@@ -282,7 +282,7 @@ def _freesound2019(root, train):
     return Competition('freesound2019', root, classes, joined, template.drop(columns='row'), 'fname', 'lwlrap',
                        tuple(n for _,notes in parts for n in notes)+tuple(same))
 
-# %% ../nbs/20_competitions.ipynb #d3a0180e
+# %% ../nbs/20_competitions.ipynb #e4c24ba6
 def _middle(path):
     with open(path, 'rb') as f:
         f.seek(os.path.getsize(path)//2)
@@ -292,12 +292,11 @@ def _equal_files(paths)->list: # of lists of paths
     "Sets of two or more files with the same bytes; a file that cannot be read equals none."
     sets = [sorted(set(paths))]
     for key in (os.path.getsize, _middle, file_sha256):
-        finer = {}
-        for i,s in enumerate(sets):
-            for p in s:
-                try: finer.setdefault((i, key(p)), []).append(p)
-                except OSError: pass
-        sets = [o for o in finer.values() if len(o)>1]
+        alike = {}
+        for p in (o for s in sets for o in s):
+            try: alike.setdefault(key(p), []).append(p)
+            except OSError: pass
+        sets = [o for o in alike.values() if len(o)>1]
     return sets
 
 # %% ../nbs/20_competitions.ipynb #cd3397d3

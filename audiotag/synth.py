@@ -15,7 +15,7 @@ from scipy import fft, signal
 from scipy.io import wavfile
 from .core import AudiotagError, Config, atomic_folder, did_you_mean, rng, write_json, write_text
 
-# %% ../nbs/05_synth.ipynb #1964ec9b
+# %% ../nbs/05_synth.ipynb #c0b0553f
 def _tone(
     pitch, # Hz, a number or one value per sample
     n, sample_rate,
@@ -35,7 +35,7 @@ def _onsets(g, n, sample_rate, per_second, jitter):
     starts = (np.arange(np.ceil(n/period)+1) + g.uniform(-1, 0))*period
     starts = starts + jitter*period*g.uniform(-1, 1, len(starts))
     starts = starts[(starts>=0) & (starts<n)]
-    return starts.astype(int) if len(starts) else np.array([0])
+    return starts.astype(int) if len(starts) else np.array([n//4])
 
 def _strew(event, onsets, n, gains=None):
     "Add the same `event` at each of `onsets`."
@@ -137,8 +137,8 @@ def sound(
     wave = _makers[name](rng, round(seconds*sample_rate), sample_rate)
     return (.1*wave/max(np.sqrt(np.mean(wave**2)), 1e-9)).astype(np.float32)
 
-# %% ../nbs/05_synth.ipynb #5da08833
-_parts = { # ranges to draw from: signal-to-noise ratio in dB, low-pass in Hz, level in dB below full scale
+# %% ../nbs/05_synth.ipynb #aa8155f8
+_parts = { # ranges to draw from: signal-to-noise ratio in dB, low-pass in Hz, peak in dB of full scale
     'train_curated': dict(snr=(-3, 18), lowpass=(5000, 16000), level=(-30, -9)),
     'train_noisy': dict(snr=(-6, 12), lowpass=(3000, 12000), level=(-40, -6)),
     'test': dict(snr=(-3, 18), lowpass=(5000, 16000), level=(-30, -9))}
@@ -152,13 +152,13 @@ def _clip(labels, g, seconds, sample_rate, style):
     wave += .1*10**(-g.uniform(*style['snr'])/20)*_noise(g, n, g.uniform(0, 2))
     top = min(g.uniform(*style['lowpass']), .45*sample_rate)
     wave = signal.sosfilt(signal.butter(2, top, fs=sample_rate, output='sos'), wave)
-    fade = np.minimum(1, np.minimum(np.arange(n), np.arange(n)[::-1])/(.01*sample_rate))
-    wave = fade*wave*10**(g.uniform(*style['level'])/20)/max(np.abs(wave).max(), 1e-9)
+    wave *= np.minimum(1, np.minimum(np.arange(n), np.arange(n)[::-1])/(.005*sample_rate)) # fade in and out
+    wave *= 10**(g.uniform(*style['level'])/20)/np.abs(wave).max()
     before,after = ((g.random(2)<.3)*g.uniform(.05, .4, 2)*sample_rate).astype(int)
     wave = np.concatenate([np.zeros(before), wave, np.zeros(after)])
     return np.round(np.clip(wave, -1, 1)*32767).astype(np.int16)
 
-# %% ../nbs/05_synth.ipynb #b8ab7e2b
+# %% ../nbs/05_synth.ipynb #c60ee8d3
 def _plan(part, n, classes, noise_rate, g):
     "Rows (true labels, given labels, fault) of one part, classes balanced, faults at known places."
     others = [o for o in SOUNDS if o not in classes]
@@ -178,6 +178,7 @@ def _plan(part, n, classes, noise_rate, g):
         rows.append((true, given, fault))
     return rows
 
+# %% ../nbs/05_synth.ipynb #79430814
 def _names(n, taken, g):
     "`n` file names of eight hexadecimal digits that are not in the set `taken`, which grows."
     out = []
