@@ -6,11 +6,14 @@
 __all__ = ['Picked', 'Stage', 'warm_up', 'Recipe', 'pick', 'ancestry', 'check_out_of_fold', 'Run', 'open_run', 'run_stages',
            'is_finished', 'stage_table']
 
-# %% ../nbs/61_stages.ipynb #8ae5aefc
+# %% ../nbs/61_stages.ipynb #ddea9c4b
 import hashlib, json, numpy as np, pandas as pd, torch
 from dataclasses import dataclass
 from pathlib import Path
 from fastcore.basics import patch
+from . import losses
+from .augment import spec  # with losses and cnn: the kinds that a recipe.json may name
+from .models import cnn
 from .core import (AudiotagError, Config, atomic_path, claim_folder, config_from_dict, derive_seed, did_you_mean,
                            folder_kind, locked, read_json, require_same, say, write_json)
 from .competitions import targets
@@ -311,7 +314,7 @@ def is_finished(run:Run)->bool:
     "Whether all folds of all stages have been scored."
     return all((run.fold_path(s.name, k)/'oof.parquet').exists() for s in run.recipe.stages for k in range(run.recipe.n_folds))
 
-# %% ../nbs/61_stages.ipynb #6a8f2cb8
+# %% ../nbs/61_stages.ipynb #0f6ebf42
 def stage_table(
     run:Run, # finished
 )->pd.DataFrame: # a row a stage, and one for the mean of the members
@@ -326,4 +329,4 @@ def stage_table(
         seconds = sum(h['seconds'] for p in paths for h in read_json(p/'history.json'))
         rows.append({'stage': s.name, **scores(s.name), 'clips a fold': round(clips), 'minutes': seconds/60})
     if len(run.recipe.members)>1: rows.append({'stage': 'mean of '+', '.join(run.recipe.members), **scores(*run.recipe.members)})
-    return pd.DataFrame(rows).set_index('stage')
+    return pd.DataFrame(rows).set_index('stage').astype({'clips a fold': 'Int64'})

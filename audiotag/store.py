@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['DTYPES', 'StoreSettings', 'Waveform', 'encode', 'decode', 'build_store', 'FeatureStore', 'repair_store']
 
-# %% ../nbs/12_store.ipynb #8abfef92
+# %% ../nbs/12_store.ipynb #263eb6d7
 import errno, hashlib, json, math, os, stat, threading, time
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -107,7 +108,7 @@ def _split(files, limit, bits=''):
 
 def _bits(text): return f"{int.from_bytes(hashlib.sha256(text.encode('utf-8', 'replace')).digest()[:8], 'big'):064b}"
 
-# %% ../nbs/12_store.ipynb #292b9eef
+# %% ../nbs/12_store.ipynb #e5f4c631
 def _seconds(row, looks)->float:
     "The declared length of a clip; 0 where the header gives none."
     _,path,start,end = row
@@ -126,7 +127,7 @@ def _plan(rows, settings, looks)->dict: # {label: rows}
     for r in rows: files.setdefault(r[1], []).append(r)
     files = [(_bits(rs[0][0]), sum(_clip_bytes(settings, _seconds(r, looks)) for r in rs), rs) for rs in files.values()]
     total,limit = sum(f[1] for f in files), settings.shard_mb*1e6
-    while limit>2e6 and total<32*limit: limit /= 2
+    while limit>4e6 and total<16*limit: limit /= 2
     return dict(_split(files, limit))
 
 # %% ../nbs/12_store.ipynb #63dd8863
@@ -319,7 +320,7 @@ def _do(job):
     if side is None or side['again'] or (job.check and _damaged(job, name, side)): side = _write_shard(job, name)
     return job.label, name, side, looks
 
-# %% ../nbs/12_store.ipynb #2e36349d
+# %% ../nbs/12_store.ipynb #c324a610
 @contextmanager
 def _one_thread():
     "One torch thread in this process, as in the workers."
@@ -338,6 +339,7 @@ def _start_worker(parent:int):
     import torch
     torch.set_num_threads(1)
 
+# %% ../nbs/12_store.ipynb #47c9ac8b
 def _run(jobs, workers, folder):
     "Yield what `_do` gives, in any order."
     if workers==1:
@@ -354,7 +356,7 @@ def _run(jobs, workers, folder):
             done,waiting = wait(waiting, return_when='FIRST_COMPLETED')
             yield from (o.result() for o in done)
         yield from (o.result() for o in waiting)
-    except RuntimeError as e: # loky's TerminatedWorkerError is one
+    except BrokenProcessPool as e:
         read = [os.fsdecode(p.read_bytes()) for p in (folder/'shards').glob('.reading-*')]
         raise AudiotagError(f"a worker process died while it read {' or '.join(read) or 'a clip'} ({type(e).__name__})",
                             fix='make the same call again; with fewer workers if memory was short, without that clip if not') from None
@@ -392,7 +394,7 @@ def _write_index(folder, data):
 
 def _sum_line(data): return f'{hashlib.sha256(data).hexdigest()}  index.parquet\n'
 
-# %% ../nbs/12_store.ipynb #02e80425
+# %% ../nbs/12_store.ipynb #754f8f7b
 def _publish(folder, settings, plan, done):
     rows = sorted(_index_rows(plan, done), key=lambda r: r['clip_id'])
     bad = [r for r in rows if 'kind' in r]
@@ -407,6 +409,7 @@ def _publish(folder, settings, plan, done):
         if p.stem not in keep: p.unlink()
     if bad: say(f"{len(bad)} of {len(rows)} clips could not be read, see {folder/'quarantine.csv'}; the first: {bad[0]['path']}: {bad[0]['what']}")
 
+# %% ../nbs/12_store.ipynb #ef936df3
 def _build(folder, rows, settings, workers, check=False):
     "Make all shards that are not there, and publish the index."
     (folder/'shards').mkdir(exist_ok=True)
@@ -425,7 +428,8 @@ def _build(folder, rows, settings, workers, check=False):
             yield from plan[label]
     for _ in progress(clips(), label=f'building {folder.name}', total=len(rows)): pass
     _publish(folder, settings, plan, done)
-    write_text(folder/'.seen', _seen_lines(looks))
+    try: write_text(folder/'.seen', _seen_lines(looks))
+    except AudiotagError: pass # the store itself is complete
 
 # %% ../nbs/12_store.ipynb #fce73ee5
 @contextmanager

@@ -92,7 +92,7 @@ def _unpack(path)->tuple[dict,dict,dict]: # weights, {(i,key): tensor}, facts
     state = {k[6:]: v for k,v in tensors.items() if k.startswith('model.')}
     return state, {tuple(k[4:].split('.',1)): v for k,v in tensors.items() if k.startswith('opt.')}, facts
 
-# %% ../nbs/60_train.ipynb #56e87dad
+# %% ../nbs/60_train.ipynb #ff223635
 class Checkpoint(Callback):
     "After each epoch, write all that the next one needs to `path`; note the losses in `history` and say a line."
     order = 90
@@ -100,7 +100,7 @@ class Checkpoint(Callback):
         self.path,self.label,self.start,self.history = path,label,start,list(history or [])
     def before_epoch(self): self.began,self.losses = time.perf_counter(),[]
     def after_batch(self):
-        if self.training: self.losses.append(float(self.loss))
+        if self.training: self.losses.append(float(self.loss.detach()))
     def after_epoch(self):
         if self.epoch < self.start: return
         train,valid = sum(self.losses)/len(self.losses),self.recorder.log[2:3]

@@ -315,6 +315,33 @@ def test_only_the_changed_clip_is_read(own, monkeypatch):
     assert set(read) <= bad and len(identity(folder)) > 8
 
 
+def test_a_second_call_hashes_only_what_may_have_changed(own, monkeypatch):
+    clips, folder = own
+    hashed, real, now = [], file_sha256, time.time
+    monkeypatch.setattr(store_module, "file_sha256", lambda path: hashed.append(Path(path).name) or real(path))
+    build(clips, folder)
+    assert len(hashed) == 26, "files that were written a moment ago are not trusted"
+    monkeypatch.setattr(time, "time", lambda: now() + 100)
+    build(clips, folder)
+    hashed.clear()
+    build(clips, folder)
+    assert hashed == []
+    times = os.stat(clips.path[5])
+    flip(clips.path[5], -20)
+    os.utime(clips.path[5], ns=(times.st_atime_ns, times.st_mtime_ns))
+    before = content(folder)
+    build(clips, folder)
+    assert hashed == ["005.wav"] and content(folder) != before
+
+
+def test_a_shard_of_nothing_but_faults(clips, tmp_path):
+    store = build(clips.tail(3), tmp_path / "store")
+    assert len(store) == 0 and len(store.quarantine) == 3 and "3 in quarantine" in store.describe()
+    before = identity(tmp_path / "store")
+    assert not len(build(clips.tail(3), tmp_path / "store").repair().verify())
+    assert identity(tmp_path / "store") == before
+
+
 def test_added_and_removed_clips(own, tmp_path):
     clips, folder = own
     before = identity(folder)

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 from ..core import AudiotagError, Config
 
-# %% ../../nbs/31_augment.spec.ipynb #cefa71a6
+# %% ../../nbs/31_augment.spec.ipynb #fe881e3a
 @dataclass(frozen=True, kw_only=True)
 class Augment(Config):
     "Base of the augmentations: `aug(x, y, generator)` gives a new (x, y) of the same shapes and types."
@@ -39,6 +39,7 @@ def _require_batch(x, y, generator):
     if not (x.ndim==4 and y.ndim==2 and len(x)==len(y) and x.numel() and x.is_floating_point() and y.is_floating_point()):
         raise AudiotagError(f'no batch: x is {tuple(x.shape)} of {str(x.dtype)[6:]}, y is {tuple(y.shape)} of {str(y.dtype)[6:]}',
                             fix='give floats (clips, channels, bands, frames) and (clips, classes)')
+    if x.device!=y.device: raise AudiotagError(f'x is on {x.device} and y on {y.device}', fix='move both to one device')
     if not isinstance(generator, torch.Generator):
         raise AudiotagError(f'{generator!r} is not a torch.Generator', field='generator', fix='make one from the seed of the run')
 

@@ -1,0 +1,33 @@
+# make demo: the main job on data that the project makes itself.   make test: everything that has to hold.
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: help demo test docs
+
+help:
+	@echo 'make demo   features, four stages, sealed bundle, inference notebook, submission: on synthesised sounds'
+	@echo 'make test   export in sync, notebooks clean, nbdev_test, pytest'
+	@echo 'make docs   export the package and README.md from nbs/, and clean the notebooks'
+
+$(READY): settings.ini setup.py
+	@echo 'Installing audiotag and what it needs into $(VENV) (once; a few minutes)'
+	@test -x $(PY) || python3 -m venv $(VENV)
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)
+	@$(PY) -c 'from audiotag.demo import main; raise SystemExit(main(["demo"]))'
+
+test: $(READY)
+	@echo '1/3 the house: export in sync, notebooks clean, floors'
+	@$(PY) -m pytest -q tests/test_house.py
+	@echo '2/3 nbdev_test: every lesson runs'
+	@$(VENV)/bin/nbdev_test --n_workers 0
+	@echo '3/3 pytest: parity, faults, end to end'
+	@$(PY) -m pytest -q --durations=10 --ignore tests/test_house.py tests
+
+docs: $(READY)
+	@$(VENV)/bin/nbdev_export
+	@$(PY) tests/readme.py
+	@$(VENV)/bin/nbdev_clean

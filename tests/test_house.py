@@ -1,0 +1,126 @@
+"Rules of the house that hold for every notebook and every module."
+import ast
+import filecmp
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from readme import REPO, readme  # noqa: E402
+
+NBS = REPO / "nbs"
+LESSONS = sorted(NBS.glob("[0-9]*.ipynb"))
+ALL = sorted(p for p in NBS.rglob("*.ipynb") if not any(s.startswith((".", "_")) for s in p.relative_to(NBS).parts))
+KERNEL = ["audiotag.inference", "audiotag.kaggle"]  # what an inference notebook imports
+
+
+def cells(path, kind="code"):
+    return ["".join(c["source"]) for c in json.loads(path.read_text())["cells"] if c["cell_type"] == kind]
+
+
+def exported(path):
+    return [s for s in cells(path) if re.search(r"^#\|\s*export\b", s, re.M)]
+
+
+def module_of(path):
+    return next(re.search(r"default_exp\s+(\S+)", s).group(1) for s in cells(path) if "default_exp" in s)
+
+
+FLOOR = {module_of(p): int(p.name[:2]) for p in LESSONS}
+
+
+def imports(source):
+    "The audiotag modules that a piece of Python imports."
+    plain = "\n".join("pass" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines())
+    for node in ast.walk(ast.parse(plain)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "audiotag":
+            whole = [f"{node.module}.{a.name}" for a in node.names if f"{node.module}.{a.name}"[9:] in FLOOR]
+            yield from (m[9:] for m in whole or [node.module])
+        elif isinstance(node, ast.Import):
+            yield from (a.name[9:] for a in node.names if a.name.startswith("audiotag."))
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_a_notebook_imports_only_lower_floors(path):
+    own = FLOOR[module_of(path)]
+    for source in exported(path):
+        for module in imports(source):
+            if module:
+                assert FLOOR[module] < own, f"{path.name} imports {module}, which is on floor {FLOOR[module]}"
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_exported_cells_are_short(path):
+    for source in exported(path):
+        n = sum(1 for line in source.splitlines() if line.strip())
+        assert n <= 30, f"{path.name}: {n} lines in the cell that begins with {source.splitlines()[1]!r}"
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_a_notebook_is_a_lesson(path):
+    first = cells(path, "markdown")[0].strip().splitlines()
+    assert first[0].startswith("# ") and any(line.startswith("> ") for line in first), "a title and a one-line subtitle"
+    assert "import *" not in "\n".join(cells(path))
+
+
+def test_export_is_in_sync_and_notebooks_are_clean(tmp_path):
+    for name in ("settings.ini", "setup.py", "README.md"):
+        shutil.copy(REPO / name, tmp_path)
+    shutil.copytree(NBS, tmp_path / "nbs", ignore=shutil.ignore_patterns(".*", "runs"))
+    bin = Path(sys.executable).parent
+    for command in ("nbdev_export", "nbdev_clean"):
+        subprocess.run([bin / command], cwd=tmp_path, check=True, capture_output=True)
+    made = {p.relative_to(tmp_path / "audiotag") for p in (tmp_path / "audiotag").rglob("*.py")}
+    ours = {p.relative_to(REPO / "audiotag") for p in (REPO / "audiotag").rglob("*.py")}
+    assert made == ours
+    off = [p for p in made if not filecmp.cmp(tmp_path / "audiotag" / p, REPO / "audiotag" / p, shallow=False)]
+    assert not off, f"run `make docs`: {off} differ from their notebooks"
+    dirty = [p for p in ALL if p.read_text() != (tmp_path / "nbs" / p.relative_to(NBS)).read_text()]
+    assert not dirty, f"run `make docs`: {[p.name for p in dirty]} are not clean"
+
+
+def test_readme_is_made_from_the_index():
+    assert (REPO / "README.md").read_text(encoding="utf-8") == readme(), "run `make docs`"
+
+
+def test_inference_imports_neither_fastai_nor_nbdev():
+    code = f"import sys, {', '.join(KERNEL)}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd="/", check=True, capture_output=True, text=True).stdout.split()
+    assert "audiotag.inference" in loaded
+    tops = {m.split(".")[0] for m in loaded}
+    assert not tops & {"fastai", "nbdev", "execnb", "ray"}, tops & {"fastai", "nbdev", "execnb", "ray"}
+
+
+def kernel_modules():
+    "Every module of ours that inference may load, also from inside of a function."
+    todo, seen = [m[9:] for m in KERNEL], set()
+    top = {"audiotag.kaggle": ["pack_weights", "_fold_scores"]}  # home only: they read a run
+    while todo:
+        module = todo.pop()
+        if not module or module in seen:
+            continue
+        seen.add(module)
+        tree = ast.parse((REPO / "audiotag" / (module.replace(".", "/") + ".py")).read_text())
+        home = top.get(f"audiotag.{module}", [])
+        kept = [n for n in tree.body if getattr(n, "name", None) not in home]
+        for node in (n for k in kept for n in ast.walk(k) if isinstance(n, ast.ImportFrom) and n.level):
+            base = module.split(".")[: -node.level]
+            target = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+            todo += [t for t in [target, *(f"{target}.{a.name}".strip(".") for a in node.names)] if t in FLOOR]
+    return sorted(seen)
+
+
+def test_inference_unpickles_nothing():
+    modules = kernel_modules()
+    assert {"core", "audio", "features", "bundle", "inference", "models.cnn"} <= set(modules)
+    for module in modules:
+        source = (REPO / "audiotag" / (module.replace(".", "/") + ".py")).read_text()
+        for word in ("pickle", "torch.load", "fastai", "nbdev"):
+            found = [line for line in source.splitlines() if word in line and "AUTOGENERATED" not in line and "nbs/" not in line]
+            found = [line for line in found if not line.lstrip().startswith(("#", '"'))]
+            assert not found, f"{module}: {found}"

@@ -1,0 +1,298 @@
+"From recordings to a submission: the commands, a kill at any moment, leaks, and bad input."
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny import AUDIOTAG, SETS, audiotag, train_words  # noqa: E402
+
+from audiotag.competitions import load_competition  # noqa: E402
+from audiotag.core import AudiotagError, read_json, write_json  # noqa: E402
+from audiotag.inference import check_submission, infer  # noqa: E402
+from audiotag.recipes import get_recipe  # noqa: E402
+from audiotag.stages import Run, ancestry, check_out_of_fold, open_run, run_stages  # noqa: E402
+from audiotag.synth import make_competition  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    return make_competition(tmp_path_factory.mktemp("tiny") / "data", seed=3, n_curated=40, n_noisy=40, n_test=12)
+
+
+@pytest.fixture(scope="session")
+def whole(data, tmp_path_factory):
+    "A run that nobody interrupted, and its bundle."
+    folder = tmp_path_factory.mktemp("whole")
+    done = audiotag(*train_words(data, folder / "run"))
+    assert done.returncode == 0, done.stderr
+    packed = audiotag("pack", "weights", folder / "run", folder / "tiny-weights")
+    assert packed.returncode == 0, packed.stderr
+    return folder, done
+
+
+def content(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def copy_of(whole, tmp_path):
+    shutil.copytree(whole[0] / "run", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_the_stage_table_is_printed(whole):
+    for word in ("noisy", "curated", "agreed", "certain", "mean of", "lwlrap curated", "pack weights"):
+        assert word in whole[1].stdout
+
+
+def test_finished_and_called_again_it_says_so(data, whole):
+    again = audiotag(*train_words(data, whole[0] / "run"))
+    assert again.returncode == 0
+    assert "nothing is left to train" in again.stderr and "epoch" not in again.stderr
+    assert again.stdout == whole[1].stdout
+
+
+def test_submission(data, whole, tmp_path):
+    done = audiotag("infer", "--bundle", whole[0] / "tiny-weights", "--data", data, "--out", tmp_path / "submission.csv")
+    assert done.returncode == 0, done.stderr
+    table, template = (pd.read_csv(p, index_col=0) for p in (tmp_path / "submission.csv", data / "sample_submission.csv"))
+    assert list(table.columns) == list(template.columns) and list(table.index) == list(template.index)
+    assert table.to_numpy().std() > 0 and ((table > 0) & (table < 1)).all().all()
+
+
+def kill_when(words, ready, tmp_path, deadline=120):
+    "Start a command and `kill -9` it and its children once `ready()` is true; the exit code."
+    with open(tmp_path / "killed.log", "w") as log:
+        p = subprocess.Popen([*AUDIOTAG, *words], stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
+        end = time.monotonic() + deadline
+        while p.poll() is None and not ready() and time.monotonic() < end:
+            time.sleep(0.002)
+        if p.poll() is None:
+            os.killpg(p.pid, signal.SIGKILL)
+        return p.wait()
+
+
+MOMENTS = {
+    "features are computed": lambda run: (run / "store").is_dir() and any((run / "store").rglob("*.npy*")),
+    "in the second stage, between two epochs": lambda run: (run / "2-curated" / "fold-1" / "checkpoint.safetensors").exists(),
+    "trained and not yet scored": lambda run: (run / "3-agreed" / "fold-0" / "weights.safetensors").exists(),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_and_restarted_it_ends_with_the_same_bytes(data, whole, tmp_path, moment):
+    run, words = tmp_path / "run", train_words(data, tmp_path / "run")
+    assert kill_when(words, lambda: MOMENTS[moment](run), tmp_path) == -signal.SIGKILL, "it was finished before it could be killed"
+    assert MOMENTS[moment](run) and not (run / "4-certain" / "fold-1" / "oof.parquet").exists()
+    again = audiotag(*words)
+    assert again.returncode == 0, again.stderr
+    assert audiotag("pack", "weights", run, tmp_path / "tiny-weights").returncode == 0
+    assert content(tmp_path / "tiny-weights") == content(whole[0] / "tiny-weights")
+    assert again.stdout.split("run folder")[0].split("minutes")[0] == whole[1].stdout.split("minutes")[0]
+
+
+def test_what_is_finished_is_not_trained_again(data, whole, tmp_path):
+    run = copy_of(whole, tmp_path)
+    for gone in ("oof.parquet", "weights.safetensors"):
+        (run / "4-certain" / "fold-1" / gone).unlink()
+    again = audiotag(*train_words(data, run))
+    said = [line for line in again.stderr.splitlines() if "epoch" in line]
+    assert said and all("certain, fold 2/2" in line for line in said), again.stderr
+
+
+# --- out of fold ---------------------------------------------------------------------------------
+
+
+def test_no_model_scores_what_it_was_trained_on(whole):
+    run = Run(whole[0] / "run")
+    group = run.clips.set_index("clip_id").group
+    for stage in run.recipe.stages:
+        line = [s.name for s in ancestry(run.recipe, stage.name)]
+        for fold in range(run.recipe.n_folds):
+            trained = {c for s in line for c in read_json(run.fold_path(s, fold) / "trained_on.json")}
+            scored = set(pd.read_parquet(run.fold_path(stage.name, fold) / "oof.parquet").clip_id)
+            assert scored and trained and not scored & trained
+            assert not set(group[list(scored)]) & set(group[list(trained)])
+            assert "noisy" in set(run.clips.source[run.clips.clip_id.isin(scored)])
+    assert [s.name for s in ancestry(run.recipe, "certain")] == ["certain", "agreed", "curated", "noisy"]
+
+
+def test_every_clip_is_scored_once_a_stage(whole):
+    run = Run(whole[0] / "run")
+    for stage in run.recipe.stages:
+        tables = [pd.read_parquet(run.fold_path(stage.name, k) / "oof.parquet") for k in range(run.recipe.n_folds)]
+        assert sorted(pd.concat(tables).clip_id) == sorted(run.clips.clip_id)
+
+
+@pytest.mark.parametrize("stage", ["noisy", "certain"])
+def test_a_fold_that_is_leaked_on_purpose_stops_the_run(data, whole, tmp_path, stage):
+    "A noisy clip of fold 0 was in the first stage's training: stage 1 must not score it, nor must stage 4, which carries stage 1 in its weights."
+    run = Run(copy_of(whole, tmp_path))
+    leaked = run.clips.clip_id[(run.clips.fold == 0) & (run.clips.source == "noisy")].iloc[0]
+    path = run.fold_path("noisy", 0) / "trained_on.json"
+    write_json(path, read_json(path) + [leaked])
+    next_stage = next(s for s in run.recipe.stages if s.name == stage)
+    with pytest.raises(AudiotagError, match=leaked):
+        run._score(next_stage, 0)
+
+
+def test_training_without_the_fold_itself_is_what_keeps_the_promise(whole, monkeypatch, tmp_path):
+    "If the engine forgot to leave the fold out, the guard would stop it before anything is scored."
+    run = Run(copy_of(whole, tmp_path))
+    honest = Run.training_clips
+
+    def careless(self, stage, fold):
+        kept = honest(self, stage, fold)
+        mine = self.clips[(self.clips.fold == fold) & (self.clips.source == "noisy")]
+        return pd.concat([kept, mine.head(1)])
+
+    monkeypatch.setattr(Run, "training_clips", careless)
+    shutil.rmtree(run.stage_path("curated") / "fold-0")
+    with pytest.raises(AudiotagError, match="trained on"):
+        run_stages(run)
+
+
+def test_a_twin_in_another_fold_counts_as_a_leak():
+    clips = pd.DataFrame(dict(clip_id=["a", "b"], group=["same", "same"]))
+    with pytest.raises(AudiotagError, match="'b'"):
+        check_out_of_fold(["b"], ["a"], clips)
+
+
+# --- bad input: one sentence, exit code 2, nothing lost -------------------------------------------
+
+
+def spoil(data, tmp_path, change):
+    shutil.copytree(data, tmp_path / "data")
+    change(tmp_path / "data")
+    return tmp_path / "data"
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def first_label(path, label):
+    head, first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([head, first.split(",")[0] + "," + label, *rest]) + "\n")
+
+
+BAD = {
+    "a csv without its column": (lambda d: edit(d / "train_curated.csv", "fname,labels", "fname,tags"), ["train_curated.csv", "labels"]),
+    "an unknown label": (lambda d: first_label(d / "train_noisy.csv", "Barkk"), ["train_noisy.csv", "row 1", "Barkk"]),
+    "a listed file that is missing": (lambda d: next((d / "train_curated").glob("*.wav")).unlink(), ["not in the folder"]),
+    "a template that is missing": (lambda d: (d / "sample_submission.csv").unlink(), ["sample_submission.csv", "not found"]),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_bad_data_is_one_sentence(data, tmp_path, fault):
+    change, words = BAD[fault]
+    done = audiotag(*train_words(spoil(data, tmp_path, change), tmp_path / "run"))
+    assert_one_sentence(done, *words)
+
+
+def assert_one_sentence(done, *words):
+    assert done.returncode == 2, done.stdout + done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("audiotag: ")]
+    assert len(said) == 1 and "Traceback" not in done.stderr
+    for word in words:
+        assert word in said[0], said[0]
+
+
+def test_unknown_names_are_one_sentence(data, tmp_path):
+    train = ["train", "--data", data, "--run", tmp_path / "run"]
+    assert_one_sentence(audiotag(*train, "--recipe", "freesound2918"), "did you mean 'freesound2019'")
+    assert_one_sentence(audiotag(*train, "--recipe", "freesound2019", "--set", "model.widht=3"), "did you mean 'width'")
+    assert_one_sentence(audiotag(*train, "--recipe", "freesound2019", "--set", "model.width=many"), "width")
+    assert_one_sentence(audiotag(*train, "--recipe", "freesound2019", "--set", "stages.noisy.epochs=0"), "epochs")
+    assert_one_sentence(audiotag(*train, "--recipe", "freesound2019", "--scale", "tiny"), "small")
+    assert not (tmp_path / "run").exists()
+
+
+def test_somebody_elses_folder_is_left_alone(data, whole, tmp_path):
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter1.tex").write_text("words")
+    assert_one_sentence(audiotag(*train_words(data, thesis)), "thesis", "holds files")
+    assert_one_sentence(audiotag("pack", "weights", whole[0] / "run", thesis), "chapter1.tex")
+    out = tmp_path / "notes.csv"
+    out.write_text("mine\n")
+    assert_one_sentence(audiotag("infer", "--bundle", whole[0] / "tiny-weights", "--data", data, "--out", out), "notes.csv")
+    assert out.read_text() == "mine\n" and [p.name for p in thesis.iterdir()] == ["chapter1.tex"]
+
+
+def test_other_settings_and_other_data_are_refused(data, whole, tmp_path):
+    run = copy_of(whole, tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")}
+    assert_one_sentence(audiotag(*train_words(data, run, [*SETS, "seed=9"])), "seed is 0 there and 9 here")
+    other = spoil(data, tmp_path, lambda d: edit(d / "train_curated.csv", *[f",{c}\n" for c in two_labels(d)]))
+    assert_one_sentence(audiotag(*train_words(other, run)), "have changed")
+    assert before == {p: p.stat().st_mtime_ns for p in run.rglob("*.safetensors")}
+
+
+def two_labels(data):
+    "A label that stands alone in train_curated.csv, and another class."
+    alone = [line.split(",")[1] for line in (data / "train_curated.csv").read_text().splitlines()[1:] if line.count(",") == 1]
+    return alone[0], next(c for c in alone if c != alone[0])
+
+
+def test_an_unreadable_file_is_left_out_of_training_and_gets_the_prior_in_the_test(data, whole, tmp_path):
+    def change(d):
+        sorted((d / "train_noisy").glob("*.wav"))[0].write_bytes(b"RIFF")
+        sorted((d / "test").glob("*.wav"))[2].write_bytes(b"")
+
+    spoilt = spoil(data, tmp_path, change)
+    lost = sorted((spoilt / "train_noisy").glob("*.wav"))[0].name
+    run = open_run(tmp_path / "run", get_recipe("freesound2019", scale="small", changes=SETS), load_competition(spoilt))
+    assert list(run.store.quarantine.clip_id) == [lost] and lost not in set(run.clips.clip_id) and len(run.clips) == 79
+    report = infer(whole[0] / "tiny-weights", spoilt, tmp_path / "submission.csv")
+    name = sorted((spoilt / "test").glob("*.wav"))[2].name
+    bundle = json.loads((whole[0] / "tiny-weights" / "bundle.json").read_text())
+    row = pd.read_csv(tmp_path / "submission.csv", index_col=0).loc[name]
+    assert list(report.prior) == [name] and report.scored == 11
+    assert row.to_numpy() == pytest.approx([dict(zip(bundle["classes"], bundle["prior"]))[c] for c in row.index], abs=1e-6)
+
+
+@pytest.mark.parametrize("victim", ["curated.safetensors", "golden.safetensors", "bundle.json"])
+def test_a_changed_bundle_is_refused(data, whole, tmp_path, victim):
+    shutil.copytree(whole[0] / "tiny-weights", tmp_path / "b")
+    raw = bytearray((tmp_path / "b" / victim).read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (tmp_path / "b" / victim).write_bytes(raw)
+    done = audiotag("infer", "--bundle", tmp_path / "b", "--data", data, "--out", tmp_path / "s.csv")
+    assert_one_sentence(done, "b")
+
+
+# --- the file at every moment ---------------------------------------------------------------------
+
+
+def test_there_is_a_valid_file_from_the_first_moment(data, whole, tmp_path, monkeypatch):
+    import audiotag.inference as inference
+
+    competition = load_competition(data, train=False)
+    seen = []
+
+    def stop(*args, **kwargs):
+        seen.append(check_submission(tmp_path / "s.csv", competition))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inference, "score_clips", stop)
+    with pytest.raises(KeyboardInterrupt):
+        infer(whole[0] / "tiny-weights", competition, tmp_path / "s.csv")
+    assert not [f for f in seen[0] if f.kaggle]
+
+
+def test_no_test_files_at_all(data, whole, tmp_path):
+    empty = spoil(data, tmp_path, lambda d: [p.unlink() for p in (d / "test").glob("*.wav")])
+    report = infer(whole[0] / "tiny-weights", empty, tmp_path / "s.csv")
+    assert report.scored == 0 and report.rows == len(report.prior) == 12
+    assert not [f for f in check_submission(tmp_path / "s.csv", load_competition(empty, train=False)) if f.kaggle]
