@@ -34,7 +34,7 @@ def versions()->dict:
     names = ('audiotag','torch','numpy','scipy','soundfile','safetensors')
     return {'python': platform.python_version(), **{n: importlib.metadata.version(n) for n in names}}
 
-# %% ../nbs/80_bundle.ipynb #5c7517f4
+# %% ../nbs/80_bundle.ipynb #48f371d6
 def seal(
     folder, # the bundle; must not exist, unless `replace`
     *,
@@ -51,25 +51,27 @@ def seal(
     replace:bool=False,
 ):
     "Write a bundle as a whole, with its golden example; raises `AudiotagError` on weights that are not finite."
-    from safetensors.numpy import save
-    groups,listed = {},[]
-    for m in members:
-        entry = {k: m[k] for k in ('stage','fold','oof')}
-        listed.append({**entry, 'model': 'main', 'file': f"{m['stage']}.safetensors", 'prefix': f"fold-{m['fold']}."})
-        group = groups.setdefault(listed[-1]['file'], {})
-        for k,v in m['state'].items(): group[listed[-1]['prefix']+k] = _finite(v.detach().cpu().numpy(), f'{m["stage"]}, {k}')
-    facts = {'schema': SCHEMA, 'name': name, 'classes': list(classes), 'front_end': front_end.to_dict(), 'windows': windows.to_dict(),
-             'activation': activation, 'models': {'main': model.to_dict()}, 'members': listed,
-             'prior': [float(p) for p in prior], **(about or {}), 'versions': versions()}
+    files = {f'{stage}.safetensors': _joined(stage, members) for stage in dict.fromkeys(m['stage'] for m in members)}
+    files['golden.safetensors'] = _golden(golden_wave(front_end.sample_rate), front_end, windows, activation, [_rebuild(model, len(classes), m['state']) for m in members])
     with atomic_folder(folder, replace=replace) as part:
-        write_json(part/'audiotag.json', {'kind': 'bundle', 'format': SCHEMA})
-        for file,tensors in groups.items(): write_bytes(part/file, save(tensors))
-        models = [_rebuild(model, len(classes), m['state']) for m in members]
-        golden = _golden(golden_wave(front_end.sample_rate), front_end, windows, activation, models)
-        write_bytes(part/'golden.safetensors', save(golden))
-        facts['files'] = {f: {'size': (part/f).stat().st_size, 'sha256': file_sha256(part/f)} for f in [*groups, 'golden.safetensors']}
+        sealed = {f: _write(part/f, tensors) for f,tensors in files.items()}
         for file,data in (extra or {}).items(): write_bytes(part/file, data)
-        write_json(part/'bundle.json', facts)
+        write_json(part/'audiotag.json', {'kind': 'bundle', 'format': SCHEMA})
+        listed = [dict(stage=m['stage'], fold=m['fold'], oof=m['oof'], model='main', file=f"{m['stage']}.safetensors", prefix=f"fold-{m['fold']}.") for m in members]
+        write_json(part/'bundle.json', {'schema': SCHEMA, 'name': name, 'classes': list(classes), 'front_end': front_end.to_dict(), 'windows': windows.to_dict(),
+                   'activation': activation, 'models': {'main': model.to_dict()}, 'members': listed, 'prior': [float(p) for p in prior],
+                   **(about or {}), 'versions': versions(), 'files': sealed})
+
+# %% ../nbs/80_bundle.ipynb #b34dedb7
+def _joined(stage:str, members)->dict:
+    "The weights of all folds of a stage, each under its prefix."
+    return {f"fold-{m['fold']}.{k}": _finite(v.detach().cpu().numpy(), f"{stage}, fold {m['fold']}, {k}")
+            for m in members if m['stage']==stage for k,v in m['state'].items()}
+
+def _write(path:Path, tensors:dict)->dict:
+    from safetensors.numpy import save
+    write_bytes(path, save(tensors))
+    return {'size': path.stat().st_size, 'sha256': file_sha256(path)}
 
 # %% ../nbs/80_bundle.ipynb #ed1fcdeb
 def _finite(a:np.ndarray, where:str)->np.ndarray:
@@ -92,35 +94,40 @@ def _golden(wave, front_end, windows, activation, models)->dict:
     (_,scores), = score_clips(models, [('golden', features)], windows, activation=activation)
     return {'wave': wave, 'features': features, 'scores': scores}
 
-# %% ../nbs/80_bundle.ipynb #5290976a
+# %% ../nbs/80_bundle.ipynb #60ca7482
 class Bundle:
     "An opened bundle: `classes`, `front_end`, `windows`, `activation`, `prior`, `members`; `models()` loads the networks."
     def __init__(self, folder):
         self.folder = Path(folder)
-        path = self.folder/'bundle.json'
-        if path.is_file() and path.stat().st_size > 20_000_000: raise AudiotagError('is too large to be a bundle.json', file=path)
-        self.about = a = read_json(path)
-        if not isinstance(a, dict) or a.get('schema')!=SCHEMA:
-            raise AudiotagError(f"has schema {a.get('schema') if isinstance(a, dict) else None!r}, this audiotag reads {SCHEMA}", file=path, fix='update audiotag, or pack the run again')
-        try:
-            self.name,self.classes,self.members,self.activation = str(a['name']),tuple(map(str, a['classes'])),list(a['members']),a['activation']
-            self.front_end,self.windows = (config_from_dict(a[k], where=str(path)) for k in ('front_end','windows'))
-            self.specs = {k: config_from_dict(v, where=str(path)) for k,v in a['models'].items()}
-            self.prior = np.array(a['prior'], dtype=np.float32)
-            fits = (isinstance(self.front_end, FrontEnd) and isinstance(self.windows, Windows) and self.activation in ('sigmoid','softmax')
-                    and all(hasattr(s, 'build') for s in self.specs.values()) and self.prior.shape==(len(self.classes),)
-                    and len(set(self.classes))==len(self.classes) and np.isfinite(self.prior).all()
-                    and all(m['model'] in self.specs and m['file'] in a['files'] and isinstance(m['prefix'], str) for m in self.members))
-        except (KeyError, TypeError, ValueError, AttributeError) as e: raise AudiotagError(f'is incomplete ({type(e).__name__}: {e})', file=path, fix='pack the run again') from None
-        if not fits or not self.members: raise AudiotagError('its parts do not fit together', file=path, fix='pack the run again')
+        self.path = self.folder/'bundle.json'
+        if self.path.is_file() and self.path.stat().st_size > 20_000_000: raise AudiotagError('is too large to be a bundle.json', file=self.path)
+        self.about = read_json(self.path)
+        schema = self.about.get('schema') if isinstance(self.about, dict) else None
+        if schema!=SCHEMA: raise AudiotagError(f'has schema {schema!r}, this audiotag reads {SCHEMA}', file=self.path, fix='update audiotag, or pack the run again')
+        try: self._take(self.about)
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise AudiotagError(f'is incomplete ({type(e).__name__}: {e})', file=self.path, fix='pack the run again') from None
+        if not self._fits(): raise AudiotagError('its parts do not fit together', file=self.path, fix='pack the run again')
 
-# %% ../nbs/80_bundle.ipynb #c4ad9e65
+    def _take(self, a:dict):
+        self.name,self.classes,self.members,self.activation,self.files = str(a['name']),tuple(map(str, a['classes'])),list(a['members']),a['activation'],dict(a['files'])
+        self.front_end,self.windows = (config_from_dict(a[k], where=str(self.path)) for k in ('front_end','windows'))
+        self.specs = {k: config_from_dict(v, where=str(self.path)) for k,v in a['models'].items()}
+        self.prior = np.array(a['prior'], dtype=np.float32)
+
+    def _fits(self)->bool:
+        kinds = isinstance(self.front_end, FrontEnd) and isinstance(self.windows, Windows) and all(hasattr(s, 'build') for s in self.specs.values())
+        classes = 0<len(self.classes)==len(set(self.classes)) and self.prior.shape==(len(self.classes),) and np.isfinite(self.prior).all()
+        whole = lambda m: isinstance(m, dict) and {'stage','fold','oof','prefix'}<=set(m) and m.get('model') in self.specs and m.get('file') in self.files
+        return kinds and classes and self.activation in ('sigmoid','softmax') and bool(self.members) and all(map(whole, self.members))
+
+# %% ../nbs/80_bundle.ipynb #d9d96377
 @patch
 def check_files(self:Bundle):
     "Raise `AudiotagError` unless every listed file is there, a plain file of this folder, and unchanged."
-    for name,facts in self.about['files'].items():
+    for name,facts in self.files.items():
         path = self.folder/name
-        if not re.fullmatch(r'\w[\w.-]*', name, re.ASCII): raise AudiotagError(f'{name!r} is no name for a file of a bundle', file=self.folder/'bundle.json')
+        if not re.fullmatch(r'\w[\w.-]*', name, re.ASCII): raise AudiotagError(f'{name!r} is no name for a file of a bundle', file=self.path)
         if not path.is_file(): raise AudiotagError('file not found', file=path, fix='the bundle is incomplete: pack or upload it again')
         if not isinstance(facts, dict) or path.stat().st_size!=facts.get('size') or file_sha256(path)!=facts.get('sha256'):
             raise AudiotagError('was changed since it was sealed', file=path, fix='pack the run again, or fetch the dataset again')

@@ -207,7 +207,7 @@ def empty_bands(self:LogMel)->tuple: # numbers of mel bands
     "The bands whose filter falls between two frequency bins and hears nothing."
     return tuple(int(i) for i in np.flatnonzero(~_filters(*self._bank()).any(1)))
 
-# %% ../nbs/11_features.ipynb #8a771ddb
+# %% ../nbs/11_features.ipynb #c835f54c
 @patch
 def n_frames(self:LogMel, n_samples:int)->int:
     "How many frames a wave of `n_samples` gives; raises `AudiotagError` when it is shorter than one."
@@ -224,28 +224,31 @@ def _frames(self:LogMel, wave):
     if not self.center: padded = wave if wave.flags.writeable else wave.copy() # torch warns of read-only arrays
     elif self.pad_mode!='constant': padded = np.pad(wave, half, mode=self.pad_mode)
     else:
-        padded = np.zeros(len(wave)+2*half, wave.dtype)
+        padded = np.empty(len(wave)+2*half, wave.dtype)
+        padded[:half] = padded[half+len(wave):] = 0
         padded[half:half+len(wave)] = wave
     return torch.from_numpy(padded).as_strided((n, self.n_fft), (self.hop_length, 1))
 
-# %% ../nbs/11_features.ipynb #895628e8
+# %% ../nbs/11_features.ipynb #e9e99a8d
 @patch
 def _power(self:LogMel, frames, dtype):
     "Mel power (n_mels, frames) float32 with the FFT in `dtype`, and the mean power of a frequency bin in each frame."
     import torch
     out,level = np.empty((self.n_mels, len(frames)), np.float32), np.empty(len(frames), np.float32)
     window,bank = torch.from_numpy(_window(self.n_fft, dtype)), _sparse_filters(*self._bank())[0]
+    mean = np.full(bank.shape[1], 1/bank.shape[1], np.float32)
     for i in range(0, len(frames), 128):
         x = np.abs(torch.fft.rfft(frames[i:i+128]*window).numpy().astype(np.complex64, copy=False))
         if self.power==2: np.square(x, out=x)
-        level[i:i+128] = x.mean(1) if self.power==2 else np.square(x).mean(1)
+        level[i:i+128] = (x if self.power==2 else np.square(x)) @ mean
         out[:,i:i+128] = bank @ x.T
     return out, level
 
-# %% ../nbs/11_features.ipynb #32f407ac
+# %% ../nbs/11_features.ipynb #1f18c661
 @patch
 def _mel(self:LogMel, wave):
-    "Mel power (n_mels, frames), exact at every level that is not cut off afterwards."
+    "Mel power (n_mels, frames), cut off below as `amin` and `top_db` say, exact above that."
+    import torch
     frames = self._frames(wave)
     x,level = self._power(frames, 'float32')
     _,weight,heard = _sparse_filters(*self._bank())
@@ -253,21 +256,19 @@ def _mel(self:LogMel, wave):
     quiet = np.maximum(x[heard].min(0), floor)/weight # the least power of a frequency bin that matters
     rough = np.flatnonzero((quiet if self.power==2 else quiet**2) < 5e-7*level)
     if len(rough): x[:,rough] = self._power(frames[rough], 'float64')[0]
+    torch.from_numpy(x).clamp_(min=floor) # the same memory; NumPy's maximum takes longer than its logarithm
     return x
 
-# %% ../nbs/11_features.ipynb #0c16f7f2
+# %% ../nbs/11_features.ipynb #a8629b65
 @patch
 def _image(self:LogMel, wave): return self._pcen(self._mel(wave)) if self.pcen else self._decibel(self._mel(wave))
 
 @patch
 def _decibel(self:LogMel, x):
-    "`librosa.power_to_db`, in place."
-    import torch
-    t = torch.from_numpy(x).clamp_(min=self.amin) # the same memory; NumPy's maximum takes longer than its logarithm
+    "`librosa.power_to_db` of what `_mel` has cut off, in place."
     np.log10(x, out=x)
     x *= 10
     if self.reference!=1: x -= x.max() if self.reference=='max' else 10*math.log10(max(self.amin, self.reference))
-    if self.top_db is not None: t.clamp_(min=float(x.max())-self.top_db)
     return x
 
 @patch
@@ -495,7 +496,7 @@ class Waveform(FrontEnd):
     def _image(self, wave): return wave[None].copy()
     def _tensor(self, wave, constants): return wave[:,None,None]
 
-# %% ../nbs/11_features.ipynb #1559e233
+# %% ../nbs/11_features.ipynb #a628b054
 def _preset(**kwargs): return LogMel(**{'top_db': 80., 'n_fft': 2048, 'hop_length': 512, 'f_max': None, **kwargs})
 
 _freesound = dict(n_fft=2560, f_max=22050., scaling=Standardize(), reading=Reading(trim_db=60., pad_to_s=2.))
@@ -512,7 +513,7 @@ PRESETS = {
     'universal_64': _preset(n_mels=64, hop_length=253, **_universal), # system 4
     'universal_128': _preset(n_mels=128, hop_length=125, **_universal),
     'universal_224': _preset(n_mels=224, hop_length=71, **_universal),
-    'birdclef_mel': _preset(sample_rate=32000, scaling=Standardize(), reading=Reading(pad_to_s=5.)), # system 5 (a)
-    'birdclef_fold_2x1000x80': RawFold(reading=Reading(pad_to_s=5.)), # system 5 (b), fifth
-    'birdclef_fold_625x128': RawFold(sample_rate=16000, channels=1, rows=625, columns=128, reading=Reading(pad_to_s=5.)), # fourth
+    'birdclef_mel': _preset(sample_rate=32000, scaling=Standardize(), reading=Reading(pad_to_s=5., pad_at='start')), # system 5 (a)
+    'birdclef_fold_2x1000x80': RawFold(reading=Reading(pad_to_s=5., pad_at='start')), # system 5 (b), fifth
+    'birdclef_fold_625x128': RawFold(sample_rate=16000, channels=1, rows=625, columns=128, reading=Reading(pad_to_s=5., pad_at='start')), # fourth
 }

@@ -75,7 +75,7 @@ def dataset_metadata(
     if not re.fullmatch('[A-Za-z0-9-]+', owner): raise AudiotagError(f'{owner!r} is no Kaggle user name', field='owner', fix='letters, digits and hyphens')
     return {'title': title, 'id': f'{owner}/{slug}', 'licenses': [{'name': 'CC0-1.0'}]}
 
-# %% ../nbs/90_kaggle.ipynb #ce0940a3
+# %% ../nbs/90_kaggle.ipynb #47661632
 _page_files = ('dataset-metadata.json', 'README.md') # the user's to edit; they survive packing again
 
 def _check_replaceable(folder:Path):
@@ -91,7 +91,7 @@ def _readme(run, scores)->str:
     rows = '\n'.join(f'| {k} | {v:.4f} |' for k,v in scores.items())
     return f"""# {run.recipe.name}
 
-Weights sealed by audiotag: safetensors and JSON, no pickle. Open them with `audiotag.bundle.open_bundle`.
+Weights sealed by audiotag as safetensors and JSON: nothing in here can run code. Open them with `audiotag.bundle.open_bundle`.
 
 | out of fold | lwlrap |
 |---|---|

@@ -71,7 +71,11 @@ def warm_up(
             Stage(name='agreed', train_on=('curated',agreed), start_from='curated', epochs=epochs[2], **common),
             Stage(name='certain', train_on=('curated',certain), start_from='agreed', epochs=epochs[3], **common))
 
-# %% ../nbs/61_stages.ipynb #6d7ebf83
+# %% ../nbs/61_stages.ipynb #2a79f826
+def _known(name, names, field, what):
+    if name not in names: raise AudiotagError(f'{name!r} is no {what}', field=field, fix=did_you_mean(name, names))
+
+# %% ../nbs/61_stages.ipynb #cc9d59ce
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Config):
     "All settings of a system."
@@ -82,7 +86,7 @@ class Recipe(Config):
     loss:Config # called with (logits, targets)
     augment:tuple[Config,...]=() # called with (x, y, generator)
     stages:tuple[Stage,...]
-    windows:Windows=Windows() # training crops are as long as these
+    windows:Windows=Windows() # training crops are as long
     members:tuple[str,...] # the stages whose models make the submission
     activation:str='sigmoid' # 'softmax' where a clip has one label
     n_folds:int=10
@@ -91,19 +95,16 @@ class Recipe(Config):
     seed:int=0
 
     def check(self):
-        names = []
-        for s in self.stages:
-            earlier = [s.start_from] if s.start_from else []
-            for rule in s.train_on: earlier += rule.scores if isinstance(rule, Picked) else ()
-            for e in earlier:
-                if e not in names: raise AudiotagError(f'stage {s.name!r} needs {e!r}, which is no earlier stage', field='stages', fix=did_you_mean(e, names))
-            names.append(s.name)
+        names = [s.name for s in self.stages]
         self.require(len(set(names))==len(names)>0, 'stages', 'give each stage a name of its own')
-        for m in self.members:
-            if m not in names: raise AudiotagError(f'{m!r} is no stage', field='members', fix=did_you_mean(m, names))
+        for i,s in enumerate(self.stages):
+            rules = [e for r in s.train_on if isinstance(r, Picked) for e in r.scores]
+            for e in [*rules, *([s.start_from] if s.start_from else [])]: _known(e, names[:i], f'stages.{s.name}', 'earlier stage')
+        for m in self.members: _known(m, names, 'members', 'stage')
         self.require(len(self.members)>0, 'members', 'name the stages that make the submission')
         self.require(self.n_folds>=2, 'n_folds', 'give 2 or more')
         self.require(self.activation in ('sigmoid','softmax'), 'activation', "choose 'sigmoid' or 'softmax'")
+        self.require(self.precision in ('auto','bf16','fp32'), 'precision', "choose 'auto', 'bf16' or 'fp32'")
 
 # %% ../nbs/61_stages.ipynb #fb1a9244
 def pick(
@@ -176,13 +177,14 @@ class Run:
 
     def fold_path(self, stage:str, fold:int)->Path: return self.stage_path(stage)/f'fold-{fold}'
 
-# %% ../nbs/61_stages.ipynb #4702883f
+# %% ../nbs/61_stages.ipynb #00f65d15
 def _fingerprint(clips, store)->str:
     rows = clips[['clip_id','source','group','fold','start_s','end_s']].astype(str).agg('|'.join, axis=1)
     audio = store.index.set_index('clip_id').audio.reindex(clips.clip_id)
     text = '\n'.join(sorted(f'{r}|{",".join(l)}|{a}' for r,l,a in zip(rows, clips.labels, audio)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+# %% ../nbs/61_stages.ipynb #e0cf1204
 def open_run(
     folder, # made if missing
     recipe:Recipe,
@@ -205,7 +207,7 @@ def open_run(
             raise AudiotagError('the clips, their labels or their audio have changed since this run began', file=folder, fix='start a new run in another folder')
     else:
         with atomic_path(folder/'clips.parquet') as part: clips.to_parquet(part)
-        about = dict(classes=list(competition.classes), competition=competition.name, data=mark, scale=scale, store=str(store) if store else None)
+        about = dict(classes=list(competition.classes), competition=competition.name, data=mark, scale=scale, store=str(Path(store).absolute()) if store else None)
         write_json(folder/'recipe.json', {'recipe': recipe.to_dict(), **about})
     return Run(folder)
 

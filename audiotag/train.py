@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['autocast_dtype', 'keep_memory', 'EpochSeed', 'Augment', 'Precision', 'Checkpoint', 'load_weights', 'train_fold']
 
-# %% ../nbs/60_train.ipynb #d1cddded
+# %% ../nbs/60_train.ipynb #6d7b0dfa
 import ctypes, json, time, torch, torch.nn as nn
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,6 +15,7 @@ from fastai.learner import Learner
 from fastai.optimizer import Adam
 from safetensors import safe_open
 from safetensors.torch import save as to_safetensors
+from .augment.spec import augment_batch
 from .core import AudiotagError, derive_seed, read_json, say, write_bytes, write_json
 
 # %% ../nbs/60_train.ipynb #78896a05
@@ -46,7 +47,7 @@ class EpochSeed(Callback):
         torch.manual_seed(derive_seed(self.seed, 'epoch', self.epoch))
         if hasattr(self.dls.train, 'set_epoch'): self.dls.train.set_epoch(self.epoch)
 
-# %% ../nbs/60_train.ipynb #6892c033
+# %% ../nbs/60_train.ipynb #7b28ec32
 class Augment(Callback):
     "Pass each training batch through augmentations, seeded by epoch and batch."
     order = 5
@@ -54,8 +55,7 @@ class Augment(Callback):
     def before_batch(self):
         if not self.training or not self.augmentations: return
         g = torch.Generator().manual_seed(derive_seed(self.seed, 'augment', self.epoch, self.iter))
-        x,y = self.x,self.y
-        for a in self.augmentations: x,y = a(x, y, g)
+        x,y = augment_batch(self.augmentations, self.x, self.y, g)
         self.learn.xb,self.learn.yb = (x,),(y,)
 
 # %% ../nbs/60_train.ipynb #d8bda794
@@ -128,7 +128,7 @@ def load_weights(model:nn.Module, path)->nn.Module:
     except RuntimeError as e: raise AudiotagError(f'holds the weights of another model ({str(e).splitlines()[-1].strip()})', file=path) from None
     return model
 
-# %% ../nbs/60_train.ipynb #b96cff37
+# %% ../nbs/60_train.ipynb #7190d152
 def train_fold(
     model:nn.Module, # already seeded, or with the weights of the stage before
     dls, # `audiotag.data.fold_loaders`
@@ -146,16 +146,20 @@ def train_fold(
 )->list[dict]: # the history: epoch, train_loss, valid_loss, seconds
     "Train to the end, from the last finished epoch if there is one; `model` ends with the final weights."
     folder = Path(folder)
-    weights,checkpoint = folder/'weights.safetensors',folder/'checkpoint.safetensors'
-    if not weights.exists():
+    if not (folder/'weights.safetensors').exists():
         dtype = autocast_dtype(precision, getattr(dls, 'device', None) or 'cpu')
         learn = Learner(dls, model.to(memory_format=torch.channels_last), loss_func=loss, opt_func=Adam, lr=lr, wd=wd)
-        start,history = _restore(learn, checkpoint) if checkpoint.exists() else (0, [])
-        save = Checkpoint(checkpoint, label, start, history)
-        with learn.no_bar(), learn.no_logging():
-            learn.fit_one_cycle(epochs, lr, start_epoch=start, cbs=[EpochSeed(seed), Augment(augment, seed), Precision(dtype), save, *cbs])
-        write_json(folder/'history.json', save.history)
-        write_bytes(weights, _pack(model.state_dict()))
-    checkpoint.unlink(missing_ok=True)
-    load_weights(model, weights)
+        _fit(learn, folder, epochs, lr, label, [EpochSeed(seed), Augment(augment, seed), Precision(dtype), *cbs])
+    (folder/'checkpoint.safetensors').unlink(missing_ok=True)
+    load_weights(model, folder/'weights.safetensors')
     return read_json(folder/'history.json')
+
+# %% ../nbs/60_train.ipynb #8a8d830a
+def _fit(learn, folder, epochs, lr, label, cbs):
+    "Train from the last checkpoint to the end, and write what is left of it."
+    path = folder/'checkpoint.safetensors'
+    start,history = _restore(learn, path) if path.exists() else (0, [])
+    save = Checkpoint(path, label, start, history)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, lr, start_epoch=start, cbs=[*cbs, save])
+    write_json(folder/'history.json', save.history)
+    write_bytes(folder/'weights.safetensors', _pack(learn.model.state_dict()))

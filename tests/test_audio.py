@@ -254,16 +254,16 @@ def test_a_range_does_not_read_the_rest(tmp_path, suffix, container, subtype):
 
 def test_three_hours(tmp_path):
     "A sparse three-hour WAV: a range of it takes no time, and the whole no more memory than its samples."
-    path = write(tmp_path/'a.wav', sound(1, 16000), 16000, 'WAV', 'PCM_16')
-    head, n = bytearray(path.read_bytes()[:44]), 3*3600*16000
+    path = write(tmp_path/'a.wav', sound(1, 4000), 4000, 'WAV', 'PCM_16')
+    head, n = bytearray(path.read_bytes()[:44]), 3*3600*4000
     head[4:8], head[40:44] = struct.pack('<I', 36+2*n), struct.pack('<I', 2*n)
     with path.open('wb') as f:
         f.write(head)
-        f.seek(44+2*(n-16000))
-        f.write((sound(1, 16000)[:, 0]*32767).astype('<i2').tobytes())
+        f.seek(44+2*(n-4000))
+        f.write((sound(1, 4000)[:, 0]*32767).astype('<i2').tobytes())
     start = time.monotonic()
     x = read_audio(path, start_s=3*3600-1)
-    assert len(x) == 16000 and np.abs(x).max() > .2 and time.monotonic()-start < .5
+    assert len(x) == 4000 and np.abs(x).max() > .2 and time.monotonic()-start < .5
     code = ('import resource, sys\nfrom audiotag.audio import read_audio\nm = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024\n'
             'before = m(); n = len(read_audio(sys.argv[1])); print(n, m()-before)')
     frames, grown = subprocess.run([sys.executable, '-c', code, str(path)], capture_output=True, text=True, check=True).stdout.split()

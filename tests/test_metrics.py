@@ -199,6 +199,7 @@ def test_bootstrap_draws_whole_groups():
     truth[truth.sum(1) == 0, 0] = True
     plain = bootstrap_interval(lwlrap, truth, scores, n=200)
     assert plain == bootstrap_interval(lwlrap, truth, scores, n=200) != bootstrap_interval(lwlrap, truth, scores, n=200, seed=1)
+    assert bootstrap_interval(lambda t, s: len(t), truth, scores, n=5) == (120, 120)
     # ten copies of each clip, drawn as one group, say nothing new; drawn alone they pretend to
     copies = np.repeat(np.arange(120), 10)
     grouped = bootstrap_interval(lwlrap, truth[copies], scores[copies], groups=copies, n=200)

@@ -210,7 +210,7 @@ class ZoomCrop(Augment):
         out = F.grid_sample(wide, grid, padding_mode='border', align_corners=False).to(x.dtype)
         return torch.where(_each(zoom, x)>1, out, x), y.clone()
 
-# %% ../../nbs/31_augment.spec.ipynb #f16f26b2
+# %% ../../nbs/31_augment.spec.ipynb #2b708366
 @dataclass(frozen=True, kw_only=True)
 class Lighting(Augment):
     "Change brightness and contrast in logit space, each with probability `p`; the labels stay (fastai 1, `get_transforms`)."
@@ -234,7 +234,7 @@ class Lighting(Augment):
         low,high = wide.amin((2,3), keepdim=True), wide.amax((2,3), keepdim=True)
         logits = ((wide-low)/(high-low).clamp(min=1e-12)).logit_(1e-7)
         out = logits.add_(b.logit()).mul_(c).sigmoid_().mul_(high-low).add_(low).to(x.dtype)
-        return torch.where(((b!=.5)|(c!=1)) & (high>low), out, x), y.clone()
+        return torch.where((b!=.5)|(c!=1), out, x), y.clone()
 
 # %% ../../nbs/31_augment.spec.ipynb #8650c356
 def augment_batch(
