@@ -257,10 +257,13 @@ def _listed(root, part, source):
 
 def _some(names): return ', '.join(names[:3])+(', …' if len(names)>3 else '')
 
-# %% ../nbs/20_competitions.ipynb #3ac5195e
+# %% ../nbs/20_competitions.ipynb #933b6655
+def _can_be_id(name): # not hidden, and its bytes are UTF-8: a csv could not hold it otherwise
+    return name[0]!='.' and name.encode(errors='ignore').decode()==name
+
 def _test_rows(root, part, template, path, id_column, suffix):
     "Test clips: the template's ids in its order, then further files sorted; and notes on the difference."
-    ids,there = list(template[id_column]),{o for o in _files_of(root/part) if o.lower().endswith(suffix) and o[0]!='.'}
+    ids,there = list(template[id_column]),{o for o in _files_of(root/part) if o.lower().endswith(suffix) and _can_be_id(o)}
     extra,gone = sorted(there-set(ids)),[o for o in ids if o not in there]
     if extra and ids and len(gone)==len(ids):
         raise AudiotagError(f'none of the {len(ids)} ids is a file in {part}/, which holds {_some(extra)}', file=path, fix='are they of one competition?')

@@ -1,5 +1,6 @@
 "Layouts: what a folder on disk becomes, and what is said when the folder is not as it should be."
 import csv
+import os
 import shutil
 
 import numpy as np
@@ -225,6 +226,7 @@ def test_a_larger_hidden_test_gets_more_rows(root):
     (root / "test" / "readme.txt").write_text("not a sound")
     (root / "test" / "._00.wav").write_text("left by a Mac")
     (root / "test" / "folder.wav").mkdir()
+    (root / "test" / os.fsdecode(b"\xff.wav")).write_text("a name that no csv can hold")
     comp = load_competition(root)
     assert list(comp.of("test").clip_id) == [p.name for p in some] + ["00000000.wav", "1234e5678.wav", "zz.WAV"]
     assert len(comp.notes) == 2 and "3 files" in comp.notes[0]  # and they equal another file
