@@ -14,7 +14,7 @@ from .core import AudiotagError, rng
 from .competitions import targets
 from .store import FeatureStore
 
-# %% ../nbs/22_data.ipynb #1c23c5bf
+# %% ../nbs/22_data.ipynb #22250967
 class CropLoader(DataLoader):
     "Batches `(x, y)` of one crop a clip: `x` (batch, channels, bands, frames) and `y` (batch, classes), both float32."
     def __init__(self,
@@ -26,6 +26,8 @@ class CropLoader(DataLoader):
         batch_size:int=64,
         train:bool=True, # random crops in random order, without a last small batch; else middle crops in table order
         seed:int=0, # every draw follows from it and the epoch
+        y=None, # (clips, classes) soft targets; None: the labels, 0 or 1
+        probability=None, # (clips,) chance of each clip to be in an epoch; None: all are in every one
         num_workers:int=0, # worker processes of the loader
     ):
         missing = [c for c in clips.clip_id if c not in store]
@@ -33,13 +35,13 @@ class CropLoader(DataLoader):
             raise AudiotagError(f'{len(missing)} clips are not in the feature store, the first is {missing[0]!r}',
                                 fix='build the store from this clip table, and leave out what is in its quarantine')
         self.ids,self.store,self.frames,self.train,self.seed,self.epoch = list(clips.clip_id),store,frames,train,seed,0
-        self.y = torch.from_numpy(targets(clips, classes))
+        self.y = torch.from_numpy(targets(clips, classes) if y is None else np.asarray(y, dtype=np.float32))
+        self.probability = None if probability is None else np.asarray(probability, dtype=float)
         self.lengths = np.array([store.n_frames(c) for c in self.ids])
-        super().__init__(range(len(clips)), bs=batch_size, num_workers=num_workers, shuffle=False,
-                         drop_last=train and len(clips)>batch_size)
+        super().__init__(range(len(clips)), bs=batch_size, num_workers=num_workers, shuffle=False)
         self._draw()
 
-# %% ../nbs/22_data.ipynb #f6702b75
+# %% ../nbs/22_data.ipynb #2c9e1e12
 @patch
 def set_epoch(self:CropLoader, epoch:int):
     "Go to the draws of `epoch`; the same epoch always has the same ones."
@@ -49,10 +51,12 @@ def set_epoch(self:CropLoader, epoch:int):
 @patch
 def _draw(self:CropLoader):
     n, room = len(self.ids), np.maximum(self.lengths-self.frames, 0)
-    if self.train:
-        g = rng(self.seed, 'crops', self.epoch)
-        self.order, self.starts = g.permutation(n), (g.random(n)*(room+1)).astype(int)
-    else: self.order, self.starts = np.arange(n), room//2
+    self.order, self.starts = np.arange(n), room//2
+    if not self.train: return
+    g = rng(self.seed, 'crops', self.epoch)
+    self.order, self.starts = g.permutation(n), (g.random(n)*(room+1)).astype(int)
+    if self.probability is not None: self.order = self.order[(g.random(n) < self.probability)[self.order]]
+    self.n, self.drop_last = len(self.order), len(self.order)>self.bs
 
 @patch
 def get_idxs(self:CropLoader): return self.order.tolist()
@@ -62,7 +66,7 @@ def create_item(self:CropLoader, i:int):
     x = np.asarray(self.store.crop(self.ids[i], int(self.starts[i]), self.frames), dtype=np.float32)
     return torch.from_numpy(x if x.ndim==3 else x[None]), self.y[i]
 
-# %% ../nbs/22_data.ipynb #cd5653d4
+# %% ../nbs/22_data.ipynb #6b5284b5
 def fold_loaders(
     train:pd.DataFrame, # clips to train on
     valid:pd.DataFrame, # clips to watch; they are not trained on
@@ -72,6 +76,8 @@ def fold_loaders(
     frames:int, # length of a crop
     batch_size:int=64,
     seed:int=0,
+    y=None, # soft targets of the training clips
+    probability=None, # chance of each training clip to be in an epoch
     num_workers:int=0,
 )->DataLoaders:
     "Training and validation loader; raises `AudiotagError` when there is nothing to train on, or a clip is in both."
@@ -79,5 +85,5 @@ def fold_loaders(
     if both := set(train.clip_id) & set(valid.clip_id):
         raise AudiotagError(f'{len(both)} clips are in training and in validation, one is {min(both)!r}', fix='check the folds')
     common = dict(frames=frames, batch_size=batch_size, seed=seed, num_workers=num_workers)
-    return DataLoaders(CropLoader(train, store, classes, train=True, **common),
+    return DataLoaders(CropLoader(train, store, classes, train=True, y=y, probability=probability, **common),
                        CropLoader(valid, store, classes, train=False, **common))

@@ -6,7 +6,7 @@
 __all__ = ['Picked', 'Stage', 'warm_up', 'Recipe', 'pick', 'ancestry', 'check_out_of_fold', 'Run', 'open_run', 'run_stages',
            'is_finished', 'stage_table']
 
-# %% ../nbs/61_stages.ipynb #ddea9c4b
+# %% ../nbs/61_stages.ipynb #6d26f2de
 import hashlib, json, numpy as np, pandas as pd, torch
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,10 @@ from .features import FrontEnd
 from .folds import assign_folds
 from .metrics import lwlrap, per_clip_lwlrap
 from .store import FeatureStore, build_store
-from .train import keep_memory, load_weights, train_fold
+from .train import BestEpoch, Ema, keep_memory, load_weights, train_fold
 from .windows import Windows, score_clips
 
-# %% ../nbs/61_stages.ipynb #dd57e442
+# %% ../nbs/61_stages.ipynb #5e5e1f71
 @dataclass(frozen=True, kw_only=True)
 class Picked(Config):
     "The clips of a source whose given labels earlier stages agree with, out of fold."
@@ -33,11 +33,16 @@ class Picked(Config):
     scores:tuple[str,...] # stages; the geometric mean of their per-clip lwlraps is compared
     at_least:float # threshold, 0 to 1
     at_most:int|None=None # so many clips a fold and label, the best first; None: no cap
+    soft:float=0. # share of these stages' out-of-fold probabilities in the target; 1: a noisy student
+    probability:float=1. # chance of each clip to be in an epoch
     def check(self):
+        self.require(0<=self.soft<=1, 'soft', 'give 0 (the given labels) to 1 (the stages\' probabilities)')
+        self.require(0<self.probability<=1, 'probability', 'give a number above 0, up to 1')
         self.require(len(self.scores)>0, 'scores', 'name one earlier stage or more')
         self.require(0<=self.at_least<=1, 'at_least', 'give a number from 0 to 1')
         self.require(self.at_most is None or self.at_most>0, 'at_most', 'give a positive number, or null for no cap')
 
+# %% ../nbs/61_stages.ipynb #665b4135
 @dataclass(frozen=True, kw_only=True)
 class Stage(Config):
     "One round of training over all folds."
@@ -47,7 +52,14 @@ class Stage(Config):
     epochs:int=30
     lr:float=1e-3 # the highest of the cycle
     batch_size:int=128
+    loss:Config|None=None # None: the recipe's
+    ema:float|None=None # end with this moving average of the weights, such as .99
+    best_epoch:bool=False # end with the epoch of the best validation lwlrap, instead of the last one
+    patience:int|None=None # with `best_epoch`: stop after so many epochs without a better one
     def check(self):
+        self.require(self.ema is None or 0<self.ema<1, 'ema', 'give a number between 0 and 1')
+        self.require(self.ema is None or not self.best_epoch, 'best_epoch', 'choose one of ema and best_epoch')
+        self.require(self.patience is None or (self.patience>0 and self.best_epoch), 'patience', 'give a positive number, together with best_epoch')
         self.require(self.name.replace('_','').isalnum(), 'name', 'use letters, digits and underscores')
         self.require(len(self.train_on)>0, 'train_on', 'name a source, such as "curated"')
         for f in ('epochs','lr','batch_size'): self.require(getattr(self, f)>0, f, 'give a positive number')
@@ -211,33 +223,45 @@ def open_run(
         write_json(folder/'recipe.json', {'recipe': recipe.to_dict(), **about})
     return Run(folder)
 
-# %% ../nbs/61_stages.ipynb #c7948552
+# %% ../nbs/61_stages.ipynb #8f9d30f6
 @patch
 def training_clips(self:Run, stage:Stage, fold:int)->pd.DataFrame:
-    "The clips that `stage` trains on in `fold`: its sources, and what its rules picked, without the fold itself."
+    "The clips that `stage` trains on in `fold`, without the fold itself; `soft` and `probability` are those of the rule that picked them."
     parts = []
     for source in stage.train_on:
-        if isinstance(source, Picked):
+        rule = source if isinstance(source, Picked) else None
+        if rule:
             ledger = self.ledger(stage.name)
-            ids = set(ledger.clip_id[ledger.picked & (ledger.source==source.source)])
-            parts.append(self.clips[self.clips.clip_id.isin(ids)])
-        else: parts.append(self.clips[self.clips.source==source])
-        if not len(parts[-1]) and isinstance(source, str):
+            part = self.clips[self.clips.clip_id.isin(ledger.clip_id[ledger.picked & (ledger.source==rule.source)])]
+        else: part = self.clips[self.clips.source==source]
+        if not len(part) and not rule:
             raise AudiotagError(f'there are no {source!r} clips', field=f'stages.{stage.name}.train_on', fix=did_you_mean(source, self.clips.source.unique()))
+        parts.append(part.assign(soft=rule.soft if rule else 0., probability=rule.probability if rule else 1.))
     union = pd.concat(parts).drop_duplicates('clip_id')
     return union[union.fold!=fold].sort_values('clip_id')
 
+@patch
+def training_targets(self:Run, stage:Stage, clips:pd.DataFrame)->np.ndarray: # (clips, classes)
+    "The labels; for softly picked clips mixed with what the rule's stages thought of them, out of fold."
+    y = targets(clips, self.classes)
+    for rule in (r for r in stage.train_on if isinstance(r, Picked) and r.soft):
+        at = ((clips.source==rule.source) & (clips.soft>0)).to_numpy()
+        y[at] = (1-rule.soft)*y[at] + rule.soft*self.oof(*rule.scores).loc[clips.clip_id[at]].to_numpy()
+    return y
+
+# %% ../nbs/61_stages.ipynb #e3581808
 @patch
 def trained_on(self:Run, stage:str, fold:int)->set:
     "All clip_ids that are in the weights of this model: its own, and those of the models it started from."
     return {c for s in ancestry(self.recipe, stage) for c in read_json(self.fold_path(s.name, fold)/'trained_on.json')}
 
-# %% ../nbs/61_stages.ipynb #37c0012f
+# %% ../nbs/61_stages.ipynb #0d642e3f
 @patch
 def model(self:Run, stage:str, fold:int)->torch.nn.Module:
     "The trained network of a stage and fold, in eval mode."
     return load_weights(self.recipe.model.build(len(self.classes)), self.fold_path(stage, fold)/'weights.safetensors').eval()
 
+# %% ../nbs/61_stages.ipynb #dc9ac3fc
 @patch
 def _train(self:Run, stage:Stage, fold:int, label:str, cbs=()):
     "Train one fold of one stage, or go on with it."
@@ -247,12 +271,16 @@ def _train(self:Run, stage:Stage, fold:int, label:str, cbs=()):
     seed = derive_seed(recipe.seed, stage.name, fold)
     torch.manual_seed(derive_seed(seed, 'weights'))
     model = self.model(stage.start_from, fold) if stage.start_from else recipe.model.build(len(self.classes))
-    watch = self.clips[(self.clips.fold==fold) & (self.clips.source=='curated')]
-    dls = fold_loaders(train, watch, self.store, self.classes, frames=recipe.windows.frames, batch_size=stage.batch_size, seed=seed)
+    mine = self.clips[self.clips.fold==fold]
+    watch = mine[mine.source=='curated'] if (mine.source=='curated').any() else mine
+    dls = fold_loaders(train, watch, self.store, self.classes, frames=recipe.windows.frames, batch_size=stage.batch_size, seed=seed,
+                       y=self.training_targets(stage, train), probability=train.probability)
     if torch.cuda.is_available(): dls.to('cuda')
-    train_fold(model, dls, folder, loss=recipe.loss, epochs=stage.epochs, lr=stage.lr, augment=recipe.augment,
-               precision=recipe.precision, seed=seed, label=label, cbs=cbs)
+    keeper = Ema(stage.ema) if stage.ema else BestEpoch(stage.patience) if stage.best_epoch else None
+    train_fold(model, dls, folder, loss=stage.loss or recipe.loss, epochs=stage.epochs, lr=stage.lr, augment=recipe.augment,
+               precision=recipe.precision, keeper=keeper, seed=seed, label=label, cbs=cbs)
 
+# %% ../nbs/61_stages.ipynb #e7552b37
 @patch
 def _score(self:Run, stage:Stage, fold:int):
     "Score the clips of the fold, all sources, after proving that the model does not know them."

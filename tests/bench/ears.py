@@ -149,7 +149,7 @@ def mels(table, waves, n):
     def by_torchaudio(w):
         return decibels(spectrogram(torch.from_numpy(w)[None]))
     sound_of = np.concatenate(waves)
-    for length, count in ((2, 24), (15, 6)):
+    for length, count in ((2, 48), (15, 8)):
         some = [np.ascontiguousarray(w) for w in np.resize(sound_of, (count, length * RATE))]
         off = max(agree(ours(w), by_librosa(w), .01, "log-mel") for w in some)
         t = rounds({"ours": lambda: [ours(w) for w in some], "librosa": lambda: [by_librosa(w) for w in some],
