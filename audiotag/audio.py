@@ -38,21 +38,28 @@ def resample(
     n,y = -(-len(wave)*b//a), soxr.resample(wave, a, b, quality)
     return y[:n] if len(y)>=n else np.pad(y, (0, n-len(y)))
 
-# %% ../nbs/10_audio.ipynb #a7e7fe91
+# %% ../nbs/10_audio.ipynb #a27b0943
 def trim_bounds(
     wave, # (samples,)
     top_db:float, # decibels below the loudest frame
 )->tuple[int,int]: # the first sample kept, and one past the last
     "Where `librosa.effects.trim` (frames of 2048, hop 512, reference the loudest frame) cuts."
-    hop,whole = 512,len(wave)//512
     if not len(wave): return 0,0
-    energy = np.zeros(whole+4) # two blocks of zeros at each end: librosa pads its frames so
-    blocks = wave[:whole*hop].reshape(whole, hop)
-    energy[2:2+whole] = np.einsum('ij,ij->i', blocks, blocks)
-    energy[2+whole] = np.dot(wave[whole*hop:], wave[whole*hop:])
+    energy = _block_energies(wave)
+    if not math.isfinite(energy.sum()): energy = _block_energies(np.asarray(wave, dtype=np.float64)) # squares beyond float32
     power = np.maximum((energy[:-3]+energy[1:-2]+energy[2:-1]+energy[3:])/2048, 1e-10) # librosa's floor
+    if not math.isfinite(power.sum()): raise AudiotagError('a wave with NaN or infinity cannot be trimmed', field='wave', kind='non_finite')
     loud = np.flatnonzero(10*np.log10(power)-10*np.log10(power.max()) > -top_db)
-    return int(loud[0])*hop, min(len(wave), (int(loud[-1])+1)*hop)
+    return int(loud[0])*512, min(len(wave), (int(loud[-1])+1)*512)
+
+def _block_energies(wave):
+    "Sums of squares of 512 samples each, with two zeros before and two after the whole blocks: librosa pads its frames so."
+    n = len(wave)//512
+    blocks,rest,energy = wave[:n*512].reshape(n, 512),wave[n*512:],np.zeros(n+4)
+    with np.errstate(over='ignore', invalid='ignore'):
+        energy[2:2+n] = np.einsum('ij,ij->i', blocks, blocks)
+        energy[2+n] = np.dot(rest, rest)
+    return energy
 
 def trim_silence(
     wave, # (samples,)
@@ -227,7 +234,7 @@ def _muted():
             _mute['readers'] -= 1
             if not _mute['readers']: _restore()
 
-# %% ../nbs/10_audio.ipynb #b260bede
+# %% ../nbs/10_audio.ipynb #1282dc14
 class _Stream(sf.SoundFile):
     "A sound file that is read from front to back."
     def seekable(self): return False
@@ -252,24 +259,24 @@ def _piped(fd, at):
         here.close()
         thread.join()
 
-def _pipe_from(fd, size, head):
-    "Where an MP3 begins (behind its ID3 tag) that goes on after its guessed end; None for every other file."
-    if head[:4] in _CONTAINERS: return None
+def _guessed(fd, size, head):
+    "(Is the length of this file a guess? If it goes on after the guessed end: where it begins, behind its ID3 tag, else None.)"
+    if head[:4] in _CONTAINERS: return False, None
     at = 10+sum((b&127)<<s for b,s in zip(head[6:10], (21,14,7,0))) if head[:3]==b'ID3' else 0
     first = os.pread(fd, 256, at)
-    if first[:1]!=b'\xff' or any(tag in first for tag in (b'Xing',b'Info',b'VBRI')): return None
+    if first[:1]!=b'\xff' or any(tag in first for tag in (b'Xing',b'Info',b'VBRI')): return False, None
     try:
         with _Stream(fd, closefd=False) as f: f.seek(f.frames)
-    except sf.LibsndfileError: return None
+    except sf.LibsndfileError: return True, None
     finally: end,_ = os.lseek(fd, 0, os.SEEK_CUR),os.lseek(fd, 0, os.SEEK_SET)
-    return at if size-end>1024 else None
+    return True, at if size-end>1024 else None
 
-# %% ../nbs/10_audio.ipynb #43964c51
+# %% ../nbs/10_audio.ipynb #815cde43
 @contextmanager
 def _stream(fd, size, head, path):
     "Give the open `_Stream` of a file, with stderr off if its decoder prints; raises `AudiotagError`."
     with nullcontext() if head[:4] in _SILENT else _muted(), ExitStack() as stack:
-        at = _pipe_from(fd, size, head)
+        guessed,at = _guessed(fd, size, head)
         pipe = None if at is None else stack.enter_context(_piped(fd, at))
         try: f = _Stream(pipe.fileno() if pipe else fd, closefd=False)
         except sf.LibsndfileError as e:
@@ -278,10 +285,11 @@ def _stream(fd, size, head, path):
                                 kind=kind or 'corrupt_header', fix=_FIX) from None
         with f:
             if not 1<=f.samplerate<=10**7: raise AudiotagError(f'claims {f.samplerate} Hz', file=path, kind='corrupt_header', fix=_FIX)
-            f.pipe = pipe
+            f.pipe,f.length = pipe,_UNKNOWN if guessed or f.frames>=2**40 else f.frames
             yield f
 
 _FIX = 'copy it again, or leave it out'
+_UNKNOWN = 2**62 # frames of a file that does not state its length
 
 def _says(e): return e.error_string.removeprefix('Error : ').rstrip('. ')
 
@@ -299,14 +307,14 @@ def _budget(size):
     "How many samples a file of `size` bytes may become: more than any codec needs, and a bound for headers that lie."
     return 2**25 + 64*size
 
-# %% ../nbs/10_audio.ipynb #588a4a8d
+# %% ../nbs/10_audio.ipynb #17b58483
 def _decode(f, path, reading, lo, hi, budget):
     "(wave, end): up to hi-lo frames from frame `lo` as (frames,) float32, and the frame at which reading stopped."
     kind,n,done,at = ('int16' if f.subtype=='PCM_16' else 'float32'),0,0,0
     wave = np.empty(min(hi-lo, budget//f.channels), dtype=np.float32) # pages that are not written take no memory
     block = np.empty((max(1, min(2**18//f.channels, len(wave))), f.channels), dtype=kind)
     try:
-        if sf.SoundFile.seekable(f): at = f.seek(max(0, lo-2**14) if f.frames<2**40 else 0)
+        if sf.SoundFile.seekable(f): at = f.seek(_run_up(f, lo))
         while n<hi-lo:
             want = lo-at if at<lo else min(hi, f.frames)-at
             got = len(f.read(out=block[:max(0, min(want, len(block)))]))
@@ -320,7 +328,23 @@ def _decode(f, path, reading, lo, hi, budget):
     if n<hi-lo and f.pipe and len(f.pipe.recv(2048, socket.MSG_WAITALL))>1024: raise _undecodable(f, path, 'no end', at)
     return (wave if n==len(wave) else wave[:n].copy()), at
 
-# %% ../nbs/10_audio.ipynb #bd01df0d
+# %% ../nbs/10_audio.ipynb #e40c4ff4
+def _run_up(f, lo):
+    "The frame to seek to, so that frame `lo` comes out as it does in a read of the whole file."
+    if f.length==_UNKNOWN: return 0
+    if f.subtype=='VORBIS': lo = min(lo, _last_page(f.name))
+    return max(0, lo-(2**16 if f.subtype=='OPUS' else 2**14))
+
+def _last_page(fd):
+    "The frame with which the last page of a Vorbis file begins, which is the one with which the page before it ends."
+    size = os.fstat(fd).st_size
+    tail = os.pread(fd, 2**17, max(0, size-2**17)) # two pages of the largest size
+    page = tail.rfind(b'OggS')
+    while (page := tail.rfind(b'OggS', 0, max(0, page)))>=0:
+        frame = int.from_bytes(tail[page+6:page+14], 'little', signed=True)
+        if frame>=0: return frame # -1: no packet ends on this page
+    return 0
+
 def _readable(frames, rate): return f'{frames} frames ({frames/rate:.2f} s) are readable'
 
 def _too_long(path, samples):
@@ -350,9 +374,7 @@ def _no_frames(fd, size, head, path):
     kind,what = _fault(fd, size, head)
     return AudiotagError(f'{what}; no samples are readable' if kind else 'holds no samples', file=path, kind=kind or 'zero_frames', fix=_FIX)
 
-# %% ../nbs/10_audio.ipynb #01def621
-_UNKNOWN = 2**62 # frames of a file that does not state its length
-
+# %% ../nbs/10_audio.ipynb #b85ee88d
 def _seconds(value, name, path):
     "`value` as a float; None for None and for NaN (clip tables write NaN for 'the whole file')."
     if value is None or value!=value: return None
@@ -372,10 +394,10 @@ def _wider(lo, hi, frames, rate, to):
     grid,margin = rate//math.gcd(rate, to),256*max(1, -(-rate//to))
     return max(0, lo-margin)//grid*grid, min(frames, hi+margin)
 
-# %% ../nbs/10_audio.ipynb #9bb10f2f
+# %% ../nbs/10_audio.ipynb #5703e27a
 def _read_range(f, path, reading, to, start_s, end_s, budget):
     "(wave, frame at which it begins): what has to be resampled to `to` Hz; empty if the file is."
-    rate,frames = f.samplerate,f.frames if f.frames<2**40 else _UNKNOWN
+    rate,frames = f.samplerate,f.length
     if (reading.channel or 0)>=f.channels:
         raise AudiotagError(f'has {f.channels} channel{"s"*(f.channels>1)}, but channel {reading.channel} was asked for', file=path,
                             kind='no_channel', fix='channels count from 0; None takes the mean')
@@ -434,7 +456,7 @@ def read_audio(
     if reading.pad_to_s is not None: wave = crop_or_pad(wave, max(len(wave), round(reading.pad_to_s*to)), at=reading.pad_at)
     return wave
 
-# %% ../nbs/10_audio.ipynb #ba94e3a1
+# %% ../nbs/10_audio.ipynb #7ec4e06d
 @dataclass(frozen=True, kw_only=True)
 class AudioInfo:
     "What the header of a file states; nothing was decoded."
@@ -448,7 +470,7 @@ class AudioInfo:
 def audio_info(path)->AudioInfo:
     "What the header states; raises `AudiotagError` when there is none that can be read."
     with _opened(path) as (fd,size), _stream(fd, size, _look(fd, path), path) as f:
-        n = f.frames if f.frames<2**40 else None
+        n = f.length if f.length<_UNKNOWN else None
         return AudioInfo(sample_rate=f.samplerate, channels=f.channels, frames=n, container=f.format, subtype=f.subtype,
                          seconds=None if n is None else n/f.samplerate)
 
