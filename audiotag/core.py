@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['AudiotagError', 'did_you_mean', 'Config', 'config_from_dict', 'require_same', 'set_field', 'atomic_path',
-           'write_bytes', 'write_text', 'write_json', 'read_json', 'atomic_folder', 'folder_kind', 'claim_folder',
-           'locked', 'derive_seed', 'rng', 'file_sha256', 'say', 'progress']
+           'write_bytes', 'write_text', 'write_json', 'read_json', 'write_parquet', 'read_parquet_table',
+           'read_parquet', 'atomic_folder', 'folder_kind', 'claim_folder', 'locked', 'derive_seed', 'rng',
+           'file_sha256', 'say', 'progress']
 
 # %% ../nbs/00_core.ipynb #41ed2ec7
 import difflib, errno, fcntl, hashlib, json, os, shutil, sys, tempfile, time, types, typing
@@ -238,6 +239,25 @@ def read_json(path):
     except FileNotFoundError: raise AudiotagError('file not found', file=path) from None
     except OSError as e: raise AudiotagError(f'cannot be read ({e.strerror})', file=path) from None
     except (ValueError, RecursionError) as e: raise AudiotagError(f'is not valid JSON ({e})', file=path) from None
+
+# %% ../nbs/00_core.ipynb #00c99b4d
+def write_parquet(path, table):
+    "Write a DataFrame atomically; the same table gives the same bytes."
+    import pyarrow as pa, pyarrow.parquet as pq
+    out = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pandas(table, nthreads=1), out)
+    write_bytes(path, out.getvalue().to_pybytes())
+
+def read_parquet_table(path):
+    "A Parquet file as a pyarrow table; raises `AudiotagError` when it is missing or damaged."
+    import pyarrow as pa, pyarrow.parquet as pq
+    try: return pq.ParquetFile(str(path), pre_buffer=False).read(use_threads=False)
+    except FileNotFoundError: raise AudiotagError('file not found', file=path) from None
+    except (OSError, ValueError, pa.ArrowException) as e: raise AudiotagError(f'is damaged ({e})', file=path) from None
+
+def read_parquet(path):
+    "A Parquet file as a DataFrame; raises `AudiotagError` when it is missing or damaged."
+    return read_parquet_table(path).to_pandas(use_threads=False)
 
 # %% ../nbs/00_core.ipynb #0d7c747a
 @contextmanager

@@ -6,7 +6,7 @@
 __all__ = ['Picked', 'Stage', 'warm_up', 'Recipe', 'pick', 'ancestry', 'check_out_of_fold', 'Run', 'open_run', 'run_stages',
            'is_finished', 'stage_table']
 
-# %% ../nbs/61_stages.ipynb #6d26f2de
+# %% ../nbs/61_stages.ipynb #5d237576
 import hashlib, json, numpy as np, pandas as pd, torch
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,8 @@ from fastcore.basics import patch
 from . import losses
 from .augment import spec  # with losses and cnn: the kinds that a recipe.json may name
 from .models import cnn
-from .core import (AudiotagError, Config, atomic_path, claim_folder, config_from_dict, derive_seed, did_you_mean,
-                           folder_kind, locked, read_json, require_same, say, write_json)
+from .core import (AudiotagError, Config, claim_folder, config_from_dict, derive_seed, did_you_mean,
+                           folder_kind, locked, read_json, read_parquet, require_same, say, write_json, write_parquet)
 from .competitions import targets
 from .data import fold_loaders
 from .features import FrontEnd
@@ -42,7 +42,7 @@ class Picked(Config):
         self.require(0<=self.at_least<=1, 'at_least', 'give a number from 0 to 1')
         self.require(self.at_most is None or self.at_most>0, 'at_most', 'give a positive number, or null for no cap')
 
-# %% ../nbs/61_stages.ipynb #665b4135
+# %% ../nbs/61_stages.ipynb #d1910b36
 @dataclass(frozen=True, kw_only=True)
 class Stage(Config):
     "One round of training over all folds."
@@ -50,6 +50,7 @@ class Stage(Config):
     train_on:tuple[str|Picked,...] # names of sources, and rules
     start_from:str|None=None # an earlier stage, whose weights of the same fold are taken; None: from scratch
     epochs:int=30
+    steps:int|None=None # about so many optimiser steps, in whole epochs; takes the place of `epochs`
     lr:float=1e-3 # the highest of the cycle
     batch_size:int=128
     loss:Config|None=None # None: the recipe's
@@ -60,6 +61,7 @@ class Stage(Config):
         self.require(self.ema is None or 0<self.ema<1, 'ema', 'give a number between 0 and 1')
         self.require(self.ema is None or not self.best_epoch, 'best_epoch', 'choose one of ema and best_epoch')
         self.require(self.patience is None or (self.patience>0 and self.best_epoch), 'patience', 'give a positive number, together with best_epoch')
+        self.require(self.steps is None or self.steps>0, 'steps', 'give a positive number')
         self.require(self.name.replace('_','').isalnum(), 'name', 'use letters, digits and underscores')
         self.require(len(self.train_on)>0, 'train_on', 'name a source, such as "curated"')
         for f in ('epochs','lr','batch_size'): self.require(getattr(self, f)>0, f, 'give a positive number')
@@ -169,7 +171,7 @@ def check_out_of_fold(
         raise AudiotagError(f'{len(leaked)} clips would be scored by a model that was trained on them, the first is {leaked[0]!r}',
                             file=where, fix='this run was made with other folds: start it anew in an empty folder')
 
-# %% ../nbs/61_stages.ipynb #49b430e6
+# %% ../nbs/61_stages.ipynb #152a4fc8
 class Run:
     "A run folder: `recipe.json`, `clips.parquet`, `store/`, and `<n>-<stage>/fold-<k>/` with weights and scores."
     def __init__(self, folder):
@@ -178,7 +180,7 @@ class Run:
         about = read_json(self.folder/'recipe.json')
         self.recipe = config_from_dict(about['recipe'], where=str(self.folder/'recipe.json'))
         self.classes,self.competition,self.scale = tuple(about['classes']),about['competition'],about['scale']
-        self.clips = pd.read_parquet(self.folder/'clips.parquet')
+        self.clips = read_parquet(self.folder/'clips.parquet')
         self.clips['labels'] = [tuple(o) for o in self.clips.labels]
         self.store = FeatureStore(about['store'] or self.folder/'store')
 
@@ -196,7 +198,7 @@ def _fingerprint(clips, store)->str:
     text = '\n'.join(sorted(f'{r}|{",".join(l)}|{a}' for r,l,a in zip(rows, clips.labels, audio)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../nbs/61_stages.ipynb #e0cf1204
+# %% ../nbs/61_stages.ipynb #b9efa5d2
 def open_run(
     folder, # made if missing
     recipe:Recipe,
@@ -218,7 +220,7 @@ def open_run(
         if read_json(folder/'recipe.json')['data']!=mark:
             raise AudiotagError('the clips, their labels or their audio have changed since this run began', file=folder, fix='start a new run in another folder')
     else:
-        with atomic_path(folder/'clips.parquet') as part: clips.to_parquet(part)
+        write_parquet(folder/'clips.parquet', clips)
         about = dict(classes=list(competition.classes), competition=competition.name, data=mark, scale=scale, store=str(Path(store).absolute()) if store else None)
         write_json(folder/'recipe.json', {'recipe': recipe.to_dict(), **about})
     return Run(folder)
@@ -261,7 +263,7 @@ def model(self:Run, stage:str, fold:int)->torch.nn.Module:
     "The trained network of a stage and fold, in eval mode."
     return load_weights(self.recipe.model.build(len(self.classes)), self.fold_path(stage, fold)/'weights.safetensors').eval()
 
-# %% ../nbs/61_stages.ipynb #dc9ac3fc
+# %% ../nbs/61_stages.ipynb #165b7e3e
 @patch
 def _train(self:Run, stage:Stage, fold:int, label:str, cbs=()):
     "Train one fold of one stage, or go on with it."
@@ -276,11 +278,12 @@ def _train(self:Run, stage:Stage, fold:int, label:str, cbs=()):
     dls = fold_loaders(train, watch, self.store, self.classes, frames=recipe.windows.frames, batch_size=stage.batch_size, seed=seed,
                        y=self.training_targets(stage, train), probability=train.probability)
     if torch.cuda.is_available(): dls.to('cuda')
+    epochs = max(1, round(stage.steps/len(dls.train))) if stage.steps else stage.epochs
     keeper = Ema(stage.ema) if stage.ema else BestEpoch(stage.patience) if stage.best_epoch else None
-    train_fold(model, dls, folder, loss=stage.loss or recipe.loss, epochs=stage.epochs, lr=stage.lr, augment=recipe.augment,
+    train_fold(model, dls, folder, loss=stage.loss or recipe.loss, epochs=epochs, lr=stage.lr, augment=recipe.augment,
                precision=recipe.precision, keeper=keeper, seed=seed, label=label, cbs=cbs)
 
-# %% ../nbs/61_stages.ipynb #e7552b37
+# %% ../nbs/61_stages.ipynb #d1f72aff
 @patch
 def _score(self:Run, stage:Stage, fold:int):
     "Score the clips of the fold, all sources, after proving that the model does not know them."
@@ -289,13 +292,13 @@ def _score(self:Run, stage:Stage, fold:int):
     check_out_of_fold(clips.clip_id, self.trained_on(stage.name, fold), self.clips, where=folder)
     got = dict(score_clips([self.model(stage.name, fold)], ((c, self.store[c]) for c in clips.clip_id), self.recipe.windows, activation=self.recipe.activation))
     table = pd.DataFrame(np.concatenate([got[c] for c in clips.clip_id]), columns=list(self.classes))
-    with atomic_path(folder/'oof.parquet') as part: table.assign(clip_id=list(clips.clip_id)).to_parquet(part)
+    write_parquet(folder/'oof.parquet', table.assign(clip_id=list(clips.clip_id)))
 
-# %% ../nbs/61_stages.ipynb #f9d966ac
+# %% ../nbs/61_stages.ipynb #e7a2a767
 @patch
 def oof(self:Run, *stages:str)->pd.DataFrame: # index clip_id, one column a class
     "Out-of-fold probabilities of every labelled clip; of several stages, their mean."
-    tables = [pd.concat([pd.read_parquet(self.fold_path(s, k)/'oof.parquet') for k in range(self.recipe.n_folds)]).set_index('clip_id') for s in stages]
+    tables = [pd.concat([read_parquet(self.fold_path(s, k)/'oof.parquet') for k in range(self.recipe.n_folds)]).set_index('clip_id') for s in stages]
     return sum(t.loc[self.clips.clip_id] for t in tables)/len(tables)
 
 @patch
@@ -308,7 +311,7 @@ def ledger(self:Run, stage:str)->pd.DataFrame:
     "What the selection rules of a stage decided for each clip of their sources."
     path = self.stage_path(stage)/'ledger.parquet'
     if not path.exists(): raise AudiotagError(f'stage {stage!r} has no ledger', file=self.folder, fix='only stages with a rule have one, once it has been applied')
-    ledger = pd.read_parquet(path)
+    ledger = read_parquet(path)
     return ledger.assign(labels=[tuple(o) for o in ledger.labels])
 
 @patch
@@ -319,7 +322,7 @@ def _select(self:Run, stage:Stage):
     if not rules or path.exists(): return
     said = [pick(r, self.clips, {s: self.clip_lwlrap(s) for s in r.scores}).assign(source=r.source) for r in rules]
     ledger = pd.concat(said)
-    with atomic_path(path) as part: ledger.to_parquet(part)
+    write_parquet(path, ledger)
     say(f'{stage.name}: {int(ledger.picked.sum())} of {len(ledger)} noisy clips picked')
 
 # %% ../nbs/61_stages.ipynb #f0bd557c
