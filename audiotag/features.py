@@ -229,22 +229,22 @@ def _frames(self:LogMel, wave):
         padded[half:half+len(wave)] = wave
     return torch.from_numpy(padded).as_strided((n, self.n_fft), (self.hop_length, 1))
 
-# %% ../nbs/11_features.ipynb #e9e99a8d
+# %% ../nbs/11_features.ipynb #6c3e1a92
 @patch
 def _power(self:LogMel, frames, dtype):
     "Mel power (n_mels, frames) float32 with the FFT in `dtype`, and the mean power of a frequency bin in each frame."
     import torch
-    out,level = np.empty((self.n_mels, len(frames)), np.float32), np.empty(len(frames), np.float32)
+    out,level = [],[]
     window,bank = torch.from_numpy(_window(self.n_fft, dtype)), _sparse_filters(*self._bank())[0]
     mean = np.full(bank.shape[1], 1/bank.shape[1], np.float32)
     for i in range(0, len(frames), 128):
         x = np.abs(torch.fft.rfft(frames[i:i+128]*window).numpy().astype(np.complex64, copy=False))
         if self.power==2: np.square(x, out=x)
-        level[i:i+128] = (x if self.power==2 else np.square(x)) @ mean
-        out[:,i:i+128] = bank @ x.T
-    return out, level
+        level.append((x if self.power==2 else np.square(x)) @ mean)
+        out.append(bank @ x.T)
+    return (out[0], level[0]) if len(out)==1 else (np.concatenate(out, 1), np.concatenate(level))
 
-# %% ../nbs/11_features.ipynb #1f18c661
+# %% ../nbs/11_features.ipynb #0ffbf62a
 @patch
 def _mel(self:LogMel, wave):
     "Mel power (n_mels, frames), cut off below as `amin` and `top_db` say, exact above that."
@@ -254,7 +254,7 @@ def _mel(self:LogMel, wave):
     _,weight,heard = _sparse_filters(*self._bank())
     floor = 0 if self.pcen else self.amin if self.top_db is None else max(self.amin, float(x.max())*10**(-self.top_db/10))
     quiet = np.maximum(x[heard].min(0), floor)/weight # the least power of a frequency bin that matters
-    rough = np.flatnonzero((quiet if self.power==2 else quiet**2) < 5e-7*level)
+    rough = np.flatnonzero((quiet if self.power==2 else quiet**2) < 2e-7*level)
     if len(rough): x[:,rough] = self._power(frames[rough], 'float64')[0]
     torch.from_numpy(x).clamp_(min=floor) # the same memory; NumPy's maximum takes longer than its logarithm
     return x

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['autocast_dtype', 'keep_memory', 'EpochSeed', 'Augment', 'Precision', 'lwlrap_metric', 'Keeper', 'Ema', 'BestEpoch',
-           'Checkpoint', 'load_weights', 'train_fold']
+           'Checkpoint', 'load_weights', 'train_fold', 'find_lr']
 
-# %% ../nbs/60_train.ipynb #7fef3bf4
-import ctypes, json, time, torch, torch.nn as nn
+# %% ../nbs/60_train.ipynb #e149b1d3
+import copy, ctypes, json, tempfile, time, torch, torch.nn as nn
 from contextlib import nullcontext
 from pathlib import Path
 from fastai.callback.core import Callback, CancelFitException
-from fastai.callback.schedule import ParamScheduler  # adds Learner.fit_one_cycle
+from fastai.callback.schedule import valley  # the import adds Learner.fit_one_cycle and Learner.lr_find
 from fastai.learner import Learner
 from fastai.metrics import AccumMetric, ActivationType
 from fastai.optimizer import Adam
@@ -211,3 +211,19 @@ def _fit(learn, folder, epochs, lr, label, keeper, cbs):
     if keeper: keeper.finish(learn.model)
     write_json(folder/'history.json', save.history)
     write_bytes(folder/'weights.safetensors', _pack(learn.model.state_dict()))
+
+# %% ../nbs/60_train.ipynb #5fea7964
+def find_lr(
+    model:nn.Module, # not changed
+    dls, # `audiotag.data.fold_loaders`
+    *,
+    loss, # called with (logits, targets)
+    precision:str='auto',
+    num_it:int=100, # batches
+    show_plot:bool=True,
+)->float:
+    "The learning rate where the loss falls fastest (fastai's `valley`); good for `Stage.lr`."
+    dtype = autocast_dtype(precision, getattr(dls, 'device', None) or 'cpu')
+    with tempfile.TemporaryDirectory() as d:
+        learn = Learner(dls, copy.deepcopy(model).to(memory_format=torch.channels_last), loss_func=loss, opt_func=Adam, path=d, cbs=[Precision(dtype)])
+        with learn.no_bar(), learn.no_logging(): return learn.lr_find(num_it=num_it, suggest_funcs=(valley,), show_plot=show_plot).valley

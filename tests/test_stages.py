@@ -1,0 +1,140 @@
+"Selection rules, soft targets and stage lengths, on tables made by hand or at random."
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny import SETS  # noqa: E402
+
+from audiotag.competitions import load_competition, targets  # noqa: E402
+from audiotag.core import AudiotagError, read_json  # noqa: E402
+from audiotag.recipes import get_recipe  # noqa: E402
+from audiotag.report import ledger_counts, ledger_overlap, selection_quality  # noqa: E402
+from audiotag.stages import Picked, Run, Stage, open_run, pick, run_stages, warm_up  # noqa: E402
+from audiotag.synth import make_competition, read_truth  # noqa: E402
+
+LABELS = ["Rain", "Dog", "Bell"]
+score = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1), st.just(float("nan")))
+clip = st.tuples(st.lists(st.sampled_from(LABELS), min_size=1, max_size=3, unique=True), st.integers(0, 2), score, score)
+
+
+def table(rows):
+    clips = pd.DataFrame(dict(clip_id=[f"c{i:03d}" for i in range(len(rows))], source="noisy", fold=[r[1] for r in rows], labels=[tuple(r[0]) for r in rows]))
+    return clips, {name: pd.Series([r[i] for r in rows], clips.clip_id) for name, i in (("noisy", 2), ("curated", 3))}
+
+
+@given(st.lists(clip, min_size=1, max_size=40), st.sampled_from([0.0, 0.3, 0.5, 1.0]), st.sampled_from([None, 1, 2, 5]))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_the_rule_of_stage_3(rows, at_least, at_most):
+    "The threshold is on sqrt(lwlrap1 * lwlrap2); no fold and label has more than the cap; and no clip that had room was left."
+    clips, scores = table(rows)
+    ledger = pick(Picked(scores=("noisy", "curated"), at_least=at_least, at_most=at_most), clips, scores)
+    assert list(ledger.clip_id) == list(clips.clip_id)
+    geometric = np.sqrt(scores["noisy"] * scores["curated"]).reindex(ledger.clip_id).to_numpy()
+    passed = geometric >= at_least - 1e-6
+    assert not (ledger.picked & ~passed).any()
+    per = ledger[ledger.picked].explode("labels").groupby(["fold", "labels"]).size()
+    assert at_most is None or not len(per) or per.max() <= at_most
+    for r in ledger[passed & ~ledger.picked].itertuples():
+        assert any(per.get((r.fold, label), 0) == at_most for label in r.labels), "it had room under every label"
+        better = ledger[ledger.picked & (ledger.fold == r.fold) & ledger.labels.map(lambda o: bool(set(o) & set(r.labels)))]
+        assert (better.score >= r.score - 1e-9).any()
+
+
+def test_the_order_of_the_table_does_not_matter():
+    rows = [(["Rain"], 0, 1.0, 1.0)] * 8
+    clips, scores = table(rows)
+    rule = Picked(scores=("noisy", "curated"), at_least=0.5, at_most=3)
+    a, b = pick(rule, clips, scores), pick(rule, clips.sample(frac=1, random_state=1), scores)
+    assert list(a.clip_id[a.picked]) == list(b.clip_id[b.picked]) == ["c000", "c001", "c002"]
+
+
+def test_stage_4_takes_exactly_the_perfect_ones():
+    clips, scores = table([(["Rain"], 0, s, s) for s in (1.0, 0.999, 1.0 - 1e-12, 0.5)])
+    ledger = pick(Picked(scores=("noisy",), at_least=1.0), clips, scores)
+    assert list(ledger.picked) == [True, False, True, False]
+
+
+def test_a_cleaned_source_is_not_touched_by_another_rule():
+    clips, scores = table([(["Rain"], 0, 1.0, 1.0)] * 2)
+    clips["source"] = ["noisy", "unlabeled"]
+    assert list(pick(Picked(scores=("noisy",), at_least=0), clips, scores).clip_id) == ["c000"]
+
+
+@pytest.mark.parametrize("bad", [dict(at_least=1.5), dict(at_least=0.5, at_most=0), dict(at_least=0.5, soft=2.0), dict(at_least=0.5, probability=0.0)])
+def test_rules_that_make_no_sense(bad):
+    with pytest.raises(AudiotagError):
+        Picked(scores=("noisy",), **bad)
+
+
+@pytest.mark.parametrize("bad", [dict(epochs=0), dict(lr=-1.0), dict(train_on=()), dict(name="a/b"), dict(patience=3), dict(ema=0.9, best_epoch=True), dict(steps=0)])
+def test_stages_that_make_no_sense(bad):
+    with pytest.raises(AudiotagError):
+        Stage(**{"name": "x", "train_on": ("noisy",), **bad})
+
+
+def test_the_four_stages_are_the_entrants():
+    noisy, curated, agreed, certain = warm_up()
+    assert [s.start_from for s in (noisy, curated, agreed, certain)] == [None, "noisy", "curated", "agreed"]
+    assert (noisy.train_on, curated.train_on) == (("noisy",), ("curated",))
+    rule = agreed.train_on[1]
+    assert agreed.train_on[0] == "curated" and (rule.scores, rule.at_least, rule.at_most) == (("noisy", "curated"), 0.5, 5)
+    assert certain.train_on[1] == Picked(scores=("agreed",), at_least=1.0)
+
+
+@pytest.fixture(scope="module")
+def soft_run(tmp_path_factory):
+    "A run whose picked clips have soft targets and are drawn half of the time."
+    where = tmp_path_factory.mktemp("soft")
+    data = make_competition(where / "data", seed=3, n_curated=32, n_noisy=32, n_test=4)
+    changes = [*SETS, "stages.certain.train_on.1.soft=0.25", "stages.certain.train_on.1.probability=0.5", "stages.certain.train_on.1.at_least=0.1",
+               "stages.certain.ema=0.5", "stages.agreed.best_epoch=true", "stages.noisy.steps=5"]
+    run = run_stages(open_run(where / "run", get_recipe("freesound2019", scale="small", changes=changes), load_competition(data)))
+    return run, data
+
+
+def test_soft_targets_mix_labels_and_out_of_fold_scores(soft_run):
+    run, _ = soft_run
+    stage = run.recipe.stages[3]
+    train = run.training_clips(stage, 0)
+    y, hard, oof = run.training_targets(stage, train), targets(train, run.classes), run.oof("agreed").loc[train.clip_id].to_numpy()
+    picked = (train.source == "noisy").to_numpy()
+    assert picked.any() and (train.fold != 0).all()
+    assert np.allclose(y[picked], 0.75 * hard[picked] + 0.25 * oof[picked], atol=1e-6)
+    assert np.array_equal(y[~picked], hard[~picked])
+    assert set(train.probability[picked]) == {0.5} and set(train.probability[~picked]) == {1.0}
+
+
+def test_steps_take_the_place_of_epochs(soft_run):
+    run, _ = soft_run
+    for k in range(run.recipe.n_folds):
+        clips = len(read_json(run.fold_path("noisy", k) / "trained_on.json"))
+        assert len(read_json(run.fold_path("noisy", k) / "history.json")) == max(1, round(5 / max(1, clips // 16)))
+
+
+def test_the_ledger_adds_up(soft_run):
+    run, data = soft_run
+    ledger = run.ledger("agreed")
+    assert set(ledger.clip_id) == set(run.clips.clip_id[run.clips.source == "noisy"])
+    assert ledger_counts(run).agreed.sum() == sum(len(o) for o in ledger.labels[ledger.picked])
+    overlap = ledger_overlap(run)
+    assert overlap.loc["agreed", "agreed"] == ledger.picked.sum() and overlap.loc["agreed", "certain"] == overlap.loc["certain", "agreed"]
+    truth = read_truth(data, "noisy")
+    quality = selection_quality(run, truth)
+    right = [set(o) <= set(truth[c]) for c, o in zip(ledger.clip_id, ledger.labels)]
+    assert quality.loc["agreed", "precision"] == pytest.approx(np.mean(np.array(right)[ledger.picked.to_numpy()]))
+    assert quality.loc["all", "recall"] == 1
+
+
+def test_what_a_rule_picked_is_trained_on_and_nothing_else(soft_run):
+    run, _ = soft_run
+    ledger = run.ledger("certain")
+    for k in range(run.recipe.n_folds):
+        trained = set(read_json(Run(run.folder).fold_path("certain", k) / "trained_on.json"))
+        noisy = {c for c in trained if c in set(ledger.clip_id)}
+        assert noisy == set(ledger.clip_id[ledger.picked & (ledger.fold != k)])
