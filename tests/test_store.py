@@ -166,6 +166,8 @@ def test_killed_with_workers(clips, reference, tmp_path):
     build(clips, folder)  # at once, while the orphans may still be at it
     assert content(folder) == content(reference)
     _, alive = psutil.wait_procs(children, timeout=20)
+    for left in alive:
+        left.kill()
     assert not alive, "workers outlive whoever asked for them"
     assert content(folder) == content(reference), "an orphan wrote into the finished store"
 
