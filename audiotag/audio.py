@@ -234,7 +234,7 @@ def _muted():
             _mute['readers'] -= 1
             if not _mute['readers']: _restore()
 
-# %% ../nbs/10_audio.ipynb #1282dc14
+# %% ../nbs/10_audio.ipynb #aa616585
 class _Stream(sf.SoundFile):
     "A sound file that is read from front to back."
     def seekable(self): return False
@@ -259,6 +259,7 @@ def _piped(fd, at):
         here.close()
         thread.join()
 
+# %% ../nbs/10_audio.ipynb #7ae2aa44
 def _guessed(fd, size, head):
     "(Is the length of this file a guess? If it goes on after the guessed end: where it begins, behind its ID3 tag, else None.)"
     if head[:4] in _CONTAINERS: return False, None
@@ -328,12 +329,12 @@ def _decode(f, path, reading, lo, hi, budget):
     if n<hi-lo and f.pipe and len(f.pipe.recv(2048, socket.MSG_WAITALL))>1024: raise _undecodable(f, path, 'no end', at)
     return (wave if n==len(wave) else wave[:n].copy()), at
 
-# %% ../nbs/10_audio.ipynb #e40c4ff4
+# %% ../nbs/10_audio.ipynb #37f4e3a4
 def _run_up(f, lo):
     "The frame to seek to, so that frame `lo` comes out as it does in a read of the whole file."
     if f.length==_UNKNOWN: return 0
     if f.subtype=='VORBIS': lo = min(lo, _last_page(f.name))
-    return max(0, lo-(2**16 if f.subtype=='OPUS' else 2**14))
+    return max(0, lo-{'VORBIS': 2**13, 'OPUS': 2**16}.get(f.subtype, 0))
 
 def _last_page(fd):
     "The frame with which the last page of a Vorbis file begins, which is the one with which the page before it ends."
@@ -345,6 +346,7 @@ def _last_page(fd):
         if frame>=0: return frame # -1: no packet ends on this page
     return 0
 
+# %% ../nbs/10_audio.ipynb #bd01df0d
 def _readable(frames, rate): return f'{frames} frames ({frames/rate:.2f} s) are readable'
 
 def _too_long(path, samples):

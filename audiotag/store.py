@@ -490,10 +490,10 @@ class FeatureStore:
     def __repr__(self): return f'FeatureStore({str(self.folder)!r}): {len(self)} clips'
     def __reduce__(self): return partial(type(self), open_shards=self.open_shards), (self.folder,)
 
-# %% ../nbs/12_store.ipynb #d6efd468
+# %% ../nbs/12_store.ipynb #030bc60c
 def _frame(table, good, columns):
     "The rows of clips that could (`good`) or could not be read."
-    return table.filter(table['kind'].is_null() if good else table['kind'].is_valid()).select(columns).to_pandas(ignore_metadata=True)
+    return table.filter(table['kind'].is_null() if good else table['kind'].is_valid()).select(columns).to_pandas(ignore_metadata=True, use_threads=False)
 
 def _read_index(folder):
     import pyarrow as pa, pyarrow.parquet as pq
@@ -505,7 +505,7 @@ def _read_index(folder):
     except OSError as e: raise AudiotagError(f'cannot be read ({e.strerror})', file=file) from None
     if _sum_line(data) not in said:
         raise AudiotagError('is damaged, its SHA-256 is not the one in index.sha256', file=file, fix='make the call again that builds the store')
-    return pq.read_table(pa.BufferReader(data))
+    return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False) # threads of pyarrow 26 may abort the process at its exit
 
 # %% ../nbs/12_store.ipynb #6653581e
 @patch
