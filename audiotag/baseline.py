@@ -23,7 +23,7 @@ def clip_statistics(
     parts = [x.mean(1), x.std(1), step, *np.percentile(x, (0,10,25,50,75,100), axis=1)]
     return np.concatenate(parts).astype(np.float32)
 
-# %% ../nbs/64_baseline.ipynb #149d0f6a
+# %% ../nbs/64_baseline.ipynb #e6f54b48
 def forest_scores(
     x:np.ndarray, # statistics of the training clips
     y:np.ndarray, # their labels (clips, classes), 0 or 1
@@ -34,8 +34,9 @@ def forest_scores(
 )->np.ndarray: # (new clips, classes), the share of trees' votes
     "Probabilities of a random forest; 0 for a class that no training clip has."
     forest = RandomForestClassifier(trees, min_samples_leaf=1, n_jobs=-1, random_state=seed%2**32).fit(x, y)
-    p = forest.predict_proba(x_new)
-    return np.stack([o[:,list(c).index(1)] if 1 in c else np.zeros(len(x_new)) for o,c in zip(p, forest.classes_)], axis=1)
+    p,found = forest.predict_proba(x_new),forest.classes_
+    if y.shape[1]==1: p,found = [p],[found] # scikit-learn makes no list of one
+    return np.stack([o[:,list(c).index(1)] if 1 in c else np.zeros(len(x_new)) for o,c in zip(p, found)], axis=1)
 
 # %% ../nbs/64_baseline.ipynb #54a9079f
 def baseline_table(

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SCHEMA', 'golden_wave', 'versions', 'seal', 'Bundle', 'open_bundle']
 
-# %% ../nbs/80_bundle.ipynb #1ecd71d4
-import hashlib, importlib.metadata, platform, re
+# %% ../nbs/80_bundle.ipynb #dc041058
+import hashlib, importlib.metadata, json, platform, re
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from .core import (AudiotagError, Config, atomic_folder, config_from_dict, file_sha256, folder_kind, read_json,
+from .core import (AudiotagError, Config, atomic_folder, config_from_dict, file_sha256, read_json,
                            rng, write_bytes, write_json)
 from .features import FrontEnd
 from .models import cnn  # the networks that a bundle may name are those that are imported here
@@ -34,7 +34,7 @@ def versions()->dict:
     names = ('audiotag','torch','numpy','scipy','soundfile','safetensors')
     return {'python': platform.python_version(), **{n: importlib.metadata.version(n) for n in names}}
 
-# %% ../nbs/80_bundle.ipynb #48f371d6
+# %% ../nbs/80_bundle.ipynb #0c9efa9a
 def seal(
     folder, # the bundle; must not exist, unless `replace`
     *,
@@ -58,22 +58,28 @@ def seal(
         for file,data in (extra or {}).items(): write_bytes(part/file, data)
         write_json(part/'audiotag.json', {'kind': 'bundle', 'format': SCHEMA})
         listed = [dict(stage=m['stage'], fold=m['fold'], oof=m['oof'], model='main', file=f"{m['stage']}.safetensors", prefix=f"fold-{m['fold']}.") for m in members]
-        write_json(part/'bundle.json', {'schema': SCHEMA, 'name': name, 'classes': list(classes), 'front_end': front_end.to_dict(), 'windows': windows.to_dict(),
-                   'activation': activation, 'models': {'main': model.to_dict()}, 'members': listed, 'prior': [float(p) for p in prior],
-                   **(about or {}), 'versions': versions(), 'files': sealed})
+        about = {'schema': SCHEMA, 'name': name, 'classes': list(classes), 'front_end': front_end.to_dict(), 'windows': windows.to_dict(),
+                 'activation': activation, 'models': {'main': model.to_dict()}, 'members': listed, 'prior': [float(p) for p in prior],
+                 **(about or {}), 'versions': versions(), 'files': sealed}
+        write_json(part/'bundle.json', {**about, 'sha256': _seal_of(about)})
 
-# %% ../nbs/80_bundle.ipynb #b34dedb7
+# %% ../nbs/80_bundle.ipynb #386d2e14
 def _joined(stage:str, members)->dict:
     "The weights of all folds of a stage, each under its prefix."
     return {f"fold-{m['fold']}.{k}": _finite(v.detach().cpu().numpy(), f"{stage}, fold {m['fold']}, {k}")
             for m in members if m['stage']==stage for k,v in m['state'].items()}
+
+def _seal_of(about:dict)->str:
+    "SHA-256 of everything in bundle.json but the seal itself."
+    text = json.dumps({k: v for k,v in about.items() if k!='sha256'}, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()
 
 def _write(path:Path, tensors:dict)->dict:
     from safetensors.numpy import save
     write_bytes(path, save(tensors))
     return {'size': path.stat().st_size, 'sha256': file_sha256(path)}
 
-# %% ../nbs/80_bundle.ipynb #ed1fcdeb
+# %% ../nbs/80_bundle.ipynb #ea8fbd29
 def _finite(a:np.ndarray, where:str)->np.ndarray:
     if not np.isfinite(a).all(): raise AudiotagError('weights are not finite numbers', file=where, fix='train this fold again with a lower learning rate')
     return a.copy(order='C')
@@ -81,7 +87,9 @@ def _finite(a:np.ndarray, where:str)->np.ndarray:
 def _rebuild(model:Config, n_classes:int, state:dict):
     "A network with these weights in eval mode, made without ever allocating what `model` claims to need."
     import torch
-    with torch.device('meta'): net = model.build(n_classes)
+    try:
+        with torch.device('meta'): net = model.build(n_classes)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as e: raise AudiotagError(f'{type(model).__name__} cannot be built ({e})', field='model') from None
     wanted = {k: tuple(v.shape) for k,v in net.state_dict().items()}
     found = {k: tuple(v.shape) for k,v in state.items()}
     for k in [*wanted, *found]:
@@ -94,20 +102,24 @@ def _golden(wave, front_end, windows, activation, models)->dict:
     (_,scores), = score_clips(models, [('golden', features)], windows, activation=activation)
     return {'wave': wave, 'features': features, 'scores': scores}
 
-# %% ../nbs/80_bundle.ipynb #60ca7482
+# %% ../nbs/80_bundle.ipynb #e8a2adec
 class Bundle:
     "An opened bundle: `classes`, `front_end`, `windows`, `activation`, `prior`, `members`; `models()` loads the networks."
     def __init__(self, folder):
         self.folder = Path(folder)
         self.path = self.folder/'bundle.json'
-        if self.path.is_file() and self.path.stat().st_size > 20_000_000: raise AudiotagError('is too large to be a bundle.json', file=self.path)
+        if not self.path.is_file(): raise AudiotagError('is not a bundle: there is no bundle.json', file=folder, fix='name the folder that `audiotag pack weights` made')
+        if self.path.stat().st_size > 20_000_000: raise AudiotagError('is too large to be a bundle.json', file=self.path)
         self.about = read_json(self.path)
         schema = self.about.get('schema') if isinstance(self.about, dict) else None
         if schema!=SCHEMA: raise AudiotagError(f'has schema {schema!r}, this audiotag reads {SCHEMA}', file=self.path, fix='update audiotag, or pack the run again')
-        try: self._take(self.about)
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+        try:
+            if self.about.get('sha256')!=_seal_of(self.about): raise AudiotagError('was changed since it was sealed', file=self.path, fix='pack the run again, or fetch the dataset again')
+            self._take(self.about)
+            fits = self._fits()
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as e:
             raise AudiotagError(f'is incomplete ({type(e).__name__}: {e})', file=self.path, fix='pack the run again') from None
-        if not self._fits(): raise AudiotagError('its parts do not fit together', file=self.path, fix='pack the run again')
+        if not fits: raise AudiotagError('its parts do not fit together', file=self.path, fix='pack the run again')
 
     def _take(self, a:dict):
         self.name,self.classes,self.members,self.activation,self.files = str(a['name']),tuple(map(str, a['classes'])),list(a['members']),a['activation'],dict(a['files'])
@@ -117,8 +129,9 @@ class Bundle:
 
     def _fits(self)->bool:
         kinds = isinstance(self.front_end, FrontEnd) and isinstance(self.windows, Windows) and all(hasattr(s, 'build') for s in self.specs.values())
-        classes = 0<len(self.classes)==len(set(self.classes)) and self.prior.shape==(len(self.classes),) and np.isfinite(self.prior).all()
-        whole = lambda m: isinstance(m, dict) and {'stage','fold','oof','prefix'}<=set(m) and m.get('model') in self.specs and m.get('file') in self.files
+        classes = 0<len(self.classes)==len(set(self.classes)) and self.prior.shape==(len(self.classes),) and ((self.prior>=0) & (self.prior<=1)).all()
+        text = lambda m,*names: all(isinstance(m.get(n), str) for n in names)
+        whole = lambda m: isinstance(m, dict) and text(m, 'stage','prefix','model','file') and isinstance(m.get('fold'), int) and m['model'] in self.specs and m['file'] in self.files
         return kinds and classes and self.activation in ('sigmoid','softmax') and bool(self.members) and all(map(whole, self.members))
 
 # %% ../nbs/80_bundle.ipynb #d9d96377
@@ -145,13 +158,15 @@ def models(self:Bundle)->list:
     "The members' networks, in the order of `members`, in eval mode on the CPU."
     return [_rebuild(self.specs[m['model']], len(self.classes), self._tensors(m['file'], m['prefix'])) for m in self.members]
 
-# %% ../nbs/80_bundle.ipynb #715f2a8f
+# %% ../nbs/80_bundle.ipynb #d2489012
 @patch
 def replay(self:Bundle, models:list, *, features_within:float=.01, scores_within:float=1e-4):
     "Compute the golden example anew; raise `AudiotagError` if it does not come out as it did at home."
     path,old = self.folder/'golden.safetensors',self._tensors('golden.safetensors')
     if set(old)!={'wave','features','scores'}: raise AudiotagError('is not a golden example', file=path, fix='pack the run again')
-    new = _golden(old['wave'], self.front_end, self.windows, self.activation, models)
+    try: new = _golden(old['wave'], self.front_end, self.windows, self.activation, models)
+    except (TypeError, ValueError, RuntimeError, NotImplementedError, MemoryError) as e:
+        raise AudiotagError(f'the golden example cannot be computed ({type(e).__name__}: {e})', file=path, fix='pack the run again') from None
     for what,limit in (('features',features_within), ('scores',scores_within)):
         a,b = old[what],new[what]
         if a.shape!=b.shape: raise AudiotagError(f'golden {what}: sealed with shape {a.shape}, here it is {b.shape}', file=path)
@@ -166,16 +181,20 @@ def _place(self:Bundle, what:str, at:tuple)->str:
     m = self.members[at[0]]
     return f"member {m['stage']} fold {m['fold']}, class {self.classes[at[1]]!r}"
 
-# %% ../nbs/80_bundle.ipynb #8d3f0c1e
+# %% ../nbs/80_bundle.ipynb #6e170b21
+@patch
+def load(self:Bundle, *, replay:bool=True)->list:
+    "Check the files, load the networks, and compute the golden example."
+    self.check_files()
+    models = self.models()
+    if replay: self.replay(models)
+    return models
+
 def open_bundle(
     folder,
     *,
     replay:bool=True, # compute the golden example
 )->tuple[Bundle,list]: # the bundle and its networks
     "Open a bundle, check its files, load its networks and replay its golden example."
-    if folder_kind(folder)!='bundle' and not (Path(folder)/'bundle.json').is_file(): raise AudiotagError('is not a bundle: there is no bundle.json', file=folder, fix='name the folder that `audiotag pack weights` made')
     bundle = Bundle(folder)
-    bundle.check_files()
-    models = bundle.models()
-    if replay: bundle.replay(models)
-    return bundle, models
+    return bundle, bundle.load(replay=replay)

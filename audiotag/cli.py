@@ -6,8 +6,8 @@
 __all__ = ['arg', 'command', 'train', 'print_results', 'pack', 'infer', 'doctor', 'ledger', 'features', 'store', 'recipe',
            'synth', 'main']
 
-# %% ../nbs/93_cli.ipynb #52a9d499
-import argparse
+# %% ../nbs/93_cli.ipynb #33dfe75f
+import argparse, shlex
 from pathlib import Path
 from .core import AudiotagError, say
 
@@ -46,7 +46,7 @@ def train(o):
     run_stages(run)
     print_results(run, baseline=not o.no_baseline)
 
-# %% ../nbs/93_cli.ipynb #d6b13971
+# %% ../nbs/93_cli.ipynb #529bbb8a
 def print_results(
     run, # a finished `audiotag.stages.Run`
     *,
@@ -65,11 +65,11 @@ def print_results(
         print(f'\nthe one-minute baseline, on the same folds\n\n{as_text(forest)}')
         gain = best-forest['lwlrap curated'].max()
         print(f"\nthe networks' {best:.3f} is {abs(gain):.3f} {'above' if gain>0 else 'BELOW'} the better forest")
-    print(f'\nrun folder: {run.folder}\nnext: audiotag pack weights {run.folder} kaggle_datasets/NAME')
+    print(f'\nrun folder: {run.folder}\nnext: audiotag pack weights {shlex.quote(str(run.folder))} kaggle_datasets/NAME')
 
-# %% ../nbs/93_cli.ipynb #ef6ea0db
+# %% ../nbs/93_cli.ipynb #d1c4bc06
 @command('pack weights', arg('run', metavar='RUN'), arg('folder', metavar='DIR', help='usually kaggle_datasets/NAME'),
-         arg('--owner', default='your-kaggle-name', help='Kaggle user name, for dataset-metadata.json'),
+         arg('--owner', default='', help='Kaggle user name, for dataset-metadata.json'),
          arg('--title', default='', help='6 to 50 characters'))
 def pack(o):
     "seal a finished run as a dataset folder: safetensors and JSON, no pickle"
@@ -154,7 +154,7 @@ def synth(o):
     from audiotag.synth import make_competition
     print(make_competition(o.folder, seed=o.seed))
 
-# %% ../nbs/93_cli.ipynb #b687495a
+# %% ../nbs/93_cli.ipynb #f74b490c
 def _parser():
     top = argparse.ArgumentParser(prog='audiotag', description='From recordings to a submission.csv that is written in time.')
     top.add_argument('--version', action='version', version=_version())
@@ -168,14 +168,14 @@ def _parser():
             at = groups[group[0]]
         p = at.add_parser(word, help=f.__doc__, description=f.__doc__)
         for names,kwargs in args: p.add_argument(*names, **kwargs)
-        p.set_defaults(run_command=f)
+        p.set_defaults(run_command=f, stopped='the same command goes on where it was' if name in ('train','features','demo') else 'nothing is left half-written')
     return top
 
 def _version():
     import audiotag
     return f'audiotag {audiotag.__version__}'
 
-# %% ../nbs/93_cli.ipynb #c6c160ce
+# %% ../nbs/93_cli.ipynb #4da56b37
 def main(
     argv=None, # words of the command line; None takes those of the process
 )->int: # exit code: 0, 2 for an error of ours, 130 for Ctrl-C
@@ -184,5 +184,6 @@ def main(
         o = _parser().parse_args(argv)
         return o.run_command(o) or 0
     except AudiotagError as e: say(f'audiotag: {e}'); return 2
-    except KeyboardInterrupt: say('audiotag: stopped; the same command goes on where it was'); return 130
+    except KeyboardInterrupt: say(f'audiotag: stopped; {o.stopped}'); return 130
     except BrokenPipeError: return 0
+    except OSError as e: say(f'audiotag: {e.filename}: {e.strerror}'); return 2

@@ -6,7 +6,7 @@
 __all__ = ['SOURCES', 'CLIP_COLUMNS', 'read_table', 'clip_table', 'check_clips', 'Competition', 'layout', 'layouts',
            'load_competition', 'join_same_content', 'targets', 'class_prior']
 
-# %% ../nbs/20_competitions.ipynb #49ecf7c0
+# %% ../nbs/20_competitions.ipynb #61da65c5
 import csv, io, os, re
 from collections import Counter
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .audio import audio_info
-from .core import AudiotagError, did_you_mean, file_sha256, say
+from .core import AudiotagError, a_few, did_you_mean, file_sha256, say
 
 # %% ../nbs/20_competitions.ipynb #2e3a437f
 def _csv_text(path)->str:
@@ -234,7 +234,7 @@ def load_competition(
     for note in found.notes: say(f'{found.name}: {note}')
     return found
 
-# %% ../nbs/20_competitions.ipynb #396e5185
+# %% ../nbs/20_competitions.ipynb #5bf04bd8
 def _template(path, id_column):
     "The template and its classes: the columns behind the id."
     template = read_table(path, columns=[id_column])
@@ -252,12 +252,10 @@ def _listed(root, part, source):
     clips = clip_table(rows.fname, path=[str(root/part/o) for o in rows.fname], labels=labels, source=source, file=path, row=rows.index)
     if source=='curated' and not len(rows): raise AudiotagError('lists no clips', file=path, fix='copy it from the competition again')
     extra = sorted(_files_of(root/part)-set(rows.fname))
-    notes = [f'{len(extra)} files of {part}/ are not in {part}.csv and stay unused: {_some(extra)}'] if extra else []
+    notes = [f'{len(extra)} files of {part}/ are not in {part}.csv and stay unused: {a_few(extra)}'] if extra else []
     return clips, notes
 
-def _some(names): return ', '.join(names[:3])+(', …' if len(names)>3 else '')
-
-# %% ../nbs/20_competitions.ipynb #933b6655
+# %% ../nbs/20_competitions.ipynb #e751b8ca
 def _can_be_id(name): # not hidden, and its bytes are UTF-8: a csv could not hold it otherwise
     return name[0]!='.' and name.encode(errors='ignore').decode()==name
 
@@ -266,11 +264,11 @@ def _test_rows(root, part, template, path, id_column, suffix):
     ids,there = list(template[id_column]),{o for o in _files_of(root/part) if o.lower().endswith(suffix) and _can_be_id(o)}
     extra,gone = sorted(there-set(ids)),[o for o in ids if o not in there]
     if extra and ids and len(gone)==len(ids):
-        raise AudiotagError(f'none of the {len(ids)} ids is a file in {part}/, which holds {_some(extra)}', file=path, fix='are they of one competition?')
+        raise AudiotagError(f'none of the {len(ids)} ids is a file in {part}/, which holds {a_few(extra)}', file=path, fix='are they of one competition?')
     clips = clip_table(ids+extra, path=[str(root/part/o) for o in ids+extra], labels=[()]*len(ids+extra), source='test', file=path,
                        row=[*template['row'], *[0]*len(extra)])
-    notes = [f'{len(extra)} files of {part}/ are not in the template; they get rows at the end: {_some(extra)}'] if extra else []
-    if gone: notes.append(f'{len(gone)} ids of the template have no file in {part}/ and will get the class prior: {_some(gone)}')
+    notes = [f'{len(extra)} files of {part}/ are not in the template; they get rows at the end: {a_few(extra)}'] if extra else []
+    if gone: notes.append(f'{len(gone)} ids of the template have no file in {part}/ and will get the class prior: {a_few(gone)}')
     return clips, notes
 
 @layout('freesound2019')
@@ -302,7 +300,7 @@ def _equal_files(paths)->list: # of lists of paths
         sets = [o for o in alike.values() if len(o)>1]
     return sets
 
-# %% ../nbs/20_competitions.ipynb #cd3397d3
+# %% ../nbs/20_competitions.ipynb #759e92cc
 def join_same_content(
     clips:pd.DataFrame, # a clip table, not changed
 )->tuple: # (clip table, list of notes)
@@ -316,7 +314,7 @@ def join_same_content(
         first,*rest = sorted({find(g) for p in s for g in of_path[p]})
         root.update({g: first for g in rest})
     n = sum(map(len, sets))
-    notes = [f'{n} files have the same content as another one and share its group: {_some([Path(p).name for s in sets for p in s])}'] if n else []
+    notes = [f'{n} files have the same content as another one and share its group: {a_few([Path(p).name for s in sets for p in s])}'] if n else []
     return clips.assign(group=[find(g) for g in clips.group]), notes
 
 # %% ../nbs/20_competitions.ipynb #7cd531c3

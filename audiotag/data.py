@@ -41,7 +41,7 @@ class CropLoader(DataLoader):
         super().__init__(range(len(clips)), bs=batch_size, num_workers=num_workers, shuffle=False)
         self._draw()
 
-# %% ../nbs/22_data.ipynb #2c9e1e12
+# %% ../nbs/22_data.ipynb #a5eb1646
 @patch
 def set_epoch(self:CropLoader, epoch:int):
     "Go to the draws of `epoch`; the same epoch always has the same ones."
@@ -57,6 +57,7 @@ def _draw(self:CropLoader):
     self.order, self.starts = g.permutation(n), (g.random(n)*(room+1)).astype(int)
     if self.probability is not None: self.order = self.order[(g.random(n) < self.probability)[self.order]]
     self.n, self.drop_last = len(self.order), len(self.order)>self.bs
+    if self.n<2: raise AudiotagError(f'epoch {self.epoch} has {self.n} clips', fix='give the rule a higher probability, or train on more clips')
 
 @patch
 def get_idxs(self:CropLoader): return self.order.tolist()

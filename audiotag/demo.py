@@ -5,14 +5,12 @@
 # %% auto #0
 __all__ = ['settings', 'test_score', 'demo']
 
-# %% ../nbs/94_demo.ipynb #fa778f2d
+# %% ../nbs/94_demo.ipynb #d80943c0
 import shlex, time
 from pathlib import Path
 import numpy as np, pandas as pd
 from .cli import command, main, print_results
-from .competitions import load_competition
-from .core import AudiotagError, claim_folder, read_json, say, write_json
-from .inference import check_submission
+from .core import AudiotagError, claim_folder, read_json, write_json
 from .metrics import lwlrap
 from .rehearse import run_notebook
 from .stages import Run
@@ -29,11 +27,12 @@ def test_score(
     y = np.array([[c in truth[i] for c in table.columns] for i in table.index], dtype=float)
     return lwlrap(y, table.to_numpy(dtype=float))
 
-# %% ../nbs/94_demo.ipynb #a55f7d59
-def _shell(line:str):
+# %% ../nbs/94_demo.ipynb #6434c9f6
+def _shell(*words):
     "Print a command, run it, and stop the demo if it fails."
-    print(f'\n$ audiotag {line}', flush=True)
-    if code := main(shlex.split(line)): raise SystemExit(code)
+    words = [str(w) for w in words]
+    print(f'\n$ audiotag {shlex.join(words)}', flush=True)
+    if code := main(words): raise SystemExit(code)
 
 def _data(folder:Path)->Path:
     "The synthesised competition, made on the first call."
@@ -44,7 +43,7 @@ def _data(folder:Path)->Path:
 
 settings = ('n_folds=3', 'model.width=12', 'stages.*.epochs=16', 'stages.curated.epochs=24') # fewer folds and epochs than --scale small
 
-# %% ../nbs/94_demo.ipynb #841baec5
+# %% ../nbs/94_demo.ipynb #56f2432f
 def demo(
     folder='demo', # everything but the bundle goes here
     *,
@@ -59,12 +58,12 @@ def demo(
         return _show(folder, bundle, read_json(folder/'done.json'))
     if not Path(notebook).is_file(): raise AudiotagError('file not found', file=notebook, fix='run the demo from the top of the repository')
     data = _data(folder)
-    sets = ' '.join(f"--set '{c}'" for c in changes)
-    _shell(f'train --recipe freesound2019 --scale small --data {data} --run {folder}/run {sets}')
-    _shell(f'pack weights {folder}/run {bundle}')
+    sets = [w for c in changes for w in ('--set', c)]
+    _shell('train', '--recipe', 'freesound2019', '--scale', 'small', '--data', data, '--run', folder/'run', *sets)
+    _shell('pack', 'weights', folder/'run', bundle)
     print(f'\nexecuting {notebook} as a commit would', flush=True)
     done = run_notebook(notebook, folder/'working', parameters={'DATA': str(data.absolute()), 'WEIGHTS': str(Path(bundle).absolute())})
-    _shell(f'doctor {folder}/working/submission.csv --data {data}')
+    _shell('doctor', folder/'working/submission.csv', '--data', data)
     facts = dict(lwlrap_test=test_score(folder/'working/submission.csv', data), seconds=round(time.monotonic()-start), notebook=str(done))
     write_json(folder/'done.json', facts)
     _show(folder, bundle, facts, table=False)

@@ -229,7 +229,7 @@ def _frames(self:LogMel, wave):
         padded[half:half+len(wave)] = wave
     return torch.from_numpy(padded).as_strided((n, self.n_fft), (self.hop_length, 1))
 
-# %% ../nbs/11_features.ipynb #6c3e1a92
+# %% ../nbs/11_features.ipynb #880ee27f
 @patch
 def _power(self:LogMel, frames, dtype):
     "Mel power (n_mels, frames) float32 with the FFT in `dtype`, and the mean power of a frequency bin in each frame."
@@ -237,8 +237,8 @@ def _power(self:LogMel, frames, dtype):
     out,level = [],[]
     window,bank = torch.from_numpy(_window(self.n_fft, dtype)), _sparse_filters(*self._bank())[0]
     mean = np.full(bank.shape[1], 1/bank.shape[1], np.float32)
-    for i in range(0, len(frames), 128):
-        x = np.abs(torch.fft.rfft(frames[i:i+128]*window).numpy().astype(np.complex64, copy=False))
+    for some in frames.chunk(-(-len(frames)//256)):
+        x = np.abs(torch.fft.rfft(some*window).numpy().astype(np.complex64, copy=False))
         if self.power==2: np.square(x, out=x)
         level.append((x if self.power==2 else np.square(x)) @ mean)
         out.append(bank @ x.T)

@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['Submission', 'class_order', 'Report', 'infer', 'Finding', 'check_submission']
 
-# %% ../nbs/82_inference.ipynb #6daa31e4
+# %% ../nbs/82_inference.ipynb #b7191708
 import csv, io, time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np, pandas as pd
-from fastcore.basics import patch
-from .bundle import open_bundle
+from .bundle import Bundle
 from .competitions import Competition, load_competition
-from .core import AudiotagError, progress, say, write_json, write_text
+from .core import AudiotagError, a_few, progress, write_json, write_text
 from .ensemble import combine
 from .windows import score_clips
 
-# %% ../nbs/82_inference.ipynb #864e6ed4
+# %% ../nbs/82_inference.ipynb #b8c44479
 class Submission:
     "The scores of every row that the competition wants; written as a whole, as often as wanted."
     def __init__(self,
@@ -43,9 +43,9 @@ class Submission:
 
     def write(self):
         "Write the csv: one row an id, the template's columns, in its order."
-        write_text(self.path, self.competition.submission(self.scores).round(6).to_csv(index=False, lineterminator='\n'))
+        write_text(self.path, self.competition.submission(self.scores).to_csv(index=False, lineterminator='\n', float_format='%.7g'))
 
-# %% ../nbs/82_inference.ipynb #45eba247
+# %% ../nbs/82_inference.ipynb #72add44e
 def class_order(
     ours, # classes of the bundle
     wanted, # classes of the competition's template
@@ -56,7 +56,7 @@ def class_order(
     ours,wanted = list(ours),list(wanted)
     if set(ours)!=set(wanted):
         lacks,more = sorted(set(wanted)-set(ours)),sorted(set(ours)-set(wanted))
-        said = '; '.join(f"{w} {', '.join(c[:3])}{' …' if len(c)>3 else ''}" for w,c in (('it does not know', lacks), ('the template lacks', more)) if c)
+        said = '; '.join(f'{w} {a_few(c)}' for w,c in (('it does not know', lacks), ('the template lacks', more)) if c)
         raise AudiotagError(f'was trained for other classes: {said}', file=where, fix='is this the bundle of this competition?')
     return [ours.index(c) for c in wanted]
 
@@ -78,7 +78,7 @@ class Report:
             said += f'\n{len(self.prior)} rows hold the class prior, because their file could not be read ({some}{" …" if len(self.prior)>3 else ""})'
         return said
 
-# %% ../nbs/82_inference.ipynb #0f568626
+# %% ../nbs/82_inference.ipynb #261d7a89
 def _features(clips:pd.DataFrame, front_end, lost:dict):
     "Yield (clip_id, features) of what can be read, and note the rest in `lost`."
     for c in progress(list(clips.itertuples()), label='inference', unit='files'):
@@ -86,9 +86,10 @@ def _features(clips:pd.DataFrame, front_end, lost:dict):
             if not c.path: raise AudiotagError('file not found', file=c.clip_id, kind='missing')
             x = front_end.from_file(c.path, start_s=None if c.start_s!=c.start_s else c.start_s, end_s=None if c.end_s!=c.end_s else c.end_s)
         except AudiotagError as e: lost[c.clip_id] = str(e)
+        except Exception as e: lost[c.clip_id] = f'{c.path}: unexpected {type(e).__name__}: {e}' # one odd file must not cost the whole submission
         else: yield c.clip_id, x
 
-# %% ../nbs/82_inference.ipynb #2cec514e
+# %% ../nbs/82_inference.ipynb #50ed0afd
 def infer(
     bundle, # folder of a bundle
     data, # folder of the competition, or a loaded `Competition`
@@ -101,18 +102,22 @@ def infer(
     "Score the test files with all members of a bundle and write the submission; also `<out>.report.json`."
     start = last = time.monotonic()
     competition = data if isinstance(data, Competition) else load_competition(data, layout, train=False)
-    bundle,models = open_bundle(bundle)
+    bundle = Bundle(bundle)
     order = class_order(bundle.classes, competition.classes, where=bundle.folder)
     file = Submission(competition, out, bundle.prior[order])
     file.write()
+    models = bundle.load()
     report = Report(str(out), rows=len(file.ids), members=len(models))
-    for clip_id,p in score_clips(models, _features(competition.of('test'), bundle.front_end, report.prior), bundle.windows, activation=bundle.activation, batch_size=batch_size):
-        file.put(clip_id, combine(p)[order])
-        report.scored += 1
-        if time.monotonic()-last > every: file.write(); last = time.monotonic()
-    file.write()
-    report.seconds = round(time.monotonic()-start, 1)
-    write_json(Path(str(out)+'.report.json'), vars(report))
+    features = _features(competition.of('test'), bundle.front_end, report.prior)
+    try:
+        for clip_id,p in score_clips(models, features, bundle.windows, activation=bundle.activation, batch_size=batch_size):
+            file.put(clip_id, combine(p)[order])
+            report.scored += 1
+            if time.monotonic()-last > every: file.write(); last = time.monotonic()
+    finally:
+        file.write()
+        report.seconds = round(time.monotonic()-start, 1)
+        write_json(Path(str(out)+'.report.json'), vars(report))
     return report
 
 # %% ../nbs/82_inference.ipynb #7794830b
@@ -128,15 +133,14 @@ def _read_submission(path):
     except FileNotFoundError: return None, Finding(f'{path} does not exist', 'Submission CSV Not Found')
     except (ValueError, OSError) as e: return None, Finding(f'{path} is not a csv ({e})', 'Submission Scoring Error')
 
-# %% ../nbs/82_inference.ipynb #87450f4d
-def _some(names): return ', '.join(repr(str(n)) for n in list(names)[:3])+(' …' if len(names)>3 else '')
-
+# %% ../nbs/82_inference.ipynb #236b0958
 def _check_rows(table, competition)->list[str]:
     got,want = list(table[competition.id_column]),list(competition.of('test').clip_id)
-    twice = sorted({g for g in got if got.count(g)>1}) if len(set(got))<len(got) else []
-    lacks,more = [w for w in want if w not in set(got)],[g for g in got if g not in set(want)]
+    twice = [g for g,n in Counter(got).items() if n>1]
+    known,asked = set(got),set(want)
+    lacks,more = [w for w in want if w not in known],[g for g in got if g not in asked]
     said = [(lacks, 'rows are missing'), (more, 'rows are not asked for'), (twice, 'ids occur more than once')]
-    return [f'{len(names)} {what}: {_some(names)}' for names,what in said if names]
+    return [f'{len(names)} {what}: {a_few(names)}' for names,what in said if names]
 
 def _check_values(table, classes)->tuple[list[str],list[str]]: # what Kaggle refuses, what it does not mind
     raw = table[list(classes)]
@@ -145,11 +149,11 @@ def _check_values(table, classes)->tuple[list[str],list[str]]: # what Kaggle ref
     if len(bad): return [f'{len(bad)} values are no finite numbers, the first is {raw.iat[*bad[0]]!r} in row {bad[0][0]+1}, {classes[bad[0][1]]!r}'], []
     mild = []
     if ((values<0)|(values>1)).any(): mild.append('some values lie outside of 0 to 1')
-    if len(values)>1 and (flat := [c for c,v in zip(classes, values.T) if np.ptp(v)==0]): mild.append(f'{len(flat)} columns hold one value in all rows: {_some(flat)}')
+    if len(values)>1 and (flat := [c for c,v in zip(classes, values.T) if np.ptp(v)==0]): mild.append(f'{len(flat)} columns hold one value in all rows: {a_few(flat)}')
     if len(classes)>1 and (same := int((np.ptp(values, axis=1)==0).sum())): mild.append(f'{same} rows hold one value in all columns')
     return [], mild
 
-# %% ../nbs/82_inference.ipynb #73bb1f8a
+# %% ../nbs/82_inference.ipynb #0ae4621a
 def check_submission(
     path, # the csv
     competition:Competition,
@@ -160,7 +164,7 @@ def check_submission(
     want = [competition.id_column, *competition.classes]
     if list(table.columns)!=want:
         lacks,more = [c for c in want if c not in table],[c for c in table if c not in want]
-        why = '; '.join(f'{w} {_some(c)}' for w,c in (('missing', lacks), ('not asked for', more)) if c) or 'their order differs from the template'
+        why = '; '.join(f'{w} {a_few(c)}' for w,c in (('missing', lacks), ('not asked for', more)) if c) or 'their order differs from the template'
         return [Finding(f'the columns are not those of the template: {why}', 'Submission Scoring Error')]
     rows = _check_rows(table, competition)
     values,mild = _check_values(table, competition.classes)

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['find_input', 'slug_of', 'dataset_metadata', 'pack_weights']
 
-# %% ../nbs/90_kaggle.ipynb #3d83391a
+# %% ../nbs/90_kaggle.ipynb #2bc512f2
 import json, os, re
 from pathlib import Path
 import numpy as np, pandas as pd
-from .bundle import Bundle, seal
-from .core import AudiotagError, did_you_mean, read_json
+from .bundle import seal
+from .core import AudiotagError, did_you_mean, folder_kind, read_json
 
 # %% ../nbs/90_kaggle.ipynb #c4d8277c
 def _kaggle_places(root:Path, owner:str, slug:str)->list[Path]:
@@ -54,10 +54,11 @@ def _not_found(name, slug, sentinel, places, root):
     hint = did_you_mean(slug, sorted(there)) if there else 'nothing is mounted there;'
     return AudiotagError(f'{name!r} was not found ({why})', fix=f'{hint} Or set AUDIOTAG_INPUT to the folder that holds it')
 
-# %% ../nbs/90_kaggle.ipynb #5befaae2
+# %% ../nbs/90_kaggle.ipynb #184efc66
 def slug_of(name:str)->str:
     "A dataset slug from a folder's name: lower case, digits and hyphens, 6 to 50 characters."
     slug = re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')
+    if not slug: raise AudiotagError(f'{name!r} has no letter or digit that a slug may have', field='slug', fix='name the folder in ASCII')
     if len(slug)<6: slug = f'audiotag-{slug}'.strip('-')
     if len(slug)>50: raise AudiotagError(f'{slug!r} has {len(slug)} characters, Kaggle takes 50', field='slug', fix='give the folder a shorter name')
     return slug
@@ -75,7 +76,7 @@ def dataset_metadata(
     if not re.fullmatch('[A-Za-z0-9-]+', owner): raise AudiotagError(f'{owner!r} is no Kaggle user name', field='owner', fix='letters, digits and hyphens')
     return {'title': title, 'id': f'{owner}/{slug}', 'licenses': [{'name': 'CC0-1.0'}]}
 
-# %% ../nbs/90_kaggle.ipynb #47661632
+# %% ../nbs/90_kaggle.ipynb #11dc5220
 _page_files = ('dataset-metadata.json', 'README.md') # the user's to edit; they survive packing again
 
 def _check_replaceable(folder:Path):
@@ -83,8 +84,8 @@ def _check_replaceable(folder:Path):
     if not folder.exists(): return
     if not folder.is_dir(): raise AudiotagError('is a file', file=folder, fix='name a folder')
     known = {*_page_files, 'audiotag.json', 'bundle.json'}
-    if (folder/'bundle.json').is_file(): known |= set(Bundle(folder).about['files'])
-    if strange := sorted(o.name for o in folder.iterdir() if o.name not in known):
+    ours = lambda o: o.name in known or (o.suffix=='.safetensors' and folder_kind(folder)=='bundle')
+    if strange := sorted(o.name for o in folder.iterdir() if o.is_dir() or not ours(o)):
         raise AudiotagError(f"holds files that are not a bundle's: {', '.join(strange[:3])}", file=folder, fix='name another folder, or move them away')
 
 def _readme(run, scores)->str:
@@ -98,28 +99,37 @@ Weights sealed by audiotag as safetensors and JSON: nothing in here can run code
 {rows}
 """
 
-# %% ../nbs/90_kaggle.ipynb #f777db54
+# %% ../nbs/90_kaggle.ipynb #7fef8fe0
 def pack_weights(
     run, # a finished `audiotag.stages.Run`
     folder, # the dataset's folder, usually kaggle_datasets/NAME
     *,
-    owner:str='your-kaggle-name',
+    owner:str='', # Kaggle user name; empty: as in the metadata that is there
     title:str='',
 )->Path:
     "Seal the members of a run as a bundle that can be uploaded; the same run gives the same bytes."
     from audiotag.competitions import class_prior
     from audiotag.stages import is_finished, stage_table
-    folder,recipe = Path(folder),run.recipe
+    folder,recipe = Path(folder).resolve(),run.recipe
     if not is_finished(run): raise AudiotagError('is not finished', file=run.folder, fix='run the same `audiotag train` again: it goes on where it stopped')
     _check_replaceable(folder)
     table = stage_table(run)
     scores = {f'{s}, {c}': float(v) for s,row in table.filter(like='lwlrap').round(6).iterrows() for c,v in row.items() if v==v}
-    page = {'dataset-metadata.json': json.dumps(dataset_metadata(folder.name, owner=owner, title=title), indent=1).encode(), 'README.md': _readme(run, scores).encode()}
-    page.update({f: (folder/f).read_bytes() for f in _page_files[:1] if (folder/f).is_file()})
+    page = {'dataset-metadata.json': _metadata(folder, owner, title), 'README.md': (folder/'README.md').read_bytes() if (folder/'README.md').is_file() else _readme(run, scores).encode()}
     members = [dict(stage=s, fold=k, oof=_fold_scores(run, s, k), state=run.model(s, k).state_dict()) for s in recipe.members for k in range(recipe.n_folds)]
     seal(folder, name=recipe.name, classes=run.classes, front_end=recipe.front_end, windows=recipe.windows, activation=recipe.activation, model=recipe.model,
          members=members, prior=class_prior(run.clips, run.classes), about={'recipe': recipe.hash, 'competition': run.competition, 'oof': scores}, extra=page, replace=True)
     return folder
+
+# %% ../nbs/90_kaggle.ipynb #83a862a3
+def _metadata(folder:Path, owner:str, title:str)->bytes:
+    "The user's own metadata if there is some and nothing else is asked for, else a new one."
+    path = folder/'dataset-metadata.json'
+    if not path.is_file(): return json.dumps(dataset_metadata(folder.name, owner=owner or 'your-kaggle-name', title=title), indent=1).encode()
+    old = read_json(path)
+    if not isinstance(old, dict) or '/' not in str(old.get('id')): raise AudiotagError("has no 'id' of the form owner/slug", file=path, fix='correct it, or remove it')
+    new = {**old, **({'id': f"{owner}/{old['id'].split('/')[1]}"} if owner else {}), **({'title': title} if title else {})}
+    return json.dumps(new, indent=1, ensure_ascii=False).encode() if new!=old else path.read_bytes()
 
 def _fold_scores(run, stage, fold)->dict:
     "Out-of-fold lwlrap of one model, by source."

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['recipes', 'freesound2019', 'get_recipe']
 
-# %% ../nbs/63_recipes.ipynb #5fe15ecb
+# %% ../nbs/63_recipes.ipynb #5447db36
 from .augment.spec import Lighting, MixUp, SpecMix, ZoomCrop
-from .core import AudiotagError, did_you_mean, set_field
+from .core import AudiotagError, did_you_mean, set_fields
 from .audio import Reading
 from .features import LogMel, Standardize
 from .losses import BCE
@@ -28,7 +28,7 @@ def freesound2019(
     return Recipe(front_end=front_end, model=CNNModel1(), augment=(MixUp(), SpecMix(), ZoomCrop(), Lighting()), n_folds=10,
                   stages=warm_up(batch_size=128), windows=Windows(frames=128, hop=48), **common)
 
-# %% ../nbs/63_recipes.ipynb #8cb1b538
+# %% ../nbs/63_recipes.ipynb #eb3df60f
 recipes = {'freesound2019': freesound2019}
 
 def get_recipe(
@@ -40,9 +40,7 @@ def get_recipe(
     "A recipe by name with some fields changed; raises `AudiotagError` on names and values that do not exist."
     if name not in recipes: raise AudiotagError(f'there is no recipe {name!r}', field='recipe', fix=did_you_mean(name, recipes))
     if scale not in ('full','small'): raise AudiotagError(f'there is no scale {scale!r}', field='scale', fix="choose 'full' or 'small'")
-    recipe = recipes[name](scale)
-    for change in changes:
-        field,eq,value = change.partition('=')
-        if not eq: raise AudiotagError(f'{change!r} is not of the form field=value', field='set', fix='for example stages.noisy.epochs=3')
-        recipe = set_field(recipe, field.strip(), value.strip())
-    return recipe
+    pairs = [change.partition('=') for change in changes]
+    for field,eq,value in pairs:
+        if not eq: raise AudiotagError(f'{field!r} is not of the form field=value', field='set', fix='for example stages.noisy.epochs=3')
+    return set_fields(recipes[name](scale), [(field.strip(), value.strip()) for field,_,value in pairs])

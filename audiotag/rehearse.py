@@ -21,7 +21,7 @@ def _with_parameters(nb, parameters:dict, path):
     nb.cells.insert(at[0]+1, nbformat.v4.new_code_cell('\n'.join(f'{k} = {v!r}' for k,v in parameters.items())))
     return nb
 
-# %% ../nbs/91_rehearse.ipynb #a1326eaf
+# %% ../nbs/91_rehearse.ipynb #2f6a5223
 def run_notebook(
     path, # the notebook; not changed
     workdir, # where it is executed; made if missing
@@ -35,6 +35,7 @@ def run_notebook(
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
     path,workdir = Path(path),Path(workdir)
+    if workdir.resolve()==path.resolve().parent: raise AudiotagError('would be overwritten by its executed copy', file=path, fix='name another folder to work in')
     workdir.mkdir(parents=True, exist_ok=True)
     try: nb = nbformat.read(path, as_version=4)
     except (OSError, ValueError) as e: raise AudiotagError(f'is not a readable notebook ({e})', file=path) from None

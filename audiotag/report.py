@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['as_text', 'plot_history', 'class_table', 'plot_classes', 'ledger_counts', 'ledger_overlap', 'selection_quality']
 
-# %% ../nbs/92_report.ipynb #9bed5922
+# %% ../nbs/92_report.ipynb #5af26c89
 import numpy as np, pandas as pd
 from .competitions import targets
 from .core import AudiotagError, read_json
 from .metrics import per_class_lwlrap
-from .stages import Picked, Run, stage_table
+from .stages import Picked, Run
 
 # %% ../nbs/92_report.ipynb #1355a3f1
 def as_text(

@@ -6,8 +6,8 @@
 __all__ = ['Picked', 'Stage', 'warm_up', 'Recipe', 'pick', 'ancestry', 'check_out_of_fold', 'Run', 'open_run', 'run_stages',
            'is_finished', 'stage_table']
 
-# %% ../nbs/61_stages.ipynb #5d237576
-import hashlib, json, numpy as np, pandas as pd, torch
+# %% ../nbs/61_stages.ipynb #2cfa59b1
+import hashlib, json, math, re, numpy as np, pandas as pd, torch
 from dataclasses import dataclass
 from pathlib import Path
 from fastcore.basics import patch
@@ -15,8 +15,8 @@ from . import losses
 from .augment import spec  # with losses and cnn: the kinds that a recipe.json may name
 from .models import cnn
 from .core import (AudiotagError, Config, claim_folder, config_from_dict, derive_seed, did_you_mean,
-                           folder_kind, locked, read_json, read_parquet, require_same, say, write_json, write_parquet)
-from .competitions import targets
+                           file_sha256, folder_kind, locked, read_json, read_parquet, require_same, say, write_json, write_parquet)
+from .competitions import CLIP_COLUMNS, targets
 from .data import fold_loaders
 from .features import FrontEnd
 from .folds import assign_folds
@@ -42,7 +42,7 @@ class Picked(Config):
         self.require(0<=self.at_least<=1, 'at_least', 'give a number from 0 to 1')
         self.require(self.at_most is None or self.at_most>0, 'at_most', 'give a positive number, or null for no cap')
 
-# %% ../nbs/61_stages.ipynb #d1910b36
+# %% ../nbs/61_stages.ipynb #d34600ca
 @dataclass(frozen=True, kw_only=True)
 class Stage(Config):
     "One round of training over all folds."
@@ -62,8 +62,10 @@ class Stage(Config):
         self.require(self.ema is None or not self.best_epoch, 'best_epoch', 'choose one of ema and best_epoch')
         self.require(self.patience is None or (self.patience>0 and self.best_epoch), 'patience', 'give a positive number, together with best_epoch')
         self.require(self.steps is None or self.steps>0, 'steps', 'give a positive number')
-        self.require(self.name.replace('_','').isalnum(), 'name', 'use letters, digits and underscores')
-        self.require(len(self.train_on)>0, 'train_on', 'name a source, such as "curated"')
+        self.require(re.fullmatch(r'[A-Za-z0-9_]+', self.name) and self.name!='golden', 'name', "use letters, digits and underscores, and another word than 'golden'")
+        sources = [r.source if isinstance(r, Picked) else r for r in self.train_on]
+        self.require(len(sources)==len(set(sources))>0, 'train_on', 'name a source, such as "curated"; each one once')
+        self.require(math.isfinite(self.lr), 'lr', 'give a number')
         for f in ('epochs','lr','batch_size'): self.require(getattr(self, f)>0, f, 'give a positive number')
 
 # %% ../nbs/61_stages.ipynb #17e9c8fc
@@ -89,7 +91,7 @@ def warm_up(
 def _known(name, names, field, what):
     if name not in names: raise AudiotagError(f'{name!r} is no {what}', field=field, fix=did_you_mean(name, names))
 
-# %% ../nbs/61_stages.ipynb #cc9d59ce
+# %% ../nbs/61_stages.ipynb #7a28c530
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Config):
     "All settings of a system."
@@ -108,17 +110,23 @@ class Recipe(Config):
     keep_memory:bool=True # see `audiotag.train.keep_memory`
     seed:int=0
 
-    def check(self):
-        names = [s.name for s in self.stages]
-        self.require(len(set(names))==len(names)>0, 'stages', 'give each stage a name of its own')
-        for i,s in enumerate(self.stages):
-            rules = [e for r in s.train_on if isinstance(r, Picked) for e in r.scores]
-            for e in [*rules, *([s.start_from] if s.start_from else [])]: _known(e, names[:i], f'stages.{s.name}', 'earlier stage')
-        for m in self.members: _known(m, names, 'members', 'stage')
-        self.require(len(self.members)>0, 'members', 'name the stages that make the submission')
-        self.require(self.n_folds>=2, 'n_folds', 'give 2 or more')
-        self.require(self.activation in ('sigmoid','softmax'), 'activation', "choose 'sigmoid' or 'softmax'")
-        self.require(self.precision in ('auto','bf16','fp32'), 'precision', "choose 'auto', 'bf16' or 'fp32'")
+# %% ../nbs/61_stages.ipynb #e16bd7dc
+@patch
+def check(self:Recipe):
+    "The parts have to fit together."
+    names = [s.name for s in self.stages]
+    self.require(len(set(names))==len(names)>0, 'stages', 'give each stage a name of its own')
+    for i,s in enumerate(self.stages):
+        rules = [e for r in s.train_on if isinstance(r, Picked) for e in r.scores]
+        for e in [*rules, *([s.start_from] if s.start_from else [])]: _known(e, names[:i], f'stages.{s.name}', 'earlier stage')
+    for m in self.members: _known(m, names, 'members', 'stage')
+    self.require(len(self.members)==len(set(self.members))>0, 'members', 'name the stages that make the submission, each once')
+    self.require(self.n_folds>=2, 'n_folds', 'give 2 or more')
+    self.require(hasattr(self.model, 'build'), 'model', 'give the settings of a network')
+    self.require(all(isinstance(o, losses.Loss) for o in [self.loss, *(s.loss for s in self.stages if s.loss)]), 'loss', 'give the settings of a loss')
+    self.require(all(isinstance(o, spec.Augment) for o in self.augment), 'augment', 'give settings of augmentations')
+    self.require(self.activation in ('sigmoid','softmax'), 'activation', "choose 'sigmoid' or 'softmax'")
+    self.require(self.precision in ('auto','bf16','fp32'), 'precision', "choose 'auto', 'bf16' or 'fp32'")
 
 # %% ../nbs/61_stages.ipynb #fb1a9244
 def pick(
@@ -147,7 +155,7 @@ def _reasons(ledger, rule):
             for l in r.labels: taken[r.fold,l] = taken.get((r.fold,l), 0)+1
     return reasons
 
-# %% ../nbs/61_stages.ipynb #7c441ad4
+# %% ../nbs/61_stages.ipynb #d205e841
 def ancestry(
     recipe:Recipe,
     stage:str, # name
@@ -166,23 +174,26 @@ def check_out_of_fold(
 ):
     "Raise `AudiotagError` if a clip, or another one of its group, is both scored and trained on."
     group = clips.set_index('clip_id').group
+    if unknown := [c for c in [*scored, *trained] if c not in group.index]: raise AudiotagError(f'the clip {unknown[0]!r} is not in the clip table', file=where, fix='was a file of this run changed by hand?')
     seen = set(group.loc[list(trained)])
     if leaked := [c for c in scored if group[c] in seen]:
         raise AudiotagError(f'{len(leaked)} clips would be scored by a model that was trained on them, the first is {leaked[0]!r}',
                             file=where, fix='this run was made with other folds: start it anew in an empty folder')
 
-# %% ../nbs/61_stages.ipynb #152a4fc8
+# %% ../nbs/61_stages.ipynb #16713fbc
 class Run:
     "A run folder: `recipe.json`, `clips.parquet`, `store/`, and `<n>-<stage>/fold-<k>/` with weights and scores."
     def __init__(self, folder):
         self.folder = Path(folder)
         if folder_kind(folder)!='run': raise AudiotagError('is not a run folder', file=folder, fix='give the --run of an `audiotag train`')
-        about = read_json(self.folder/'recipe.json')
-        self.recipe = config_from_dict(about['recipe'], where=str(self.folder/'recipe.json'))
+        path = self.folder/'recipe.json'
+        about = read_json(path)
+        if not isinstance(about, dict) or not {'recipe','classes','competition','scale','store','data'}<=set(about): raise AudiotagError('is not complete', file=path, fix='start a new run in another folder')
+        self.recipe = config_from_dict(about['recipe'], where=str(path))
         self.classes,self.competition,self.scale = tuple(about['classes']),about['competition'],about['scale']
-        self.clips = read_parquet(self.folder/'clips.parquet')
+        self.clips = read_parquet(self.folder/'clips.parquet', columns=CLIP_COLUMNS)
         self.clips['labels'] = [tuple(o) for o in self.clips.labels]
-        self.store = FeatureStore(about['store'] or self.folder/'store')
+        self.store = FeatureStore(str(about['store']) if about['store'] else self.folder/'store')
 
     def stage_path(self, stage:str)->Path:
         names = [s.name for s in self.recipe.stages]
@@ -198,7 +209,7 @@ def _fingerprint(clips, store)->str:
     text = '\n'.join(sorted(f'{r}|{",".join(l)}|{a}' for r,l,a in zip(rows, clips.labels, audio)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../nbs/61_stages.ipynb #b9efa5d2
+# %% ../nbs/61_stages.ipynb #c3974e59
 def open_run(
     folder, # made if missing
     recipe:Recipe,
@@ -219,6 +230,7 @@ def open_run(
     if (folder/'recipe.json').exists():
         if read_json(folder/'recipe.json')['data']!=mark:
             raise AudiotagError('the clips, their labels or their audio have changed since this run began', file=folder, fix='start a new run in another folder')
+        write_parquet(folder/'clips.parquet', clips) # the same clips, perhaps at another place
     else:
         write_parquet(folder/'clips.parquet', clips)
         about = dict(classes=list(competition.classes), competition=competition.name, data=mark, scale=scale, store=str(Path(store).absolute()) if store else None)
@@ -283,18 +295,29 @@ def _train(self:Run, stage:Stage, fold:int, label:str, cbs=()):
     train_fold(model, dls, folder, loss=stage.loss or recipe.loss, epochs=epochs, lr=stage.lr, augment=recipe.augment,
                precision=recipe.precision, keeper=keeper, seed=seed, label=label, cbs=cbs)
 
-# %% ../nbs/61_stages.ipynb #d1f72aff
+# %% ../nbs/61_stages.ipynb #64dcb64f
 @patch
 def _score(self:Run, stage:Stage, fold:int):
     "Score the clips of the fold, all sources, after proving that the model does not know them."
     clips = self.clips[self.clips.fold==fold]
     folder = self.fold_path(stage.name, fold)
     check_out_of_fold(clips.clip_id, self.trained_on(stage.name, fold), self.clips, where=folder)
-    got = dict(score_clips([self.model(stage.name, fold)], ((c, self.store[c]) for c in clips.clip_id), self.recipe.windows, activation=self.recipe.activation))
+    model = self.model(stage.name, fold).to('cuda' if torch.cuda.is_available() else 'cpu')
+    got = dict(score_clips([model], ((c, self.store[c]) for c in clips.clip_id), self.recipe.windows, activation=self.recipe.activation))
     table = pd.DataFrame(np.concatenate([got[c] for c in clips.clip_id]), columns=list(self.classes))
+    write_json(folder/'scored.json', {'weights': file_sha256(folder/'weights.safetensors')})
     write_parquet(folder/'oof.parquet', table.assign(clip_id=list(clips.clip_id)))
 
-# %% ../nbs/61_stages.ipynb #e7a2a767
+# %% ../nbs/61_stages.ipynb #d1204ecb
+@patch
+def is_done(self:Run, stage:str, fold:int)->bool:
+    "Whether this fold of this stage was trained and scored, and its weights are still the ones that were scored."
+    folder = self.fold_path(stage, fold)
+    if not all((folder/f).is_file() for f in ('oof.parquet','scored.json','weights.safetensors')): return False
+    said = read_json(folder/'scored.json')
+    return isinstance(said, dict) and said.get('weights')==file_sha256(folder/'weights.safetensors')
+
+# %% ../nbs/61_stages.ipynb #230e8785
 @patch
 def oof(self:Run, *stages:str)->pd.DataFrame: # index clip_id, one column a class
     "Out-of-fold probabilities of every labelled clip; of several stages, their mean."
@@ -323,9 +346,9 @@ def _select(self:Run, stage:Stage):
     said = [pick(r, self.clips, {s: self.clip_lwlrap(s) for s in r.scores}).assign(source=r.source) for r in rules]
     ledger = pd.concat(said)
     write_parquet(path, ledger)
-    say(f'{stage.name}: {int(ledger.picked.sum())} of {len(ledger)} noisy clips picked')
+    for source,part in ledger.groupby('source'): say(f'{stage.name}: {int(part.picked.sum())} of {len(part)} {source} clips picked')
 
-# %% ../nbs/61_stages.ipynb #f0bd557c
+# %% ../nbs/61_stages.ipynb #74d45d7d
 def run_stages(
     run:Run,
     *,
@@ -338,14 +361,14 @@ def run_stages(
         for i,stage in enumerate(run.recipe.stages, 1):
             run._select(stage)
             for fold in range(folds):
-                if (run.fold_path(stage.name, fold)/'oof.parquet').exists(): continue
+                if run.is_done(stage.name, fold): continue
                 run._train(stage, fold, f'stage {i}/{n} {stage.name}, fold {fold+1}/{folds},', cbs)
                 run._score(stage, fold)
     return run
 
 def is_finished(run:Run)->bool:
     "Whether all folds of all stages have been scored."
-    return all((run.fold_path(s.name, k)/'oof.parquet').exists() for s in run.recipe.stages for k in range(run.recipe.n_folds))
+    return all(run.is_done(s.name, k) for s in run.recipe.stages for k in range(run.recipe.n_folds))
 
 # %% ../nbs/61_stages.ipynb #0f6ebf42
 def stage_table(

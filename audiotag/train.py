@@ -6,9 +6,8 @@
 __all__ = ['autocast_dtype', 'keep_memory', 'EpochSeed', 'Augment', 'Precision', 'lwlrap_metric', 'Keeper', 'Ema', 'BestEpoch',
            'Checkpoint', 'load_weights', 'train_fold', 'find_lr']
 
-# %% ../nbs/60_train.ipynb #e149b1d3
+# %% ../nbs/60_train.ipynb #b2c39405
 import copy, ctypes, json, tempfile, time, torch, torch.nn as nn
-from contextlib import nullcontext
 from pathlib import Path
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.schedule import valley  # the import adds Learner.fit_one_cycle and Learner.lr_find
@@ -61,18 +60,16 @@ class Augment(Callback):
         x,y = augment_batch(self.augmentations, self.x, self.y, g)
         self.learn.xb,self.learn.yb = (x,),(y,)
 
-# %% ../nbs/60_train.ipynb #d8bda794
+# %% ../nbs/60_train.ipynb #2889f921
 class Precision(Callback):
     "Channels-last batches, and the forward pass under autocast when `dtype` is given; the loss is taken in fp32."
     order = 10
     def __init__(self, dtype:torch.dtype|None): self.dtype = dtype
-    def before_batch(self):
-        self.learn.xb = tuple(x.contiguous(memory_format=torch.channels_last) if x.ndim==4 else x for x in self.xb)
-        self.cast = torch.autocast(self.x.device.type, dtype=self.dtype) if self.dtype else nullcontext()
-        self.cast.__enter__()
-    def after_pred(self):
-        self.cast.__exit__(None, None, None)
-        self.learn.pred = self.pred.float()
+    def before_fit(self):
+        if self.dtype: self.model.forward = torch.autocast(torch.device(getattr(self.dls, 'device', None) or 'cpu').type, dtype=self.dtype)(self.model.forward)
+    def after_fit(self): vars(self.model).pop('forward', None)
+    def before_batch(self): self.learn.xb = tuple(x.contiguous(memory_format=torch.channels_last) if x.ndim==4 else x for x in self.xb)
+    def after_pred(self): self.learn.pred = self.pred.float()
 
 # %% ../nbs/60_train.ipynb #71e92c70
 def lwlrap_metric()->AccumMetric:
@@ -153,11 +150,13 @@ class Checkpoint(Callback):
         write_bytes(self.path, _pack(self.model.state_dict(), self.opt, kept, epoch=self.epoch+1, history=self.history, keeper=facts))
         say(f'{self.label} epoch {self.epoch+1}/{self.n_epoch}: loss {train:.4f}, valid {valid:.4f}, lwlrap {score:.3f} ({seconds:.1f} s)')
 
-# %% ../nbs/60_train.ipynb #04980f81
+# %% ../nbs/60_train.ipynb #6ba21bac
 def _restore(learn:Learner, path:Path, keeper:Keeper|None)->tuple[int,list]: # first epoch to run, history so far
     "Put a checkpoint's weights and optimiser state into a Learner, and what was kept into its keeper."
+    device = getattr(learn.dls, 'device', None) or 'cpu'
     groups,facts = _unpack(path)
-    learn.model.load_state_dict(groups['model'])
+    groups = {g: {k: v.to(device) for k,v in tensors.items()} for g,tensors in groups.items()}
+    learn.model.to(device).load_state_dict(groups['model'])
     if keeper: keeper.tensors,keeper.facts = groups['kept'],facts['keeper']
     states = [dict(s) for s in facts['opt']]
     for name,v in groups['opt'].items():
@@ -173,7 +172,7 @@ def load_weights(model:nn.Module, path)->nn.Module:
     except RuntimeError as e: raise AudiotagError(f'holds the weights of another model ({str(e).splitlines()[-1].strip()})', file=path) from None
     return model
 
-# %% ../nbs/60_train.ipynb #a68df841
+# %% ../nbs/60_train.ipynb #9abf5bdd
 def train_fold(
     model:nn.Module, # already seeded, or with the weights of the stage before
     dls, # `audiotag.data.fold_loaders`
@@ -192,7 +191,7 @@ def train_fold(
 )->list[dict]: # the history: epoch, train_loss, valid_loss, valid_lwlrap, seconds
     "Train to the end, from the last finished epoch if there is one; `model` ends with the final weights."
     folder = Path(folder)
-    if not (folder/'weights.safetensors').exists():
+    if not _is_whole(folder/'weights.safetensors'):
         dtype = autocast_dtype(precision, getattr(dls, 'device', None) or 'cpu')
         learn = Learner(dls, model.to(memory_format=torch.channels_last), loss_func=loss, opt_func=Adam, lr=lr, wd=wd, metrics=lwlrap_metric())
         _fit(learn, folder, epochs, lr, label, keeper, [EpochSeed(seed), Augment(augment, seed), Precision(dtype), *cbs])
@@ -200,7 +199,12 @@ def train_fold(
     load_weights(model, folder/'weights.safetensors')
     return read_json(folder/'history.json')
 
-# %% ../nbs/60_train.ipynb #b1cf9864
+# %% ../nbs/60_train.ipynb #e086e3dd
+def _is_whole(path:Path)->bool:
+    "Whether a file of weights is there and can be read to its end."
+    try: return path.exists() and bool(_unpack(path)[0]['model'])
+    except AudiotagError: return False
+
 def _fit(learn, folder, epochs, lr, label, keeper, cbs):
     "Train from the last checkpoint to the end, and write what is left of it."
     path = folder/'checkpoint.safetensors'

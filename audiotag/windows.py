@@ -12,7 +12,7 @@ import numpy as np
 from .core import AudiotagError, Config, did_you_mean
 from .features import crop_frames, window_starts
 
-# %% ../nbs/52_windows.ipynb #a2084df4
+# %% ../nbs/52_windows.ipynb #35c50be8
 @dataclass(frozen=True, kw_only=True)
 class Windows(Config):
     "How a clip is cut for scoring, and how the scores of its windows become one."
@@ -20,7 +20,7 @@ class Windows(Config):
     hop:int=48 # from one window to the next, frames; system 1 takes 48
     pooling:str='mean' # 'mean', 'max', or 'geometric' over the windows' probabilities
     def check(self):
-        self.require(self.frames>0, 'frames', 'give a positive number of frames')
+        self.require(0<self.frames<=1_000_000, 'frames', 'give a positive number of frames')
         self.require(0<self.hop<=self.frames, 'hop', 'give 1 to `frames`: a longer hop would skip sound')
         self.require(self.pooling in _poolings, 'pooling', did_you_mean(self.pooling, _poolings))
 
@@ -57,7 +57,7 @@ def batches(
             names,parts = [],[]
     if names: yield names, np.concatenate(parts)
 
-# %% ../nbs/52_windows.ipynb #f93e62ed
+# %% ../nbs/52_windows.ipynb #e044b2fb
 def probabilities(
     model, # torch module: (n, channels, bands, frames) -> logits (n, classes); in eval mode
     x:np.ndarray, # windows
@@ -68,7 +68,7 @@ def probabilities(
     "What the network says of each window; raises `AudiotagError` when it says NaN."
     import torch
     device,out = next(model.parameters()).device,[]
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         for i in range(0, len(x), batch_size):
             logits = model(torch.from_numpy(x[i:i+batch_size]).to(device).contiguous(memory_format=torch.channels_last)).float()
             out.append((logits.sigmoid() if activation=='sigmoid' else logits.softmax(1)).cpu().numpy())

@@ -14,12 +14,15 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import AUDIOTAG, SETS, audiotag, train_words  # noqa: E402
 
+from audiotag.bundle import _seal_of, open_bundle  # noqa: E402
 from audiotag.competitions import load_competition  # noqa: E402
 from audiotag.core import AudiotagError, read_json, write_json  # noqa: E402
 from audiotag.inference import check_submission, infer  # noqa: E402
+from audiotag.kaggle import pack_weights  # noqa: E402
 from audiotag.recipes import get_recipe  # noqa: E402
 from audiotag.stages import Run, ancestry, check_out_of_fold, open_run, run_stages  # noqa: E402
 from audiotag.synth import make_competition  # noqa: E402
+from audiotag.windows import score_clips  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -263,13 +266,145 @@ def test_an_unreadable_file_is_left_out_of_training_and_gets_the_prior_in_the_te
 
 
 @pytest.mark.parametrize("victim", ["curated.safetensors", "golden.safetensors", "bundle.json"])
-def test_a_changed_bundle_is_refused(data, whole, tmp_path, victim):
+def test_a_changed_bundle_is_refused(whole, tmp_path, victim):
+    "One bit anywhere: in the weights, in the golden example, in the JSON."
     shutil.copytree(whole[0] / "tiny-weights", tmp_path / "b")
-    raw = bytearray((tmp_path / "b" / victim).read_bytes())
-    raw[len(raw) // 2] ^= 1
-    (tmp_path / "b" / victim).write_bytes(raw)
-    done = audiotag("infer", "--bundle", tmp_path / "b", "--data", data, "--out", tmp_path / "s.csv")
-    assert_one_sentence(done, "b")
+    path = tmp_path / "b" / victim
+    raw = path.read_bytes()
+    for at in range(0, len(raw), max(1, len(raw) // (400 if victim == "bundle.json" else 8))):
+        path.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1:])
+        if victim == "bundle.json" and same_json(raw, path.read_bytes()):
+            continue  # white space, or a digit that no float64 sees
+        with pytest.raises(AudiotagError):
+            open_bundle(tmp_path / "b")
+
+
+def same_json(a, b):
+    try:
+        return json.loads(a) == json.loads(b)
+    except ValueError:
+        return False
+
+
+HOSTILE = {
+    "lists for names": dict(members=[{"model": ["main"], "file": {}, "stage": 1, "fold": [], "prefix": None, "oof": {}}]),
+    "a huge prior": dict(prior=[10**400] * 8),
+    "a negative prior": dict(prior=[-5.0] * 8),
+    "a wide network": dict(models={"main": {"kind": "CNNModel1", "width": 10**30, "head": "code", "in_channels": 1, "hidden": None}}),
+    "a long window": dict(windows={"kind": "Windows", "frames": 10**10, "hop": 1, "pooling": "mean"}),
+    "deep lists": dict(windows={"kind": "Windows", "frames": json.loads("[" * 600 + "]" * 600), "hop": 1, "pooling": "mean"}),
+    "no members": dict(members=[]),
+    "a path that climbs": dict(files={"../data/train_curated.csv": {"size": 1, "sha256": ""}}),
+    "another schema": dict(schema=True),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_bundle_from_a_stranger_is_refused_with_a_sentence(whole, tmp_path, what):
+    "The JSON is sealed again, as somebody with bad intentions would do."
+    shutil.copytree(whole[0] / "tiny-weights", tmp_path / "b")
+    about = {**read_json(tmp_path / "b" / "bundle.json"), **HOSTILE[what]}
+    write_json(tmp_path / "b" / "bundle.json", {**about, "sha256": _seal_of(about)})
+    with pytest.raises(AudiotagError):
+        open_bundle(tmp_path / "b")
+
+
+def test_packing_again_keeps_what_the_user_wrote(whole, tmp_path):
+    run, folder = Run(whole[0] / "run"), tmp_path / "tiny-weights"
+    pack_weights(run, folder)
+    (folder / "README.md").write_text("my own words\n")
+    edit(folder / "dataset-metadata.json", "tiny weights", "Weights of mine")
+    pack_weights(run, folder, owner="ann")
+    meta = read_json(folder / "dataset-metadata.json")
+    assert (folder / "README.md").read_text() == "my own words\n" and meta["title"] == "Weights of mine" and meta["id"] == "ann/tiny-weights"
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(AudiotagError, match="notes.txt"):
+        pack_weights(run, folder)
+
+
+def test_weights_that_were_damaged_are_trained_again(data, whole, tmp_path):
+    run, words = copy_of(whole, tmp_path), train_words(data, tmp_path / "run")
+    path = run / "4-certain" / "fold-1" / "weights.safetensors"
+    good = path.read_bytes()
+    for bad in (good[:-1] + bytes([good[-1] ^ 1]), good[: len(good) // 2]):
+        path.write_bytes(bad)
+        assert_one_sentence(audiotag("pack", "weights", run, tmp_path / "w"), "not finished")
+        (run / "4-certain" / "fold-1" / "oof.parquet").unlink()
+        if len(bad) == len(good):
+            path.unlink()  # a flipped bit is still a readable file: only its owner can say that it is wrong
+        assert audiotag(*words).returncode == 0
+        assert path.read_bytes() == good
+
+
+def test_an_interrupt_inside_of_a_session_leaves_nothing_behind(data, whole, tmp_path):
+    "Ctrl-C in the middle of a forward pass, and all cells run again in the same kernel: the same bytes."
+    import torch
+    from fastai.callback.core import Callback
+
+    class Interrupt(Callback):
+        order = 20
+
+        def after_pred(self):
+            if self.training and self.epoch == 1:
+                raise KeyboardInterrupt
+
+    recipe, competition = get_recipe("freesound2019", scale="small", changes=SETS), load_competition(data)
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(open_run(tmp_path / "run", recipe, competition), cbs=[Interrupt()])
+    assert not torch.is_autocast_enabled("cpu")
+    torch.set_num_threads(1)  # as in the uninterrupted run
+    pack_weights(run_stages(open_run(tmp_path / "run", recipe, competition)), tmp_path / "tiny-weights")
+    assert content(tmp_path / "tiny-weights") == content(whole[0] / "tiny-weights")
+
+
+@pytest.mark.parametrize("name,text", [("recipe.json", "{}"), ("recipe.json", "[]"), ("clips.parquet", "PAR1"), ("1-noisy/fold-0/oof.parquet", ""), ("1-noisy/fold-0/trained_on.json", '["nobody.wav"]')])
+def test_a_damaged_run_is_one_sentence(whole, tmp_path, name, text):
+    run = copy_of(whole, tmp_path)
+    (run / name).write_text(text)
+    with pytest.raises(AudiotagError):
+        opened = Run(run)
+        opened.oof("noisy")
+        opened._score(opened.recipe.stages[0], 0)
+
+
+def test_one_odd_file_does_not_cost_the_submission(data, whole, tmp_path, monkeypatch):
+    from audiotag.features import LogMel
+
+    honest, seen = LogMel.from_file, []
+
+    def odd(self, path, **kwargs):
+        seen.append(path)
+        if len(seen) == 3:
+            raise RuntimeError("who would have thought")
+        return honest(self, path, **kwargs)
+
+    monkeypatch.setattr(LogMel, "from_file", odd)
+    report = infer(whole[0] / "tiny-weights", data, tmp_path / "s.csv")
+    assert report.scored == 11 and "who would have thought" in next(iter(report.prior.values()))
+
+
+def test_the_prior_is_there_before_the_networks_are_loaded(data, whole, tmp_path):
+    shutil.copytree(whole[0] / "tiny-weights", tmp_path / "b")
+    (tmp_path / "b" / "certain.safetensors").write_bytes(b"")
+    with pytest.raises(AudiotagError, match="certain.safetensors"):
+        infer(tmp_path / "b", data, tmp_path / "s.csv")
+    assert not [f for f in check_submission(tmp_path / "s.csv", load_competition(data, train=False)) if f.kaggle]
+
+
+def test_what_was_scored_before_an_interrupt_is_kept(data, whole, tmp_path, monkeypatch):
+    import audiotag.inference as inference
+
+    def half(*args, **kwargs):
+        for i, pair in enumerate(score_clips(*args, **{**kwargs, "batch_size": 1})):
+            if i == 6:
+                raise KeyboardInterrupt
+            yield pair
+
+    monkeypatch.setattr(inference, "score_clips", half)
+    with pytest.raises(KeyboardInterrupt):
+        infer(whole[0] / "tiny-weights", data, tmp_path / "s.csv")
+    table = pd.read_csv(tmp_path / "s.csv", index_col=0)
+    assert len(table.drop_duplicates()) == 7  # six clips with scores, and the prior
 
 
 # --- the file at every moment ---------------------------------------------------------------------

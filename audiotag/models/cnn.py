@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['CNN', 'CNNModel1', 'VGG16BN']
 
-# %% ../../nbs/41_models.cnn.ipynb #d7b61560
+# %% ../../nbs/41_models.cnn.ipynb #031ddf1d
 from dataclasses import dataclass
 from torch import nn
-from ..core import Config
+from ..core import AudiotagError, Config
 from .blocks import ConvBlock, SpectrogramNet, conv_bn_relu, heads, make_head
 
-# %% ../../nbs/41_models.cnn.ipynb #5ad22397
+# %% ../../nbs/41_models.cnn.ipynb #180bc2ab
 @dataclass(frozen=True, kw_only=True)
 class CNN(Config):
     "What both networks can be asked for; `build` puts the head behind the body that a subclass makes."
@@ -21,10 +21,12 @@ class CNN(Config):
     hidden:int|None=None # size of the dense layer in the head; None: 512 or 128
 
     def check(self):
-        self.require(self.width>=1, 'width', 'give the channels of the first block, 64 in the original')
+        self.require(1<=self.width<=4096, 'width', 'give the channels of the first block, 64 in the original')
         self.require(self.head in heads, 'head', f"give one of {', '.join(heads)}")
         self.require(self.in_channels in (1, 3), 'in_channels', 'give 1, or 3 as the entrant did')
         self.require(self.hidden is None or self.hidden>=1, 'hidden', 'give the size of the dense layer in the head, or None for its own')
+
+    def _body(self): raise AudiotagError('CNN is no network by itself', field='model', fix='choose CNNModel1 or VGG16BN')
 
     def build(self, n_classes:int)->SpectrogramNet:
         "The torch module, with weights from torch's global generator."
