@@ -102,7 +102,7 @@ def _golden(wave, front_end, windows, activation, models)->dict:
     (_,scores), = score_clips(models, [('golden', features)], windows, activation=activation)
     return {'wave': wave, 'features': features, 'scores': scores}
 
-# %% ../nbs/80_bundle.ipynb #e8a2adec
+# %% ../nbs/80_bundle.ipynb #10bf7e1b
 class Bundle:
     "An opened bundle: `classes`, `front_end`, `windows`, `activation`, `prior`, `members`; `models()` loads the networks."
     def __init__(self, folder):
@@ -112,7 +112,7 @@ class Bundle:
         if self.path.stat().st_size > 20_000_000: raise AudiotagError('is too large to be a bundle.json', file=self.path)
         self.about = read_json(self.path)
         schema = self.about.get('schema') if isinstance(self.about, dict) else None
-        if schema!=SCHEMA: raise AudiotagError(f'has schema {schema!r}, this audiotag reads {SCHEMA}', file=self.path, fix='update audiotag, or pack the run again')
+        if type(schema) is not int or schema!=SCHEMA: raise AudiotagError(f'has schema {schema!r}, this audiotag reads {SCHEMA}', file=self.path, fix='update audiotag, or pack the run again')
         try:
             if self.about.get('sha256')!=_seal_of(self.about): raise AudiotagError('was changed since it was sealed', file=self.path, fix='pack the run again, or fetch the dataset again')
             self._take(self.about)

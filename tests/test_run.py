@@ -348,12 +348,14 @@ def test_an_interrupt_inside_of_a_session_leaves_nothing_behind(data, whole, tmp
             if self.training and self.epoch == 1:
                 raise KeyboardInterrupt
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the uninterrupted run
     recipe, competition = get_recipe("freesound2019", scale="small", changes=SETS), load_competition(data)
     with pytest.raises(KeyboardInterrupt):
         run_stages(open_run(tmp_path / "run", recipe, competition), cbs=[Interrupt()])
     assert not torch.is_autocast_enabled("cpu")
-    torch.set_num_threads(1)  # as in the uninterrupted run
     pack_weights(run_stages(open_run(tmp_path / "run", recipe, competition)), tmp_path / "tiny-weights")
+    torch.set_num_threads(threads)
     assert content(tmp_path / "tiny-weights") == content(whole[0] / "tiny-weights")
 
 
