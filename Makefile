@@ -17,6 +17,7 @@ $(READY): settings.ini setup.py
 	@touch $(READY)
 
 demo: $(READY)
+	@echo 'audiotag demo: the whole way from recordings to submission.csv, on synthesised sounds'
 	@$(PY) -c 'from audiotag.demo import main; raise SystemExit(main(["demo"]))'
 
 test: $(READY)

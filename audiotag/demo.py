@@ -68,7 +68,7 @@ def demo(
     write_json(folder/'done.json', facts)
     _show(folder, bundle, facts, table=False)
 
-# %% ../nbs/94_demo.ipynb #2fb06eef
+# %% ../nbs/94_demo.ipynb #9bafc79d
 def _show(folder:Path, bundle, facts, *, table=True):
     "The last words of the demo: scores, and where the files are."
     if table: print_results(Run(folder/'run'))
@@ -81,7 +81,7 @@ lwlrap of submission.csv on the hidden truth of the test clips: {facts['lwlrap_t
   {facts['notebook']}   the executed notebook
   {folder}/working/submission.csv
 
-{facts['seconds']} s in this call""")
+{facts['seconds']} s from the last start to the end""")
 
 # %% ../nbs/94_demo.ipynb #cd01b5cc
 @command('demo')
