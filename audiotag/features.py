@@ -156,12 +156,13 @@ class LogMel(FrontEnd):
     @property
     def n_channels(self): return 1+self.deltas+self.frequency_channel
 
-# %% ../nbs/11_features.ipynb #ab5acbac
+# %% ../nbs/11_features.ipynb #b497e215
 @patch
 def check(self:LogMel):
     FrontEnd.check(self)
-    for name in ('hop_length', 'n_mels'): self.require(getattr(self, name)>0, name, 'give a positive number')
-    self.require(self.n_fft>1, 'n_fft', 'give at least 2 samples')
+    self.require(self.hop_length>0, 'hop_length', 'give a positive number')
+    self.require(0<self.n_mels<=8192, 'n_mels', 'give 1 to 8192') # upper bounds, because settings also come from strangers' bundles
+    self.require(1<self.n_fft<=2**20, 'n_fft', 'give 2 to 2**20 samples')
     nyquist,width = self.sample_rate/2, self.sample_rate/self.n_fft
     self.require(0<=self.f_min<nyquist, 'f_min', f'give at least 0 and less than {nyquist:g} Hz')
     self.require(self.f_max is None or 0<self.f_max<=nyquist, 'f_max',

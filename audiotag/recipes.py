@@ -5,22 +5,21 @@
 # %% auto #0
 __all__ = ['recipes', 'freesound2019', 'get_recipe']
 
-# %% ../nbs/63_recipes.ipynb #5447db36
+# %% ../nbs/63_recipes.ipynb #e1bf3c3e
 from .augment.spec import Lighting, MixUp, SpecMix, ZoomCrop
 from .core import AudiotagError, did_you_mean, set_fields
-from .audio import Reading
-from .features import LogMel, Standardize
+from .features import PRESETS
 from .losses import BCE
 from .models.cnn import CNNModel1
 from .stages import Recipe, warm_up
 from .windows import Windows
 
-# %% ../nbs/63_recipes.ipynb #8f6b62d0
+# %% ../nbs/63_recipes.ipynb #dc283597
 def freesound2019(
     scale:str='full', # 'full' (the entrant's, for a GPU) or 'small' (minutes on two CPU cores)
 )->Recipe:
     "System 1: the four-stage warm-up (Freesound 2019, 8th place)."
-    front_end = LogMel(n_fft=2560, hop_length=694, top_db=80, reading=Reading(trim_db=60, pad_to_s=2), scaling=Standardize())
+    front_end = PRESETS['freesound_kernel']
     common = dict(name='freesound2019', layout='freesound2019', loss=BCE(), members=('curated','agreed','certain'))
     if scale=='small':
         return Recipe(front_end=front_end.replace(n_mels=64), model=CNNModel1(width=16), n_folds=5,
