@@ -14,7 +14,7 @@ from .models.cnn import CNNModel1
 from .stages import Recipe, warm_up
 from .windows import Windows
 
-# %% ../nbs/63_recipes.ipynb #dc283597
+# %% ../nbs/63_recipes.ipynb #bed336fc
 def freesound2019(
     scale:str='full', # 'full' (the entrant's, for a GPU) or 'small' (minutes on two CPU cores)
 )->Recipe:
@@ -23,7 +23,7 @@ def freesound2019(
     common = dict(name='freesound2019', layout='freesound2019', loss=BCE(), members=('curated','agreed','certain'))
     if scale=='small':
         return Recipe(front_end=front_end.replace(n_mels=64), model=CNNModel1(width=16), n_folds=5,
-                      stages=warm_up((20,40,20,20), lr=3e-3, batch_size=32), windows=Windows(frames=128, hop=48), **common)
+                      stages=warm_up((20,60,40,40), lr=3e-3, batch_size=32), windows=Windows(frames=128, hop=48), **common)
     return Recipe(front_end=front_end, model=CNNModel1(), augment=(MixUp(), SpecMix(), ZoomCrop(), Lighting()), n_folds=10,
                   stages=warm_up(batch_size=128), windows=Windows(frames=128, hop=48), **common)
 
