@@ -185,7 +185,7 @@ def _check_lengths(clips):
     _refuse(timed, beyond, lambda o: f'{o.start_s:g} to {o.end_s:g} s lies outside of {Path(o.path).name}, which has {_seconds(o.path):.2f} s',
             field='end_s', fix='correct the time')
 
-# %% ../nbs/20_competitions.ipynb #cfb597b0
+# %% ../nbs/20_competitions.ipynb #b00047ae
 @dataclass(frozen=True, eq=False)
 class Competition:
     "What a layout makes of a folder."
@@ -195,8 +195,13 @@ class Competition:
     clips:pd.DataFrame # the clip table: training clips, then test clips in the order of the submission
     template:pd.DataFrame # the sample submission, all cells str
     id_column:str # of the template
-    metric:str # 'lwlrap', …
+    metric:str # the name of a function of `audiotag.metrics`: 'lwlrap', 'accuracy', 'macro_auc'
     notes:tuple=() # what was odd but no error, as sentences
+    label_column:str='' # where a row wants one label instead of a score a class: the column that it stands in
+
+    @property
+    def columns(self)->tuple: # the header that a submission has to have
+        return tuple(self.template.columns)
 
     def of(self, *sources)->pd.DataFrame:
         "The clips of some sources, with a fresh index."
@@ -206,11 +211,11 @@ class Competition:
         counts = ', '.join(f'{n} {s}' for s,n in self.clips.source.value_counts(sort=False).items())
         return f'Competition {self.name} ({len(self.classes)} classes, {self.metric}): {counts} clips in {self.root}'
 
-# %% ../nbs/20_competitions.ipynb #ec2b98ce
+# %% ../nbs/20_competitions.ipynb #093277d5
 _layouts = {}
 
 def layout(name:str):
-    "Decorator: enter a function `(root:Path, train:bool) -> Competition` under `name`."
+    "Decorator: enter a function `(root:Path, train:bool, classes:tuple) -> Competition` under `name`."
     def enter(f):
         _layouts[name] = f
         return f
@@ -225,12 +230,13 @@ def load_competition(
     layout:str='freesound2019', # one of `layouts()`
     *,
     train:bool=True, # False leaves the training clips out: all that inference needs
+    classes=(), # of the bundle, for a folder that does not name them itself
 )->Competition:
     "Read and check a competition; raises `AudiotagError` naming file and row of the first fault; says what is merely odd."
     if layout not in _layouts: raise AudiotagError(f'unknown layout {layout!r}', field='layout', fix=did_you_mean(layout, _layouts))
     root = Path(root).resolve()
     if not root.is_dir(): raise AudiotagError('there is no such folder', file=root, fix='name the folder that holds the sample submission')
-    found = _layouts[layout](root, train)
+    found = _layouts[layout](root, train, tuple(classes))
     for note in found.notes: say(f'{found.name}: {note}')
     return found
 
@@ -255,33 +261,38 @@ def _listed(root, part, source):
     notes = [f'{len(extra)} files of {part}/ are not in {part}.csv and stay unused: {a_few(extra)}'] if extra else []
     return clips, notes
 
-# %% ../nbs/20_competitions.ipynb #e751b8ca
+# %% ../nbs/20_competitions.ipynb #c5e6ca15
 def _can_be_id(name): # not hidden, and its bytes are UTF-8: a csv could not hold it otherwise
     return name[0]!='.' and name.encode(errors='ignore').decode()==name
 
-def _test_rows(root, part, template, path, id_column, suffix):
-    "Test clips: the template's ids in its order, then further files sorted; and notes on the difference."
-    ids,there = list(template[id_column]),{o for o in _files_of(root/part) if o.lower().endswith(suffix) and _can_be_id(o)}
+def _test_rows(root, part, template, path, id_column, suffix, ending=''):
+    "Test clips: the template's ids in its order, then further files sorted; and notes on the difference. `ending` is what an id lacks."
+    ids = list(template[id_column])
+    there = {o.removesuffix(ending) for o in _files_of(root/part) if o.lower().endswith(suffix) and o.endswith(ending) and _can_be_id(o)}
     extra,gone = sorted(there-set(ids)),[o for o in ids if o not in there]
     if extra and ids and len(gone)==len(ids):
         raise AudiotagError(f'none of the {len(ids)} ids is a file in {part}/, which holds {a_few(extra)}', file=path, fix='are they of one competition?')
-    clips = clip_table(ids+extra, path=[str(root/part/o) for o in ids+extra], labels=[()]*len(ids+extra), source='test', file=path,
+    clips = clip_table(ids+extra, path=[str(root/part/(o+ending)) for o in ids+extra], labels=[()]*len(ids+extra), source='test', file=path,
                        row=[*template['row'], *[0]*len(extra)])
     notes = [f'{len(extra)} files of {part}/ are not in the template; they get rows at the end: {a_few(extra)}'] if extra else []
     if gone: notes.append(f'{len(gone)} ids of the template have no file in {part}/ and will get the class prior: {a_few(gone)}')
     return clips, notes
 
+# %% ../nbs/20_competitions.ipynb #de4b17c9
+def _competition(name, root, classes, parts, template, id_column, metric, *, train, label_column=''):
+    "Check and join what a layout has found: `parts` are pairs of clips and notes."
+    clips = check_clips(pd.concat([o for o,_ in parts], ignore_index=True), classes).drop(columns=['_file','_row'])
+    joined,same = join_same_content(clips) if train else (clips, [])
+    return Competition(name, root, classes, joined, template.drop(columns='row'), id_column, metric,
+                       tuple(n for _,notes in parts for n in notes)+tuple(same), label_column)
+
 @layout('freesound2019')
-def _freesound2019(root, train):
+def _freesound2019(root, train, classes):
     path = root/'sample_submission.csv'
     template,classes = _template(path, 'fname')
     parts = [_listed(root, 'train_curated', 'curated'), _listed(root, 'train_noisy', 'noisy')] if train else []
     parts.append(_test_rows(root, 'test', template, path, 'fname', '.wav'))
-    clips = check_clips(pd.concat([o for o,_ in parts], ignore_index=True), classes)
-    clips = clips.drop(columns=['_file','_row'])
-    joined,same = join_same_content(clips) if train else (clips, [])
-    return Competition('freesound2019', root, classes, joined, template.drop(columns='row'), 'fname', 'lwlrap',
-                       tuple(n for _,notes in parts for n in notes)+tuple(same))
+    return _competition('freesound2019', root, classes, parts, template, 'fname', 'lwlrap', train=train)
 
 # %% ../nbs/20_competitions.ipynb #e4c24ba6
 def _middle(path):
@@ -317,6 +328,45 @@ def join_same_content(
     notes = [f'{n} files have the same content as another one and share its group: {a_few([Path(p).name for s in sets for p in s])}'] if n else []
     return clips.assign(group=[find(g) for g in clips.group]), notes
 
+# %% ../nbs/20_competitions.ipynb #0c339e0e
+def _label_template(root, *names):
+    "The template that wants a label: the first of `names` that is there, which must have `file_name,label`."
+    path = next((root/o for o in names if (root/o).is_file()), root/names[0])
+    template = read_table(path, columns=['file_name','label'])
+    if len(template.columns)!=2:
+        raise AudiotagError(f"the columns must be 'file_name' and 'label', not {a_few(template.columns, 4)}", file=path, fix='take the template of the competition')
+    return path, template.reset_index()
+
+def _class_folders(folder)->tuple:
+    "The sorted names of the folders below `folder` that can be classes; none when it does not exist."
+    try:
+        with os.scandir(folder) as found: return tuple(sorted(o.name for o in found if o.is_dir() and o.name[0] not in '._' and _can_be_id(o.name)))
+    except (FileNotFoundError, NotADirectoryError): return ()
+
+def _speaker(name, other): return name.split('_nohash_')[0] if '_nohash_' in name else other
+
+def _foldered(root, classes):
+    "The clips of `train/<label>/`, and notes."
+    found = [(c, o) for c in classes for o in sorted(_files_of(root/'train'/c)) if o.lower().endswith('.wav') and _can_be_id(o)]
+    if not found: raise AudiotagError('there are no .wav files below it', file=root/'train', fix='unpack the archive again')
+    ids = [f'{c}/{o}' for c,o in found]
+    clips = clip_table(ids, path=[str(root/'train'/o) for o in ids], labels=[(c,) for c,_ in found], source='curated',
+                       group=[_speaker(o, i) for (_,o),i in zip(found, ids)], file=root/'train', row=range(1, len(ids)+1))
+    empty,mute = [c for c in classes if c not in {c for c,_ in found}],sum('_nohash_' not in o for _,o in found)
+    notes = [f'{len(empty)} classes have no clips: {a_few(empty)}'] if empty else []
+    return clips, notes+([f'{mute} files do not name their speaker: folds cannot keep the speakers apart'] if mute else [])
+
+# %% ../nbs/20_competitions.ipynb #96a83a00
+@layout('universal2020')
+def _universal2020(root, train, classes):
+    path,template = _label_template(root, 'submission.csv', 'sample_submission.csv')
+    classes = _class_folders(root/'train') or classes
+    if not classes:
+        raise AudiotagError('the classes are the folders of train/, and there are none', file=root/'train', fix='unpack the training part too')
+    parts = [_foldered(root, classes)] if train else []
+    parts.append(_test_rows(root, 'test', template, path, 'file_name', '.wav'))
+    return _competition('universal2020', root, classes, parts, template, 'file_name', 'accuracy', train=train, label_column='label')
+
 # %% ../nbs/20_competitions.ipynb #7cd531c3
 def targets(
     clips:pd.DataFrame, # a clip table
@@ -340,7 +390,7 @@ def class_prior(
         if (clips.source==source).any(): return targets(clips[clips.source==source], classes).mean(0)
     return np.full(len(classes), 1/len(classes), dtype=np.float32)
 
-# %% ../nbs/20_competitions.ipynb #e6a212b6
+# %% ../nbs/20_competitions.ipynb #85a55150
 @patch
 def submission(self:Competition,
     scores, # {clip_id: (n_classes,)}, or (n_test, n_classes) in the order of `self.of('test')`
@@ -360,4 +410,22 @@ def submission(self:Competition,
         raise AudiotagError(f'the shape is {scores.shape} and not {shape}', field='scores', fix='give one row a test clip and one column a class')
     if (bad := np.flatnonzero(~np.isfinite(scores).all(1))).size:
         raise AudiotagError(f'{ids[bad[0]]!r} has a score that is NaN or infinite', row=int(bad[0])+1, field='scores')
-    return pd.concat([pd.DataFrame({self.id_column: ids}), pd.DataFrame(scores, columns=self.classes)], axis=1)[list(self.template.columns)]
+    if self.label_column: values = pd.DataFrame({self.label_column: [self.classes[i] for i in scores.argmax(1)]}, dtype=object)
+    else: values = pd.DataFrame(scores, columns=self.classes)
+    return pd.concat([pd.DataFrame({self.id_column: ids}), values], axis=1)[list(self.columns)]
+
+# %% ../nbs/20_competitions.ipynb #85af3a6a
+@patch
+def read_scores(self:Competition,
+    table:pd.DataFrame, # a submission, its cells str or numbers
+)->np.ndarray: # (rows, n_classes) float64, in the order of the rows
+    "The scores that a submission holds; raises `AudiotagError` on a missing column, an unknown label, or what is no finite number."
+    if lacks := [c for c in self.columns if c not in table]: raise AudiotagError(f'there is no column {lacks[0]!r}', fix=did_you_mean(lacks[0], table.columns))
+    rows = table.reset_index(drop=True)
+    if self.label_column:
+        _refuse(rows, ~rows[self.label_column].isin(self.classes), lambda o: f'{o[self.label_column]!r} is no class', field=self.label_column,
+                fix=lambda o: did_you_mean(o[self.label_column], self.classes))
+        return (rows[self.label_column].to_numpy()[:,None]==np.array(self.classes, dtype=object)).astype(float)
+    values = rows[list(self.classes)].apply(pd.to_numeric, errors='coerce').astype(float)
+    for c in self.classes: _refuse(rows, ~np.isfinite(values[c]), lambda o: f'{o[c]!r} is no finite number', field=c)
+    return values.to_numpy()

@@ -13,7 +13,7 @@ from audiotag.competitions import (
     CLIP_COLUMNS, check_clips, class_prior, clip_table, join_same_content, layouts, load_competition, read_table, targets,
 )  # fmt: skip
 from audiotag.core import AudiotagError
-from audiotag.synth import make_competition
+from audiotag.synth import make_competition, make_universal
 
 
 @pytest.fixture(scope="module")
@@ -420,3 +420,114 @@ def test_bad_scores_are_refused(pristine, spoil, said):
     comp = load_competition(pristine)
     with pytest.raises(AudiotagError, match=said):
         comp.submission(spoil(np.random.default_rng(0).random((8, 8)), list(comp.of("test").clip_id)))
+
+
+# --- CCF 2020: a folder a class, a label a row ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory):
+    return make_universal(tmp_path_factory.mktemp("universal") / "c", n_train=24, n_test=6, n_speakers=3)
+
+
+@pytest.fixture
+def words(spoken, tmp_path):
+    return shutil.copytree(spoken, tmp_path / "c")
+
+
+def test_real_words_are_grouped_by_speaker(sample_set):
+    root = sample_set("speech")
+    comp = load_competition(root, "universal2020")
+    files = sorted((root / "train").glob("*/*.wav"))
+    clips = comp.of("curated")
+    assert sorted(clips.path) == sorted(map(str, files)) and len(clips) == 1530
+    by_path = clips.set_index("path")
+    assert all(by_path.group[str(f)] == f.name.split("_nohash_")[0] for f in files)
+    assert all(by_path.labels[str(f)] == (f.parent.name,) for f in files)
+    assert comp.classes == tuple(sorted(p.name for p in (root / "train").iterdir()))
+    template = pd.read_csv(root / "submission.csv", dtype=str)
+    assert list(comp.of("test").clip_id) == list(template.file_name) and comp.columns == tuple(template.columns)
+    out = comp.submission(np.tile(np.arange(9.0), (540, 1)))
+    assert set(out.label) == {"zero"} and list(out.columns) == ["file_name", "label"]
+    assert comp.notes == () and (comp.metric, comp.label_column) == ("accuracy", "label")
+
+
+def test_a_label_submission_names_the_best_class(words):
+    comp = load_competition(words, "universal2020")
+    scores = np.random.default_rng(0).random((6, 4))
+    out = comp.submission(scores)
+    assert list(out.label) == [comp.classes[i] for i in scores.argmax(1)]
+    assert np.array_equal(comp.read_scores(out), np.eye(4)[scores.argmax(1)])
+    assert set(comp.submission({}).label) == {comp.classes[int(np.argmax(class_prior(comp.clips, comp.classes)))]}
+
+
+@pytest.mark.parametrize("header,rows", [("label,file_name", "{1},{0}"), ("file_name,label", "{0},{1}")])
+def test_the_template_s_order_of_columns_is_kept(words, header, rows):
+    text = [header, *(rows.format(*o.split(",")) for o in lines(words / "submission.csv")[1:])]
+    (words / "submission.csv").unlink()
+    (words / "sample_submission.csv").write_text("\n".join(text))  # the other name that competitions give it
+    comp = load_competition(words, "universal2020")
+    assert ",".join(comp.submission(np.eye(6, 4)).columns) == header and comp.id_column == "file_name"
+
+
+UNIVERSAL = {
+    "no template": (lambda r: (r / "submission.csv").unlink(), "submission.csv", "file not found"),
+    "scores wanted": (edit("submission.csv", 0, "file_name,Bell"), "submission.csv", "no column 'label'"),
+    "a third column": (
+        lambda r: (r / "submission.csv").write_text("\n".join(o + ",x" for o in lines(r / "submission.csv"))), "submission.csv", "columns must be"),
+    "no training part": (lambda r: shutil.rmtree(r / "train"), "train", "classes are the folders"),
+    "empty training part": (lambda r: [p.unlink() for p in r.glob("train/*/*.wav")], "train", "no .wav files"),
+    "another test": (lambda r: [p.rename(p.with_name("x" + p.name)) for p in list((r / "test").iterdir())], "submission.csv", "none of the 6 ids"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", UNIVERSAL)
+def test_faults_of_a_label_competition(words, fault):
+    change, file, said = UNIVERSAL[fault]
+    change(words)
+    with pytest.raises(AudiotagError, match=said) as e:
+        load_competition(words, "universal2020")
+    assert str(e.value.file) == str(words / file)
+
+
+def test_what_is_odd_in_the_folders_is_said(words):
+    (words / "train" / "_background_noise_").mkdir()
+    (words / "train" / "Empty").mkdir()
+    one = next((words / "train" / "Bell").iterdir())
+    shutil.copy(one, words / "train" / "Bell" / "nameless.wav")
+    (words / "train" / "Bell" / "notes.txt").write_text("no sound")
+    comp = load_competition(words, "universal2020")
+    assert "Empty" in comp.classes and "_background_noise_" not in comp.classes
+    assert any("1 classes have no clips: Empty" in o for o in comp.notes) and any("1 files do not name" in o for o in comp.notes)
+    twins = comp.clips[comp.clips.path.isin([str(one), str(one.with_name("nameless.wav"))])]
+    assert twins.group.nunique() == 1  # the same bytes: one group, whoever spoke
+
+
+def test_the_bundle_s_classes_stand_in_for_a_missing_training_part(words):
+    known = load_competition(words, "universal2020").classes
+    shutil.rmtree(words / "train")
+    comp = load_competition(words, "universal2020", train=False, classes=known)
+    assert comp.classes == known and len(comp.clips) == 6
+    assert len(set(comp.submission({}).label)) == 1
+
+
+@pytest.mark.parametrize("spoil,said", [
+    (lambda t: t.drop(columns="label"), "no column 'label'"),
+    (lambda t: t.assign(label="Bel"), "did you mean 'Bell'.*"),
+    (lambda t: t.assign(label=""), "'' is no class"),
+])
+def test_labels_that_are_none_are_not_read(words, spoil, said):
+    comp = load_competition(words, "universal2020")
+    with pytest.raises(AudiotagError, match=said):
+        comp.read_scores(spoil(comp.submission({})))
+
+
+@pytest.mark.parametrize("bad", ["", "nan", "inf", "a"])
+def test_cells_that_are_no_scores_are_not_read(root, bad):
+    comp = load_competition(root)
+    table = comp.submission(np.full((8, 8), 0.5)).astype(str)
+    assert np.array_equal(comp.read_scores(table), np.full((8, 8), 0.5))
+    table.iloc[3, 2] = bad
+    with pytest.raises(AudiotagError, match="no finite number") as e:
+        comp.read_scores(table)
+    assert e.value.row == 4 and e.value.field == comp.classes[1]

@@ -109,3 +109,14 @@ def test_bad_folds_are_refused(change, said):
     assert check_folds(good) is good
     with pytest.raises(AudiotagError, match=said):
         check_folds(change(good))
+
+
+def test_no_speaker_is_in_two_folds(sample_set):
+    clips = load_competition(sample_set("speech"), "universal2020").clips
+    folded = assign_folds(clips, n_folds=5, seed=0)
+    train = folded[folded.fold >= 0]
+    speaker = train.path.map(lambda p: p.rsplit("/", 1)[1].split("_nohash_")[0])
+    assert (train.groupby(speaker).fold.nunique() == 1).all() and speaker.nunique() > 300
+    sizes = train.fold.value_counts()
+    assert sizes.max() < 1.15 * len(train) / 5 and sizes.min() > 0.85 * len(train) / 5
+    assert (fold_table(folded) > 20).all(axis=None)
