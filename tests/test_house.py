@@ -108,9 +108,12 @@ def kernel_modules():
         tree = ast.parse((REPO / "audiotag" / (module.replace(".", "/") + ".py")).read_text())
         home = top.get(f"audiotag.{module}", [])
         kept = [n for n in tree.body if getattr(n, "name", None) not in home]
-        for node in (n for k in kept for n in ast.walk(k) if isinstance(n, ast.ImportFrom) and n.level):
-            base = module.split(".")[: -node.level]
-            target = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+        for node in (n for k in kept for n in ast.walk(k) if isinstance(n, ast.ImportFrom)):
+            name = (node.module or "").split(".")
+            if not node.level and name[0] != "audiotag":
+                continue  # nbdev makes imports relative, but not those inside of functions
+            base = module.split(".")[: -node.level] if node.level else []
+            target = ".".join([*base, *(name if node.level else name[1:])]).strip(".")
             todo += [t for t in [target, *(f"{target}.{a.name}".strip(".") for a in node.names)] if t in FLOOR]
     return sorted(seen)
 
