@@ -14,9 +14,9 @@ from .core import AudiotagError, rng
 from .competitions import targets
 from .store import FeatureStore
 
-# %% ../nbs/22_data.ipynb #22250967
+# %% ../nbs/22_data.ipynb #56d10494
 class CropLoader(DataLoader):
-    "Batches `(x, y)` of one crop a clip: `x` (batch, channels, bands, frames) and `y` (batch, classes), both float32."
+    "Batches `(x, y)` of one crop a clip: `x` (batch, channels, bands, frames) and `y` (batch, classes), both float32; of a joined store `(x, *beside, y)`."
     def __init__(self,
         clips:pd.DataFrame, # a clip table; each clip must be in the store
         store:FeatureStore, # their features
@@ -28,20 +28,21 @@ class CropLoader(DataLoader):
         seed:int=0, # every draw follows from it and the epoch
         y=None, # (clips, classes) soft targets; None: the labels, 0 or 1
         probability=None, # (clips,) chance of each clip to be in an epoch; None: all are in every one
+        short:str='middle', # where a clip that is shorter than a crop stands in it: 'start', 'middle', 'end' or 'random'
         num_workers:int=0, # worker processes of the loader
     ):
         missing = [c for c in clips.clip_id if c not in store]
         if missing:
             raise AudiotagError(f'{len(missing)} clips are not in the feature store, the first is {missing[0]!r}',
                                 fix='build the store from this clip table, and leave out what is in its quarantine')
-        self.ids,self.store,self.frames,self.train,self.seed,self.epoch = list(clips.clip_id),store,frames,train,seed,0
+        self.ids,self.store,self.frames,self.train,self.seed,self.short,self.epoch = list(clips.clip_id),store,frames,train,seed,short,0
         self.y = torch.from_numpy(targets(clips, classes) if y is None else np.asarray(y, dtype=np.float32))
         self.probability = None if probability is None else np.asarray(probability, dtype=float)
         self.lengths = np.array([store.n_frames(c) for c in self.ids])
         super().__init__(range(len(clips)), bs=batch_size, num_workers=num_workers, shuffle=False)
         self._draw()
 
-# %% ../nbs/22_data.ipynb #a5eb1646
+# %% ../nbs/22_data.ipynb #8476a5c3
 @patch
 def set_epoch(self:CropLoader, epoch:int):
     "Go to the draws of `epoch`; the same epoch always has the same ones."
@@ -50,11 +51,12 @@ def set_epoch(self:CropLoader, epoch:int):
 
 @patch
 def _draw(self:CropLoader):
-    n, room = len(self.ids), np.maximum(self.lengths-self.frames, 0)
-    self.order, self.starts = np.arange(n), room//2
+    n, room, lack = len(self.ids), np.maximum(self.lengths-self.frames, 0), np.maximum(self.frames-self.lengths, 0)
+    self.order, self.starts, self.lefts = np.arange(n), room//2, {'start': 0*lack, 'end': lack}.get(self.short, lack//2)
     if not self.train: return
     g = rng(self.seed, 'crops', self.epoch)
     self.order, self.starts = g.permutation(n), (g.random(n)*(room+1)).astype(int)
+    if self.short=='random': self.lefts = (rng(self.seed, 'pads', self.epoch).random(n)*(lack+1)).astype(int)
     if self.probability is not None: self.order = self.order[(g.random(n) < self.probability)[self.order]]
     self.n, self.drop_last = len(self.order), len(self.order)>self.bs
     if self.n<2: raise AudiotagError(f'epoch {self.epoch} has {self.n} clips', fix='give the rule a higher probability, or train on more clips')
@@ -64,10 +66,12 @@ def get_idxs(self:CropLoader): return self.order.tolist()
 
 @patch
 def create_item(self:CropLoader, i:int):
-    x = np.asarray(self.store.crop(self.ids[i], int(self.starts[i]), self.frames), dtype=np.float32)
-    return torch.from_numpy(x if x.ndim==3 else x[None]), self.y[i]
+    x = self.store.crop(self.ids[i], int(self.starts[i]), self.frames, left=int(self.lefts[i]))
+    return *(_tensor(o) for o in (x if isinstance(x, tuple) else (x,))), self.y[i]
 
-# %% ../nbs/22_data.ipynb #6b5284b5
+def _tensor(x): return torch.from_numpy(np.asarray(x if x.ndim==3 else x[None], dtype=np.float32))
+
+# %% ../nbs/22_data.ipynb #15a72e9e
 def fold_loaders(
     train:pd.DataFrame, # clips to train on
     valid:pd.DataFrame, # clips to watch; they are not trained on
@@ -79,12 +83,13 @@ def fold_loaders(
     seed:int=0,
     y=None, # soft targets of the training clips
     probability=None, # chance of each training clip to be in an epoch
+    short:str='middle', # where a clip that is shorter than a crop stands in it
     num_workers:int=0,
 )->DataLoaders:
     "Training and validation loader; raises `AudiotagError` when there is nothing to train on, or a clip is in both."
     if len(train)<2: raise AudiotagError(f'there are only {len(train)} clips to train on', fix='use fewer folds or more clips')
     if both := set(train.clip_id) & set(valid.clip_id):
         raise AudiotagError(f'{len(both)} clips are in training and in validation, one is {min(both)!r}', fix='check the folds')
-    common = dict(frames=frames, batch_size=batch_size, seed=seed, num_workers=num_workers)
+    common = dict(frames=frames, batch_size=batch_size, seed=seed, short=short, num_workers=num_workers)
     return DataLoaders(CropLoader(train, store, classes, train=True, y=y, probability=probability, **common),
                        CropLoader(valid, store, classes, train=False, **common))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PERCENTILES', 'PRESETS', 'Scaling', 'Standardize', 'MinMax', 'FixedStats', 'FrontEnd', 'PCEN', 'LogMel',
-           'crop_frames', 'window_starts', 'GlobalFeatures', 'RawFold', 'Waveform']
+           'crop_frames', 'window_starts', 'GlobalFeatures', 'RawFold', 'Waveform', 'Length', 'Joined', 'parts']
 
 # %% ../nbs/11_features.ipynb #3e5ed01f
 import math, warnings
@@ -245,7 +245,7 @@ def _power(self:LogMel, frames, dtype):
         out.append(bank @ x.T)
     return (out[0], level[0]) if len(out)==1 else (np.concatenate(out, 1), np.concatenate(level))
 
-# %% ../nbs/11_features.ipynb #0ffbf62a
+# %% ../nbs/11_features.ipynb #838295db
 @patch
 def _mel(self:LogMel, wave):
     "Mel power (n_mels, frames), cut off below as `amin` and `top_db` say, exact above that."
@@ -255,7 +255,7 @@ def _mel(self:LogMel, wave):
     _,weight,heard = _sparse_filters(*self._bank())
     floor = 0 if self.pcen else self.amin if self.top_db is None else max(self.amin, float(x.max())*10**(-self.top_db/10))
     quiet = np.maximum(x[heard].min(0), floor)/weight # the least power of a frequency bin that matters
-    rough = np.flatnonzero((quiet if self.power==2 else quiet**2) < 2e-7*level)
+    rough = np.flatnonzero((quiet if self.power==2 else quiet**2) < 3e-6*level)
     if len(rough): x[:,rough] = self._power(frames[rough], 'float64')[0]
     torch.from_numpy(x).clamp_(min=floor) # the same memory; NumPy's maximum takes longer than its logarithm
     return x
@@ -321,12 +321,12 @@ def layer(self:FrontEnd): # torch.nn.Module
     "A module for batches: float (B, samples) to float32 (B, n_channels, n_bands, frames); differentiable, nothing in its state_dict."
     return _layer(self)
 
-# %% ../nbs/11_features.ipynb #8ce51f35
+# %% ../nbs/11_features.ipynb #e0ce6aa8
 @patch
 def _constants(self:LogMel):
     from scipy.signal import savgol_filter
     deltas = [savgol_filter(np.eye(9), 9, polyorder=o, deriv=o, axis=0, mode='interp') for o in range(1, self.deltas+1)]
-    wide = self.pcen is not None or self.top_db is None or self.top_db*(3-self.power)>80
+    wide = self.pcen is not None or self.top_db is None or self.top_db*(3-self.power)>60
     return dict(window=_window(self.n_fft, 'float64' if wide else 'float32').copy(), filters=_filters(*self._bank()).copy(), deltas=np.array(deltas, np.float32))
 
 @patch
@@ -380,20 +380,22 @@ def _delta_tensor(x, m):
     if x.shape[-1]<width: return y
     return torch.cat([x[...,:width] @ m[:half].T, y[...,half:-half], x[...,-width:] @ m[half+1:].T], -1)
 
-# %% ../nbs/11_features.ipynb #937bb98f
+# %% ../nbs/11_features.ipynb #a02ad183
 def crop_frames(
     x:np.ndarray, # (bands, frames) or (channels, bands, frames)
     start:int, # the first frame
     n:int, # frames wanted
     *,
     fill:float|None=None, # what a short image is padded with; None: its least value, channel by channel
+    left:int|None=None, # how many of the frames that a short image lacks come before it; None: half of them
 )->np.ndarray: # (…, n); a view of `x` where nothing had to be padded
-    "`x[..., start:start+n]`, a short image padded at both ends; raises `AudiotagError` when that lies outside of `x`."
+    "`x[..., start:start+n]`, a short image padded to `n`; raises `AudiotagError` when that lies outside of `x`."
     frames = x.shape[-1]
     if n<1 or start<0 or not x.size or start+n>max(frames, n):
         raise AudiotagError(f'frames {start} to {start+n} do not lie in a clip of {frames}', fix='take the starts from `window_starts`')
     if frames>=n: return x[...,start:start+n]
-    left = (n-frames)//2
+    if left is None: left = (n-frames)//2
+    if not 0<=left<=n-frames: raise AudiotagError(f'{left} frames cannot come before {frames} of {n}', field='left')
     out = np.empty((*x.shape[:-1], n), x.dtype)
     out[...] = x.min(axis=(-2,-1)[-x.ndim:], keepdims=True) if fill is None else fill
     out[...,left:left+frames] = x
@@ -496,6 +498,58 @@ class Waveform(FrontEnd):
     def n_frames(self, n_samples): return n_samples
     def _image(self, wave): return wave[None].copy()
     def _tensor(self, wave, constants): return wave[:,None,None]
+
+# %% ../nbs/11_features.ipynb #29d0cb4b
+@dataclass(frozen=True, kw_only=True)
+class Length(FrontEnd):
+    "How long a wave is, as one number (1, 1)."
+    scale_s:float=10. # seconds that make 1; system 2 takes 10
+    n_bands = 1
+    def check(self):
+        super().check()
+        self.require(0<self.scale_s<math.inf, 'scale_s', 'give seconds above 0')
+    def n_frames(self, n_samples): return 1
+    def _image(self, wave): return np.full((1,1), len(wave)/self.sample_rate/self.scale_s, np.float32)
+    def _tensor(self, wave, constants): return wave.new_full((len(wave),1,1,1), wave.shape[-1]/self.sample_rate/self.scale_s)
+
+# %% ../nbs/11_features.ipynb #d0c4beb0
+@dataclass(frozen=True, kw_only=True)
+class Joined(FrontEnd):
+    "Several front ends of one wave: `fe(wave)` is the tuple (main, *beside), each as its own front end gives it."
+    main:FrontEnd # its frames are cut into crops and windows
+    beside:tuple[FrontEnd,...] # each of their images goes whole beside every window
+
+    def __post_init__(self):
+        super().__post_init__()
+        same = dict(sample_rate=self.sample_rate, reading=self.reading)
+        object.__setattr__(self, 'main', self.main.replace(**same))
+        object.__setattr__(self, 'beside', tuple(o.replace(**same) for o in self.beside))
+    def check(self):
+        super().check()
+        self.require(self.scaling is None, 'scaling', 'give it to the parts')
+        self.require(len(self.beside)>0, 'beside', 'name a front end, or use the main one alone')
+        self.require(not any(isinstance(o, Joined) for o in (self.main, *self.beside)), 'main', 'a joined front end cannot be a part')
+
+    n_channels = property(lambda self: self.main.n_channels)
+    n_bands = property(lambda self: self.main.n_bands)
+    fill = property(lambda self: self.main.fill)
+    def n_frames(self, n_samples): return self.main.n_frames(n_samples)
+    def __call__(self, wave): return tuple(o(wave) for o in parts(self))
+
+def parts(
+    front_end:FrontEnd, # joined or not
+)->tuple: # of front ends, the main one first
+    "The front ends that a front end is made of."
+    return (front_end.main, *front_end.beside) if isinstance(front_end, Joined) else (front_end,)
+
+# %% ../nbs/11_features.ipynb #74c51db3
+@patch
+def layer(self:Joined): # torch.nn.Module
+    "A module for batches: (B, samples) to a tuple of (B, n_channels, n_bands, frames), one for each part."
+    import torch
+    class JoinedLayer(torch.nn.ModuleList):
+        def forward(self, wave): return tuple(o(wave) for o in self)
+    return JoinedLayer([o.layer() for o in parts(self)])
 
 # %% ../nbs/11_features.ipynb #a628b054
 def _preset(**kwargs): return LogMel(**{'top_db': 80., 'n_fft': 2048, 'hop_length': 512, 'f_max': None, **kwargs})

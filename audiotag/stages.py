@@ -6,7 +6,7 @@
 __all__ = ['Picked', 'Stage', 'warm_up', 'Recipe', 'pick', 'ancestry', 'check_out_of_fold', 'Run', 'open_run', 'run_stages',
            'is_finished', 'stage_table']
 
-# %% ../nbs/61_stages.ipynb #2cfa59b1
+# %% ../nbs/61_stages.ipynb #ec0251f1
 import hashlib, json, math, re, numpy as np, pandas as pd, torch
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,9 @@ from .competitions import CLIP_COLUMNS, targets
 from .data import fold_loaders
 from .features import FrontEnd
 from .folds import assign_folds
-from .metrics import lwlrap, per_clip_lwlrap
-from .store import FeatureStore, build_store
-from .train import BestEpoch, Ema, keep_memory, load_weights, train_fold
+from .metrics import per_clip_lwlrap
+from .store import build_stores, open_store
+from .train import METRICS, OPTIMIZERS, BestEpoch, Ema, OneCycle, Schedule, keep_memory, load_weights, train_fold
 from .windows import Windows, score_clips
 
 # %% ../nbs/61_stages.ipynb #5e5e1f71
@@ -42,7 +42,7 @@ class Picked(Config):
         self.require(0<=self.at_least<=1, 'at_least', 'give a number from 0 to 1')
         self.require(self.at_most is None or self.at_most>0, 'at_most', 'give a positive number, or null for no cap')
 
-# %% ../nbs/61_stages.ipynb #d34600ca
+# %% ../nbs/61_stages.ipynb #6143d746
 @dataclass(frozen=True, kw_only=True)
 class Stage(Config):
     "One round of training over all folds."
@@ -51,11 +51,15 @@ class Stage(Config):
     start_from:str|None=None # an earlier stage, whose weights of the same fold are taken; None: from scratch
     epochs:int=30
     steps:int|None=None # about so many optimiser steps, in whole epochs; takes the place of `epochs`
-    lr:float=1e-3 # the highest of the cycle
+    lr:float=1e-3 # the highest of the schedule
+    schedule:Schedule=OneCycle()
+    optimizer:str='adam' # or 'nadam'
+    wd:float=.01 # decoupled weight decay
     batch_size:int=128
     loss:Config|None=None # None: the recipe's
+    augment:tuple[Config,...]|None=None # None: the recipe's
     ema:float|None=None # end with this moving average of the weights, such as .99
-    best_epoch:bool=False # end with the epoch of the best validation lwlrap, instead of the last one
+    best_epoch:bool=False # end with the epoch of the best validation score, instead of the last one
     patience:int|None=None # with `best_epoch`: stop after so many epochs without a better one
     def check(self):
         self.require(self.ema is None or 0<self.ema<1, 'ema', 'give a number between 0 and 1')
@@ -91,7 +95,7 @@ def warm_up(
 def _known(name, names, field, what):
     if name not in names: raise AudiotagError(f'{name!r} is no {what}', field=field, fix=did_you_mean(name, names))
 
-# %% ../nbs/61_stages.ipynb #7a28c530
+# %% ../nbs/61_stages.ipynb #9a164635
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Config):
     "All settings of a system."
@@ -105,12 +109,13 @@ class Recipe(Config):
     windows:Windows=Windows() # training crops are as long
     members:tuple[str,...] # the stages whose models make the submission
     activation:str='sigmoid' # 'softmax' where a clip has one label
+    metric:str='lwlrap' # what the competition scores; 'lrap', 'accuracy' and 'macro_auc' are the others
     n_folds:int=10
     precision:str='auto' # of training; see `audiotag.train.autocast_dtype`
     keep_memory:bool=True # see `audiotag.train.keep_memory`
     seed:int=0
 
-# %% ../nbs/61_stages.ipynb #e16bd7dc
+# %% ../nbs/61_stages.ipynb #898e4f72
 @patch
 def check(self:Recipe):
     "The parts have to fit together."
@@ -124,7 +129,9 @@ def check(self:Recipe):
     self.require(self.n_folds>=2, 'n_folds', 'give 2 or more')
     self.require(hasattr(self.model, 'build'), 'model', 'give the settings of a network')
     self.require(all(isinstance(o, losses.Loss) for o in [self.loss, *(s.loss for s in self.stages if s.loss)]), 'loss', 'give the settings of a loss')
-    self.require(all(isinstance(o, spec.Augment) for o in self.augment), 'augment', 'give settings of augmentations')
+    self.require(all(isinstance(o, spec.Augment) for s in (self, *self.stages) for o in s.augment or ()), 'augment', 'give settings of augmentations')
+    self.require(self.metric in METRICS, 'metric', did_you_mean(self.metric, METRICS))
+    for s in self.stages: _known(s.optimizer, OPTIMIZERS, f'stages.{s.name}', 'optimiser')
     self.require(self.activation in ('sigmoid','softmax'), 'activation', "choose 'sigmoid' or 'softmax'")
     self.require(self.precision in ('auto','bf16','fp32'), 'precision', "choose 'auto', 'bf16' or 'fp32'")
 
@@ -180,7 +187,7 @@ def check_out_of_fold(
         raise AudiotagError(f'{len(leaked)} clips would be scored by a model that was trained on them, the first is {leaked[0]!r}',
                             file=where, fix='this run was made with other folds: start it anew in an empty folder')
 
-# %% ../nbs/61_stages.ipynb #16713fbc
+# %% ../nbs/61_stages.ipynb #6f09b5c3
 class Run:
     "A run folder: `recipe.json`, `clips.parquet`, `store/`, and `<n>-<stage>/fold-<k>/` with weights and scores."
     def __init__(self, folder):
@@ -193,7 +200,7 @@ class Run:
         self.classes,self.competition,self.scale = tuple(about['classes']),about['competition'],about['scale']
         self.clips = read_parquet(self.folder/'clips.parquet', columns=CLIP_COLUMNS)
         self.clips['labels'] = [tuple(o) for o in self.clips.labels]
-        self.store = FeatureStore(str(about['store']) if about['store'] else self.folder/'store')
+        self.store = open_store(str(about['store']) if about['store'] else self.folder/'store', self.recipe.front_end)
 
     def stage_path(self, stage:str)->Path:
         names = [s.name for s in self.recipe.stages]
@@ -209,7 +216,7 @@ def _fingerprint(clips, store)->str:
     text = '\n'.join(sorted(f'{r}|{",".join(l)}|{a}' for r,l,a in zip(rows, clips.labels, audio)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../nbs/61_stages.ipynb #c3974e59
+# %% ../nbs/61_stages.ipynb #5364ebf9
 def open_run(
     folder, # made if missing
     recipe:Recipe,
@@ -223,7 +230,7 @@ def open_run(
     folder = claim_folder(folder, 'run')
     if (folder/'recipe.json').exists(): require_same(Run(folder).recipe, recipe, where=folder, fix='use another --run folder, or the settings it was begun with')
     labelled = competition.clips[competition.clips.labels.map(len)>0]
-    features = build_store(labelled, recipe.front_end, store or folder/'store', workers=workers)
+    features = build_stores(labelled, recipe.front_end, store or folder/'store', workers=workers)
     clips = labelled[[c in features for c in labelled.clip_id]].reset_index(drop=True)
     clips = assign_folds(clips, n_folds=recipe.n_folds, seed=derive_seed(recipe.seed, 'folds'))
     mark = _fingerprint(clips, features)
@@ -275,7 +282,7 @@ def model(self:Run, stage:str, fold:int)->torch.nn.Module:
     "The trained network of a stage and fold, in eval mode."
     return load_weights(self.recipe.model.build(len(self.classes)), self.fold_path(stage, fold)/'weights.safetensors').eval()
 
-# %% ../nbs/61_stages.ipynb #165b7e3e
+# %% ../nbs/61_stages.ipynb #5ca86999
 @patch
 def _train(self:Run, stage:Stage, fold:int, label:str, cbs=()):
     "Train one fold of one stage, or go on with it."
@@ -287,15 +294,16 @@ def _train(self:Run, stage:Stage, fold:int, label:str, cbs=()):
     model = self.model(stage.start_from, fold) if stage.start_from else recipe.model.build(len(self.classes))
     mine = self.clips[self.clips.fold==fold]
     watch = mine[mine.source=='curated'] if (mine.source=='curated').any() else mine
-    dls = fold_loaders(train, watch, self.store, self.classes, frames=recipe.windows.frames, batch_size=stage.batch_size, seed=seed,
+    dls = fold_loaders(train, watch, self.store, self.classes, frames=recipe.windows.frames, short=recipe.windows.train_at, batch_size=stage.batch_size, seed=seed,
                        y=self.training_targets(stage, train), probability=train.probability)
     if torch.cuda.is_available(): dls.to('cuda')
     epochs = max(1, round(stage.steps/len(dls.train))) if stage.steps else stage.epochs
     keeper = Ema(stage.ema) if stage.ema else BestEpoch(stage.patience) if stage.best_epoch else None
-    train_fold(model, dls, folder, loss=stage.loss or recipe.loss, epochs=epochs, lr=stage.lr, augment=recipe.augment,
+    train_fold(model, dls, folder, loss=stage.loss or recipe.loss, epochs=epochs, lr=stage.lr, wd=stage.wd, schedule=stage.schedule, optimizer=stage.optimizer,
+               augment=recipe.augment if stage.augment is None else stage.augment, metric=recipe.metric,
                precision=recipe.precision, keeper=keeper, seed=seed, label=label, cbs=cbs)
 
-# %% ../nbs/61_stages.ipynb #64dcb64f
+# %% ../nbs/61_stages.ipynb #ae1fcacc
 @patch
 def _score(self:Run, stage:Stage, fold:int):
     "Score the clips of the fold, all sources, after proving that the model does not know them."
@@ -303,7 +311,7 @@ def _score(self:Run, stage:Stage, fold:int):
     folder = self.fold_path(stage.name, fold)
     check_out_of_fold(clips.clip_id, self.trained_on(stage.name, fold), self.clips, where=folder)
     model = self.model(stage.name, fold).to('cuda' if torch.cuda.is_available() else 'cpu')
-    got = dict(score_clips([model], ((c, self.store[c]) for c in clips.clip_id), self.recipe.windows, activation=self.recipe.activation))
+    got = dict(score_clips([model], ((c, self.store[c]) for c in clips.clip_id), self.recipe.windows, activation=self.recipe.activation, fill=self.recipe.front_end.fill))
     table = pd.DataFrame(np.concatenate([got[c] for c in clips.clip_id]), columns=list(self.classes))
     write_json(folder/'scored.json', {'weights': file_sha256(folder/'weights.safetensors')})
     write_parquet(folder/'oof.parquet', table.assign(clip_id=list(clips.clip_id)))
@@ -317,7 +325,7 @@ def is_done(self:Run, stage:str, fold:int)->bool:
     said = read_json(folder/'scored.json')
     return isinstance(said, dict) and said.get('weights')==file_sha256(folder/'weights.safetensors')
 
-# %% ../nbs/61_stages.ipynb #230e8785
+# %% ../nbs/61_stages.ipynb #4339ac92
 @patch
 def oof(self:Run, *stages:str)->pd.DataFrame: # index clip_id, one column a class
     "Out-of-fold probabilities of every labelled clip; of several stages, their mean."
@@ -329,6 +337,16 @@ def clip_lwlrap(self:Run, stage:str)->pd.Series: # index clip_id
     "The out-of-fold lwlrap of each clip against the labels it was given."
     return pd.Series(per_clip_lwlrap(targets(self.clips, self.classes), self.oof(stage).to_numpy()), self.clips.clip_id)
 
+# %% ../nbs/61_stages.ipynb #67eeb161
+@patch
+def scores(self:Run, *stages:str, fold:int|None=None)->dict: # such as {'lwlrap noisy': .4, 'lwlrap curated': .7}; NaN without clips
+    "The recipe's metric of these stages' mean, out of fold, by source; of one fold's model alone when it is named."
+    mine = self.clips if fold is None else self.clips[self.clips.fold==fold]
+    truth,p = targets(mine, self.classes),self.oof(*stages).loc[mine.clip_id].to_numpy()
+    at = {s: (mine.source==s).to_numpy() for s in ('noisy','curated')}
+    return {f'{self.recipe.metric} {s}': METRICS[self.recipe.metric](truth[m], p[m]) if m.any() else np.nan for s,m in at.items()}
+
+# %% ../nbs/61_stages.ipynb #ac652b2b
 @patch
 def ledger(self:Run, stage:str)->pd.DataFrame:
     "What the selection rules of a stage decided for each clip of their sources."
@@ -370,19 +388,16 @@ def is_finished(run:Run)->bool:
     "Whether all folds of all stages have been scored."
     return all(run.is_done(s.name, k) for s in run.recipe.stages for k in range(run.recipe.n_folds))
 
-# %% ../nbs/61_stages.ipynb #0f6ebf42
+# %% ../nbs/61_stages.ipynb #2bdf45d4
 def stage_table(
     run:Run, # finished
 )->pd.DataFrame: # a row a stage, and one for the mean of the members
-    "Out-of-fold lwlrap on noisy and curated clips, clips trained on, and minutes, for each stage."
-    truth,rows = targets(run.clips, run.classes),[]
-    def scores(*stages):
-        p = run.oof(*stages).to_numpy()
-        return {f'lwlrap {s}': lwlrap(truth[m], p[m]) if (m := (run.clips.source==s).to_numpy()).any() else np.nan for s in ('noisy','curated')}
+    "Out-of-fold score on noisy and curated clips, clips trained on, and minutes, for each stage."
+    rows = []
     for s in run.recipe.stages:
         paths = [run.fold_path(s.name, k) for k in range(run.recipe.n_folds)]
         clips = np.mean([len(read_json(p/'trained_on.json')) for p in paths])
         seconds = sum(h['seconds'] for p in paths for h in read_json(p/'history.json'))
-        rows.append({'stage': s.name, **scores(s.name), 'clips a fold': round(clips), 'minutes': seconds/60})
-    if len(run.recipe.members)>1: rows.append({'stage': 'mean of '+', '.join(run.recipe.members), **scores(*run.recipe.members)})
+        rows.append({'stage': s.name, **run.scores(s.name), 'clips a fold': round(clips), 'minutes': seconds/60})
+    if len(run.recipe.members)>1: rows.append({'stage': 'mean of '+', '.join(run.recipe.members), **run.scores(*run.recipe.members)})
     return pd.DataFrame(rows).set_index('stage').astype({'clips a fold': 'Int64'})

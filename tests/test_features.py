@@ -14,9 +14,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from audiotag.audio import Reading, crop_or_pad
-from audiotag.core import AudiotagError, Config
-from audiotag.features import (PCEN, PERCENTILES, PRESETS, FixedStats, FrontEnd, GlobalFeatures, LogMel, MinMax, RawFold,
-                               Standardize, Waveform, crop_frames, window_starts)
+from audiotag.core import AudiotagError, Config, config_from_dict
+from audiotag.features import (PCEN, PERCENTILES, PRESETS, FixedStats, FrontEnd, GlobalFeatures, Joined,
+                               Length, LogMel, MinMax, RawFold, Standardize, Waveform, crop_frames, parts, window_starts)
 
 RATE = 44100
 
@@ -277,13 +277,32 @@ def test_hash_is_the_same_in_another_process():
 
 def test_every_front_end_keeps_the_contract():
     kinds = {LogMel, GlobalFeatures, RawFold, Waveform}
-    assert {type(fe) for fe in PRESETS.values()} == kinds == set(FrontEnd.__subclasses__())
+    assert {type(fe) for fe in PRESETS.values()} == kinds == set(FrontEnd.__subclasses__()) - {Joined, Length}
     assert inspect.signature(LogMel).parameters["hop_length"].default == 347 and issubclass(FrontEnd, Config)
     for fe in PRESETS.values():
         n = fe.n_samples if isinstance(fe, RawFold) else fe.sample_rate
         x = fe(np.zeros(n, np.float32))
         assert x.shape == (fe.n_channels, fe.n_bands, fe.n_frames(n))[fe.n_channels == 1:] and x.dtype == np.float32
         assert fe.layer()(torch.zeros(2, n)).shape == (2, fe.n_channels, fe.n_bands, fe.n_frames(n))
+
+
+def test_joined_front_ends():
+    "Every part gives what it gives alone, by clip and by batch; there is one reading, that of the whole."
+    fe = Joined(main=LogMel(sample_rate=8000, n_fft=512, f_max=4000), beside=(GlobalFeatures(), Length(scale_s=2.)), sample_rate=32000)
+    wave = np.random.default_rng(0).standard_normal(48000).astype(np.float32)
+    assert [o.sample_rate for o in parts(fe)] == [32000] * 3 and parts(Length()) == (Length(),)
+    for whole, part, layer in zip(fe(wave), parts(fe), fe.layer()(torch.from_numpy(np.stack([wave, -wave])))):
+        assert np.array_equal(whole, part(wave)) and whole.shape == (part.n_bands, part.n_frames(len(wave)))
+        np.testing.assert_allclose(layer[0, 0], whole, atol=2e-3)
+    assert fe(wave)[2].item() == 48000 / 32000 / 2
+    assert fe.n_frames(48000) == fe.main.n_frames(48000) and fe.fill is None and Joined(main=Waveform(), beside=(Length(),)).fill == 0
+    again = config_from_dict(fe.to_dict())
+    assert again == fe and again.hash == fe.hash
+    moved = fe.replace(sample_rate=16000)
+    assert moved.main.sample_rate == moved.beside[1].sample_rate == 16000 and moved.hash != fe.hash
+    for wrong in (dict(beside=()), dict(beside=(fe,)), dict(scaling=MinMax())):
+        with pytest.raises(AudiotagError):
+            fe.replace(**wrong)
 
 
 def test_folds_of_system_5():

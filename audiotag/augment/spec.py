@@ -12,13 +12,17 @@ import torch
 from torch.nn import functional as F
 from ..core import AudiotagError, Config
 
-# %% ../../nbs/31_augment.spec.ipynb #fe881e3a
+# %% ../../nbs/31_augment.spec.ipynb #309ffa59
 @dataclass(frozen=True, kw_only=True)
 class Augment(Config):
     "Base of the augmentations: `aug(x, y, generator)` gives a new (x, y) of the same shapes and types."
     p:float=1. # chance of each clip to be changed
+    until_epoch:int|None=None # of a stage; from then on nothing is changed
+    everywhere = False # of several inputs, change all of them, and not the first alone
 
-    def check(self): self._require_share('p')
+    def check(self):
+        self._require_share('p')
+        self.require(self.until_epoch is None or self.until_epoch>=0, 'until_epoch', 'give a number of epochs, or null')
 
     def _require_share(self, *names):
         for o in names: self.require(0<=getattr(self, o)<=1, o, 'give a number from 0 to 1')
@@ -56,12 +60,13 @@ def _on(x, params, *names): # these parameters, on the device of x
 def _each(w, x): # (n,) shaped so that it multiplies x (n, …), in the type of x
     return w.to(x.dtype).view(-1, *[1]*(x.ndim-1))
 
-# %% ../../nbs/31_augment.spec.ipynb #eca1438c
+# %% ../../nbs/31_augment.spec.ipynb #366856f7
 @dataclass(frozen=True, kw_only=True)
 class MixUp(Augment):
     "Weighted mean of each clip and a partner, and of their labels (Zhang et al. 2018); `apply` takes x of any (clips, …)."
     alpha:float=.4 # of the Beta distribution; small: nearly unmixed, large: halves
     weight:float|None=None # share of the clip itself, in place of the draw
+    everywhere = True
 
     def check(self):
         super().check()
@@ -236,13 +241,18 @@ class Lighting(Augment):
         out = logits.add_(b.logit()).mul_(c).sigmoid_().mul_(high-low).add_(low).to(x.dtype)
         return torch.where((b!=.5)|(c!=1), out, x), y.clone()
 
-# %% ../../nbs/31_augment.spec.ipynb #8650c356
+# %% ../../nbs/31_augment.spec.ipynb #5213bfd5
 def augment_batch(
     augmentations, # sequence of `Augment`, applied from left to right
-    x, # (clips, channels, bands, frames) floats; not changed
+    x, # (clips, channels, bands, frames) floats; or a tuple of them; not changed
     y, # (clips, classes) floats; not changed
     generator, # torch.Generator that all chances are drawn from
 ): # (x, y)
     "Apply several augmentations; with none, the batch itself comes back."
-    for aug in augmentations: x,y = aug(x, y, generator)
-    return x, y
+    inputs = x if isinstance(x, tuple) else (x,)
+    for aug in augmentations:
+        _require_batch(inputs[0], y, generator)
+        params = aug.draw(inputs[0], generator)
+        done = [aug.apply(o, y, params) for o in (inputs if aug.everywhere else inputs[:1])]
+        inputs,y = (*(o for o,_ in done), *inputs[len(done):]),done[0][1]
+    return inputs if isinstance(x, tuple) else inputs[0], y
