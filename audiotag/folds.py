@@ -29,17 +29,17 @@ def check_folds(
                             fix='call assign_folds: clips of one group belong together')
     return clips
 
-# %% ../nbs/21_folds.ipynb #268ea687
+# %% ../nbs/21_folds.ipynb #47533349
 def _units(clips):
     "Counts (groups × (source, label)) of training clips, groups sorted, and as 0 or 1 what the package balances."
     rows = clips[clips.source.isin(TRAINING)]
-    each = rows.explode('labels')
-    counts = pd.crosstab(each.group, [each.source, each.labels.fillna('')])
     sizes = pd.crosstab(rows.group, rows.source)
+    each = rows[rows.source!='negative'].explode('labels')
+    counts = pd.crosstab(each.group, [each.source, each.labels.fillna('')]).reindex(sizes.index, fill_value=0)
     steps = [sizes >= 2**k for k in range(int(sizes.to_numpy().max()).bit_length())]
     return counts, np.concatenate([counts > 0, *steps], 1).astype(int)
 
-# %% ../nbs/21_folds.ipynb #fe2d9754
+# %% ../nbs/21_folds.ipynb #d75cdb7a
 def _deal(counts, held, n_folds, seed):
     "The fold of each unit, and how uneven the folds are."
     from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
@@ -55,7 +55,7 @@ def assign_folds(
     *,
     n_folds:int, # at least 2
     seed:int, # the same clips and seed give the same folds, whatever the order of rows
-    draws:int=5, # how many are made to keep the best one
+    draws:int|None=None, # how many are made to keep the best one; None: 20 for up to 500 groups, 5 for more
 )->pd.DataFrame: # a copy with `fold` 0 … n_folds-1 for training clips and -1 for all others
     "Folds stratified over label × source with groups kept whole; raises `AudiotagError` when there are too few groups."
     train = clips.source.isin(TRAINING)
@@ -64,6 +64,7 @@ def assign_folds(
     if n_folds>n_groups:
         raise AudiotagError(f'{n_folds} folds need as many groups of training clips, and there are {n_groups}', field='n_folds', fix='give fewer folds')
     counts,held = _units(clips)
+    draws = draws or (20 if n_groups<=500 else 5)
     fold,_ = min((_deal(counts, held, n_folds, derive_seed(seed, 'folds', i)) for i in range(draws)), key=lambda o: o[1])
     out = clips.assign(fold=np.where(train, clips.group.map(dict(zip(counts.index, fold))), -1).astype(int))
     _warn_rare(out, n_folds)

@@ -6,14 +6,17 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile as sf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from audiotag.competitions import (
-    CLIP_COLUMNS, check_clips, class_prior, clip_table, join_same_content, layouts, load_competition, read_table, targets,
+    CLIP_COLUMNS, check_clips, class_prior, clip_table, join_same_content, layouts, load_competition, read_table, recordings,
+    target_weights, targets,
 )  # fmt: skip
 from audiotag.core import AudiotagError
-from audiotag.synth import make_competition, make_universal
+from audiotag.folds import assign_folds
+from audiotag.synth import make_competition, make_rainforest, make_soundscapes, make_universal
 
 
 @pytest.fixture(scope="module")
@@ -531,3 +534,245 @@ def test_cells_that_are_no_scores_are_not_read(root, bad):
     with pytest.raises(AudiotagError, match="no finite number") as e:
         comp.read_scores(table)
     assert e.value.row == 4 and e.value.field == comp.classes[1]
+
+
+# --- RFCX 2021: boxes -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def forest_(tmp_path_factory):
+    return make_rainforest(tmp_path_factory.mktemp("rainforest") / "c", n_train=3, n_test=2, seconds=6.0)
+
+
+@pytest.fixture
+def forest(forest_, tmp_path):
+    return shutil.copytree(forest_, tmp_path / "c")
+
+
+def test_real_boxes_are_read_as_an_independent_reader_reads_them(sample_set):
+    root = sample_set("rainforest")
+    comp = load_competition(root, "rainforest2021")
+    assert tuple(comp.clips.columns) == (*CLIP_COLUMNS, "f_min", "f_max") and comp.notes == ()
+    for part, source in (("tp", "curated"), ("fp", "negative")):
+        listed, clips = pd.read_csv(root / f"train_{part}.csv", dtype={"recording_id": str}), comp.of(source)
+        assert list(clips.group) == list(listed.recording_id) == [p.rsplit("/", 1)[1][:-5] for p in clips.path]
+        assert [o for (o,) in clips.labels] == [f"s{o}" for o in listed.species_id]
+        for ours, theirs in (("start_s", "t_min"), ("end_s", "t_max"), ("f_min", "f_min"), ("f_max", "f_max")):
+            assert np.array_equal(clips[ours], listed[theirs])
+    template = pd.read_csv(root / "sample_submission.csv", dtype=str)
+    assert list(comp.of("test").clip_id) == list(template.recording_id) and len(comp.of("unlabeled")) == 0
+    whole = recordings(comp.clips)
+    assert len(whole) == 56 and whole.clip_id.is_unique and sorted(whole.clip_id[:36]) == sorted(p.stem for p in (root / "train").iterdir())
+    said = pd.read_csv(root / "train_tp.csv", dtype=str).groupby("recording_id").species_id.agg(lambda o: tuple(sorted({f"s{i}" for i in o})))
+    assert all(said.get(o.clip_id, ()) == o.labels for o in whole.itertuples())
+
+
+def cell(name, row, column, value):
+    def change(root):
+        table = pd.read_csv(root / name, dtype=str)
+        table.loc[row - 1, column] = value
+        table.to_csv(root / name, index=False)
+
+    return change
+
+
+BOXES = {
+    "ends before it starts": (cell("train_tp.csv", 2, "t_max", "0.0001"), "train_tp.csv", 2, "not a stretch"),
+    "has no length": (lambda r: cell("train_fp.csv", 2, "t_max", pd.read_csv(r / "train_fp.csv", dtype=str).t_min[1])(r), "train_fp.csv", 2, "not a stretch"),
+    "starts early": (cell("train_tp.csv", 2, "t_min", "-0.2"), "train_tp.csv", 2, "not a stretch"),
+    "outside": (cell("train_fp.csv", 3, "t_max", "6.2"), "train_fp.csv", 3, "lies outside of .*which has 6.00 s"),
+    "far outside": (lambda r: (cell("train_tp.csv", 1, "t_min", "70")(r), cell("train_tp.csv", 1, "t_max", "71")(r)), "train_tp.csv", 1, "lies outside"),
+    "no number": (cell("train_tp.csv", 1, "t_min", "soon"), "train_tp.csv", 1, "'soon' is no finite number"),
+    "nan": (cell("train_tp.csv", 1, "t_max", "NaN"), "train_tp.csv", 1, "no finite number"),
+    "empty": (cell("train_tp.csv", 1, "t_max", ""), "train_tp.csv", 1, "no finite number"),
+    "inf": (cell("train_tp.csv", 1, "f_max", "inf"), "train_tp.csv", 1, "no finite number"),
+    "no band": (cell("train_fp.csv", 2, "f_max", "1"), "train_fp.csv", 2, "not a band"),
+    "species": (cell("train_fp.csv", 2, "species_id", "9"), "train_fp.csv", 2, "label 's9' is not a class"),
+    "no file": (lambda r: (r / "train" / (pd.read_csv(r / "train_tp.csv", dtype=str).recording_id[0] + ".flac")).unlink(), "train_tp.csv", 1, "not in the folder"),
+    "way out": (cell("train_tp.csv", 2, "recording_id", "../test/a"), "train_tp.csv", 2, "leads out"),
+    "column": (lambda r: pd.read_csv(r / "train_tp.csv", dtype=str).rename(columns={"t_min": "tmin"}).to_csv(r / "train_tp.csv", index=False),
+               "train_tp.csv", None, "did you mean 'tmin'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", BOXES)
+def test_faults_of_boxes_are_named_with_their_row(forest, fault):
+    change, file, row, said = BOXES[fault]
+    change(forest)
+    with pytest.raises(AudiotagError, match=said) as e:
+        load_competition(forest, "rainforest2021")
+    assert str(e.value.file) == str(forest / file) and e.value.row == row, str(e.value)
+
+
+def test_recordings_that_nobody_names_are_unlabeled(forest):
+    tp, fp = (pd.read_csv(forest / f"train_{o}.csv", dtype=str) for o in ("tp", "fp"))
+    name = tp.recording_id[0]
+    tp[tp.recording_id != name].to_csv(forest / "train_tp.csv", index=False)
+    comp = load_competition(forest, "rainforest2021")
+    mine = comp.clips[comp.clips.group == name]
+    assert set(mine.source) == {"negative"} and recordings(mine).labels.tolist() == [()] and recordings(mine).source.tolist() == ["negative"]
+    fp[fp.recording_id != name].to_csv(forest / "train_fp.csv", index=False)
+    comp = load_competition(forest, "rainforest2021")
+    assert list(comp.of("unlabeled").clip_id) == [name] and comp.of("unlabeled").path.map(os.path.isfile).all()
+    assert list(assign_folds(comp.clips, n_folds=2, seed=0).query("source=='unlabeled'").fold) == [-1]
+
+
+def test_a_larger_hidden_test_of_recordings(forest):
+    one = next((forest / "test").iterdir())
+    shutil.copy(one, forest / "test" / "1234e5678.flac")
+    (forest / "test" / "notes.txt").write_text("no sound")
+    comp = load_competition(forest, "rainforest2021", train=False)
+    ids = [o.split(",")[0] for o in lines(forest / "sample_submission.csv")[1:]]
+    assert list(comp.of("test").clip_id) == [*ids, "1234e5678"] and comp.of("test").path.map(os.path.isfile).all()
+
+
+def test_negative_clips_only_count_where_they_say_something(forest):
+    comp = load_competition(forest, "rainforest2021")
+    negative, curated = comp.of("negative"), comp.of("curated")
+    assert targets(negative, comp.classes).sum() == 0
+    w = target_weights(negative, comp.classes)
+    assert (w.sum(1) == 1).all() and [comp.classes[i] for i in w.argmax(1)] == [o for (o,) in negative.labels]
+    assert (target_weights(curated, comp.classes) == 1).all() and (targets(curated, comp.classes).sum(1) == 1).all()
+
+
+# --- BirdCLEF: windows of soundscapes ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scapes_(tmp_path_factory):
+    return make_soundscapes(tmp_path_factory.mktemp("soundscapes") / "c", n_train=16, seconds=15.0)
+
+
+@pytest.fixture
+def scapes(scapes_, tmp_path):
+    return shutil.copytree(scapes_, tmp_path / "c")
+
+
+def ids_of(root, **kw):
+    return list(load_competition(root, "birdclef2024", **kw).of("test").clip_id)
+
+
+def test_real_soundscapes_are_read_as_an_independent_reader_reads_them(sample_set):
+    root = sample_set("soundscape")
+    comp = load_competition(root, "birdclef2024")
+    assert tuple(comp.clips.columns) == (*CLIP_COLUMNS, "secondary") and comp.notes == () and comp.metric == "macro_auc"
+    listed = pd.read_csv(root / "train.csv", dtype=str)
+    clips = comp.of("curated")
+    assert list(clips.clip_id) == list(listed.filename) and [o for (o,) in clips.labels] == list(listed.primary_label)
+    named = [tuple(c for c in comp.classes if f"'{c}'" in o) for o in listed.secondary_labels]
+    assert [tuple(sorted(o)) for o in clips.secondary] == [tuple(sorted(o)) for o in named] and sum(map(len, named)) == 13
+    template = pd.read_csv(root / "sample_submission.csv", dtype=str)
+    test = comp.of("test")
+    assert list(test.clip_id) == list(template.row_id) and comp.classes == tuple(template.columns[1:])
+    assert all(o.clip_id == f"{o.group}_{o.end_s:.0f}" and o.end_s - o.start_s == 5 and o.path.endswith(f"{o.group}.ogg") for o in test.itertuples())
+    free = comp.of("unlabeled")
+    assert len(free) == 120 and free.group.nunique() == 10 and (free.end_s - free.start_s == 5).all()
+
+
+def test_rows_are_made_from_the_files_on_disk(scapes):
+    ids = ids_of(scapes)
+    assert ids == [o.split(",")[0] for o in lines(scapes / "sample_submission.csv")[1:]]
+    one = scapes / "test_soundscapes" / "SYNTH_test_0001.ogg"
+    shutil.copy(one, one.with_name("another_one_7.ogg"))
+    shutil.copy(one, one.with_name(".hidden.ogg"))
+    one.with_name("readme.txt").write_text("there are more in the rerun")
+    assert ids_of(scapes) == [*ids, *(f"another_one_7_{e}" for e in (5, 10, 15))]
+    head = lines(scapes / "sample_submission.csv")[0]
+    for rows in ([], ["soundscape_1_5,0,0,0,0"]):  # a template without rows, and a dummy
+        (scapes / "sample_submission.csv").write_text("\n".join([head, *rows]) + "\n")
+        assert sorted(ids_of(scapes)) == sorted([*ids, *(f"another_one_7_{e}" for e in (5, 10, 15))])
+
+
+def test_a_recording_of_the_template_that_is_gone_keeps_its_rows(scapes):
+    ids = ids_of(scapes)
+    (scapes / "test_soundscapes" / "SYNTH_test_0002.ogg").unlink()
+    comp = load_competition(scapes, "birdclef2024", train=False)
+    assert list(comp.of("test").clip_id) == ids and "1 recordings of the template" in comp.notes[0]
+
+
+@pytest.mark.parametrize("how", ["empty", "gone", "only a readme", "no rows either"])
+def test_no_soundscapes_at_all(scapes, how):
+    ids = ids_of(scapes)
+    shutil.rmtree(scapes / "test_soundscapes")
+    if how in ("empty", "only a readme"):
+        (scapes / "test_soundscapes").mkdir()
+    if how == "only a readme":
+        (scapes / "test_soundscapes" / "readme.txt").write_text("in the rerun there are more")
+    if how == "no rows either":
+        (scapes / "sample_submission.csv").write_text(lines(scapes / "sample_submission.csv")[0] + "\n")
+        ids = []
+    comp = load_competition(scapes, "birdclef2024", train=False)
+    assert list(comp.of("test").clip_id) == ids
+    assert comp.submission({}).shape == (len(ids), 5) and comp.submission(np.zeros((len(ids), 4))).shape == (len(ids), 5)
+
+
+@pytest.mark.parametrize("seconds,ends,last", [(3.0, [5], 3.0), (5.2, [5], 5.0), (5.6, [5, 10], 5.6), (15.0, [5, 10, 15], 15.0), (14.7, [5, 10, 15], 14.7)])
+def test_the_length_decides_how_many_windows(scapes, seconds, ends, last):
+    sf.write(scapes / "test_soundscapes" / "new.ogg", np.zeros(round(seconds * 16000)) + 0.1, 16000)
+    test = load_competition(scapes, "birdclef2024", train=False).of("test").query("group == 'new'")
+    assert [o.rsplit("_", 1)[1] for o in test.clip_id] == [str(e) for e in ends]
+    assert test.end_s.iloc[-1] == pytest.approx(last) and list(test.start_s) == [e - 5 for e in ends]
+
+
+def test_a_broken_soundscape_gets_as_many_rows_as_the_others(scapes):
+    (scapes / "test_soundscapes" / "broken.ogg").write_bytes(b"OggS" + bytes(100))
+    comp = load_competition(scapes, "birdclef2024", train=False)
+    assert [o for o in comp.of("test").clip_id if o.startswith("broken")] == ["broken_5", "broken_10", "broken_15"]
+    assert "1 recordings cannot be read" in comp.notes[0]
+    (scapes / "train_soundscapes" / "silent.ogg").write_bytes(b"")
+    assert len(load_competition(scapes, "birdclef2024").of("unlabeled")) == 9
+
+
+def test_the_other_years_names(scapes):
+    before = load_competition(scapes, "birdclef2024").clips
+    (scapes / "train.csv").rename(scapes / "train_metadata.csv")
+    (scapes / "train_soundscapes").rename(scapes / "unlabeled_soundscapes")
+    (scapes / "taxonomy.csv").unlink()
+    after = load_competition(scapes, "birdclef2024").clips
+    pd.testing.assert_frame_equal(after.drop(columns="path"), before.drop(columns="path"))
+    table = pd.read_csv(scapes / "train_metadata.csv", dtype=str)
+    table.assign(filename=table.filename.str.split("/").str[1]).to_csv(scapes / "train_metadata.csv", index=False)
+    pd.testing.assert_frame_equal(load_competition(scapes, "birdclef2024").clips, after)
+
+
+def test_secondary_labels_as_share_and_as_mask(scapes):
+    cell("train.csv", 2, "secondary_labels", "['bell0', 'nobody', 'bell0', '2000']")(scapes)
+    comp = load_competition(scapes, "birdclef2024")
+    row = comp.of("curated")[1:2]
+    assert row.labels.item() == ("2000",) and row.secondary.item() == ("bell0",)  # not itself, not twice, not a stranger
+    assert "1 secondary labels are no classes and are left out: nobody" in comp.notes[0]
+    at = [comp.classes.index(o) for o in ("2000", "bell0")]
+    assert list(targets(row, comp.classes)[0, at]) == [1, 0] and list(targets(row, comp.classes, secondary=0.25)[0, at]) == [1, 0.25]
+    assert list(target_weights(row, comp.classes, secondary=0)[0]) == [0 if i == at[1] else 1 for i in range(4)]
+    assert (target_weights(row, comp.classes) == 1).all()
+
+
+BIRDS = {
+    "secondary": (cell("train.csv", 3, "secondary_labels", "[74113"), "train.csv", 3, "not a list of labels"),
+    "code": (cell("train.csv", 3, "secondary_labels", "__import__('os').getcwd()"), "train.csv", 3, "not a list of labels"),
+    "numbers": (cell("train.csv", 3, "secondary_labels", "[74113]"), "train.csv", 3, "not a list of labels"),
+    "primary": (cell("train.csv", 3, "primary_label", "birdy"), "train.csv", 3, "'birdy' is not a class"),
+    "no file": (lambda r: sorted((r / "train_audio").rglob("*.ogg"))[0].unlink(), "train.csv", None, "1 of 22 listed files"),
+    "way out": (cell("train.csv", 2, "filename", "../a.ogg"), "train.csv", 2, "leads out"),
+    "nothing": (lambda r: (r / "train.csv").write_text(lines(r / "train.csv")[0] + "\n"), "train.csv", None, "lists no clips"),
+    "row id": (edit("sample_submission.csv", 2, "SYNTH_test,0,0,0,0"), "sample_submission.csv", 2, "not <recording>_<end second>"),
+    "early row": (edit("sample_submission.csv", 2, "SYNTH_test_0001_3,0,0,0,0"), "sample_submission.csv", 2, "not <recording>_<end second>"),
+    "row twice": (edit("sample_submission.csv", 2, "{above},0,0,0,0"), "sample_submission.csv", 2, "there twice"),
+    "way out of test": (edit("sample_submission.csv", 2, "../a_5,0,0,0,0"), "test_soundscapes", 2, "leads out"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", BIRDS)
+def test_faults_of_soundscapes_are_named(scapes, fault):
+    change, file, row, said = BIRDS[fault]
+    change(scapes)
+    with pytest.raises(AudiotagError, match=said) as e:
+        load_competition(scapes, "birdclef2024")
+    assert str(e.value.file) == str(scapes / file) and (row is None or e.value.row == row), str(e.value)
+
+
+def test_rows_of_the_template_behind_the_end_of_a_file_are_kept(scapes):
+    with open(scapes / "sample_submission.csv", "a") as f:
+        f.write("SYNTH_test_0001_20,0,0,0,0\n")
+    test = load_competition(scapes, "birdclef2024", train=False).of("test")
+    assert list(test.clip_id[:4]) == [f"SYNTH_test_0001_{e}" for e in (5, 10, 15, 20)] and (test.start_s[3], test.end_s[3]) == (15, 20)
