@@ -1,12 +1,16 @@
-"The networks of system 1 against independent arithmetic, torchvision and OpenVINO; sizes, memory formats, faults."
+"The networks against independent arithmetic, torchvision, timm and OpenVINO; sizes, memory formats, faults."
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from audiotag.core import AudiotagError, config_from_dict
-from audiotag.models.blocks import n_params
+from audiotag.core import AudiotagError, config_from_dict, rng
+from audiotag.features import PRESETS
+from audiotag.models.blocks import SequenceGRU, make_pool, n_params, pool_modes
 from audiotag.models.cnn import VGG16BN, CNNModel1
+from audiotag.models.freesound import WAVE_CNNS, WaveCNN
+from audiotag.synth import SOUNDS, sound
 
 SETTINGS = [CNNModel1(width=4), CNNModel1(width=4, head="code"), CNNModel1(width=4, in_channels=3), VGG16BN(width=4), VGG16BN(width=4, head="code", in_channels=3)]
 
@@ -186,3 +190,244 @@ def test_openvino_takes_it_with_any_batch_and_any_time(settings):
         x = clips(n, c, 128, frames)
         with torch.no_grad():
             torch.testing.assert_close(torch.from_numpy(compiled(x.numpy())[0]), net(x), rtol=1e-3, atol=1e-4)
+
+
+# system 2: the wave, global features, length
+
+WAVE = [WaveCNN(width=0.1, stem_channels=6, rnn=5), WaveCNN(width=0.1, stem_channels=6, rnn=5, pools=("average", "avemax3"), concat=True),
+        WaveCNN(width=0.1, stem=(3, 5, 7), stem_channels=6, rnn=5, squeeze=4, pools=("avemax4", "avemax2")),
+        WaveCNN(width=0.1, stem_channels=6, rnn=0, squeeze=2, concat=True)]
+WAVE_IDS = ["plain", "concat", "multi-scale SE", "alone"]
+
+
+def inputs(settings, n=3, frames=37, seed=0):
+    "Random inputs for settings without `mel`."
+    g = torch.Generator().manual_seed(seed)
+    x = 20 * torch.randn(n, 1, 32, frames, generator=g) - 40
+    if not settings.rnn:
+        return (x,)
+    return x, torch.randn(n, 1, 128, 12, generator=g), torch.rand(n, 1, 1, 1, generator=g)
+
+
+def pool_in_words(x, mode, size, stride):
+    "(C, bands, frames) cell by cell; windows never reach beyond the map."
+    c, bands, frames = x.shape
+    before = 0 if size == stride else (size - 1) // 2
+    def cells(n): return [range(max(0, i * stride - before), min(n, i * stride - before + size)) for i in range(-(-n // stride))]
+    def over(x, axis, how): return np.stack([how(x.take(list(cell), axis), axis) for cell in cells(x.shape[axis])], axis)
+    mean, most = np.mean, np.max
+    if mode in ("max", "average"):
+        how = most if mode == "max" else mean
+        return np.stack([[how(x[:, list(b)][:, :, list(t)], axis=(1, 2)) for t in cells(frames)] for b in cells(bands)], 0).transpose(2, 0, 1)
+    first, second = {"avemax1": ((2, mean), (1, most)), "avemax2": ((1, mean), (2, most)),
+                     "avemax3": ((1, most), (2, mean)), "avemax4": ((2, most), (1, mean))}[mode]
+    return over(over(x, *first), *second)
+
+
+@pytest.mark.parametrize("mode", pool_modes)
+@pytest.mark.parametrize("size,stride", [(2, 2), (3, 1), (3, 2), (1, 1), (5, 3)])
+def test_pools_cell_by_cell(mode, size, stride):
+    pool = make_pool(mode, size=size, stride=stride)
+    for bands, frames in ((8, 12), (7, 13), (1, 1), (2, 9)):
+        x = clips(2, 3, bands, frames) - 5  # all negative: padded zeros would win a maximum
+        want = np.stack([pool_in_words(o.numpy(), mode, size, stride) for o in x])
+        np.testing.assert_allclose(pool(x).numpy(), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size,stride", [(2, 1), (4, 2), (0, 0), (3, 0)])
+def test_pools_refuse(size, stride):
+    with pytest.raises(AudiotagError):
+        make_pool("max", size=size, stride=stride)
+
+
+def gru_in_words(x, w, reverse):
+    "One direction of a GRU by its equations (reset after the product, as cuDNN has it), (steps, n_in) -> (steps, n)."
+    wi, wh, bi, bh = w
+    n = wh.shape[1]
+    h, out = np.zeros(n), np.zeros((len(x), n))
+    for t in range(len(x))[::-1] if reverse else range(len(x)):
+        a, b = wi @ x[t] + bi, wh @ h + bh
+        r, z = (1 / (1 + np.exp(-(a[i * n:(i + 1) * n] + b[i * n:(i + 1) * n]))) for i in (0, 1))
+        h = (1 - z) * np.tanh(a[2 * n:] + r * b[2 * n:]) + z * h
+        out[t] = h
+    return out
+
+
+def test_recurrent_branch_is_its_equations():
+    torch.manual_seed(0)
+    net = SequenceGRU(4, 3)
+    for i in range(5):
+        net(2 * clips(6, 9, 4, seed=i) + 1)
+    net.eval()
+    x = clips(2, 9, 4)
+    p = {k: v.double().numpy() for k, v in net.state_dict().items()}
+    for given, got in zip(x.double().numpy(), net(x)):
+        y = (given - p["norm.running_mean"]) / np.sqrt(p["norm.running_var"] + 1e-3) * p["norm.weight"] + p["norm.bias"]
+        for i in (0, 1):
+            def w(end): return [p[f"layers.{i}.{k}_l0{end}"] for k in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+            y = gru_in_words(y, w(""), False) + gru_in_words(y, w("_reverse"), True)
+        np.testing.assert_allclose(got.detach().numpy(), y.max(0), atol=1e-5)
+
+
+def wave_in_words(net, settings, x, statistics=None, length=None):
+    "The second system's network in eval mode, from the numbers in the state dict only."
+    params = iter((k, v) for k, v in net.state_dict().items() if not k.startswith("beside"))
+    def take(n): return [next(params)[1] for _ in range(n)]
+    def norm(x):
+        scale, shift, mean, var, _ = (o.view(-1, 1, 1) if o.ndim else o for o in take(5))
+        return ((x - mean) / (var + 1e-5).sqrt() * scale + shift).clamp(min=0)
+    def excite(x):
+        if not settings.squeeze:
+            return x
+        w1, b1, w2, b2 = take(4)
+        return x * torch.sigmoid((x.mean((2, 3)) @ w1.T + b1).clamp(min=0) @ w2.T + b2)[:, :, None, None]
+    def pool(x, mode, size, stride): return torch.from_numpy(np.stack([pool_in_words(o.numpy(), mode, size, stride) for o in x]))
+    def conv(x):
+        w, b = take(2)
+        return F.conv2d(x, w, b, padding=1)
+    x = excite(norm(torch.cat([F.conv2d(x, w, padding=w.shape[-1] // 2) for w in take(len(settings.stem))], 1)))
+    for size in (2, 2, 3, None):
+        x = excite(norm(conv(x)))
+        if size:
+            x = pool(x, settings.pools[0], 3, 1)
+        y = excite(norm(conv(x)))
+        if settings.concat:
+            w, b = take(2)
+            y = torch.einsum("oi,nift->noft", w[:, :, 0, 0], torch.cat([x, y], 1)) + b[:, None, None]
+        x = pool(y, settings.pools[1], size, 2) if size else y
+    n, c, f, t = x.shape
+    x = x.permute(0, 3, 2, 1).reshape(n, t, f // 2, 2 * c).amax(1).mean(1)  # the entrant's axes: frames, bands, channels
+    if settings.rnn:
+        x = torch.cat([x, net.beside(statistics[:, 0]), length[:, 0, 0]], 1)
+    w, b = take(2)
+    return x @ w.T + b
+
+
+@pytest.mark.parametrize("settings", WAVE, ids=WAVE_IDS)
+def test_wave_net_is_what_the_entrants_describe(settings):
+    settings = settings.replace(mel=None)
+    net = build(settings)
+    for i in range(3):
+        net(*inputs(settings, n=6, seed=i))
+    with torch.no_grad():
+        for p in net.parameters():
+            p += 0.1 * torch.randn_like(p)
+        given = inputs(settings, seed=9)
+        torch.testing.assert_close(net.eval()(*given), wave_in_words(net, settings, *given), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", WAVE_CNNS)
+def test_the_six_have_as_many_parameters_as_keras_counts(name):
+    "Keras' `count_params` of the trainable weights of each layer of the entrants' code, layer by layer."
+    multi, width, se = "msc" in name, float(name.rsplit("_", 1)[1]) if "msc" in name else 1, name not in ("v1mix", "max3exam")
+    conv2d = lambda k, c, d, bias: k * k * c * d + d * bias
+    dense = lambda c, d: (c + 1) * d
+    norm = lambda d: 2 * d
+    total, c = (32 * (9 + 25 + 49), 96) if multi else (conv2d(3, 1, 64, 0), 64)
+    total += norm(c) + se * (dense(c, c // 4) + dense(c // 4, c))
+    for filters in (96, 128, 256, 512):
+        d = int(filters * width)
+        for _ in range(2):
+            total += conv2d(3, c, d, 1) + norm(d) + se * (dense(d, d // 4) + dense(d // 4, d))
+            c = d
+    total += norm(12) + sum(2 * 3 * 128 * (n + 128 + 2) for n in (12, 128)) + dense(2 * c + 128 + 1, 80)
+    with torch.device("meta"):
+        net = WAVE_CNNS[name].build(80)
+    assert n_params(net) == total and not [k for k in net.state_dict() if k.startswith("front")]
+
+
+@pytest.mark.parametrize("preset", ["waveform_mel", "waveform_mel_441"])
+def test_log_mel_inside_is_the_front_ends(preset):
+    mel = PRESETS[preset]
+    front = WAVE[0].replace(mel=mel).build(2).front
+    for name in SOUNDS:
+        wave = sound(name, rng(3, name), seconds=2, sample_rate=44100)
+        quiet = np.concatenate([np.zeros(20000, np.float32), 1e-3 * wave])
+        for w in (wave, quiet):
+            got = front(torch.from_numpy(w)[None])[0, 0].numpy()
+            assert np.abs(got - mel(w)).max() < 1e-3, name
+
+
+@pytest.mark.parametrize("settings", WAVE, ids=WAVE_IDS)
+def test_wave_net_splits_without_a_change(settings):
+    net = build(settings).eval()
+    front, rest = settings.split()
+    graph = build(rest, seed=1).eval()
+    graph.load_state_dict(net.state_dict())
+    x = 0.1 * clips(2, 1, 1, 30000)
+    beside = inputs(settings, n=2)[1:]
+    with torch.no_grad():
+        torch.testing.assert_close(graph(front.layer()(x.flatten(1)), *beside), net(x, *beside))
+    assert rest.split() == (None, rest)
+
+
+@pytest.mark.parametrize("settings", WAVE, ids=WAVE_IDS)
+def test_wave_net_is_rebuilt_without_memory(settings):
+    net = build(settings).eval()
+    with torch.device("meta"):
+        again = settings.build(6)
+    again.load_state_dict(net.state_dict(), assign=True)
+    x, beside = 0.1 * clips(2, 1, 1, 30000), inputs(settings, n=2)[1:]
+    with torch.no_grad():
+        assert torch.equal(again.eval()(x, *beside), net(x, *beside))
+    assert config_from_dict(settings.to_dict()) == settings
+
+
+def test_every_input_counts():
+    settings = WAVE[0].replace(mel=None)
+    net = build(settings)
+    given = [o.requires_grad_() for o in inputs(settings)]
+    net(*given).square().sum().backward()
+    assert all(o.grad.any() for o in given)
+    idle = [n for n, p in net.named_parameters() if p.grad is None or (not p.grad.any() and not n.endswith("bias"))]
+    assert not idle
+
+
+def test_wave_net_trains_in_mixed_precision():
+    settings = WAVE[2].replace(mel=None)
+    net, y = build(settings), torch.eye(6)
+    x, statistics, length = inputs(settings, n=6)
+    adam, losses = torch.optim.NAdam(net.parameters(), lr=1e-2), []
+    for _ in range(25):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = net(x.contiguous(memory_format=torch.channels_last), statistics, length)
+        losses.append(F.binary_cross_entropy_with_logits(out.float(), y))
+        adam.zero_grad()
+        losses[-1].backward()
+        adam.step()
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_wave_net_refuses_what_does_not_fit():
+    whole, rest, alone = (s.build(6).eval() for s in (WAVE[0], WAVE[0].replace(mel=None), WAVE[3].replace(mel=None)))
+    x, statistics, length = inputs(WAVE[0])
+    wave = clips(3, 1, 1, 30000)
+    for net, bad in ((whole, (x, statistics, length)), (whole, (wave,)), (whole, (wave, statistics)), (whole, (wave, length, statistics)),
+                     (whole, (wave[:2], statistics, length)), (whole, (wave, statistics[..., :3], length)), (rest, (wave, statistics, length)),
+                     (rest, (x[:, :, :24], statistics, length)), (alone, (x, statistics, length)), (alone, (x, None, length)),
+                     (rest.train(), (x[:1], statistics[:1], length[:1]))):
+        with pytest.raises(AudiotagError):
+            net(*bad)
+
+
+@pytest.mark.parametrize("bad", [dict(pools=("max",)), dict(pools=("max", "x")), dict(stem=()), dict(stem=(4,)), dict(stem=(3, 5, 7)), dict(width=0), dict(width=17),
+                                 dict(squeeze=-1), dict(rnn=-1), dict(momentum=0), dict(mel=PRESETS["waveform_mel"].replace(n_mels=72)),
+                                 dict(mel=PRESETS["waveform_mel"].replace(deltas=1)), dict(mel=PRESETS["waveform"])])
+def test_wave_cnn_refuses_bad_settings(bad):
+    with pytest.raises(AudiotagError):
+        WaveCNN(**bad)
+
+
+@pytest.mark.parametrize("settings", WAVE[1:], ids=WAVE_IDS[1:])
+def test_openvino_takes_the_graph_of_the_wave_net(settings):
+    ov = pytest.importorskip("openvino")
+    settings = settings.replace(mel=None)
+    net = build(settings)
+    net(*inputs(settings, n=4))
+    net.eval()
+    shapes = [ov.PartialShape(o) for o in ([-1, 1, 32, -1], [-1, 1, 128, 12], [-1, 1, 1, 1])[: 3 if settings.rnn else 1]]
+    compiled = ov.Core().compile_model(ov.convert_model(net, example_input=inputs(settings, n=2), input=shapes), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for n, frames in ((1, 32), (3, 45)):
+        given = inputs(settings, n=n, frames=frames)
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(compiled([o.numpy() for o in given])[0]), net(*given), rtol=1e-3, atol=1e-4)
