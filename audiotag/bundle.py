@@ -92,8 +92,9 @@ def _write(path:Path, tensors:dict)->dict:
     write_bytes(path, save(tensors))
     return _facts(path)
 
-# %% ../nbs/80_bundle.ipynb #73b43b3f
+# %% ../nbs/80_bundle.ipynb #edb49dff
 def _finite(a:np.ndarray, where:str)->np.ndarray:
+    if a.dtype.kind not in 'fiub': raise AudiotagError(f'weights of type {a.dtype}', file=where, fix='was the bundle put together by hand?')
     if not np.isfinite(a).all(): raise AudiotagError('weights are not finite numbers', file=where, fix='train this fold again with a lower learning rate')
     return a.copy(order='C')
 
@@ -169,7 +170,7 @@ def reseal(
         listed = {k: v for k,v in bundle.files.items() if k not in drop} | {k: _facts(part/k) for k in files or {}}
         _seal_json(part, {**bundle.about, **about, 'files': listed})
 
-# %% ../nbs/80_bundle.ipynb #5c6fe67c
+# %% ../nbs/80_bundle.ipynb #dc84a8d0
 LARGEST = {'bundle.json': 4_000_000, 'golden.safetensors': 50_000_000, 'header': 4_000_000} # bytes
 LARGEST_FILE = 4_000_000_000 # bytes of any other file
 
@@ -186,13 +187,17 @@ class Bundle:
         try:
             if self.about.get('sha256')!=_seal_of(self.about): raise AudiotagError('was changed since it was sealed', file=self.path, fix='pack the run again, or fetch the dataset again')
             self._take(self.about)
-            fits = self._fits()
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as e:
+            fits = _depth_within(self.about, 50) and self._fits()
+            if fits: self._bounded()
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, ZeroDivisionError) as e:
             raise AudiotagError(f'is incomplete ({type(e).__name__}: {e})', file=self.path, fix='pack the run again') from None
         if not fits: raise AudiotagError('its parts do not fit together', file=self.path, fix='pack the run again')
-        self._bounded()
 
-# %% ../nbs/80_bundle.ipynb #1e633d5c
+# %% ../nbs/80_bundle.ipynb #a48badf0
+def _depth_within(o, limit:int)->bool:
+    "Whether dicts and lists are nested at most so deep."
+    return limit>=0 and all(_depth_within(v, limit-1) for v in (o.values() if isinstance(o, dict) else o if isinstance(o, list) else ()))
+
 @patch
 def _take(self:Bundle, a:dict):
     "The fields of bundle.json."

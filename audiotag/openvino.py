@@ -189,7 +189,7 @@ def evidence_in(
     some = list(rng(seed, 'clips').permutation(list(store)))
     return Evidence(lambda c: store[c], [some[:at_most]]*len(bundle.members), [some[:calibrate_with]]*len(bundle.members))
 
-# %% ../nbs/81_openvino.ipynb #65687bbd
+# %% ../nbs/81_openvino.ipynb #71605f04
 def _judged_scores(run, bundle:Bundle, evidence:Evidence, ids)->tuple:
     "All windows' probabilities, and the pooled score of each clip."
     raw,scores = [],[]
@@ -203,6 +203,7 @@ def _judged_scores(run, bundle:Bundle, evidence:Evidence, ids)->tuple:
             at = ends[-1]
     return np.concatenate(raw), np.stack(scores)
 
+# %% ../nbs/81_openvino.ipynb #0358eb33
 def judge(
     precision:str, # 'fp32', 'fp16' or 'int8'
     torch_scores, # as `_judged_scores` gives them: (windows, classes) and (clips, classes)
