@@ -6,10 +6,8 @@
 __all__ = ['METRICS', 'lwlrap', 'per_class_lwlrap', 'per_clip_lwlrap', 'lrap', 'accuracy', 'confusion', 'class_report',
            'plot_confusion', 'per_class_auc', 'macro_auc', 'padded_cmap', 'metric_named', 'bootstrap_interval']
 
-# %% ../nbs/51_metrics.ipynb #8462b763
+# %% ../nbs/51_metrics.ipynb #03676b83
 import numpy as np, pandas as pd
-from scipy.stats import rankdata
-from sklearn.metrics import average_precision_score, label_ranking_average_precision_score
 from .core import AudiotagError, did_you_mean, rng
 
 # %% ../nbs/51_metrics.ipynb #990ea127
@@ -84,12 +82,13 @@ def per_clip_lwlrap(
     labels = np.bincount(rows, minlength=len(t))
     return np.where(labels>0, np.bincount(rows, precision, minlength=len(t))/np.maximum(labels, 1), np.nan)
 
-# %% ../nbs/51_metrics.ipynb #7666d944
+# %% ../nbs/51_metrics.ipynb #514ac283
 def lrap(
     truth, # (clips, classes) of 0 and 1
     scores, # (clips, classes)
 )->float: # 0 to 1
     "Label-ranking average precision: each clip with labels counts once (scikit-learn)."
+    from sklearn.metrics import label_ranking_average_precision_score # here, because it takes a second and inference needs none of it
     t,s = _checked(truth, scores)
     some = t.any(1)
     if not some.any(): raise AudiotagError('no clip has a label, so that there is nothing to rank', fix='leave these clips out')
@@ -146,12 +145,13 @@ def plot_confusion(truth, scores, classes, ax=None):
     ax.set(xlabel='said', ylabel='label')
     return ax
 
-# %% ../nbs/51_metrics.ipynb #1c491f55
+# %% ../nbs/51_metrics.ipynb #5b48cb2c
 def per_class_auc(
     truth, # (clips, classes) of 0 and 1
     scores, # (clips, classes)
 )->np.ndarray: # (classes,) float64, NaN for a class that all clips have, or none
     "Area under the ROC curve of each class (Mann and Whitney 1947; equals scikit-learn's `roc_auc_score`)."
+    from scipy.stats import rankdata
     t,s = _checked(truth, scores)
     yes = t.sum(0)
     no = len(t)-yes
@@ -167,7 +167,7 @@ def macro_auc(
     if np.isnan(each).all(): raise AudiotagError('no class has clips with and without it', fix='macro AUC needs both kinds')
     return float(np.nanmean(each))
 
-# %% ../nbs/51_metrics.ipynb #f706e4da
+# %% ../nbs/51_metrics.ipynb #527d40f0
 def padded_cmap(
     truth, # (clips, classes) of 0 and 1
     scores, # (clips, classes), probabilities from 0 to 1
@@ -175,6 +175,7 @@ def padded_cmap(
     padding:int=5, # rows added, in which every class is true with score 1
 )->float: # 0 to 1
     "Class-wise mean average precision with added true rows (BirdCLEF 2023; scikit-learn)."
+    from sklearn.metrics import average_precision_score
     t,s = _checked(truth, scores)
     if padding<0: raise AudiotagError(f'{padding!r} rows cannot be added', field='padding', fix='give 0 or more')
     if s.min()<0 or s.max()>1: raise AudiotagError('scores are not between 0 and 1', fix='give probabilities')
