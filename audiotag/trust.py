@@ -228,7 +228,7 @@ def _about_test(t):
     if row['features low']<.75: return f'The test clips differ a little ({heard}){f", by {why}" if why else ""}: trust the order of the systems and not the height of the score.'
     return f'The test clips are of another kind ({heard}){f", above all by {why}" if why else ""}: imitate that in training, and do not trust the cross-validation until the AUC falls.'
 
-# %% ../nbs/86_trust.ipynb #b76ba2d3
+# %% ../nbs/86_trust.ipynb #852a4f99
 def trust(
     run:Run, # finished
     test:pd.DataFrame|None=None, # clip table of the test clips
@@ -242,7 +242,7 @@ def trust(
     clips = run.clips if test is None else pd.concat([run.clips, test.assign(fold=-1)], ignore_index=True)
     pairs = duplicates(clips, workers=workers)
     groups = join_duplicates(run.clips, pairs).group
-    shift,why = (pd.DataFrame(), pd.DataFrame()) if test is None or not len(test) else shifts(clips, run.recipe.front_end, store=run.store, seed=run.recipe.seed)
+    shift,why = (pd.DataFrame(), pd.DataFrame()) if test is None or not len(test) else shifts(clips, run.recipe.front_end, store=run.store if run.recipe.stored==run.recipe.front_end else None, seed=run.recipe.seed)
     found = Trust(run.recipe.metric, score_intervals(run, groups=groups, n=n), gains(run, groups=groups, n=n), compare_runs(run, others, n=n),
                   pairs, group_leaks(run, about), shift, why, test is not None)
     write_json(run.folder/'trust.json', trust_as_json(found))
