@@ -193,7 +193,7 @@ class Bundle:
             raise AudiotagError(f'is incomplete ({type(e).__name__}: {e})', file=self.path, fix='pack the run again') from None
         if not fits: raise AudiotagError('its parts do not fit together', file=self.path, fix='pack the run again')
 
-# %% ../nbs/80_bundle.ipynb #a48badf0
+# %% ../nbs/80_bundle.ipynb #c9d030c2
 def _depth_within(o, limit:int)->bool:
     "Whether dicts and lists are nested at most so deep."
     return limit>=0 and all(_depth_within(v, limit-1) for v in (o.values() if isinstance(o, dict) else o if isinstance(o, list) else ()))
@@ -219,6 +219,7 @@ def _fits(self:Bundle)->bool:
     members = 0<len(self.members)<=1000 and all(map(whole, self.members)) and once('stage','fold','model') and once('file','prefix')
     return kinds and classes and prior and members and all(map(self._graph_fits, self.graphs))
 
+# %% ../nbs/80_bundle.ipynb #9e483aac
 @patch
 def _graph_fits(self:Bundle, g)->bool:
     "Whether an entry of `graphs` (what was tried for a member, and what was kept) is whole."

@@ -418,13 +418,13 @@ def _by_torch(bundle, index, threads):
     if threads: torch.set_num_threads(threads)
     return torch_run(bundle.model(index), bundle.activation)
 
-# %% ../nbs/81_openvino.ipynb #6532474e
+# %% ../nbs/81_openvino.ipynb #fff4cedb
 def _by_graph(bundle, index:int, precision:str, looks, files:dict, threads, cache)->tuple: # run or None, precision, why
     "The member's graph, ready to run and agreeing with the golden example; or why there is none."
     if precision=='torch': return None, 'torch', ''
     tried = {g['precision']: g for g in bundle.graphs if g['member']==index}
     wanted = [p for p in ('int8','fp32','fp16') if p in tried and tried[p]['kept'] and precision in ('best', p)]
-    if not wanted: return None, 'torch', '; '.join(f"{p}: {tried[p]['said']}" for p in tried) or 'it was not exported'
+    if not wanted: return None, 'torch', _why_not(tried, precision)
     entry = tried[wanted[0]]
     try: import openvino
     except ImportError as e: return None, 'torch', f'openvino is not installed ({e})'
@@ -435,3 +435,8 @@ def _by_graph(bundle, index:int, precision:str, looks, files:dict, threads, cach
         bundle.replay_scores(index, run, looks, within=entry['golden'])
     except (AudiotagError, RuntimeError) as e: return None, 'torch', f"its {entry['precision']} graph does not run here as it did at home ({str(e).strip().splitlines()[-1][:300]})"
     return run, entry['precision'], ''
+
+def _why_not(tried:dict, precision:str)->str:
+    "Why no graph of a member can be taken."
+    if refused := [f"{p}: {g['said']}" for p,g in tried.items() if not g['kept'] and precision in ('best', p)]: return '; '.join(refused)
+    return 'it was not exported' if precision=='best' else f'{precision} was not exported'
