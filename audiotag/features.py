@@ -95,7 +95,7 @@ def _checked(wave):
             raise AudiotagError('the wave holds samples beyond ±1e9', fix='scale it to ±1', kind='not_a_wave')
     return wave
 
-# %% ../nbs/11_features.ipynb #1c76f419
+# %% ../nbs/11_features.ipynb #c65698c1
 @patch
 def read(self:FrontEnd,
     path, # a sound file
@@ -115,6 +115,11 @@ def from_file(self:FrontEnd, path, *, start_s:float|None=None, end_s:float|None=
 def frames_in(self:FrontEnd, seconds:float)->int:
     "How many frames a wave of so many seconds gives."
     return self.n_frames(round(seconds*self.sample_rate))
+
+@patch
+def samples_for(self:FrontEnd, n_frames:int)->int:
+    "The shortest wave, in samples, that gives `n_frames`; raises `AudiotagError` where frames are not steps in time."
+    raise AudiotagError(f'{n_frames} frames of {type(self).__name__} are no length of a wave', fix='take a front end whose frames are steps in time, such as LogMel')
 
 # %% ../nbs/11_features.ipynb #a76c176a
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +213,7 @@ def empty_bands(self:LogMel)->tuple: # numbers of mel bands
     "The bands whose filter falls between two frequency bins and hears nothing."
     return tuple(int(i) for i in np.flatnonzero(~_filters(*self._bank()).any(1)))
 
-# %% ../nbs/11_features.ipynb #c835f54c
+# %% ../nbs/11_features.ipynb #9bbba462
 @patch
 def n_frames(self:LogMel, n_samples:int)->int:
     "How many frames a wave of `n_samples` gives; raises `AudiotagError` when it is shorter than one."
@@ -216,6 +221,11 @@ def n_frames(self:LogMel, n_samples:int)->int:
     if n_samples<1 or span<0:
         raise AudiotagError(f'{n_samples} samples are fewer than one frame', field='LogMel.n_fft', fix='give a longer wave, or set center=True')
     return 1+span//self.hop_length
+
+@patch
+def samples_for(self:LogMel, n_frames:int)->int:
+    "The shortest wave, in samples, that gives `n_frames`."
+    return max(1, (n_frames-1)*self.hop_length+self.n_fft-2*(self.n_fft//2)*self.center)
 
 @patch
 def _frames(self:LogMel, wave):
@@ -489,13 +499,14 @@ class RawFold(FrontEnd):
         return wave.reshape(self.channels, self.rows, self.n_frames(len(wave)))[slice(None) if self.channels>1 else 0].copy()
     def _tensor(self, wave, constants): return wave.reshape(-1, self.channels, self.rows, self.n_frames(wave.shape[-1]))
 
-# %% ../nbs/11_features.ipynb #48e8cead
+# %% ../nbs/11_features.ipynb #9c337864
 @dataclass(frozen=True, kw_only=True)
 class Waveform(FrontEnd):
     "The wave as (1, samples)."
     fill = 0.
     n_bands = 1
     def n_frames(self, n_samples): return n_samples
+    def samples_for(self, n_frames): return n_frames
     def _image(self, wave): return wave[None].copy()
     def _tensor(self, wave, constants): return wave[:,None,None]
 
@@ -512,7 +523,7 @@ class Length(FrontEnd):
     def _image(self, wave): return np.full((1,1), len(wave)/self.sample_rate/self.scale_s, np.float32)
     def _tensor(self, wave, constants): return wave.new_full((len(wave),1,1,1), wave.shape[-1]/self.sample_rate/self.scale_s)
 
-# %% ../nbs/11_features.ipynb #d0c4beb0
+# %% ../nbs/11_features.ipynb #3815f89f
 @dataclass(frozen=True, kw_only=True)
 class Joined(FrontEnd):
     "Several front ends of one wave: `fe(wave)` is the tuple (main, *beside), each as its own front end gives it."
@@ -534,6 +545,7 @@ class Joined(FrontEnd):
     n_bands = property(lambda self: self.main.n_bands)
     fill = property(lambda self: self.main.fill)
     def n_frames(self, n_samples): return self.main.n_frames(n_samples)
+    def samples_for(self, n_frames): return self.main.samples_for(n_frames)
     def __call__(self, wave): return tuple(o(wave) for o in parts(self))
 
 def parts(

@@ -6,7 +6,7 @@
 __all__ = ['Picked', 'Stage', 'warm_up', 'Recipe', 'pick', 'ancestry', 'check_out_of_fold', 'Run', 'open_run', 'run_stages',
            'is_finished', 'stage_table']
 
-# %% ../nbs/61_stages.ipynb #ec0251f1
+# %% ../nbs/61_stages.ipynb #93724d71
 import hashlib, json, math, re, numpy as np, pandas as pd, torch
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from .core import (AudiotagError, Config, claim_folder, config_from_dict, derive
                            file_sha256, folder_kind, locked, read_json, read_parquet, require_same, say, write_json, write_parquet)
 from .competitions import CLIP_COLUMNS, targets
 from .data import fold_loaders
-from .features import FrontEnd
+from .features import FrontEnd, Joined, Waveform, parts
 from .folds import assign_folds
 from .metrics import per_clip_lwlrap
 from .store import build_stores, open_store
@@ -42,7 +42,7 @@ class Picked(Config):
         self.require(0<=self.at_least<=1, 'at_least', 'give a number from 0 to 1')
         self.require(self.at_most is None or self.at_most>0, 'at_most', 'give a positive number, or null for no cap')
 
-# %% ../nbs/61_stages.ipynb #6143d746
+# %% ../nbs/61_stages.ipynb #1d3f9df2
 @dataclass(frozen=True, kw_only=True)
 class Stage(Config):
     "One round of training over all folds."
@@ -59,6 +59,7 @@ class Stage(Config):
     loss:Config|None=None # None: the recipe's
     augment:tuple[Config,...]|None=None # None: the recipe's
     ema:float|None=None # end with this moving average of the weights, such as .99
+    metric:str|None=None # what `best_epoch` and the progress lines watch; None: the recipe's
     best_epoch:bool=False # end with the epoch of the best validation score, instead of the last one
     patience:int|None=None # with `best_epoch`: stop after so many epochs without a better one
     def check(self):
@@ -95,7 +96,7 @@ def warm_up(
 def _known(name, names, field, what):
     if name not in names: raise AudiotagError(f'{name!r} is no {what}', field=field, fix=did_you_mean(name, names))
 
-# %% ../nbs/61_stages.ipynb #9a164635
+# %% ../nbs/61_stages.ipynb #e5c78cab
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Config):
     "All settings of a system."
@@ -107,6 +108,7 @@ class Recipe(Config):
     augment:tuple[Config,...]=() # called with (x, y, generator)
     stages:tuple[Stage,...]
     windows:Windows=Windows() # training crops are as long
+    features:str='stored' # or 'computed', from stored waves for each batch, as augmentations of the wave need it
     members:tuple[str,...] # the stages whose models make the submission
     activation:str='sigmoid' # 'softmax' where a clip has one label
     metric:str='lwlrap' # what the competition scores; 'lrap', 'accuracy' and 'macro_auc' are the others
@@ -115,23 +117,47 @@ class Recipe(Config):
     keep_memory:bool=True # see `audiotag.train.keep_memory`
     seed:int=0
 
-# %% ../nbs/61_stages.ipynb #898e4f72
+# %% ../nbs/61_stages.ipynb #4577301f
+def _check_stages(recipe):
+    "The stages name each other, and what they name is there."
+    names = [s.name for s in recipe.stages]
+    recipe.require(len(set(names))==len(names)>0, 'stages', 'give each stage a name of its own')
+    for i,s in enumerate(recipe.stages):
+        rules = [e for r in s.train_on if isinstance(r, Picked) for e in r.scores]
+        for e in [*rules, *([s.start_from] if s.start_from else [])]: _known(e, names[:i], f'stages.{s.name}', 'earlier stage')
+        _known(s.optimizer, OPTIMIZERS, f'stages.{s.name}', 'optimiser')
+        if s.metric: _known(s.metric, METRICS, f'stages.{s.name}', 'metric')
+    for m in recipe.members: _known(m, names, 'members', 'stage')
+    recipe.require(len(recipe.members)==len(set(recipe.members))>0, 'members', 'name the stages that make the submission, each once')
+
+# %% ../nbs/61_stages.ipynb #3c44b79b
+def _check_hearing(recipe):
+    "The augmentations suit what is stored."
+    augments = [o for s in (recipe, *recipe.stages) for o in s.augment or ()]
+    recipe.require(all(isinstance(o, spec.Augment) for o in augments), 'augment', 'give settings of augmentations')
+    recipe.require(recipe.features in ('stored','computed'), 'features', "choose 'stored' or 'computed'")
+    hears = isinstance(parts(recipe.front_end)[0], Waveform)
+    fits = recipe.features=='stored' or not (hears or isinstance(recipe.front_end, Joined))
+    recipe.require(fits, 'features', "choose 'stored' for a network that takes the wave, or several inputs")
+    waves = hears or recipe.features=='computed'
+    recipe.require(waves or not any(o.on_wave for o in augments), 'features', "choose 'computed': the recipe changes waves")
+
+@patch(as_prop=True)
+def stored(self:Recipe)->FrontEnd:
+    "What the feature store keeps: the front end's features, or waves that it is computed from."
+    fe = self.front_end
+    return fe if self.features=='stored' else Waveform(sample_rate=fe.sample_rate, reading=fe.reading)
+
+# %% ../nbs/61_stages.ipynb #e0d33874
 @patch
 def check(self:Recipe):
     "The parts have to fit together."
-    names = [s.name for s in self.stages]
-    self.require(len(set(names))==len(names)>0, 'stages', 'give each stage a name of its own')
-    for i,s in enumerate(self.stages):
-        rules = [e for r in s.train_on if isinstance(r, Picked) for e in r.scores]
-        for e in [*rules, *([s.start_from] if s.start_from else [])]: _known(e, names[:i], f'stages.{s.name}', 'earlier stage')
-    for m in self.members: _known(m, names, 'members', 'stage')
-    self.require(len(self.members)==len(set(self.members))>0, 'members', 'name the stages that make the submission, each once')
+    _check_stages(self)
+    _check_hearing(self)
     self.require(self.n_folds>=2, 'n_folds', 'give 2 or more')
     self.require(hasattr(self.model, 'build'), 'model', 'give the settings of a network')
     self.require(all(isinstance(o, losses.Loss) for o in [self.loss, *(s.loss for s in self.stages if s.loss)]), 'loss', 'give the settings of a loss')
-    self.require(all(isinstance(o, spec.Augment) for s in (self, *self.stages) for o in s.augment or ()), 'augment', 'give settings of augmentations')
     self.require(self.metric in METRICS, 'metric', did_you_mean(self.metric, METRICS))
-    for s in self.stages: _known(s.optimizer, OPTIMIZERS, f'stages.{s.name}', 'optimiser')
     self.require(self.activation in ('sigmoid','softmax'), 'activation', "choose 'sigmoid' or 'softmax'")
     self.require(self.precision in ('auto','bf16','fp32'), 'precision', "choose 'auto', 'bf16' or 'fp32'")
 
@@ -187,7 +213,7 @@ def check_out_of_fold(
         raise AudiotagError(f'{len(leaked)} clips would be scored by a model that was trained on them, the first is {leaked[0]!r}',
                             file=where, fix='this run was made with other folds: start it anew in an empty folder')
 
-# %% ../nbs/61_stages.ipynb #6f09b5c3
+# %% ../nbs/61_stages.ipynb #24326eef
 class Run:
     "A run folder: `recipe.json`, `clips.parquet`, `store/`, and `<n>-<stage>/fold-<k>/` with weights and scores."
     def __init__(self, folder):
@@ -200,7 +226,7 @@ class Run:
         self.classes,self.competition,self.scale = tuple(about['classes']),about['competition'],about['scale']
         self.clips = read_parquet(self.folder/'clips.parquet', columns=CLIP_COLUMNS)
         self.clips['labels'] = [tuple(o) for o in self.clips.labels]
-        self.store = open_store(str(about['store']) if about['store'] else self.folder/'store', self.recipe.front_end)
+        self.store = open_store(str(about['store']) if about['store'] else self.folder/'store', self.recipe.stored)
 
     def stage_path(self, stage:str)->Path:
         names = [s.name for s in self.recipe.stages]
@@ -216,7 +242,7 @@ def _fingerprint(clips, store)->str:
     text = '\n'.join(sorted(f'{r}|{",".join(l)}|{a}' for r,l,a in zip(rows, clips.labels, audio)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../nbs/61_stages.ipynb #5364ebf9
+# %% ../nbs/61_stages.ipynb #f4ad800c
 def open_run(
     folder, # made if missing
     recipe:Recipe,
@@ -230,7 +256,7 @@ def open_run(
     folder = claim_folder(folder, 'run')
     if (folder/'recipe.json').exists(): require_same(Run(folder).recipe, recipe, where=folder, fix='use another --run folder, or the settings it was begun with')
     labelled = competition.clips[competition.clips.labels.map(len)>0]
-    features = build_stores(labelled, recipe.front_end, store or folder/'store', workers=workers)
+    features = build_stores(labelled, recipe.stored, store or folder/'store', workers=workers)
     clips = labelled[[c in features for c in labelled.clip_id]].reset_index(drop=True)
     clips = assign_folds(clips, n_folds=recipe.n_folds, seed=derive_seed(recipe.seed, 'folds'))
     mark = _fingerprint(clips, features)
@@ -282,7 +308,7 @@ def model(self:Run, stage:str, fold:int)->torch.nn.Module:
     "The trained network of a stage and fold, in eval mode."
     return load_weights(self.recipe.model.build(len(self.classes)), self.fold_path(stage, fold)/'weights.safetensors').eval()
 
-# %% ../nbs/61_stages.ipynb #5ca86999
+# %% ../nbs/61_stages.ipynb #d9ba99d5
 @patch
 def _train(self:Run, stage:Stage, fold:int, label:str, cbs=()):
     "Train one fold of one stage, or go on with it."
@@ -294,16 +320,23 @@ def _train(self:Run, stage:Stage, fold:int, label:str, cbs=()):
     model = self.model(stage.start_from, fold) if stage.start_from else recipe.model.build(len(self.classes))
     mine = self.clips[self.clips.fold==fold]
     watch = mine[mine.source=='curated'] if (mine.source=='curated').any() else mine
-    dls = fold_loaders(train, watch, self.store, self.classes, frames=recipe.windows.frames, short=recipe.windows.train_at, batch_size=stage.batch_size, seed=seed,
+    computed,frames = recipe.front_end if recipe.features=='computed' else None, recipe.windows.frames
+    dls = fold_loaders(train, watch, self.store, self.classes, frames=computed.samples_for(frames) if computed else frames, short=recipe.windows.train_at, batch_size=stage.batch_size, seed=seed,
                        y=self.training_targets(stage, train), probability=train.probability)
     if torch.cuda.is_available(): dls.to('cuda')
     epochs = max(1, round(stage.steps/len(dls.train))) if stage.steps else stage.epochs
     keeper = Ema(stage.ema) if stage.ema else BestEpoch(stage.patience) if stage.best_epoch else None
     train_fold(model, dls, folder, loss=stage.loss or recipe.loss, epochs=epochs, lr=stage.lr, wd=stage.wd, schedule=stage.schedule, optimizer=stage.optimizer,
-               augment=recipe.augment if stage.augment is None else stage.augment, metric=recipe.metric,
+               augment=recipe.augment if stage.augment is None else stage.augment, metric=stage.metric or recipe.metric, front_end=computed,
                precision=recipe.precision, keeper=keeper, seed=seed, label=label, cbs=cbs)
 
-# %% ../nbs/61_stages.ipynb #ae1fcacc
+# %% ../nbs/61_stages.ipynb #fa3811ae
+@patch
+def seen(self:Run, clip_id:str): # features, or a list of pairs (view, features)
+    "A clip as it is scored out of fold: from stored waves all views can be made, from stored features those of frames alone."
+    if self.recipe.features=='stored': return self.store[clip_id]
+    return self.recipe.windows.looks(self.recipe.front_end, self.store[clip_id][0])
+
 @patch
 def _score(self:Run, stage:Stage, fold:int):
     "Score the clips of the fold, all sources, after proving that the model does not know them."
@@ -311,7 +344,7 @@ def _score(self:Run, stage:Stage, fold:int):
     folder = self.fold_path(stage.name, fold)
     check_out_of_fold(clips.clip_id, self.trained_on(stage.name, fold), self.clips, where=folder)
     model = self.model(stage.name, fold).to('cuda' if torch.cuda.is_available() else 'cpu')
-    got = dict(score_clips([model], ((c, self.store[c]) for c in clips.clip_id), self.recipe.windows, activation=self.recipe.activation, fill=self.recipe.front_end.fill))
+    got = dict(score_clips([model], ((c, self.seen(c)) for c in clips.clip_id), self.recipe.windows, activation=self.recipe.activation, fill=self.recipe.front_end.fill))
     table = pd.DataFrame(np.concatenate([got[c] for c in clips.clip_id]), columns=list(self.classes))
     write_json(folder/'scored.json', {'weights': file_sha256(folder/'weights.safetensors')})
     write_parquet(folder/'oof.parquet', table.assign(clip_id=list(clips.clip_id)))

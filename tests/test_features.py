@@ -286,6 +286,20 @@ def test_every_front_end_keeps_the_contract():
         assert fe.layer()(torch.zeros(2, n)).shape == (2, fe.n_channels, fe.n_bands, fe.n_frames(n))
 
 
+@pytest.mark.parametrize("fe", [LogMel(), LogMel(n_fft=501, hop_length=100), LogMel(center=False, n_fft=512), Waveform()])
+def test_the_shortest_wave_for_so_many_frames(fe):
+    for n in (1, 2, 57):
+        samples = fe.samples_for(n)
+        assert fe.n_frames(samples) == n and (samples == 1 or fe_frames(fe, samples - 1) < n)
+
+
+def fe_frames(fe, n):
+    try:
+        return fe.n_frames(n)
+    except AudiotagError:
+        return 0
+
+
 def test_joined_front_ends():
     "Every part gives what it gives alone, by clip and by batch; there is one reading, that of the whole."
     fe = Joined(main=LogMel(sample_rate=8000, n_fft=512, f_max=4000), beside=(GlobalFeatures(), Length(scale_s=2.)), sample_rate=32000)

@@ -12,13 +12,14 @@ import torch
 from torch.nn import functional as F
 from ..core import AudiotagError, Config
 
-# %% ../../nbs/31_augment.spec.ipynb #309ffa59
+# %% ../../nbs/31_augment.spec.ipynb #38fb76f5
 @dataclass(frozen=True, kw_only=True)
 class Augment(Config):
     "Base of the augmentations: `aug(x, y, generator)` gives a new (x, y) of the same shapes and types."
     p:float=1. # chance of each clip to be changed
     until_epoch:int|None=None # of a stage; from then on nothing is changed
     everywhere = False # of several inputs, change all of them, and not the first alone
+    on_wave = False # made for samples, and not for images
 
     def check(self):
         self._require_share('p')

@@ -39,7 +39,9 @@ def arms():
     from audiotag.stages import Stage
 
     one = dict(lr=3e-3, batch_size=32)
+    alone = (Stage(name="curated", train_on=("curated",), steps=STEPS, **one),)
     three = ("curated", "agreed", "certain")
+    pictures = (SpecAugment(p=0.5), ZoomCrop(), Lighting())
     option = {
         "+ moving average of weights (.98)": stages(ema=0.98),
         "+ L_q loss on noisy": stages(noisy_loss=LqLoss(q=0.5)),
@@ -50,14 +52,16 @@ def arms():
         "+ noisy student in stage 4": stages(student=True),
     }
     return {
-        "curated only": ((Stage(name="curated", train_on=("curated",), steps=STEPS, **one),), ("curated",), (), SEEDS),
+        "curated only": (alone, ("curated",), (), SEEDS),
+        "curated only + SpecAugment, zoom, lighting": (alone, ("curated",), pictures, SEEDS),
         "curated + noisy, mixed": ((Stage(name="mixed", train_on=("curated", "noisy"), steps=STEPS, **one),), ("mixed",), (), SEEDS),
         "noisy, then curated": ((Stage(name="noisy", train_on=("noisy",), steps=STEPS // 2, **one),
                                  Stage(name="curated", train_on=("curated",), start_from="noisy", steps=STEPS // 2, **one)), ("curated",), (), SEEDS),
         "four stages": (stages(), three, (), SEEDS),
+        "four stages + best options": (stages(soft=0.5, student=True), three, pictures, SEEDS),
         **{name: (s, three, (), OPTIONS_SEEDS) for name, s in option.items()},
         "+ mixup, SpecMix": (stages(), three, (MixUp(), SpecMix()), OPTIONS_SEEDS),
-        "+ SpecAugment, zoom, lighting": (stages(), three, (SpecAugment(p=0.5), ZoomCrop(), Lighting()), OPTIONS_SEEDS),
+        "+ SpecAugment, zoom, lighting": (stages(), three, pictures, OPTIONS_SEEDS),
     }
 
 
