@@ -105,7 +105,7 @@ def accuracy(
     if not some.any(): raise AudiotagError('no clip has a label', fix='leave these clips out')
     return float(t[some, s[some].argmax(1)].mean())
 
-# %% ../nbs/51_metrics.ipynb #7c24ee7c
+# %% ../nbs/51_metrics.ipynb #076191b5
 def confusion(
     truth, # (clips, classes) of 0 and 1, one 1 a clip
     scores, # (clips, classes)
@@ -133,6 +133,7 @@ def class_report(
     return pd.DataFrame({'clips': there, 'precision': share(right, said), 'recall': share(right, there), 'f1': share(2*right, there+said),
                          'taken for': taken, 'times': wrong.max(1)}, index=pd.Index(classes, name='class'))
 
+# %% ../nbs/51_metrics.ipynb #13a9e07c
 def plot_confusion(truth, scores, classes, ax=None):
     "The confusion matrix as a picture; colours are shares of the row."
     import matplotlib.pyplot as plt
