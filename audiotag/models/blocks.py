@@ -4,14 +4,19 @@
 
 # %% auto #0
 __all__ = ['heads', 'pool_modes', 'conv_bn_relu', 'ConvBlock', 'n_params', 'AvgMaxPool', 'AvgPool', 'writeup_head', 'code_head',
-           'require_n_classes', 'make_head', 'require_spectrograms', 'require_two', 'SpectrogramNet', 'make_pool',
-           'SqueezeExcite', 'PooledBlock', 'multi_scale', 'SideBySide', 'ShufflePool', 'SequenceGRU']
+           'require_n_classes', 'make_head', 'require_spectrograms', 'require_two', 'SpectrogramNet', 'Network',
+           'make_pool', 'SqueezeExcite', 'PooledBlock', 'multi_scale', 'SideBySide', 'ShufflePool', 'SequenceGRU',
+           'timm_backbone']
 
-# %% ../../nbs/40_models.blocks.ipynb #7cd40d5a
+# %% ../../nbs/40_models.blocks.ipynb #ca083923
+from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
+from pathlib import Path
 import torch
 from torch import nn
-from ..core import AudiotagError, did_you_mean
+from ..core import AudiotagError, Config, did_you_mean
+from ..features import FrontEnd
 
 # %% ../../nbs/40_models.blocks.ipynb #1da52e9f
 def conv_bn_relu(
@@ -124,6 +129,31 @@ class SpectrogramNet(nn.Module):
             require_two(self, x)
         return self.head(self.body(x.expand(-1, self.in_channels, -1, -1)))
 
+# %% ../../nbs/40_models.blocks.ipynb #ea7ee291
+@dataclass(frozen=True, kw_only=True)
+class Network(Config):
+    "Base of networks that may have their front end inside; a subclass makes the module in `_build(n_classes)`."
+    front:FrontEnd|None=None # computed inside, from waves; None: what it gives comes as input
+
+    def build(self, n_classes:int)->nn.Module:
+        "The torch module, with weights from torch's global generator."
+        require_n_classes(n_classes)
+        net = self._build(n_classes)
+        if self.front is not None:
+            net.front = self.front.layer()
+            net.register_forward_pre_hook(_hear)
+        return net
+
+    def split(self)->tuple: # (front end or None, settings without it)
+        "What comes before the graph, and the graph; both networks have the same state dict."
+        return self.front, self.replace(front=None)
+
+def _hear(net, inputs): # (waves, *beside) -> (features, *beside)
+    x,*beside = inputs
+    if x.ndim!=4 or tuple(x.shape[1:3])!=(1, 1) or not x.is_floating_point():
+        raise AudiotagError(f'the network was given {tuple(x.shape)} of {str(x.dtype)[6:]}', fix='give waves (clips, 1, 1, samples): the front end `Waveform`; or set `front` to None')
+    return (net.front(x.flatten(1)), *beside)
+
 # %% ../../nbs/40_models.blocks.ipynb #50d46abf
 _pool_kinds = {'max': nn.MaxPool2d, 'average': partial(nn.AvgPool2d, count_include_pad=False)}
 _pool_axes = {'both': (True, True), 'bands': (True, False), 'time': (False, True)}
@@ -227,3 +257,68 @@ class SequenceGRU(nn.Module):
             ahead,back = gru(x)[0].chunk(2, 2)
             x = ahead+back
         return x.amax(1)
+
+# %% ../../nbs/40_models.blocks.ipynb #72faa6b5
+def timm_backbone(
+    name:str, # as in `timm.list_models()`
+    *,
+    in_channels:int=1,
+    drop_path:float=0., # chance of leaving out a residual branch in training, for the last one (Huang et al. 2016)
+    pretrained:str='', # a .safetensors file; '' starts with fresh weights
+    pool:bool=True, # mean over the map, as timm does it; False gives the map
+    size:tuple|None=None, # (bands, frames); for networks that are built for one size, as transformers are
+)->tuple: # (module, numbers n): (B, in_channels, bands, frames) -> (B, n), or (B, n, bands', frames') without `pool`
+    "A network of timm without its classifier; raises `AudiotagError` on unknown names and files that do not fit."
+    import timm
+    if not timm.is_model(name): # also what timm would download: 'hf-hub:…'
+        near = get_close_matches(name, timm.list_models(), 1)
+        raise AudiotagError(f'timm {timm.__version__} has no network {name!r}', field='name', fix=f'did you mean {near[0]!r}?' if near else 'timm.list_models() names them all')
+    cfg = timm.get_pretrained_cfg(name)
+    def make(**more):
+        fixed = dict(img_size=size) if size and getattr(cfg, 'fixed_input_size', False) else {}
+        try: return timm.create_model(name, pretrained=False, in_chans=in_channels, num_classes=0, **({} if pool else {'global_pool': ''}), **fixed, **more)
+        except (TypeError, AssertionError, RuntimeError, ValueError) as e:
+            raise AudiotagError(f'{name} cannot be built with {dict(in_channels=in_channels, size=size, **more)}: {e}', field='name', fix='choose other settings, or another network') from None
+    net = make(**({'drop_path_rate': drop_path} if drop_path and not torch.empty(0).is_meta else {}))
+    if torch.empty(0).is_meta: _fill_buffers(net, make)
+    elif pretrained: _load_timm(net, name, cfg, pretrained, in_channels)
+    return net, getattr(net, 'head_hidden_size', net.num_features) if pool else _map_channels(net, name, in_channels)
+
+# %% ../../nbs/40_models.blocks.ipynb #a26e6802
+def _fill_buffers(net, make):
+    "Give a network on `meta` the buffers that its state dict does not hold."
+    empty = [(where, k) for where,m in net.named_modules() for k in m._non_persistent_buffers_set if m._buffers[k] is not None]
+    if not empty: return
+    with torch.device('cpu'): full = make()
+    for where,k in empty: net.get_submodule(where)._buffers[k] = full.get_submodule(where)._buffers[k]
+
+def _map_channels(net, name, in_channels):
+    "How many channels the map has that comes out; raises `AudiotagError` when it is no map."
+    training,like = net.training,next(net.parameters())
+    with torch.no_grad(): shape = net.eval()(torch.zeros(1, in_channels, 64, 64, device=like.device)).shape
+    net.train(training)
+    if len(shape)!=4 or shape[2]!=shape[3]: raise AudiotagError(f'{name} gives {tuple(shape)} and no map of channels, bands and frames', field='name', fix='choose a convolutional network')
+    return shape[1]
+
+# %% ../../nbs/40_models.blocks.ipynb #f1843095
+def _load_timm(net, name, cfg, path, in_channels):
+    "Weights from a file of timm's into a network without classifier; the first convolution is adapted."
+    import timm
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from timm.models import adapt_input_conv
+    hub = getattr(cfg, 'hf_hub_id', None)
+    source = f'download model.safetensors of https://huggingface.co/{hub} and put it there' if hub else 'timm knows of no weights for this network'
+    if not Path(path).is_file(): raise AudiotagError('file not found', file=path, field='pretrained', fix=f'{source}, or set it to nothing')
+    try: state = load_file(str(path))
+    except (SafetensorError, OSError) as e: raise AudiotagError(f'is not a readable safetensors file ({e})', file=path, field='pretrained', fix=source) from None
+    with torch.device('meta'): whole = timm.create_model(name).state_dict() # its classifier is what `net` does not have
+    wanted,made = net.state_dict(),dict(net.named_buffers()) # older files hold tables that the network makes itself
+    state = {k: v for k,v in state.items() if k in wanted or (k not in whole and k not in made)}
+    convs = getattr(cfg, 'first_conv', None)
+    convs = (convs,) if isinstance(convs, str) else tuple(convs or ())
+    for first in (f'{c}.weight' for c in convs):
+        if first in state and first in wanted and state[first].shape!=wanted[first].shape: state[first] = adapt_input_conv(in_channels, state[first])
+    off = [k for k in {**wanted, **state} if not k.endswith('num_batches_tracked') and (k not in state or k not in wanted or state[k].shape!=wanted[k].shape)]
+    if off: raise AudiotagError(f'holds the weights of another network than {name}: {len(off)} tensors differ, the first is {off[0]}', file=path, field='pretrained', fix=source)
+    net.load_state_dict(state, strict=False)

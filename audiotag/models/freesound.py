@@ -5,61 +5,53 @@
 # %% auto #0
 __all__ = ['WAVE_CNNS', 'WaveformNet', 'WaveCNN']
 
-# %% ../../nbs/42_models.freesound.ipynb #ca41bbe9
+# %% ../../nbs/42_models.freesound.ipynb #52f5da73
 from dataclasses import dataclass
 import torch
 from torch import nn
 from fastcore.basics import patch
-from ..core import AudiotagError, Config
-from ..features import PRESETS, LogMel
-from .blocks import (PooledBlock, SequenceGRU, ShufflePool, SqueezeExcite, multi_scale, pool_modes,
-                                    require_n_classes, require_spectrograms, require_two)
+from ..core import AudiotagError
+from ..features import PRESETS, FrontEnd
+from .blocks import (Network, PooledBlock, SequenceGRU, ShufflePool, SqueezeExcite, multi_scale, pool_modes,
+                                    require_spectrograms, require_two)
 
-# %% ../../nbs/42_models.freesound.ipynb #267cd2ca
+# %% ../../nbs/42_models.freesound.ipynb #78429d4d
 class WaveformNet(nn.Module):
-    "(x, statistics, length) -> logits (n, n_classes); x (n, 1, 1, samples), or (n, 1, bands, frames) where there is no `front`."
+    "(x, statistics, length) -> logits (n, n_classes); x (n, 1, bands, frames), statistics (n, 1, 128, 12), length (n, 1, 1, 1)."
     def __init__(self,
-        front:nn.Module|None, # (n, samples) -> (n, 1, bands, frames)
         body:nn.Module, # (n, 1, bands, frames) -> (n, C, bands', frames')
         pool:nn.Module, # (n, C, bands', frames') -> (n, D)
         beside:nn.Module|None, # (n, 128, 12) -> (n, E); None: the sound is all it is given
         head:nn.Module, # (n, D + E + 1) -> (n, n_classes)
     ):
         super().__init__()
-        self.front,self.body,self.pool,self.beside,self.head = front,body,pool,beside,head
+        self.body,self.pool,self.beside,self.head = body,pool,beside,head
 
     def forward(self, x, statistics=None, length=None):
-        check = not torch.jit.is_tracing() # an exported graph cannot hold the checks
-        if check: _require_inputs(self, x, statistics, length)
-        if self.front is not None: x = self.front(x.flatten(1))
-        if check: _require_mel(x)
+        if not torch.jit.is_tracing(): _require_inputs(self, x, statistics, length) # an exported graph cannot hold the checks
         x = self.pool(self.body(x))
         if self.beside is not None: x = torch.cat([x, self.beside(statistics.flatten(1, 2)), length.flatten(1)], 1)
         return self.head(x)
 
-# %% ../../nbs/42_models.freesound.ipynb #5c4aef0c
+# %% ../../nbs/42_models.freesound.ipynb #23db3500
 def _require_inputs(net, x, statistics, length):
     "Raise `AudiotagError` unless the inputs are what `net` was built for."
-    shapes = ', '.join('nothing' if o is None else str(tuple(o.shape)) for o in (x, statistics, length))
-    if net.front is not None and (x.ndim!=4 or x.shape[1:3]!=(1, 1) or not x.is_floating_point()):
-        raise AudiotagError(f'the network was given {shapes}', fix='give waves (clips, 1, 1, samples): the front end `Waveform`; or set `mel` to None')
+    require_spectrograms(x, n_channels=1)
     require_two(net, x)
+    if x.shape[2]%16: raise AudiotagError(f'{x.shape[2]} bands cannot be halved three times and then paired', field='n_mels', fix='give a multiple of 16')
+    shapes = ', '.join('nothing' if o is None else str(tuple(o.shape)) for o in (statistics, length))
     if net.beside is None: fits,wanted = statistics is None and length is None, 'the sound alone, or set `rnn` above 0'
     else:
         n_in = net.beside.norm.num_features
         fits = None not in (statistics, length) and statistics.ndim==4 and statistics.shape[::3]==(len(x), n_in) and length.shape==(len(x), 1, 1, 1)
-        wanted = f'(clips, 1, steps, {n_in}) and (clips, 1, 1, 1) beside it: `Joined(main=…, beside=(GlobalFeatures(), Length()))`; or set `rnn` to 0'
-    if not fits: raise AudiotagError(f'the network was given {shapes}', fix=f'give it {wanted}')
+        wanted = f'(clips, 1, steps, {n_in}) and (clips, 1, 1, 1): `Joined(main=…, beside=(GlobalFeatures(), Length()))`; or set `rnn` to 0'
+    if not fits: raise AudiotagError(f'beside the sound the network was given {shapes}', fix=f'give it {wanted}')
 
-def _require_mel(x):
-    require_spectrograms(x, n_channels=1)
-    if x.shape[2]%16: raise AudiotagError(f'{x.shape[2]} bands cannot be halved three times and then paired', field='n_mels', fix='give a multiple of 16')
-
-# %% ../../nbs/42_models.freesound.ipynb #0c6ee2cb
+# %% ../../nbs/42_models.freesound.ipynb #d4f128b0
 @dataclass(frozen=True, kw_only=True)
-class WaveCNN(Config):
+class WaveCNN(Network):
     "The second system's network; `build(n_classes)` gives a `WaveformNet`."
-    mel:LogMel|None=PRESETS['waveform_mel'] # computed inside; None: the log-mel comes as input
+    front:FrontEnd|None=PRESETS['waveform_mel'] # computed inside; None: the log-mel comes as input
     stem:tuple[int,...]=(3,) # sizes of the first convolutions, side by side
     stem_channels:int=64 # of all of them together
     width:float=1. # of the blocks: times 96, 128, 256, 512 channels
@@ -71,7 +63,7 @@ class WaveCNN(Config):
     momentum:float=.15 # of batch norm
 
     def check(self):
-        self.require(self.mel is None or (self.mel.n_channels==1 and self.mel.n_mels%16==0), 'mel', 'give one channel and a multiple of 16 bands, or None')
+        self.require(self.front is None or (self.front.n_channels==1 and self.front.n_bands%16==0), 'front', 'give one channel and a multiple of 16 bands, or None')
         self.require(self.stem and all(k%2 and 0<k<100 for k in self.stem), 'stem', 'give odd sizes')
         self.require(0<self.stem_channels<=4096 and self.stem_channels%len(self.stem)==0, 'stem_channels', 'give as many channels for each size')
         self.require(1/96<=self.width<=16, 'width', 'give 1 for 96 to 512 channels, .25 for a quarter of them')
@@ -81,13 +73,11 @@ class WaveCNN(Config):
         self.require(0<self.n_globals<=4096, 'n_globals', 'give 12')
         self.require(0<self.momentum<=1, 'momentum', 'give .15')
 
-# %% ../../nbs/42_models.freesound.ipynb #034a1b61
+# %% ../../nbs/42_models.freesound.ipynb #bffad8c6
 _blocks = (96, 2), (128, 2), (256, 3), (512, None) # channels, and the window of the pool that halves; the last block has no pools
 
 @patch
-def build(self:WaveCNN, n_classes:int)->WaveformNet:
-    "The torch module, with weights from torch's global generator."
-    require_n_classes(n_classes)
+def _build(self:WaveCNN, n_classes):
     c = self.stem_channels
     body = [multi_scale(1, c, self.stem, momentum=self.momentum), *([SqueezeExcite(c, self.squeeze)] if self.squeeze else [])]
     for channels,size in _blocks:
@@ -96,7 +86,7 @@ def build(self:WaveCNN, n_classes:int)->WaveformNet:
         c = n
     beside = SequenceGRU(self.n_globals, self.rnn, momentum=self.momentum) if self.rnn else None
     head = nn.Linear(2*c + (self.rnn+1 if self.rnn else 0), n_classes)
-    return WaveformNet(self.mel and self.mel.layer(), nn.Sequential(*body), ShufflePool(), beside, head)
+    return WaveformNet(nn.Sequential(*body), ShufflePool(), beside, head)
 
 # %% ../../nbs/42_models.freesound.ipynb #3f5e1569
 _multi = dict(stem=(3,5,7), stem_channels=96, squeeze=4)
@@ -109,9 +99,3 @@ WAVE_CNNS = { # the entrants' name: settings
     'msc_se_1.5': WaveCNN(**_multi, width=1.5),
     'msc_se_2.0': WaveCNN(**_multi, width=2.),
 }
-
-# %% ../../nbs/42_models.freesound.ipynb #80ebc3b0
-@patch
-def split(self:WaveCNN)->tuple: # (front end of `x` or None, settings of the network that takes what it gives)
-    "The part before the graph and the graph; the second has the same state dict as the whole."
-    return self.mel, self.replace(mel=None)
