@@ -241,21 +241,21 @@ def desk_html(desk:Desk)->str:
             f'<code>audiotag train --corrections corrections.csv</code>; the given labels stay beside the new ones.</p><datalist id=classes>{"".join(f"<option>{esc(c)}" for c in desk.classes)}</datalist>'
             f'<script type="application/json" id=deskdata>{as_script(data)}</script>{"".join(cards)}{bar}')
 
-# %% ../nbs/87_desk.ipynb #a8c3f9e7
+# %% ../nbs/87_desk.ipynb #e33dc16a
 _css = """
-.card{display:grid;grid-template-columns:minmax(200px,300px) minmax(220px,1fr) 190px;gap:6px 20px;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:14px;margin:10px 0}
+.card{display:grid;grid-template-columns:minmax(200px,300px) minmax(220px,1fr) 224px;gap:6px 20px;background:var(--card);border:1px solid var(--line);border-radius:8px;padding:14px;margin:10px 0}
 .card p{margin:0 0 5px}.kind{font-weight:600;font-size:.92rem}.kind small{font-weight:400;margin-left:6px;overflow-wrap:anywhere}.why{font-size:.87rem;color:var(--mute)}
 .tag{display:inline-block;border:1px solid var(--line);border-radius:99px;padding:0 9px;margin:0 5px 3px 0;font-size:.82rem}
 .score{display:flex;justify-content:space-between;font-size:.8rem;padding:0 6px;margin:2px 0;border-radius:3px;background:linear-gradient(var(--soft),var(--soft)) no-repeat left/calc(var(--w)*100%) 100%}
 .score b{font-weight:400}.score.given span::after{content:" given";color:var(--mute);font-size:.92em}
-.acts button,#save{font:inherit;font-size:.84rem;color:var(--ink);background:transparent;border:1px solid var(--line);border-radius:6px;padding:5px 10px;margin:0 5px 5px 0;cursor:pointer}
+.acts button,#save{font:inherit;font-size:.82rem;white-space:nowrap;color:var(--ink);background:transparent;border:1px solid var(--line);border-radius:6px;padding:5px 10px;margin:0 5px 5px 0;cursor:pointer}
 .acts button:hover,#save:hover{border-color:var(--mute)}.acts button.on,#save{background:var(--accent);border-color:var(--accent);color:var(--bg)}
 .acts .tip{font-size:.78rem;padding:2px 8px;border-radius:99px}
 .acts input,.deskbar input{font:inherit;font-size:.84rem;color:var(--ink);background:var(--bg);border:1px solid var(--line);border-radius:6px;padding:4px 8px;width:100%;margin:2px 0}
 .chosen span{cursor:pointer;display:inline-block;background:var(--soft);border-radius:99px;padding:1px 9px;margin:0 5px 5px 0;font-size:.82rem}.chosen span::after{content:" \\00d7"}
 .card.done{border-left:3px solid var(--accent)}
 .deskbar{position:sticky;bottom:0;display:flex;gap:12px;align-items:center;background:var(--bg);border-top:1px solid var(--line);padding:10px 0}
-.deskbar input{width:11em}.deskbar button{margin:0}#count{flex:1;color:var(--mute);font-size:.87rem}
+.deskbar input{width:11em;min-width:5em;flex-shrink:1}.deskbar button{margin:0}#count{flex:1;min-width:4em;color:var(--mute);font-size:.87rem}
 @media(max-width:860px){.card{grid-template-columns:1fr 1fr}.acts{grid-column:1/-1}}
 @media(max-width:600px){.card{grid-template-columns:1fr;gap:10px}}
 """

@@ -21,7 +21,7 @@ def as_script(value)->str:
     "A JSON value for a <script>: no '</script>' in a name can end it."
     return json.dumps(value, ensure_ascii=False).replace('<', '\\u003c').replace('\u2028', '\\u2028').replace('\u2029', '\\u2029')
 
-# %% ../nbs/83_page.ipynb #1eb44ab1
+# %% ../nbs/83_page.ipynb #879e4881
 def _shown(value, digits):
     "How a cell reads, and what it is sorted by."
     if value is None or (not isinstance(value, (str,tuple,list)) and pd.isna(value)): return '–',''
@@ -44,7 +44,7 @@ def table_html(
     def cell(c, v):
         text,key = _shown(v, digits)
         bar = f' style="--w:{min(1, max(0, float(v))):.3f}"' if c in bars and key!='' else ''
-        return f'<td class="{"n" if number[c] else "t"}{" bar" if bar else ""}" data-v="{esc(key)}"{bar}>{esc(text)}</td>'
+        return f'<td class="{"n" if number[c] else "t s" if len(text)<=30 else "t"}{" bar" if bar else ""}" data-v="{esc(key)}"{bar}>{esc(text)}</td>'
     lines = [f'<tr>{"".join(cell(c, v) for c,v in zip(table.columns, r))}</tr>' for r in table.itertuples(index=False, name=None)]
     fold = f' data-rows={rows}' if rows and len(lines)>rows else ''
     return f'<div class=scroll><table{fold}><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
@@ -113,7 +113,7 @@ def audio_uri(wave:np.ndarray, sample_rate:int)->str:
     sf.write(file, wave, sample_rate, compression_level=.75, **kind)
     return f"data:audio/{'mpeg' if kind['format']=='MP3' else 'ogg'};base64,{base64.b64encode(file.getvalue()).decode()}"
 
-# %% ../nbs/83_page.ipynb #7eb02059
+# %% ../nbs/83_page.ipynb #89410f7a
 def spectrogram_uri(
     wave:np.ndarray,
     sample_rate:int,
@@ -137,10 +137,10 @@ def player_html(path, *, start_s=None, end_s=None, seconds:float=6., label:str='
     except AudiotagError as e: return f'<p class=mute>{esc(e.what)}</p>'
     length = len(wave)/32000
     said = f'{length:.1f} s' if whole<=length+.05 else f'{length:.1f} of {whole:.1f} s, from {begin:.1f} s'
-    return (f'<div class=player><button type=button aria-label="Play {esc(label)}"><img alt="" loading=lazy width=480 height=120 src="{spectrogram_uri(wave, 32000)}">'
+    return (f'<div class=player><button type=button aria-label="Play {esc(label)}"><img alt="" decoding=async width=480 height=120 src="{spectrogram_uri(wave, 32000)}">'
             f'<i class=cursor></i><b class=play></b></button><audio preload=none src="{audio_uri(wave, 32000)}"></audio><small>{said}</small></div>')
 
-# %% ../nbs/83_page.ipynb #53bdef0f
+# %% ../nbs/83_page.ipynb #83bc7600
 _css = ["""
 :root{color-scheme:light dark;--font:system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif;--bg:#fbfbfa;--card:#fff;--ink:#1d2126;--mute:#5f6873;--line:#e2e4e7;--accent:#1f66b8;--soft:#e6eff9;--good:#1c7c54;--bad:#b3372b}
 @media(prefers-color-scheme:dark){:root{--bg:#14171a;--card:#1b1f23;--ink:#e6e8ea;--mute:#9aa4ae;--line:#2d3338;--accent:#7db4f0;--soft:#1f3247;--good:#5fc295;--bad:#ef8a7d}}
@@ -156,19 +156,19 @@ p{margin:.4em 0 .8em;max-width:46em}
 .mute,small,figcaption{color:var(--mute);font-size:.87rem}
 a{color:var(--accent)}
 code{font-size:.9em;overflow-wrap:anywhere}
-section{margin:34px 0;padding-top:22px;border-top:1px solid var(--line);scroll-margin-top:44px}
+section{margin:34px 0;padding-top:22px;border-top:1px solid var(--line);scroll-margin-top:44px}section:first-of-type{border:0;margin-top:8px}
 nav{position:sticky;top:0;z-index:5;background:var(--bg);border-bottom:1px solid var(--line);margin-top:18px}
 nav div{max-width:1060px;margin:0 auto;padding:9px 20px;display:flex;gap:18px;overflow-x:auto;white-space:nowrap;scrollbar-width:none}
 nav a{text-decoration:none;color:var(--mute);font-size:.87rem}
 nav a:hover,nav a:focus-visible{color:var(--ink)}
 @media(max-width:600px){main,header,nav div{padding-left:14px;padding-right:14px}header{padding-top:22px}h1{font-size:1.35rem}section{margin:24px 0;padding-top:16px}}
 ""","""
-.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(132px,1fr));gap:1px;background:var(--line);border:1px solid var(--line);border-radius:8px;overflow:hidden;margin:20px 0 0}
-.facts div{background:var(--card);padding:11px 14px}
-.facts b{display:block;font-size:1.3rem;font-weight:600;letter-spacing:-.01em;line-height:1.3;overflow-wrap:anywhere}
+.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(118px,1fr));background:var(--card);border:1px solid var(--line);border-radius:8px;overflow:hidden;margin:20px 0 0}
+.facts div{padding:11px 14px;box-shadow:1px 1px 0 0 var(--line)}
+.facts b{display:block;font-size:1.2rem;font-weight:600;letter-spacing:-.015em;line-height:1.35;white-space:nowrap}
 .facts span{color:var(--mute);font-size:.8rem}
 .advice{padding-left:1.2em;max-width:48em}.advice li{margin:.45em 0}
-.figures{display:flex;flex-wrap:wrap;gap:10px 26px;align-items:flex-start}
+.figures{display:flex;flex-wrap:wrap;gap:10px 24px;align-items:flex-start}.figures>*{max-width:100%}
 figure{margin:10px 0;overflow-x:auto;max-width:100%}
 svg{height:auto;max-width:100%;display:block;color:var(--ink)}
 details{margin:10px 0}summary{cursor:pointer;color:var(--accent);font-size:.9rem}
@@ -183,9 +183,9 @@ th.n{text-align:right}th.n button{padding:6px 0 6px 16px}
 th button::after{content:"";display:inline-block;width:.8em;color:var(--accent);text-align:right}
 th[aria-sort=ascending] button::after{content:"\\2191"}th[aria-sort=descending] button::after{content:"\\2193"}
 td{padding:5px 14px 5px 0;border-bottom:1px solid var(--line);vertical-align:top}
-td.n{text-align:right;padding:5px .8em 5px 16px;white-space:nowrap}
+td.n{text-align:right;padding:5px .8em 5px 16px;white-space:nowrap}td.n+td.t{padding-left:16px}th.n+th:not(.n) button{padding-left:16px}td.s{white-space:nowrap}
 td.t{max-width:34em;overflow-wrap:break-word}
-td.bar{background:linear-gradient(var(--soft),var(--soft)) no-repeat left 50%/calc(var(--w)*100%) 72%}
+td.bar{min-width:104px;background:linear-gradient(var(--soft),var(--soft)) no-repeat left 50%/calc(var(--w)*100%) 72%}
 tr.more{display:none}
 button.unfold{all:unset;cursor:pointer;color:var(--accent);font-size:.87rem;padding:6px 0}
 ""","""
@@ -199,7 +199,7 @@ button.unfold{all:unset;cursor:pointer;color:var(--accent);font-size:.87rem;padd
 .playing .play::before{border:0;width:8px;height:10px;left:9px;top:8px;border-left:3px solid #fff;border-right:3px solid #fff}
 """]
 
-# %% ../nbs/83_page.ipynb #5d2d46fc
+# %% ../nbs/83_page.ipynb #9b2bf00b
 _js = ["""
 const number = v => v !== '' && !isNaN(v);
 function sortBy(th){
@@ -226,16 +226,15 @@ for (const t of document.querySelectorAll('table[data-rows]')) {
   fold(t);
   const b = Object.assign(document.createElement('button'), {type: 'button', className: 'unfold', textContent: `all ${t.tBodies[0].rows.length} rows`});
   b.addEventListener('click', () => { delete t.dataset.rows; fold(t); b.remove(); });
-  t.parentNode.after(b);
+  t.parentNode.append(b);
 }
 ""","""
 for (const p of document.querySelectorAll('.player')) {
   const audio = p.querySelector('audio'), cursor = p.querySelector('.cursor');
   const step = () => { cursor.style.left = 100*audio.currentTime/(audio.duration || 1) + '%'; if (!audio.paused) requestAnimationFrame(step); };
-  p.querySelector('button').addEventListener('click', e => {
+  p.querySelector('button').addEventListener('click', () => {
     if (!audio.paused) return audio.pause();
     for (const o of document.querySelectorAll('audio')) if (o !== audio) o.pause();
-    if (e.detail && e.target.closest('.playable-at')) audio.currentTime = 0;
     audio.play();
   });
   audio.addEventListener('play', () => { p.classList.add('playing'); step(); });
@@ -243,7 +242,7 @@ for (const p of document.querySelectorAll('.player')) {
 }
 """]
 
-# %% ../nbs/83_page.ipynb #4ea902ff
+# %% ../nbs/83_page.ipynb #9b05ba49
 def page(
     title:str,
     sections, # (name for the menu, html); None leaves one out
@@ -266,5 +265,5 @@ def facts_html(facts:dict)->str: # {what: value}
     return '<div class=facts>'+''.join(f'<div><b>{esc(v)}</b><span>{esc(k)}</span></div>' for k,v in facts.items())+'</div>'
 
 def figures_html(*svgs, caption:str='')->str:
-    "Pictures beside each other, below each other on a phone."
-    return '<div class=figures>'+''.join(f'<figure>{o}</figure>' for o in svgs)+'</div>'+(f'<p class=mute>{esc(caption)}</p>' if caption else '')
+    "Pictures and tables beside each other, below each other on a phone."
+    return '<div class=figures>'+''.join(f'<figure>{o}</figure>' if o.startswith('<svg') else o for o in svgs)+'</div>'+(f'<p class=mute>{esc(caption)}</p>' if caption else '')

@@ -84,7 +84,7 @@ def plot_classes(run:Run, *stages:str, source:str='curated'):
     fig.tight_layout()
     return fig
 
-# %% ../nbs/92_report.ipynb #89f36190
+# %% ../nbs/92_report.ipynb #bea36029
 def confusion_table(
     run:Run,
     *stages:str, # their mean is looked at; none: the members of the recipe
@@ -111,7 +111,7 @@ def plot_confusion(run:Run, *stages:str, source:str=''):
     from matplotlib.colors import to_rgb
     table = confusion_table(run, *stages, source=source)
     n,share = len(table),table.to_numpy()/np.maximum(table.to_numpy().sum(1, keepdims=True), 1)
-    side,size = 1.6+max(.14, .3-.002*n)*n,max(3.5, 9-.06*n)
+    side,size = 1.6+max(.14, .26-.002*n)*n,max(3.5, 9-.06*n)
     fig,ax = plt.subplots(figsize=(side,side-.4))
     ax.imshow(np.dstack([np.broadcast_to(to_rgb(PALETTE[0]), (n,n,3)), share]), interpolation='nearest')
     ax.set_xticks(range(n), table.columns, rotation=90, fontsize=size); ax.set_yticks(range(n), table.index, fontsize=size)
@@ -258,7 +258,7 @@ def plot_ledger(run:Run):
     ax.set_yticks(range(n), table.index); ax.invert_yaxis(); ax.set_xlabel('clips'); ax.legend(fontsize=8)
     return fig
 
-# %% ../nbs/92_report.ipynb #08669993
+# %% ../nbs/92_report.ipynb #95e50ac8
 def _known(run, name):
     "A JSON file that another command has left in the run folder, or None."
     return read_json(run.folder/name) if (run.folder/name).exists() else None
@@ -267,11 +267,18 @@ def _frame(rows, index=None):
     table = pd.DataFrame(rows)
     return table.set_index(index) if index and index in table else table
 
+def _tidy(table):
+    "Names that a reader likes, and of near-duplicates first those that matter."
+    if 'where' in table:
+        order = ['across folds','train and test','one fold','both in test']
+        table = table.sort_values('where', key=lambda c: c.map(order.index), kind='stable')[['a','b','where','sources','same_labels','likeness','offset_s','overlap_s']]
+    return table.rename(columns=lambda c: {'offset_s': 'offset (s)', 'overlap_s': 'overlap (s)', 'only_seed': 'only the seed'}.get(c, c.replace('_', ' ')))
+
 def _stages_html(run, scores):
     best = run.recipe.metric
     bars = tuple(c for c in stage_table(run) if c.startswith(best))
     members = member_table(run) if len(run.recipe.members)>1 else None
-    text = table_html(stage_table(run), bars=bars)+figures_html(svg(plot_stages, run, scores), caption='Each blue dot has its 95 % bootstrap interval, in which clips of one group are drawn together; the small dots are single folds.')
+    text = figures_html(table_html(stage_table(run), bars=bars), svg(plot_stages, run, scores), caption='A large dot has its 95 % bootstrap interval, in which clips of one group are drawn together; the small dots are single folds.')
     return text+(f'<h3>The ensemble</h3><p class=mute>The mean of these stages makes the submission.</p>{table_html(members, bars=(best,))}' if members is not None else '')
 
 def _curves_html(run):
@@ -285,38 +292,38 @@ def _classes_html(run):
     table['most often taken for'] = [wrong.get(c, '') for c in table.index]
     return f'<p class=mute>Out of fold, the mean of the members; the hardest first. The number of clips says how far to believe a row.</p>{table_html(table, bars=("lwlrap",), rows=25)}'
 
-# %% ../nbs/92_report.ipynb #1e79920c
+# %% ../nbs/92_report.ipynb #5cc7a8d0
 def _confusion_html(run):
     pairs,together = most_confused(confusion_table(run)),cooccurrence(run)
-    parts = [f'<h3>Taken for each other</h3>{table_html(pairs, bars=("share",), rows=12)}' if len(pairs) else '<p>No label is taken for another one.</p>',
-             figures_html(svg(plot_confusion, run), caption='Clips of each label (rows) and what they are taken for (columns).')]
-    if len(together): parts.append(f'<h3>Labels that go together</h3>{table_html(together, rows=12)}')
-    return ''.join(parts)
+    picture = svg(plot_confusion, run)
+    text = figures_html(*([table_html(pairs, bars=('share',), rows=14)] if len(pairs) else []), picture, caption='Clips of each label (rows) and what they are taken for (columns).')
+    return text+(f'<h3>Labels that go together</h3>{table_html(together, rows=12)}' if len(together) else '')
 
 def _calibration_html(run):
     table = calibration_table(run)
-    return figures_html(svg(plot_calibration, run))+f'<p>Expected calibration error {calibration_error(table):.3f}. Above the dotted line the networks are too modest, below it too sure.</p>{table_html(table)}'
+    said = f'<p>Expected calibration error {calibration_error(table):.3f}. Above the dotted line the networks are too modest, below it too sure.</p>'
+    return said+figures_html(svg(plot_calibration, run), table_html(table.reset_index(drop=True)))
 
 def _ledger_html(run):
     try: counts,both = ledger_counts(run),ledger_overlap(run)
     except AudiotagError: return ''
-    text = f'<p class=mute>Which noisy clips the rules picked, by label.</p>{table_html(counts, rows=25)}{figures_html(svg(plot_ledger, run))}<h3>Picked by both</h3>{table_html(both)}'
+    text = f'<p class=mute>Which noisy clips the rules picked, by label.</p>{figures_html(table_html(counts, rows=25), svg(plot_ledger, run))}<h3>Picked by both</h3>{table_html(both)}'
     noisy = run.clips[run.clips.source=='noisy']
     truth = read_truth(Path(noisy.path.iloc[0]).parent.parent, 'noisy') if len(noisy) else None
     return text+(f'<h3>Against the truth</h3>{table_html(selection_quality(run, truth), bars=("precision","recall"))}' if truth else '')
 
-# %% ../nbs/92_report.ipynb #6e8b5611
+# %% ../nbs/92_report.ipynb #0a53bd69
 def _trust_html(run, scores, found):
     "Whether the scores can be trusted: in full after `audiotag trust`, otherwise the part that needs no sounds."
     if found is None:
         return (f'<p>The intervals and gains below treat clips of one group as one observation. <code>audiotag trust {esc(run.folder)} --test DATA</code> also looks for near-duplicates, '
-                f'leaks, and test clips of another kind.</p>{table_html(scores, bars=("score",))}<h3>What each stage has brought</h3>{table_html(gains(run, n=300))}')
+                f'leaks, and test clips of another kind.</p>{table_html(scores, bars=("score",))}<h3>What each stage has brought</h3>{table_html(gains(run, n=300))}').replace('lowest_fold', 'lowest fold').replace('highest_fold', 'highest fold')
     parts = ['<ol class=advice>'+''.join(f'<li>{esc(o)}</li>' for o in found['advice'])+'</ol>']
     heads = {'scores': ('Scores', 'stage', ('score',)), 'gains': ('What each stage has brought', 'change', ()), 'runs': ('Against other runs', 'compared with', ()),
              'leaks': ('Groups that leak', 'kind', ()), 'duplicates': ('Near-duplicates', None, ('likeness',)), 'shift': ('Training clips told from test clips (AUC; .5 is chance)', 'source', ('files','features')),
              'reasons': ('What gives them away', 'fact', ('auc',))}
     for name,(title,index,bars) in heads.items():
-        if rows := found.get(name): parts.append(f'<h3>{esc(title)}</h3>{table_html(_frame(rows, index), bars=bars, rows=12)}')
+        if rows := found.get(name): parts.append(f'<h3>{esc(title)}</h3>{table_html(_tidy(_frame(rows, index)), digits=2 if name=="reasons" else 3, bars=bars, rows=12)}')
     return ''.join(parts)
 
 def _recipe_html(run):
@@ -326,10 +333,10 @@ def _recipe_html(run):
     return (f'<p>{esc(said)}</p>{table_html(changed) if len(changed) else ""}<h3>Front end</h3><p><code>{esc(front)}</code></p><p class=mute>hash {front.hash}; recipe {run.recipe.hash}</p>'
             f'<details><summary>all fields</summary>{table_html(table)}</details><details><summary>recipe.json</summary><pre>{esc(run.recipe.to_json())}</pre></details>')
 
-# %% ../nbs/92_report.ipynb #f20572ef
+# %% ../nbs/92_report.ipynb #d8411f6a
 def _headline(run, scores, found):
     best,counts = scores.iloc[-1],run.clips.source.value_counts()
-    facts = {f'{run.recipe.metric}, {judged_source(run)}, out of fold': f'{best.score:.3f}', '95 % interval': f'{best.low:.3f} – {best.high:.3f}',
+    facts = {f'{run.recipe.metric}, {judged_source(run)}, out of fold': f'{best.score:.3f}', 'half a 95 % interval': f'± {(best.high-best.low)/2:.3f}',
              **{f'{s} clips': n for s,n in counts.items()}, 'classes': len(run.classes), 'folds': run.recipe.n_folds, 'minutes of training': f'{cost_table(run).minutes.sum():.1f}'}
     return f'<p class=mute>{esc(run.recipe.name)}{", "+esc(run.scale) if run.scale else ""} · {esc(run.competition)} · {esc(run.folder)}</p>{facts_html(facts)}'
 
