@@ -6,9 +6,9 @@
 __all__ = ['SCHEMA', 'LARGEST', 'LARGEST_FILE', 'golden_wave', 'versions', 'seal', 'torch_run', 'reseal', 'Bundle', 'open_bundle',
            'Member', 'Ensemble', 'open_bundles', 'by_front_end']
 
-# %% ../nbs/80_bundle.ipynb #e24b578a
+# %% ../nbs/80_bundle.ipynb #9f79d26b
 import hashlib, importlib.metadata, json, math, platform, re, shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Callable
@@ -37,7 +37,7 @@ def versions()->dict:
     names = ('audiotag','torch','numpy','scipy','soundfile','safetensors')
     return {'python': platform.python_version(), **{n: importlib.metadata.version(n) for n in names}}
 
-# %% ../nbs/80_bundle.ipynb #8dd48484
+# %% ../nbs/80_bundle.ipynb #534f162b
 def seal(
     folder, # the bundle; must not exist, unless `replace`
     *,
@@ -65,7 +65,7 @@ def seal(
         write_json(part/'audiotag.json', {'kind': 'bundle', 'format': SCHEMA})
         listed = [dict(stage=m['stage'], fold=m['fold'], oof=m['oof'], model=m['model'], file=m['file'], prefix=f"fold-{m['fold']}.") for m in members]
         _seal_json(part, {'schema': SCHEMA, 'name': name, 'classes': list(classes), 'front_end': front_end.to_dict(), 'windows': windows.to_dict(),
-                 'activation': activation, 'models': {k: v.to_dict() for k,v in specs.items()}, 'members': listed, 'prior': [float(p) for p in prior],
+                 'activation': activation, 'models': {k: _bare(v.to_dict()) for k,v in specs.items()}, 'members': listed, 'prior': [float(p) for p in prior],
                  **(about or {}), 'versions': versions(), 'files': sealed})
 
 # %% ../nbs/80_bundle.ipynb #e346fb89
@@ -92,7 +92,7 @@ def _write(path:Path, tensors:dict)->dict:
     write_bytes(path, save(tensors))
     return _facts(path)
 
-# %% ../nbs/80_bundle.ipynb #edb49dff
+# %% ../nbs/80_bundle.ipynb #2203c906
 def _finite(a:np.ndarray, where:str)->np.ndarray:
     if a.dtype.kind not in 'fiub': raise AudiotagError(f'weights of type {a.dtype}', file=where, fix='was the bundle put together by hand?')
     if not np.isfinite(a).all(): raise AudiotagError('weights are not finite numbers', file=where, fix='train this fold again with a lower learning rate')
@@ -100,11 +100,29 @@ def _finite(a:np.ndarray, where:str)->np.ndarray:
 
 def _network(d, where:str)->Config:
     "The settings of a network; the kinds that a bundle may name are those of the modules imported here."
-    from audiotag.models import cnn
+    from audiotag.models import cnn, freesound, sed, timm
     spec = config_from_dict(d, where=where)
     if not hasattr(spec, 'build'): raise AudiotagError(f'{type(spec).__name__} is no network', file=where, fix='pack the run again')
+    if any(map(_greedy, _front_ends(spec))): raise AudiotagError(f'a front end in {type(spec).__name__} asks for too much memory', file=where, fix='do not use a bundle whose origin you do not know')
     return spec
 
+def _front_ends(spec)->list:
+    "The front ends that a network's settings hold, at any depth."
+    inner = [getattr(spec, f.name) for f in fields(spec)]
+    return [p for o in inner if isinstance(o, FrontEnd) for p in parts(o)]+[p for o in inner if isinstance(o, Config) and not isinstance(o, FrontEnd) for p in _front_ends(o)]
+
+# %% ../nbs/80_bundle.ipynb #86ca822b
+def _greedy(fe:FrontEnd)->bool:
+    "Whether a front end asks for more than two and a half seconds of sound can need."
+    if fe.sample_rate > 1_000_000: return True
+    frames = fe.n_frames(int(2.5*fe.sample_rate))
+    return getattr(fe, 'n_fft', 1)*max(fe.n_bands, frames) > 2**26 or fe.n_channels*fe.n_bands*frames > 2**24
+
+def _bare(d):
+    "Settings of a network without the file that its training began from: the bundle has the weights, and a path tells about its owner."
+    return {k: '' if k=='pretrained' else _bare(v) for k,v in d.items()} if isinstance(d, dict) else d
+
+# %% ../nbs/80_bundle.ipynb #d6258c03
 def _shapes(model:Config, n_classes:int)->tuple: # the network on torch's meta device, and {name: shape}
     "What `model` wants to be loaded with, found without allocating what it claims to need."
     import torch
@@ -231,17 +249,14 @@ def _graph_fits(self:Bundle, g)->bool:
     return not g['kept'] or (isinstance(file, str) and file.endswith('.xml') and file in self.files and file[:-4]+'.bin' in self.files
                              and type(g.get('output')) is int and 0<=g['output']<1000 and 0<=g['golden']<=.5)
 
-# %% ../nbs/80_bundle.ipynb #0562c15f
+# %% ../nbs/80_bundle.ipynb #c772962f
 @patch
 def _bounded(self:Bundle):
     "Raise `AudiotagError` when the settings ask for more than two and a half seconds of sound can need."
     def refuse(what): raise AudiotagError(f'the {what} of this bundle asks for too much memory', file=self.path, fix='do not use a bundle whose origin you do not know')
-    if self.front_end.sample_rate > 1_000_000: refuse('front end')
-    n = int(2.5*self.front_end.sample_rate)
-    for fe in parts(self.front_end):
-        if getattr(fe, 'n_fft', 1)*max(fe.n_bands, fe.n_frames(n)) > 2**26 or fe.n_channels*fe.n_bands*fe.n_frames(n) > 2**24: refuse('front end')
+    if any(map(_greedy, parts(self.front_end))): refuse('front end')
     main,w = parts(self.front_end)[0],self.windows
-    many = max(1, -(-(main.n_frames(n)-w.frames)//w.hop)+1)
+    many = max(1, -(-(main.n_frames(int(2.5*main.sample_rate))-w.frames)//w.hop)+1)
     if many*w.frames*main.n_bands*main.n_channels > 2**23: refuse('windows')
 
 @patch
@@ -277,13 +292,13 @@ def _tensors(self:Bundle, file:str, prefix:str='', wanted:dict|None=None)->dict:
             return {k[len(prefix):]: _finite(f.get_tensor(k), f'{path}, {k}') for k in names}
     except (SafetensorError, OSError, TypeError, ValueError, OverflowError, MemoryError) as e: raise AudiotagError(f'is not a readable safetensors file ({e})', file=path) from None
 
-# %% ../nbs/80_bundle.ipynb #a114854c
+# %% ../nbs/80_bundle.ipynb #3bee65b3
 @patch
-def model(self:Bundle, index:int): # torch module
-    "The network of one member, in eval mode on the CPU."
+def model(self:Bundle, index:int, *, spec:Config|None=None): # torch module
+    "The network of one member, in eval mode on the CPU; `spec`: other settings for the same weights, as `Network.split` gives them."
     import torch
     m = self.members[index]
-    net,wanted = _shapes(_network(self.about['models'][m['model']], str(self.path)), len(self.classes))
+    net,wanted = _shapes(spec or _network(self.about['models'][m['model']], str(self.path)), len(self.classes))
     net.load_state_dict({k: torch.as_tensor(v) for k,v in self._tensors(m['file'], m['prefix'], wanted).items()}, assign=True)
     return net.eval().requires_grad_(False)
 

@@ -6,7 +6,7 @@
 __all__ = ['PRECISIONS', 'to_graph', 'compiled', 'graph_run', 'head_of', 'to_int8', 'Gate', 'Evidence', 'evidence_of',
            'evidence_in', 'judge', 'export_bundle', 'graph_table', 'open_members']
 
-# %% ../nbs/81_openvino.ipynb #599a8710
+# %% ../nbs/81_openvino.ipynb #7b717913
 import math, re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +15,10 @@ from typing import Callable
 from xml.etree import ElementTree
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from .bundle import LARGEST, Bundle, Ensemble, Member, by_front_end, open_bundles, reseal, torch_run
+from .bundle import Bundle, Ensemble, Member, _greedy, _network, by_front_end, open_bundles, reseal, torch_run
 from .competitions import targets
-from .core import AudiotagError, Config, did_you_mean, progress, rng
-from .features import parts
+from .core import AudiotagError, Config, config_from_dict, did_you_mean, progress, rng
+from .features import FrontEnd, Joined
 from .metrics import lwlrap
 from .windows import batches
 
@@ -43,6 +43,22 @@ def to_graph(
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as e:
         raise AudiotagError(f'{type(net).__name__} cannot be exported ({str(e).strip().splitlines()[0][:200]})', field='model') from None
 
+# %% ../nbs/81_openvino.ipynb #86f84a42
+def _split(bundle:Bundle, i:int)->tuple: # front end or None, network without it
+    "A member's network in two parts: what stays outside of the graph, and the graph."
+    m = bundle.members[i]
+    spec = _network(bundle.about['models'][m['model']], str(bundle.path))
+    front,inner = spec.split() if hasattr(spec, 'split') else (None, spec)
+    return front, bundle.model(i, spec=inner)
+
+def _heard(front, x):
+    "Windows of a wave, (n, 1, 1, samples), as `front` hears them; anything else that the network takes as it is."
+    if front is None: return x
+    waves,*beside = x if isinstance(x, tuple) else (x,)
+    out = [front(np.ascontiguousarray(w[0,0])) for w in waves]
+    y = np.stack(out).reshape(len(out), -1, *out[0].shape[-2:]) if out else np.zeros((0, front.n_channels, front.n_bands, 1), np.float32)
+    return (y, *beside) if isinstance(x, tuple) else y
+
 # %% ../nbs/81_openvino.ipynb #307c8ae3
 _core = None
 
@@ -61,12 +77,13 @@ def compiled(
     if cache is not None: options['CACHE_DIR'] = str(cache)
     return _core.compile_model(graph, 'CPU', options)
 
-# %% ../nbs/81_openvino.ipynb #15ea2457
+# %% ../nbs/81_openvino.ipynb #54438517
 def graph_run(
     model, # what `compiled` gives
     activation:str, # 'sigmoid' or 'softmax'
     *,
     sub_batch:int=4, # windows a request, where the graph leaves the batch open
+    front=None, # a front end that comes before the graph
 )->Callable: # windows (n, C, bands, frames), or a tuple of such -> probabilities (n, classes)
     "A compiled graph as a function of windows; one caller at a time."
     import openvino as ov
@@ -75,6 +92,7 @@ def graph_run(
     queue,logits = ov.AsyncInferQueue(model, 0),{}
     queue.set_callback(lambda request, at: logits.__setitem__(at, request.get_output_tensor(0).data.copy()))
     def run(x):
+        x = _heard(front, x)
         inputs = [np.asarray(o, np.float32) for o in (x if isinstance(x, tuple) else (x,))]
         logits.clear()
         for i in range(0, len(inputs[0]), size):
@@ -223,7 +241,7 @@ def judge(
     loss = said['metric'][0]-said['metric'][1]
     return {**said, 'kept': bool(loss<=gate.metric_loss), 'said': f'loses {loss:.4f} out of fold, {gate.metric_loss:g} allowed'}
 
-# %% ../nbs/81_openvino.ipynb #1e537490
+# %% ../nbs/81_openvino.ipynb #1dd63606
 PRECISIONS = ('int8','fp16','fp32') # in the order in which they are tried
 
 def _stored(graph, precision:str, folder:Path, name:str='graph'):
@@ -232,34 +250,37 @@ def _stored(graph, precision:str, folder:Path, name:str='graph'):
     ov.save_model(graph, str(folder/f'{name}.xml'), compress_to_fp16=precision=='fp16')
     return ov.Core().read_model(str(folder/f'{name}.xml'))
 
-def _try(bundle:Bundle, i:int, precision:str, graph, torch_scores, evidence:Evidence, gate:Gate, looks, folder:Path)->tuple: # verdict, graph
+def _try(bundle:Bundle, i:int, precision:str, front, graph, torch_scores, evidence:Evidence, gate:Gate, looks, folder:Path)->tuple: # verdict, graph
     "One member in one precision."
     if precision=='int8':
         shown = [bundle.windows.cut(evidence.features(c), fill=bundle.front_end.fill) for c in evidence.calibration[i]]
-        graph = to_int8(graph, [_first(x) for x in shown])
-    run = graph_run(compiled(_stored(graph, precision, folder)), bundle.activation)
+        graph = to_int8(graph, [_heard(front, _first(x)) for x in shown])
+    run = graph_run(compiled(_stored(graph, precision, folder)), bundle.activation, front=front)
     ids = evidence.held_out[i]
     truth = np.stack([evidence.truth[c] for c in ids]) if evidence.truth else None
     said = judge(precision, torch_scores, _judged_scores(run, bundle, evidence, ids), gate=gate, truth=truth, metric=evidence.metric)
     off = bundle.replay_scores(i, run, looks, within=None)
-    return {**said, 'clips': len(ids), 'golden': gate.max_difference if precision=='fp32' else max(gate.max_difference, 2*off+.01)}, graph
+    within = gate.max_difference if precision=='fp32' else max(gate.max_difference, 2*off+.01)
+    return {**said, 'clips': len(ids), 'golden': within, 'front': front.to_dict() if front is not None else None}, graph
 
 def _first(x): return tuple(o[:1] for o in x) if isinstance(x, tuple) else x[:1]
 
-# %% ../nbs/81_openvino.ipynb #2c11f064
+# %% ../nbs/81_openvino.ipynb #bad9beca
 def _export_member(bundle:Bundle, i:int, wanted, evidence:Evidence, gate:Gate, looks, folder:Path, shape:dict)->tuple: # verdicts, {precision: graph}
     "All that was tried for a member, and what was kept."
     net,verdicts,kept,ids = bundle.model(i),[],{},evidence.held_out[i]
     torch_scores = _judged_scores(torch_run(net, bundle.activation), bundle, evidence, ids)
     if evidence.oof and np.abs(torch_scores[1]-evidence.oof(i, ids)).max() > .01:
         raise AudiotagError(f'{bundle.called(i)} does not say what the run has written', file=bundle.folder, fix='pack the run again')
-    try: graph = to_graph(net, looks[0], **shape)
+    try:
+        front,inner = _split(bundle, i)
+        graph = to_graph(inner, _heard(front, looks[0]), **shape)
     except AudiotagError as e: return [dict(member=i, precision='fp32', kept=False, said=str(e))], {}
     for start in wanted:
         for precision in PRECISIONS[PRECISIONS.index(start):]:
             if precision in kept: break
             if any(v['precision']==precision for v in verdicts): continue
-            try: verdict,made = _try(bundle, i, precision, graph, torch_scores, evidence, gate, looks, folder)
+            try: verdict,made = _try(bundle, i, precision, front, graph, torch_scores, evidence, gate, looks, folder)
             except AudiotagError as e: verdict,made = dict(precision=precision, kept=False, said=str(e)),None
             verdicts.append({'member': i, **verdict})
             if verdict['kept']: kept[precision] = made; break
@@ -418,7 +439,7 @@ def _by_torch(bundle, index, threads):
     if threads: torch.set_num_threads(threads)
     return torch_run(bundle.model(index), bundle.activation)
 
-# %% ../nbs/81_openvino.ipynb #fff4cedb
+# %% ../nbs/81_openvino.ipynb #dbc059b8
 def _by_graph(bundle, index:int, precision:str, looks, files:dict, threads, cache)->tuple: # run or None, precision, why
     "The member's graph, ready to run and agreeing with the golden example; or why there is none."
     if precision=='torch': return None, 'torch', ''
@@ -429,12 +450,21 @@ def _by_graph(bundle, index:int, precision:str, looks, files:dict, threads, cach
     try: import openvino
     except ImportError as e: return None, 'torch', f'openvino is not installed ({e})'
     if entry['file'] not in files: files[entry['file']] = _read_graph(bundle, entry['file'])
-    graph = _graph_of(bundle, files[entry['file']], entry, looks[0])
+    front = _front_of(bundle, entry)
+    graph = _graph_of(bundle, files[entry['file']], entry, _heard(front, looks[0]))
     try:
-        run = graph_run(compiled(graph, threads=threads, cache=cache), bundle.activation)
+        run = graph_run(compiled(graph, threads=threads, cache=cache), bundle.activation, front=front)
         bundle.replay_scores(index, run, looks, within=entry['golden'])
     except (AudiotagError, RuntimeError) as e: return None, 'torch', f"its {entry['precision']} graph does not run here as it did at home ({str(e).strip().splitlines()[-1][:300]})"
     return run, entry['precision'], ''
+
+# %% ../nbs/81_openvino.ipynb #f45b4eae
+def _front_of(bundle, entry:dict):
+    "The front end that comes before a graph, or None."
+    if entry.get('front') is None: return None
+    front = config_from_dict(entry['front'], where=str(bundle.path))
+    if not isinstance(front, FrontEnd) or isinstance(front, Joined) or type(front)==FrontEnd or _greedy(front): raise AudiotagError('a graph of this bundle comes behind a front end that is none', file=bundle.path, fix='export it again')
+    return front
 
 def _why_not(tried:dict, precision:str)->str:
     "Why no graph of a member can be taken."
