@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['arg', 'command', 'train', 'print_results', 'export', 'pack', 'infer', 'doctor', 'pack_wheels', 'pack_kernel',
-           'rehearse', 'publish', 'push', 'follow', 'submit', 'ledger', 'features', 'store', 'recipe', 'synth', 'main']
+           'rehearse', 'publish', 'push', 'follow', 'submit', 'emit', 'report', 'audit', 'trust', 'ledger', 'features',
+           'store', 'recipe', 'synth', 'contents', 'completion_script', 'completion', 'main']
 
-# %% ../nbs/93_cli.ipynb #33dfe75f
-import argparse, shlex
+# %% ../nbs/93_cli.ipynb #bd4744ef
+import argparse, json, os, shlex, sys
 from pathlib import Path
 from .core import AudiotagError, say
 
@@ -24,7 +25,7 @@ def command(
     def enter(f): _commands[name] = (f, args); return f
     return enter
 
-# %% ../nbs/93_cli.ipynb #a223a4d8
+# %% ../nbs/93_cli.ipynb #ce570d2b
 _recipe_args = (arg('--recipe', required=True, metavar='NAME', help='the system, such as freesound2019'),
                 arg('--scale', default='full', help="'full' (the entrant's, for a GPU) or 'small' (minutes on two cores)"),
                 arg('--set', action='append', default=[], dest='changes', metavar='FIELD=VALUE', help='change one field, such as stages.*.epochs=5; may be repeated'))
@@ -34,6 +35,7 @@ _data = arg('--data', required=True, metavar='DIR', help="the competition's fold
          arg('--run', required=True, metavar='DIR', help='the run folder; an interrupted run goes on'),
          arg('--store', metavar='DIR', help='feature store to use or make (default: inside of the run)'),
          arg('--workers', type=int, default=1, help='processes that compute features'),
+         arg('--corrections', metavar='FILE', help='decisions of the listening desk; the given labels are kept beside the new ones'),
          arg('--no-baseline', action='store_true', help='leave the random forest out'))
 def train(o):
     "train every stage over every fold, or go on where it stopped; then print the stage table"
@@ -41,10 +43,22 @@ def train(o):
     from audiotag.recipes import get_recipe
     from audiotag.stages import is_finished, open_run, run_stages
     recipe = get_recipe(o.recipe, scale=o.scale, changes=o.changes)
-    run = open_run(o.run, recipe, load_competition(o.data, recipe.layout), store=o.store, workers=o.workers, scale=o.scale)
+    competition = load_competition(o.data, recipe.layout)
+    if o.corrections: competition = _corrected(competition, o.corrections)
+    run = open_run(o.run, recipe, competition, store=o.store, workers=o.workers, scale=o.scale)
+    if o.corrections: _keep_corrections(run, o.corrections)
     if is_finished(run): say(f'{o.run}: every stage is finished, nothing is left to train')
     run_stages(run)
     print_results(run, baseline=not o.no_baseline)
+
+# %% ../nbs/93_cli.ipynb #be44b0e1
+def _corrected(competition, path):
+    from audiotag.desk import correct
+    return correct(competition, path)
+
+def _keep_corrections(run, path):
+    from audiotag.core import write_bytes
+    write_bytes(run.folder/'corrections.csv', Path(path).read_bytes())
 
 # %% ../nbs/93_cli.ipynb #529bbb8a
 def print_results(
@@ -110,19 +124,19 @@ def infer(o):
     print(infer(o.bundle, competition, o.out, deadline=Deadline(o.deadline, started='process'), precision=o.precision, weights=o.weights))
     return _print_findings(o.out, check_submission(o.out, competition))
 
-# %% ../nbs/93_cli.ipynb #847c333f
-def _print_findings(path, findings)->int:
-    for f in findings: print(f)
+# %% ../nbs/93_cli.ipynb #2712c726
+def _print_findings(path, findings, as_json=False)->int:
     fatal = any(f.kaggle for f in findings)
-    print(f"{path}: {'Kaggle would refuse this file' if fatal else 'Kaggle would score this file'}")
+    if as_json: print(json.dumps({'file': str(path), 'scored': not fatal, 'findings': [{'what': f.what, 'kaggle': f.kaggle} for f in findings]}, indent=1, ensure_ascii=False))
+    else: print(*findings, f"{path}: {'Kaggle would refuse this file' if fatal else 'Kaggle would score this file'}", sep='\n')
     return 2 if fatal else 0
 
-@command('doctor', arg('submission', metavar='FILE'), _data, arg('--layout', default='freesound2019'))
+@command('doctor', arg('submission', metavar='FILE'), _data, arg('--layout', default='freesound2019'), arg('--json', action='store_true', help='print the result as JSON, for scripts'))
 def doctor(o):
     "say what is wrong with a submission, in the words that Kaggle would use"
     from audiotag.competitions import load_competition
     from audiotag.doctor import check_submission
-    return _print_findings(o.submission, check_submission(o.submission, load_competition(o.data, o.layout, train=False)))
+    return _print_findings(o.submission, check_submission(o.submission, load_competition(o.data, o.layout, train=False)), o.json)
 
 # %% ../nbs/93_cli.ipynb #de8ff61e
 _owner,_title = arg('--owner', default='', help='Kaggle user name (default: as in the metadata, or who is signed in)'), arg('--title', default='', help='6 to 50 characters')
@@ -210,20 +224,70 @@ def submit(o):
     from audiotag.publish import submit
     print(submit(o.kernel, competition=o.competition, version=o.version, file=o.file, message=o.message))
 
-# %% ../nbs/93_cli.ipynb #4259e3fd
-@command('ledger', arg('run', metavar='RUN'))
+# %% ../nbs/93_cli.ipynb #39380999
+_json = arg('--json', action='store_true', help='print the result as JSON, for scripts')
+
+def emit(o, data, text):
+    "Print `data()` as JSON when the arguments ask for it, and `text()` otherwise."
+    print(json.dumps(data(), indent=1, ensure_ascii=False) if o.json else text())
+
+@command('report', arg('run', metavar='RUN'), arg('--out', metavar='FILE', help='(default: report.html in the run folder)'),
+         arg('--clips', type=int, default=40, help='to listen to (default: 40; 0 leaves the listening desk out)'), _json)
+def report(o):
+    "write one HTML file with everything about a run: stages, curves, classes, confusion, the listening desk"
+    from audiotag.report import report
+    from audiotag.stages import Run
+    path = report(Run(o.run), o.out, clips=o.clips)
+    emit(o, lambda: {'report': str(path), 'bytes': path.stat().st_size}, lambda: f'{path}: {path.stat().st_size/1e6:.1f} MB; open it in a browser')
+
+@command('audit', _data, arg('--layout', default='freesound2019', help="how the competition's folder is read (default: freesound2019)"),
+         arg('--out', default='audit.html', metavar='FILE', help='(default: audit.html; the list is written beside it as .csv)'),
+         arg('--clips', type=int, default=48, help='on the list (default: 48)'), arg('--workers', type=int, default=1, help='threads that read sounds'), _json)
+def audit(o):
+    "list the clips most worth a human ear, without training: wrong labels and near-duplicates, with players"
+    from audiotag.competitions import load_competition
+    from audiotag.core import write_text
+    from audiotag.desk import audit
+    desk,out = audit(load_competition(o.data, o.layout), n=o.clips, workers=o.workers),Path(o.out)
+    write_text(out, desk.page())
+    write_text(out.with_suffix('.csv'), desk.suspects.to_csv(index=False))
+    counts = desk.suspects.kind.value_counts().to_dict()
+    said = '\n'.join(f'{n:5}  {kind}' for kind,n in counts.items())
+    emit(o, lambda: {'page': str(out), 'suspects': desk.suspects.to_dict('records')}, lambda: f'{len(desk)} of {len(desk.clips)} clips to listen to\n{said}\n{out} to listen and decide, {out.with_suffix(".csv")} as a list')
+
+# %% ../nbs/93_cli.ipynb #89dc395a
+@command('trust', arg('run', metavar='RUN'), arg('--test', metavar='DATA', help="the competition's folder: are its test clips like the training clips?"),
+         arg('--against', nargs='+', default=[], metavar='RUN', help='other runs: what a change has brought, or, with another seed alone, how much is luck'),
+         arg('--about', metavar='CSV', help='clip_id and columns that may leak: author, site, …'), arg('--workers', type=int, default=1, help='threads that read sounds'), _json)
+def trust(o):
+    "can the cross-validation be trusted? intervals, gains against noise, leaks, near-duplicates, train against test"
+    from audiotag.competitions import load_competition, read_table
+    from audiotag.report import as_text
+    from audiotag.stages import Run
+    from audiotag.trust import trust, trust_as_json
+    run = Run(o.run)
+    test = load_competition(o.test, run.recipe.layout, train=False).of('test') if o.test else None
+    found = trust(run, test, others=[Run(r) for r in o.against], about=read_table(o.about, columns=['clip_id']) if o.about else None, workers=o.workers)
+    tables = {'scores': found.scores, 'what each stage has brought': found.gains, 'against other runs': found.runs, 'leaks': found.leaks.set_index('kind'),
+              'near-duplicates, where': found.duplicates['where'].value_counts().to_frame('pairs'), 'told from the test clips (AUC)': found.shift,
+              'by what': found.reasons.set_index('fact') if len(found.reasons) else found.reasons}
+    text = [f'{title}\n\n{as_text(t)}\n' for title,t in tables.items() if len(t)]
+    emit(o, lambda: trust_as_json(found), lambda: '\n'.join([*text, *found.advice]))
+
+# %% ../nbs/93_cli.ipynb #b841ac71
+@command('ledger', arg('run', metavar='RUN'), _json)
 def ledger(o):
     "which noisy clips the stages picked: by label, between stages, and against the truth where it is known"
     from audiotag.report import as_text, ledger_counts, ledger_overlap, selection_quality
     from audiotag.stages import Run
     from audiotag.synth import read_truth
     run = Run(o.run)
-    print(f'{as_text(ledger_counts(run))}\n\npicked by both\n\n{as_text(ledger_overlap(run))}')
     noisy = run.clips[run.clips.source=='noisy']
-    if (truth := read_truth(Path(noisy.path.iloc[0]).parent.parent, 'noisy')) is not None:
-        print(f'\nagainst the truth\n\n{as_text(selection_quality(run, truth))}')
+    tables = {'': ledger_counts(run), 'picked by both': ledger_overlap(run)}
+    if len(noisy) and (truth := read_truth(Path(noisy.path.iloc[0]).parent.parent, 'noisy')) is not None: tables['against the truth'] = selection_quality(run, truth)
+    emit(o, lambda: {k or 'by label': t.to_dict('index') for k,t in tables.items()}, lambda: '\n\n'.join(f'{k}\n\n{as_text(t)}' if k else as_text(t) for k,t in tables.items()))
 
-# %% ../nbs/93_cli.ipynb #bdd71853
+# %% ../nbs/93_cli.ipynb #181f17fc
 @command('features', *_recipe_args, _data, arg('--store', required=True, metavar='DIR'), arg('--workers', type=int, default=1))
 def features(o):
     "compute the features of a competition's training clips, or go on with it"
@@ -236,15 +300,15 @@ def features(o):
 
 @command('store', arg('store', metavar='DIR'), arg('--verify', action='store_true', help='read every shard and compare checksums'),
          arg('--audio', action='store_true', help='with --verify: also compare the audio files with what was heard'),
-         arg('--repair', action='store_true', help='build again what is damaged, and only that'), arg('--workers', type=int, default=1))
+         arg('--repair', action='store_true', help='build again what is damaged, and only that'), arg('--workers', type=int, default=1), _json)
 def store(o):
     "describe a feature store; verify or repair it"
     from audiotag.store import FeatureStore, repair_store
     found = repair_store(o.store, workers=o.workers) if o.repair else FeatureStore(o.store)
-    print(found.describe())
-    if not o.verify: return 0
-    faults = found.verify(audio=o.audio)
-    print(faults.to_string(index=False) if len(faults) else 'every shard is as it was written')
+    faults = found.verify(audio=o.audio) if o.verify else None
+    said = '' if faults is None else '\n'+(faults.to_string(index=False) if len(faults) else 'every shard is as it was written')
+    emit(o, lambda: {'store': o.store, 'clips': len(found), 'about': found.describe(), 'faults': None if faults is None else faults.to_dict('records')}, lambda: found.describe()+said)
+    if faults is None: return 0
     return 2 if len(faults) else 0
 
 # %% ../nbs/93_cli.ipynb #df0b3bcc
@@ -260,19 +324,87 @@ def synth(o):
     from audiotag.synth import make_competition
     print(make_competition(o.folder, seed=o.seed))
 
-# %% ../nbs/93_cli.ipynb #f74b490c
+# %% ../nbs/93_cli.ipynb #5048c621
+_contents = {
+    'Begin': ('demo','synth','recipe','features','store'),
+    'Train': ('train','ledger','export'),
+    'Look and listen': ('report','trust','audit'),
+    'Predict': ('pack weights','infer','doctor','rehearse'),
+    'Kaggle': ('pack wheels','pack kernel','publish','push','follow','submit'),
+    'Shell': ('completion',)}
+
+_examples = {
+    'synth': 'audiotag synth toy', 'recipe': 'audiotag recipe --recipe freesound2019 --scale small --set n_folds=3',
+    'features': 'audiotag features --recipe freesound2019 --data DATA --store store --workers 4', 'store': 'audiotag store runs/first/store --verify',
+    'train': 'audiotag train --recipe freesound2019 --scale small --data DATA --run runs/first\naudiotag train --recipe freesound2019 --data DATA --run runs/second --corrections corrections.csv',
+    'ledger': 'audiotag ledger runs/first', 'report': 'audiotag report runs/first --out first.html', 'audit': 'audiotag audit --data DATA --out audit.html',
+    'trust': 'audiotag trust runs/first --test DATA\naudiotag trust runs/second --against runs/first',
+    'pack weights': 'audiotag pack weights runs/first kaggle_datasets/my-weights --owner ann', 'infer': 'audiotag infer --bundle kaggle_datasets/my-weights --data DATA --deadline 90min',
+    'doctor': 'audiotag doctor submission.csv --data DATA', 'export': 'audiotag export runs/first kaggle_datasets/my-weights --precision int8',
+    'pack wheels': 'audiotag pack wheels kaggle_datasets/audiotag-wheels', 'pack kernel': 'audiotag pack kernel infer.ipynb kernel', 'publish': 'audiotag publish kaggle_datasets/my-weights',
+    'push': 'audiotag push kernel', 'follow': 'audiotag follow kernel', 'submit': 'audiotag submit kernel --message first',
+    'rehearse': 'audiotag rehearse infer.ipynb --competition DATA --bundle kaggle_datasets/my-weights', 'demo': 'audiotag demo', 'completion': 'source <(audiotag completion bash)'}
+
+def _example(name, args)->str:
+    "A line that can be copied; of a command without one, its required arguments."
+    if name in _examples: return _examples[name]
+    needed = [k['metavar'] if not n[0].startswith('-') else f"{n[0]} {k.get('metavar', 'X')}" for n,k in args if not n[0].startswith('-') and k.get('nargs')!='?' or k.get('required')]
+    return ' '.join(['audiotag', name, *needed])
+
+def contents()->str:
+    "All commands, by what one wants to do."
+    left = [c for c in _commands if not any(c in p for p in _contents.values())]
+    parts = {**_contents, **({'More': tuple(left)} if left else {})}
+    wide = max(map(len, _commands))
+    return '\n\n'.join('\n'.join([title, *(f'  {c.ljust(wide)}  {_commands[c][0].__doc__}' for c in names if c in _commands)]) for title,names in parts.items() if any(c in _commands for c in names))
+
+# %% ../nbs/93_cli.ipynb #8b1254f4
+def _options(args): return [n for names,_ in args for n in names if n.startswith('-')]+['--help']
+
+_bash = """_audiotag() {{
+  local cur=${{COMP_WORDS[COMP_CWORD]}} words=""
+  case "${{COMP_WORDS[*]:1:COMP_CWORD-1}} " in
+{cases}
+    " ") words="{first} --help --version";;
+  esac
+  COMPREPLY=( $(compgen -W "$words" -- "$cur") )
+  [[ $cur == -* || $COMP_CWORD -eq 1 ]] || COMPREPLY+=( $(compgen -f -- "$cur") )
+}}
+complete -o filenames -F _audiotag audiotag"""
+
+def completion_script(
+    shell:str, # 'bash', 'zsh' or 'fish'
+)->str:
+    "What the shell has to read to complete commands and options."
+    first = sorted({c.split()[0] for c in _commands})
+    if shell=='fish':
+        lines = [f"complete -c audiotag -n '__fish_use_subcommand' -f -a {w}" for w in first]
+        return '\n'.join(lines+[f"complete -c audiotag -n '__fish_seen_subcommand_from {c.split()[-1]}' -l {o[2:]}" for c,(_,a) in _commands.items() for o in _options(a) if o.startswith('--')])
+    groups = {c.split()[0]: ' '.join(o.split()[1] for o in _commands if o.startswith(c.split()[0]+' ')) for c in _commands if ' ' in c}
+    cases = [f'    "{c} "*) words="{" ".join(_options(a))}";;' for c,(_,a) in _commands.items()]+[f'    "{g} ") words="{w}";;' for g,w in groups.items()]
+    text = _bash.format(cases='\n'.join(cases), first=' '.join(first))
+    return 'autoload -U +X compinit bashcompinit && compinit && bashcompinit\n'+text if shell=='zsh' else text
+
+@command('completion', arg('shell', choices=('bash','zsh','fish'), metavar='SHELL', help='bash, zsh or fish'))
+def completion(o):
+    "print what a shell needs to complete commands and options"
+    print(completion_script(o.shell))
+
+# %% ../nbs/93_cli.ipynb #3e0fda5c
 def _parser():
-    top = argparse.ArgumentParser(prog='audiotag', description='From recordings to a submission.csv that is written in time.')
+    raw = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = argparse.ArgumentParser(prog='audiotag', usage='audiotag COMMAND …', epilog=contents()+'\n\naudiotag COMMAND --help says more, with an example.', **raw,
+                                  description='From recordings to a submission.csv that is written in time.')
     top.add_argument('--version', action='version', version=_version())
-    subs = top.add_subparsers(metavar='COMMAND', required=True)
+    subs = top.add_subparsers(prog='audiotag', metavar='COMMAND', required=True, help=argparse.SUPPRESS)
     groups = {}
     for name,(f,args) in _commands.items():
         *group,word = name.split()
         at = subs
         if group:
-            if group[0] not in groups: groups[group[0]] = subs.add_parser(group[0], help=f'{name}: {f.__doc__}').add_subparsers(metavar='WHAT', required=True)
+            if group[0] not in groups: groups[group[0]] = subs.add_parser(group[0], description=f'audiotag {group[0]} WHAT').add_subparsers(metavar='WHAT', required=True)
             at = groups[group[0]]
-        p = at.add_parser(word, help=f.__doc__, description=f.__doc__)
+        p = at.add_parser(word, help=f.__doc__, description=f.__doc__, epilog='example:\n  '+_example(name, args).replace('\n', '\n  '), **raw)
         for names,kwargs in args: p.add_argument(*names, **kwargs)
         p.set_defaults(run_command=f, stopped='the same command goes on where it was' if name in ('train','features','demo') else 'nothing is left half-written')
     return top
@@ -281,15 +413,19 @@ def _version():
     import audiotag
     return f'audiotag {audiotag.__version__}'
 
-# %% ../nbs/93_cli.ipynb #4da56b37
+# %% ../nbs/93_cli.ipynb #2e63d1ec
 def main(
     argv=None, # words of the command line; None takes those of the process
 )->int: # exit code: 0, 2 for an error of ours, 130 for Ctrl-C
     "Run one command."
     try:
         o = _parser().parse_args(argv)
-        return o.run_command(o) or 0
+        code = o.run_command(o) or 0
+        sys.stdout.flush()
+        return code
     except AudiotagError as e: say(f'audiotag: {e}'); return 2
     except KeyboardInterrupt: say(f'audiotag: stopped; {o.stopped}'); return 130
-    except BrokenPipeError: return 0
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
     except OSError as e: say(f'audiotag: {e.filename}: {e.strerror}'); return 2
