@@ -42,7 +42,7 @@ class CropLoader(DataLoader):
         super().__init__(range(len(clips)), bs=batch_size, num_workers=num_workers, shuffle=False)
         self._draw()
 
-# %% ../nbs/22_data.ipynb #8476a5c3
+# %% ../nbs/22_data.ipynb #85edb269
 @patch
 def set_epoch(self:CropLoader, epoch:int):
     "Go to the draws of `epoch`; the same epoch always has the same ones."
@@ -69,7 +69,7 @@ def create_item(self:CropLoader, i:int):
     x = self.store.crop(self.ids[i], int(self.starts[i]), self.frames, left=int(self.lefts[i]))
     return *(_tensor(o) for o in (x if isinstance(x, tuple) else (x,))), self.y[i]
 
-def _tensor(x): return torch.from_numpy(np.asarray(x if x.ndim==3 else x[None], dtype=np.float32))
+def _tensor(x): return torch.from_numpy(np.require(x if x.ndim==3 else x[None], np.float32, 'CW'))
 
 # %% ../nbs/22_data.ipynb #15a72e9e
 def fold_loaders(

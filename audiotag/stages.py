@@ -6,14 +6,14 @@
 __all__ = ['Picked', 'Stage', 'warm_up', 'Recipe', 'pick', 'ancestry', 'check_out_of_fold', 'Run', 'open_run', 'run_stages',
            'is_finished', 'stage_table']
 
-# %% ../nbs/61_stages.ipynb #93724d71
+# %% ../nbs/61_stages.ipynb #becec043
 import hashlib, json, math, re, numpy as np, pandas as pd, torch
 from dataclasses import dataclass
 from pathlib import Path
 from fastcore.basics import patch
 from . import losses
-from .augment import spec  # with losses and cnn: the kinds that a recipe.json may name
-from .models import cnn
+from .augment import spec, wave  # with losses and models: the kinds that a recipe.json may name
+from .models import cnn, freesound, sed, timm
 from .core import (AudiotagError, Config, claim_folder, config_from_dict, derive_seed, did_you_mean,
                            file_sha256, folder_kind, locked, read_json, read_parquet, require_same, say, write_json, write_parquet)
 from .competitions import CLIP_COLUMNS, targets
