@@ -10,8 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from audiotag.core import AudiotagError, Config, config_from_dict
+from audiotag.features import LogMel, Standardize
 from audiotag.models.cnn import VGG16BN, CNNModel1
 from audiotag.models.sed import SED, SEDHead, attended, detections, features_of, frame_scores, plot_detections, split_parts
+
+MEL = LogMel(sample_rate=16000, n_fft=512, hop_length=160, n_mels=32, f_max=8000, scaling=Standardize())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,13 @@ class Plain(Config):
         conv = nn.Conv2d(self.in_channels, self.in_channels, 1, bias=False)
         nn.init.eye_(conv.weight[:, :, 0, 0])
         return conv
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strided(Plain):
+    def features(self):
+        conv = lambda a, b: nn.Conv2d(a, b, 3, stride=4, padding=1)
+        return nn.Sequential(conv(self.in_channels, 8), nn.ReLU(), conv(8, 8), nn.ReLU())
 
 
 def build(cfg, n=4, seed=0):
@@ -104,7 +114,7 @@ def test_any_length_and_memory_format(frames):
 @pytest.mark.parametrize("output", ["clip", "max"])
 def test_openvino_gives_the_same(output):
     ov = pytest.importorskip("openvino")
-    net = build(SED(backbone=CNNModel1(width=4), output=output, blend=True, hidden=8, frequency=False)).eval()
+    net = build(SED(backbone=CNNModel1(width=4), output=output, blend=True, hidden=8)).eval()
     graph = ov.convert_model(net, example_input=data(2, 1, 64, 128), input=[ov.PartialShape([-1, 1, 64, -1])])
     compiled = ov.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     for shape in ((1, 1, 64, 128), (3, 1, 64, 320)):
@@ -116,30 +126,17 @@ def test_openvino_gives_the_same(output):
 # --- frequency --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [2, 3])
-def test_the_last_channel_is_the_height_of_the_band(n):
-    net = build(SED(backbone=Plain(in_channels=n), frequency=True)).eval()
-    seen = []
-    net.body.register_forward_pre_hook(lambda m, x: seen.append(x[0]))
-    x = data(2, 1, 32, 40)
-    net(x)
-    (got,) = seen
-    assert got.shape == (2, n, 32, 40)
-    for c in range(n - 1):
-        torch.testing.assert_close(got[:, c], x[:, 0])
-    assert torch.allclose(got[:, -1], torch.linspace(-1, 1, 32)[None, :, None].expand(2, 32, 40))
-
-
-def test_with_frequency_low_and_high_are_told_apart():
-    "The same whistle in another band: without the channel the mean over bands cannot know."
+def test_with_the_height_of_the_band_low_and_high_are_told_apart():
+    "The same whistle in another band: without the front end's second channel the mean over bands cannot know."
     low, high = torch.zeros(1, 1, 256, 64), torch.zeros(1, 1, 256, 64)
-    low[:, :, 100], high[:, :, 148] = 1, 1  # three cells of the map apart, and no edge in sight
-    for frequency in (False, True):
+    low[:, :, 96], high[:, :, 160] = 1, 1  # two cells of the map apart, and no edge in sight
+    height = torch.linspace(-1, 1, 256)[:, None].expand(1, 1, 256, 64)
+    for n in (1, 2):
         torch.manual_seed(0)
-        net = SED(backbone=CNNModel1(width=4, in_channels=3), frequency=frequency).build(3).eval()
+        net = SED(backbone=Strided(in_channels=n)).build(3).eval()
         with torch.no_grad():
-            off = (net(low) - net(high)).abs().max()
-        assert off > 1e-4 if frequency else off < 1e-6, (frequency, off)
+            off = (net(torch.cat([low, height], 1)[:, :n]) - net(torch.cat([high, height], 1)[:, :n])).abs().max()
+        assert off > 1e-4 if n == 2 else off < 1e-6, (n, off)
 
 
 # --- when -------------------------------------------------------------------------------------------------------------
@@ -223,6 +220,11 @@ class Mute(Config):
     pass
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fronted(Plain):
+    front: LogMel | None = None
+
+
 def test_backbones_that_are_none():
     with pytest.raises(AudiotagError, match="features"):
         SED(backbone=Mute())
@@ -230,12 +232,14 @@ def test_backbones_that_are_none():
         SED(backbone=Vector()).build(3)
     with pytest.raises(AudiotagError, match="whole number"):
         SED(backbone=Plain()).build(0)
+    with pytest.raises(AudiotagError, match="front end of its own"):
+        SED(backbone=Fronted(front=MEL)).build(3)
     body, n, n_in = features_of(Plain(in_channels=3))
     assert (n, n_in, body.training) == (3, 3, True)
 
 
 def test_settings_travel():
-    cfg = SED(backbone=CNNModel1(width=4, in_channels=3), hidden=8, frequency=True, output="max")
+    cfg = SED(backbone=CNNModel1(width=4, in_channels=3), hidden=8, front=MEL, output="max")
     assert config_from_dict(cfg.to_dict()) == cfg
     net = cfg.build(4)
     again = cfg.build(4)
@@ -254,3 +258,19 @@ def test_inputs_that_do_not_fit(shape, training, said):
 def test_the_head_starts_undecided_in_time():
     head = SEDHead(16, 3)
     assert head.frame.bias.abs().max() == 0 == head.attend.bias.abs().max()
+
+
+def test_timm_backbones_and_waves():
+    pytest.importorskip("timm")
+    from audiotag.models.timm import Timm
+
+    cfg = SED(backbone=Timm(name="test_resnet", in_channels=2), front=MEL.replace(frequency_channel=True))
+    net = build(cfg).eval()
+    wave = data(2, 1, 1, 16000)
+    front, rest = cfg.split()
+    graph = build(rest, seed=1).eval()
+    graph.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(net(wave), graph(front.layer()(wave.flatten(1))))
+        frame, attention = graph.moments(front.layer()(wave.flatten(1)))
+    assert frame.shape == attention.shape and frame.shape[:2] == (2, 4) and frame.shape[2] > 1

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['features_of', 'SEDHead', 'attended', 'split_parts', 'SEDNet', 'SED', 'frame_scores', 'detections', 'plot_detections']
 
-# %% ../../nbs/43_models.sed.ipynb #7d30a952
+# %% ../../nbs/43_models.sed.ipynb #135780f0
 from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 from ..core import AudiotagError, Config
 from ..features import crop_frames, window_starts
-from .blocks import require_n_classes, require_spectrograms, require_two
+from .blocks import Network, require_spectrograms, require_two
 from .cnn import CNN
 
-# %% ../../nbs/43_models.sed.ipynb #199b6859
+# %% ../../nbs/43_models.sed.ipynb #d945f4f0
 @patch
 def features(self:CNN)->nn.Module:
     "The network without its head: (n, in_channels, bands, frames) -> (n, 8*width, bands', frames')."
@@ -28,6 +28,7 @@ def features_of(
     "The features of a backbone; raises `AudiotagError` when its settings offer none, or they make no map."
     if not hasattr(backbone, 'features'):
         raise AudiotagError(f'{type(backbone).__name__} has no features', field='backbone', fix='give the settings of a network with a `features` method, such as CNNModel1')
+    if getattr(backbone, 'front', None) is not None: raise AudiotagError('a backbone has no front end of its own', field='backbone.front', fix='give it to the network around it')
     body,n_in = backbone.features(), getattr(backbone, 'in_channels', 1)
     one = next(body.parameters())
     mode = body.training
@@ -65,7 +66,7 @@ def attended(frame, attention):
     "The clip logits (n, n_classes): frame logits weighted by the softmax of the attention over time."
     return (frame*attention.softmax(-1)).sum(-1)
 
-# %% ../../nbs/43_models.sed.ipynb #61228221
+# %% ../../nbs/43_models.sed.ipynb #8868d753
 def split_parts(
     parts:torch.Tensor, # (n, n_classes, 1 + 2*frames), as a `SEDNet` gives it in training
 )->tuple: # clip (n, n_classes), frame and attention (n, n_classes, frames)
@@ -77,30 +78,25 @@ def split_parts(
 
 class SEDNet(nn.Module):
     "A body and a SED head: (n, in_channels or 1, bands, frames) -> logits (n, n_classes), in training with all parts."
-    def __init__(self, body:nn.Module, head:SEDHead, *, in_channels:int=1, output:str='clip', parts:bool=True, frequency:bool=False):
+    def __init__(self, body:nn.Module, head:SEDHead, *, in_channels:int=1, output:str='clip', parts:bool=True):
         super().__init__()
-        self.body,self.head,self.in_channels,self.output,self.parts,self.frequency = body,head,in_channels,output,parts,frequency
+        self.body,self.head,self.in_channels,self.output,self.parts = body,head,in_channels,output,parts
 
     def moments(self, x):
-        "Frame and attention logits of spectrograms, both (n, n_classes, frames')."
+        "Frame and attention logits of spectrograms, not of waves, both (n, n_classes, frames')."
         if not torch.jit.is_tracing(): # an exported graph cannot hold the checks
             require_spectrograms(x, n_channels=self.in_channels)
             require_two(self, x)
-        return self.head(self.body(_with_frequency(x, self.in_channels) if self.frequency else x.expand(-1, self.in_channels, -1, -1)))
+        return self.head(self.body(x.expand(-1, self.in_channels, -1, -1)))
 
     def forward(self, x):
         frame,attention = self.moments(x)
         if self.training and self.parts: return torch.cat([attended(frame, attention)[...,None], frame, attention], 2)
         return attended(frame, attention) if self.output=='clip' else frame.amax(2)
 
-# %% ../../nbs/43_models.sed.ipynb #4b62581b
-def _with_frequency(x, n_channels):
-    "The last of `n_channels` channels is the position of the band, -1 to 1; the others are those of `x`, repeated if it has one."
-    height = torch.linspace(-1, 1, x.shape[2], device=x.device, dtype=x.dtype)[None,None,:,None]
-    return torch.cat([x.expand(-1, n_channels-1, -1, -1), height.expand(len(x), 1, -1, x.shape[3])], 1)
-
+# %% ../../nbs/43_models.sed.ipynb #6232ab1d
 @dataclass(frozen=True, kw_only=True)
-class SED(Config):
+class SED(Network):
     "A SED head on a backbone; `build(n_classes)` gives a `SEDNet`."
     backbone:Config # settings with `features()`
     output:str='clip' # what it gives in use: 'clip' (attention) or 'max' (the largest frame logit)
@@ -108,7 +104,6 @@ class SED(Config):
     dropout:float=0.
     blend:bool=False # moments with their neighbours
     tanh:bool=False # bounded attention
-    frequency:bool=False # the backbone's last channel is the height of the band; give it `in_channels` of 2 or 3
     parts:bool=True # in training, give what `SEDLoss` takes; False: only `output`, for any other loss
 
     def check(self):
@@ -116,14 +111,11 @@ class SED(Config):
         self.require(self.output in ('clip','max'), 'output', "choose 'clip' or 'max'")
         self.require(0<=self.hidden<=65536, 'hidden', 'give 0, or the size of a dense layer')
         self.require(0<=self.dropout<1, 'dropout', 'give at least 0 and less than 1')
-        self.require(not self.frequency or getattr(self.backbone, 'in_channels', 1)>1, 'frequency', 'give the backbone one channel more: in_channels of 2 or 3')
 
-    def build(self, n_classes:int)->SEDNet:
-        "The torch module, with weights from torch's global generator."
-        require_n_classes(n_classes)
+    def _build(self, n_classes):
         body,n,n_in = features_of(self.backbone)
         head = SEDHead(n, n_classes, hidden=self.hidden, dropout=self.dropout, blend=self.blend, tanh=self.tanh)
-        return SEDNet(body, head, in_channels=n_in, output=self.output, parts=self.parts, frequency=self.frequency)
+        return SEDNet(body, head, in_channels=n_in, output=self.output, parts=self.parts)
 
 # %% ../../nbs/43_models.sed.ipynb #02b14f7d
 def frame_scores(

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from .blocks import Network, SpectrogramNet, timm_backbone
 
-# %% ../../nbs/44_models.timm.ipynb #bae211b7
+# %% ../../nbs/44_models.timm.ipynb #9fc27b50
 class Resize(nn.Module):
     "Bilinear interpolation to one size: (B, C, bands, frames) -> (B, C, *size)."
     def __init__(self, size:tuple): super().__init__(); self.size = tuple(size)
@@ -37,3 +37,8 @@ class Timm(Network):
         body,n = timm_backbone(self.name, in_channels=self.in_channels, drop_path=self.drop_path, pretrained=self.pretrained, size=self.size)
         if self.size: body = nn.Sequential(Resize(self.size), body)
         return SpectrogramNet(body, nn.Sequential(nn.Dropout(self.dropout), nn.Linear(n, n_classes)), self.in_channels)
+
+    def features(self)->nn.Module:
+        "The network without pool and classifier, a backbone for other heads: (n, in_channels, bands, frames) -> (n, D, bands', frames')."
+        body,_ = timm_backbone(self.name, in_channels=self.in_channels, drop_path=self.drop_path, pretrained=self.pretrained, size=self.size, pool=False)
+        return nn.Sequential(Resize(self.size), body) if self.size else body
