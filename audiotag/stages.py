@@ -25,7 +25,7 @@ from .store import build_stores, open_store
 from .train import METRICS, OPTIMIZERS, BestEpoch, Ema, OneCycle, Schedule, keep_memory, load_weights, train_fold
 from .windows import Windows, score_clips
 
-# %% ../nbs/61_stages.ipynb #5e5e1f71
+# %% ../nbs/61_stages.ipynb #f1809fd8
 @dataclass(frozen=True, kw_only=True)
 class Picked(Config):
     "The clips of a source whose given labels earlier stages agree with, out of fold."
@@ -33,7 +33,7 @@ class Picked(Config):
     scores:tuple[str,...] # stages; the geometric mean of their per-clip lwlraps is compared
     at_least:float # threshold, 0 to 1
     at_most:int|None=None # so many clips a fold and label, the best first; None: no cap
-    soft:float=0. # share of these stages' out-of-fold probabilities in the target; 1: a noisy student
+    soft:float=0. # share of what the fold's own models of these stages say in the target; 1: a noisy student
     probability:float=1. # chance of each clip to be in an epoch
     def check(self):
         self.require(0<=self.soft<=1, 'soft', 'give 0 (the given labels) to 1 (the stages\' probabilities)')
@@ -188,14 +188,17 @@ def _reasons(ledger, rule):
             for l in r.labels: taken[r.fold,l] = taken.get((r.fold,l), 0)+1
     return reasons
 
-# %% ../nbs/61_stages.ipynb #d205e841
+# %% ../nbs/61_stages.ipynb #bb8439ec
 def ancestry(
     recipe:Recipe,
     stage:str, # name
-)->list[Stage]: # the stage, the one it started from, and so on
+)->list[Stage]: # the stage, the ones it started from or was taught by, and so on
     "The stages whose training a model of `stage` carries in its weights."
-    by_name,line = {s.name: s for s in recipe.stages},[]
-    while stage: line.append(by_name[stage]); stage = line[-1].start_from
+    by_name,line,todo = {s.name: s for s in recipe.stages},[],[stage]
+    for name in todo:
+        if (s := by_name[name]) in line: continue
+        line.append(s)
+        todo += [s.start_from]*bool(s.start_from)+[e for r in s.train_on if isinstance(r, Picked) and r.soft for e in r.scores]
     return line
 
 def check_out_of_fold(
@@ -270,7 +273,7 @@ def open_run(
         write_json(folder/'recipe.json', {'recipe': recipe.to_dict(), **about})
     return Run(folder)
 
-# %% ../nbs/61_stages.ipynb #8f9d30f6
+# %% ../nbs/61_stages.ipynb #804a8f73
 @patch
 def training_clips(self:Run, stage:Stage, fold:int)->pd.DataFrame:
     "The clips that `stage` trains on in `fold`, without the fold itself; `soft` and `probability` are those of the rule that picked them."
@@ -288,12 +291,13 @@ def training_clips(self:Run, stage:Stage, fold:int)->pd.DataFrame:
     return union[union.fold!=fold].sort_values('clip_id')
 
 @patch
-def training_targets(self:Run, stage:Stage, clips:pd.DataFrame)->np.ndarray: # (clips, classes)
-    "The labels; for softly picked clips mixed with what the rule's stages thought of them, out of fold."
+def training_targets(self:Run, stage:Stage, clips:pd.DataFrame, fold:int)->np.ndarray: # (clips, classes)
+    "The labels; for softly picked clips mixed with what this fold's own models of the rule's stages say."
     y = targets(clips, self.classes)
     for rule in (r for r in stage.train_on if isinstance(r, Picked) and r.soft):
         at = ((clips.source==rule.source) & (clips.soft>0)).to_numpy()
-        y[at] = (1-rule.soft)*y[at] + rule.soft*self.oof(*rule.scores).loc[clips.clip_id[at]].to_numpy()
+        told = [self.predict(s, fold, clips.clip_id[at]).to_numpy() for s in rule.scores]
+        y[at] = (1-rule.soft)*y[at] + rule.soft*np.mean(told, axis=0)
     return y
 
 # %% ../nbs/61_stages.ipynb #e3581808
@@ -308,7 +312,7 @@ def model(self:Run, stage:str, fold:int)->torch.nn.Module:
     "The trained network of a stage and fold, in eval mode."
     return load_weights(self.recipe.model.build(len(self.classes)), self.fold_path(stage, fold)/'weights.safetensors').eval()
 
-# %% ../nbs/61_stages.ipynb #d9ba99d5
+# %% ../nbs/61_stages.ipynb #37048309
 @patch
 def _train(self:Run, stage:Stage, fold:int, label:str, cbs=()):
     "Train one fold of one stage, or go on with it."
@@ -322,7 +326,7 @@ def _train(self:Run, stage:Stage, fold:int, label:str, cbs=()):
     watch = mine[mine.source=='curated'] if (mine.source=='curated').any() else mine
     computed,frames = recipe.front_end if recipe.features=='computed' else None, recipe.windows.frames
     dls = fold_loaders(train, watch, self.store, self.classes, frames=computed.samples_for(frames) if computed else frames, short=recipe.windows.train_at, batch_size=stage.batch_size, seed=seed,
-                       y=self.training_targets(stage, train), probability=train.probability)
+                       y=self.training_targets(stage, train, fold), probability=train.probability)
     if torch.cuda.is_available(): dls.to('cuda')
     epochs = max(1, round(stage.steps/len(dls.train))) if stage.steps else stage.epochs
     keeper = Ema(stage.ema) if stage.ema else BestEpoch(stage.patience) if stage.best_epoch else None
@@ -330,7 +334,7 @@ def _train(self:Run, stage:Stage, fold:int, label:str, cbs=()):
                augment=recipe.augment if stage.augment is None else stage.augment, metric=stage.metric or recipe.metric, front_end=computed,
                precision=recipe.precision, keeper=keeper, seed=seed, label=label, cbs=cbs)
 
-# %% ../nbs/61_stages.ipynb #fa3811ae
+# %% ../nbs/61_stages.ipynb #497e8487
 @patch
 def seen(self:Run, clip_id:str): # features, or a list of pairs (view, features)
     "A clip as it is scored out of fold: from stored waves all views can be made, from stored features those of frames alone."
@@ -338,16 +342,23 @@ def seen(self:Run, clip_id:str): # features, or a list of pairs (view, features)
     return self.recipe.windows.looks(self.recipe.front_end, self.store[clip_id][0])
 
 @patch
+def predict(self:Run, stage:str, fold:int, clip_ids)->pd.DataFrame: # index clip_id, one column a class
+    "Probabilities of any clips by one model of the run."
+    model = self.model(stage, fold).to('cuda' if torch.cuda.is_available() else 'cpu')
+    fe,ids = self.recipe.front_end,list(clip_ids)
+    got = dict(score_clips([model], ((c, self.seen(c)) for c in ids), self.recipe.windows, activation=self.recipe.activation, fill=fe.fill))
+    return pd.DataFrame(np.concatenate([got[c] for c in ids] or [np.empty((0, len(self.classes)))]), pd.Index(ids, name='clip_id'), list(self.classes))
+
+# %% ../nbs/61_stages.ipynb #5816c374
+@patch
 def _score(self:Run, stage:Stage, fold:int):
     "Score the clips of the fold, all sources, after proving that the model does not know them."
     clips = self.clips[self.clips.fold==fold]
     folder = self.fold_path(stage.name, fold)
     check_out_of_fold(clips.clip_id, self.trained_on(stage.name, fold), self.clips, where=folder)
-    model = self.model(stage.name, fold).to('cuda' if torch.cuda.is_available() else 'cpu')
-    got = dict(score_clips([model], ((c, self.seen(c)) for c in clips.clip_id), self.recipe.windows, activation=self.recipe.activation, fill=self.recipe.front_end.fill))
-    table = pd.DataFrame(np.concatenate([got[c] for c in clips.clip_id]), columns=list(self.classes))
+    table = self.predict(stage.name, fold, clips.clip_id).reset_index()
     write_json(folder/'scored.json', {'weights': file_sha256(folder/'weights.safetensors')})
-    write_parquet(folder/'oof.parquet', table.assign(clip_id=list(clips.clip_id)))
+    write_parquet(folder/'oof.parquet', table)
 
 # %% ../nbs/61_stages.ipynb #d1204ecb
 @patch

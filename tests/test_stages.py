@@ -11,12 +11,16 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import SETS  # noqa: E402
 
+from audiotag.augment.spec import MixUp  # noqa: E402
+from audiotag.augment.wave import Gain, Noise  # noqa: E402
 from audiotag.competitions import load_competition, targets  # noqa: E402
 from audiotag.core import AudiotagError, read_json  # noqa: E402
+from audiotag.features import Waveform  # noqa: E402
 from audiotag.recipes import get_recipe  # noqa: E402
 from audiotag.report import ledger_counts, ledger_overlap, selection_quality  # noqa: E402
-from audiotag.stages import Picked, Run, Stage, open_run, pick, run_stages, warm_up  # noqa: E402
+from audiotag.stages import Picked, Run, Stage, ancestry, open_run, pick, run_stages, warm_up  # noqa: E402
 from audiotag.synth import make_competition, read_truth  # noqa: E402
+from audiotag.windows import View, score_clips  # noqa: E402
 
 LABELS = ["Rain", "Dog", "Bell"]
 score = st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1), st.just(float("nan")))
@@ -98,16 +102,51 @@ def soft_run(tmp_path_factory):
     return run, data
 
 
-def test_soft_targets_mix_labels_and_out_of_fold_scores(soft_run):
+def test_soft_targets_come_from_the_folds_own_models(soft_run):
+    "A teacher that had seen fold 0 would tell its student the answers that the student is scored by."
     run, _ = soft_run
     stage = run.recipe.stages[3]
-    train = run.training_clips(stage, 0)
-    y, hard, oof = run.training_targets(stage, train), targets(train, run.classes), run.oof("agreed").loc[train.clip_id].to_numpy()
-    picked = (train.source == "noisy").to_numpy()
-    assert picked.any() and (train.fold != 0).all()
-    assert np.allclose(y[picked], 0.75 * hard[picked] + 0.25 * oof[picked], atol=1e-6)
-    assert np.array_equal(y[~picked], hard[~picked])
-    assert set(train.probability[picked]) == {0.5} and set(train.probability[~picked]) == {1.0}
+    for fold in (0, 1):
+        train = run.training_clips(stage, fold)
+        y, hard, own = run.training_targets(stage, train, fold), targets(train, run.classes), run.predict("agreed", fold, train.clip_id).to_numpy()
+        picked = (train.source == "noisy").to_numpy()
+        assert picked.any() and (train.fold != fold).all()
+        assert np.allclose(y[picked], 0.75 * hard[picked] + 0.25 * own[picked], atol=1e-6)
+        assert not np.allclose(own, run.oof("agreed").loc[train.clip_id].to_numpy(), atol=1e-3)
+        assert np.array_equal(y[~picked], hard[~picked])
+        assert set(train.probability[picked]) == {0.5} and set(train.probability[~picked]) == {1.0}
+    mine = run.clips.clip_id[run.clips.fold == 0]
+    assert np.allclose(run.predict("agreed", 0, mine), run.oof("agreed").loc[mine], atol=1e-6)
+
+
+def test_teachers_are_ancestors(soft_run):
+    "What a teacher was trained on counts, though no weight came from it."
+    recipe = soft_run[0].recipe
+    alone = recipe.replace(stages=(*recipe.stages[:3], recipe.stages[3].replace(start_from=None)))
+    assert [s.name for s in ancestry(alone, "certain")] == ["certain", "agreed", "curated", "noisy"]
+    hard = Picked(scores=("agreed",), at_least=1.0)
+    assert [s.name for s in ancestry(alone.replace(stages=(*alone.stages[:3], alone.stages[3].replace(train_on=("curated", hard)))), "certain")] == ["certain"]
+
+
+def test_features_computed_from_stored_waves(tmp_path):
+    "The store keeps waves; they are changed, heard and seen in several views, and the same seed gives the same bytes."
+    data = load_competition(make_competition(tmp_path / "data", seed=3, n_curated=24, n_noisy=8, n_test=2))
+    stage = Stage(name="curated", train_on=("curated",), epochs=2, lr=3e-3, batch_size=8)
+    base = get_recipe("freesound2019", scale="small", changes=["model.width=4", "n_folds=2", "windows.frames=64", "windows.hop=64"])
+    recipe = base.replace(stages=(stage,), members=("curated",), features="computed", augment=(Gain(), Noise(p=0.5), MixUp()),
+                          windows=base.windows.replace(views=(View(), View(gain_db=6.0), View(shift=0.25))))
+    with pytest.raises(AudiotagError, match="computed"):
+        recipe.replace(features="stored")
+    runs = [run_stages(open_run(tmp_path / name, recipe, data)) for name in "ab"]
+    assert isinstance(runs[0].store.front_end, Waveform)
+    weights, scores = [[(r.fold_path("curated", k) / f).read_bytes() for r in runs for k in (0, 1)] for f in ("weights.safetensors", "oof.parquet")]
+    assert weights[:2] == weights[2:] and scores[:2] == scores[2:]
+    one = runs[0].clips[(runs[0].clips.source == "curated") & (runs[0].clips.fold == 0)].iloc[0]
+    wave = recipe.front_end.read(one.path)
+    seen = dict(score_clips([runs[0].model("curated", 0)], [("one", recipe.windows.looks(recipe.front_end, wave))], recipe.windows))["one"][0]
+    assert np.allclose(seen, runs[0].oof("curated").loc[one.clip_id], atol=2e-3)  # the store keeps 16 bits
+    plain = score_clips([runs[0].model("curated", 0)], [("one", recipe.front_end(wave))], recipe.windows.replace(views=(View(),)))
+    assert not np.allclose(seen, dict(plain)["one"][0], atol=1e-4)
 
 
 def test_steps_take_the_place_of_epochs(soft_run):
