@@ -60,7 +60,7 @@ def _keep_corrections(run, path):
     from audiotag.core import write_bytes
     write_bytes(run.folder/'corrections.csv', Path(path).read_bytes())
 
-# %% ../nbs/93_cli.ipynb #529bbb8a
+# %% ../nbs/93_cli.ipynb #643e7d80
 def print_results(
     run, # a finished `audiotag.stages.Run`
     *,
@@ -72,12 +72,12 @@ def print_results(
     from audiotag.report import as_text
     from audiotag.stages import stage_table
     table,path = stage_table(run),run.folder/'baseline.parquet'
-    print(f'\nlwlrap out of fold, {run.recipe.n_folds} folds\n\n{as_text(table)}')
+    print(f'\n{run.recipe.metric} out of fold, {run.recipe.n_folds} folds\n\n{as_text(table)}')
     if baseline:
         if not path.exists(): write_parquet(path, baseline_table(run))
-        forest,best = read_parquet(path),table['lwlrap curated'].iloc[-1]
+        forest,best = read_parquet(path),table[f'{run.recipe.metric} curated'].iloc[-1]
         print(f'\nthe one-minute baseline, on the same folds\n\n{as_text(forest)}')
-        gain = best-forest['lwlrap curated'].max()
+        gain = best-forest[f'{run.recipe.metric} curated'].max()
         print(f"\nthe networks' {best:.3f} is {abs(gain):.3f} {'above' if gain>0 else 'BELOW'} the better forest")
     print(f'\nrun folder: {run.folder}\nnext: audiotag pack weights {shlex.quote(str(run.folder))} kaggle_datasets/NAME')
 
@@ -287,16 +287,16 @@ def ledger(o):
     if len(noisy) and (truth := read_truth(Path(noisy.path.iloc[0]).parent.parent, 'noisy')) is not None: tables['against the truth'] = selection_quality(run, truth)
     emit(o, lambda: {k or 'by label': t.to_dict('index') for k,t in tables.items()}, lambda: '\n\n'.join(f'{k}\n\n{as_text(t)}' if k else as_text(t) for k,t in tables.items()))
 
-# %% ../nbs/93_cli.ipynb #181f17fc
+# %% ../nbs/93_cli.ipynb #0bc1297d
 @command('features', *_recipe_args, _data, arg('--store', required=True, metavar='DIR'), arg('--workers', type=int, default=1))
 def features(o):
     "compute the features of a competition's training clips, or go on with it"
     from audiotag.competitions import load_competition
     from audiotag.recipes import get_recipe
-    from audiotag.store import build_store
+    from audiotag.store import build_stores
     recipe = get_recipe(o.recipe, scale=o.scale, changes=o.changes)
     clips = load_competition(o.data, recipe.layout).clips
-    print(build_store(clips[clips.labels.map(len)>0], recipe.front_end, o.store, workers=o.workers).describe())
+    print(build_stores(clips[clips.labels.map(len)>0], recipe.stored, o.store, workers=o.workers).describe())
 
 @command('store', arg('store', metavar='DIR'), arg('--verify', action='store_true', help='read every shard and compare checksums'),
          arg('--audio', action='store_true', help='with --verify: also compare the audio files with what was heard'),
