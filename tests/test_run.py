@@ -17,12 +17,11 @@ from tiny import AUDIOTAG, SETS, audiotag, train_words  # noqa: E402
 from audiotag.bundle import _seal_of, open_bundle  # noqa: E402
 from audiotag.competitions import load_competition  # noqa: E402
 from audiotag.core import AudiotagError, read_json, write_json  # noqa: E402
-from audiotag.inference import check_submission, infer  # noqa: E402
+from audiotag.inference import infer  # noqa: E402
 from audiotag.kaggle import pack_weights  # noqa: E402
 from audiotag.recipes import get_recipe  # noqa: E402
 from audiotag.stages import Run, ancestry, check_out_of_fold, open_run, run_stages  # noqa: E402
 from audiotag.synth import make_competition  # noqa: E402
-from audiotag.windows import score_clips  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -367,69 +366,3 @@ def test_a_damaged_run_is_one_sentence(whole, tmp_path, name, text):
         opened = Run(run)
         opened.oof("noisy")
         opened._score(opened.recipe.stages[0], 0)
-
-
-def test_one_odd_file_does_not_cost_the_submission(data, whole, tmp_path, monkeypatch):
-    from audiotag.features import LogMel
-
-    honest, seen = LogMel.from_file, []
-
-    def odd(self, path, **kwargs):
-        seen.append(path)
-        if len(seen) == 3:
-            raise RuntimeError("who would have thought")
-        return honest(self, path, **kwargs)
-
-    monkeypatch.setattr(LogMel, "from_file", odd)
-    report = infer(whole[0] / "tiny-weights", data, tmp_path / "s.csv")
-    assert report.scored == 11 and "who would have thought" in next(iter(report.prior.values()))
-
-
-def test_the_prior_is_there_before_the_networks_are_loaded(data, whole, tmp_path):
-    shutil.copytree(whole[0] / "tiny-weights", tmp_path / "b")
-    (tmp_path / "b" / "certain.safetensors").write_bytes(b"")
-    with pytest.raises(AudiotagError, match="certain.safetensors"):
-        infer(tmp_path / "b", data, tmp_path / "s.csv")
-    assert not [f for f in check_submission(tmp_path / "s.csv", load_competition(data, train=False)) if f.kaggle]
-
-
-def test_what_was_scored_before_an_interrupt_is_kept(data, whole, tmp_path, monkeypatch):
-    import audiotag.inference as inference
-
-    def half(*args, **kwargs):
-        for i, pair in enumerate(score_clips(*args, **{**kwargs, "batch_size": 1})):
-            if i == 6:
-                raise KeyboardInterrupt
-            yield pair
-
-    monkeypatch.setattr(inference, "score_clips", half)
-    with pytest.raises(KeyboardInterrupt):
-        infer(whole[0] / "tiny-weights", data, tmp_path / "s.csv")
-    table = pd.read_csv(tmp_path / "s.csv", index_col=0)
-    assert len(table.drop_duplicates()) == 7  # six clips with scores, and the prior
-
-
-# --- the file at every moment ---------------------------------------------------------------------
-
-
-def test_there_is_a_valid_file_from_the_first_moment(data, whole, tmp_path, monkeypatch):
-    import audiotag.inference as inference
-
-    competition = load_competition(data, train=False)
-    seen = []
-
-    def stop(*args, **kwargs):
-        seen.append(check_submission(tmp_path / "s.csv", competition))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(inference, "score_clips", stop)
-    with pytest.raises(KeyboardInterrupt):
-        infer(whole[0] / "tiny-weights", competition, tmp_path / "s.csv")
-    assert not [f for f in seen[0] if f.kaggle]
-
-
-def test_no_test_files_at_all(data, whole, tmp_path):
-    empty = spoil(data, tmp_path, lambda d: [p.unlink() for p in (d / "test").glob("*.wav")])
-    report = infer(whole[0] / "tiny-weights", empty, tmp_path / "s.csv")
-    assert report.scored == 0 and report.rows == len(report.prior) == 12
-    assert not [f for f in check_submission(tmp_path / "s.csv", load_competition(empty, train=False)) if f.kaggle]
