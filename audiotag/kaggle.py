@@ -248,7 +248,7 @@ def _metadata(folder:Path, owner:str, title:str, readme:str, made)->bytes:
 
 def _json(o)->bytes: return (json.dumps(o, indent=1, ensure_ascii=False)+'\n').encode()
 
-# %% ../nbs/90_kaggle.ipynb #2704790a
+# %% ../nbs/90_kaggle.ipynb #0ce99fa6
 def _readme(run, scores, slug)->str:
     rows = '\n'.join(f'| {k} | {v:.4f} |' for k,v in scores.items())
     r = run.recipe
@@ -257,7 +257,7 @@ def _readme(run, scores, slug)->str:
 Weights for audio tagging: {len(r.members)*r.n_folds} networks ({', '.join(r.members)}; {r.n_folds} folds each), {len(run.classes)} classes.
 Recipe {r.hash}: {type(r.model).__name__} on {type(r.front_end).__name__} at {r.front_end.sample_rate} Hz.
 
-| out of fold | lwlrap |
+| out of fold | {r.metric} |
 |---|---|
 {rows}
 
@@ -268,7 +268,7 @@ The files are safetensors and JSON; opening them runs no code. With the audiotag
     infer(find_input('{slug}', sentinel='bundle.json'), find_input('THE-COMPETITION', sentinel='sample_submission.csv'))
 """
 
-# %% ../nbs/90_kaggle.ipynb #c1c77cea
+# %% ../nbs/90_kaggle.ipynb #30054187
 def pack_weights(
     run, # a finished `audiotag.stages.Run`
     folder, # the dataset's folder, usually kaggle_datasets/NAME
@@ -282,7 +282,7 @@ def pack_weights(
     folder,recipe = Path(folder).resolve(),run.recipe
     if not is_finished(run): raise AudiotagError('is not finished', file=run.folder, fix='run the same `audiotag train` again: it goes on where it stopped')
     check_replaceable(folder, ('.safetensors','.xml','.bin'), kind='bundle')
-    scores = {f'{s}, {c}': float(v) for s,row in stage_table(run).filter(like='lwlrap').round(6).iterrows() for c,v in row.items() if v==v}
+    scores = {f'{s}, {c}': float(v) for s,row in stage_table(run).filter(like=recipe.metric).round(6).iterrows() for c,v in row.items() if v==v}
     readme = _readme(run, scores, slug_of(folder.name))
     files = page(folder, readme, owner=owner, title=title)
     members = [dict(stage=s, fold=k, oof=_fold_scores(run, s, k), state=run.model(s, k).state_dict()) for s in recipe.members for k in range(recipe.n_folds)]
@@ -293,14 +293,10 @@ def pack_weights(
         dataset_files(part)
     return folder
 
-# %% ../nbs/90_kaggle.ipynb #9190e538
+# %% ../nbs/90_kaggle.ipynb #ec2562ab
 def _fold_scores(run, stage, fold)->dict:
-    "Out-of-fold lwlrap of one model, by source."
-    from audiotag.competitions import targets
-    from audiotag.metrics import lwlrap
-    clips = run.clips[run.clips.fold==fold]
-    p,y = run.oof(stage).loc[clips.clip_id].to_numpy(),targets(clips, run.classes)
-    return {s: round(float(lwlrap(y[m], p[m])), 6) for s in ('curated','noisy') if (m := (clips.source==s).to_numpy()).any()}
+    "The out-of-fold score of one model, by source."
+    return {k.split()[-1]: round(float(v), 6) for k,v in run.scores(stage, fold=fold).items() if v==v}
 
 # %% ../nbs/90_kaggle.ipynb #fb2d3cae
 def where()->str: # 'Kaggle, Interactive', 'Kaggle, Batch', 'home'
