@@ -1,0 +1,346 @@
+"""How fast is the kernel? `python -m tests.bench.kernel [--save]`; the first run trains and exports for some minutes, later ones reuse that.
+
+From a folder of files to submission.csv, the entrant's way (librosa clip by clip, then for each fold a pass of torch eager over all windows,
+glibc's allocator as it is) beside ours (a bundle, `infer`), each in a process of its own that may use so many cores, one way after the other
+in every round. A number is the median over rounds, a ratio the median of the rounds' ratios. Two systems: five folds of CNN-model-1, 64 wide,
+80 classes, windows of 128×128; and five folds of efficientnet_b0 on one-minute soundscapes in windows of 5 s at 32 kHz. The networks are
+trained here, briefly: the bench is about time, but int8 is judged by the metric, and that wants networks that have learnt something.
+"""
+import argparse
+import datetime
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+WANTED = {("cnn", "fp32"): 2, ("cnn", "int8"): 7, ("effnet", "fp32"): 3.2, ("effnet", "int8"): 5}  # two threads
+AGREE, LOSS = 1e-4, .002
+FILES, CORES, LIMIT = 700, 4, 90  # BirdCLEF: one-minute files, cores, minutes
+
+
+# --- one way, in a process of its own -------------------------------------------------------------
+
+
+def theirs(job):
+    "The entrant's notebook: everything in memory, one thing after the other."
+    import librosa
+    import numpy as np
+    import pandas as pd
+    import torch
+    from audiotag.bundle import Bundle
+    torch.set_num_threads(job["threads"])
+    bundle, data = Bundle(job["bundle"]), Path(job["data"])
+    fe, w, took = bundle.front_end, bundle.windows, dict(decode=0., features=0., network=0.)
+
+    def image(wave):
+        x = librosa.power_to_db(librosa.feature.melspectrogram(y=wave, sr=fe.sample_rate, n_fft=fe.n_fft, hop_length=fe.hop_length, n_mels=fe.n_mels,
+                                                               fmin=fe.f_min, fmax=fe.f_max), top_db=fe.top_db)
+        return (x - x.mean()) / (x.std() + 1e-6)
+
+    def seen(x):
+        if x.shape[1] < w.frames:
+            lack = w.frames - x.shape[1]
+            x = np.pad(x, ((0, 0), (lack // 2, lack - lack // 2)), constant_values=x.min())
+        starts = [*range(0, x.shape[1] - w.frames, w.hop), x.shape[1] - w.frames]
+        return [x[:, s:s + w.frames] for s in starts]
+
+    begin = time.perf_counter()
+    template = pd.read_csv(data / "sample_submission.csv")
+    windows, counts = [], []
+    for path in sorted((data / job["test"]).iterdir()):
+        start = time.perf_counter()
+        wave, _ = librosa.load(path, sr=fe.sample_rate)
+        if job["name"] == "cnn":
+            wave, _ = librosa.effects.trim(wave, top_db=60)
+            lack = max(0, 2 * fe.sample_rate - len(wave))
+            pieces = [np.pad(wave, (lack // 2, lack - lack // 2))]
+        else:
+            pieces = np.split(wave[:60 * fe.sample_rate], 12)
+        took["decode"] += time.perf_counter() - start
+        start = time.perf_counter()
+        for piece in pieces:
+            cut = seen(image(piece))
+            windows += cut
+            counts.append(len(cut))
+        took["features"] += time.perf_counter() - start
+    start, total = time.perf_counter(), 0
+    x = torch.from_numpy(np.stack(windows)[:, None].astype(np.float32))
+    for i in range(len(bundle.members)):
+        net = bundle.model(i)
+        with torch.no_grad():
+            total = total + torch.cat([net(x[a:a + 32]).sigmoid() for a in range(0, len(x), 32)]).numpy()
+    took["network"] = time.perf_counter() - start
+    ends = np.cumsum(counts)
+    scores = np.stack([(total[e - n:e] / len(bundle.members)).mean(0) for n, e in zip(counts, ends)])
+    template.iloc[:, 1:] = template.iloc[:, 1:].astype(float)
+    template[template.columns[1:]] = scores
+    template.to_csv(job["out"], index=False)
+    return dict(seconds=time.perf_counter() - begin, windows=len(x), **took)
+
+
+def ours(job):
+    from audiotag.inference import infer
+    from audiotag.recordings import Hearing
+    begin = time.perf_counter()
+    report = infer(job["bundle"], job["data"], job["out"], layout=job["layout"], precision=job["precision"], threads=job["threads"], hearing=Hearing(together=False))
+    seconds = time.perf_counter() - begin
+    assert not report.prior and {r["precision"] for r in report.ran} == {job["precision"]}, str(report)
+    s = report.stages
+    return dict(seconds=seconds, windows=report.ran[0]["windows"], busy=report.busy, decode=s["decode"], features=s["features"], network=s["network"],
+                other=s.get("opening", 0.) + s.get("write", 0.))
+
+
+def way(job):
+    "Run a way in a process that may use `threads` cores, with glibc's allocator as it is."
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | {k: str(job["threads"]) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    done = subprocess.run([sys.executable, "-m", "tests.bench.kernel", "--job", json.dumps(job)], capture_output=True, text=True, env=env, cwd=Path(__file__).parents[2])
+    if done.returncode:
+        raise SystemExit(f"{job['way']}: {done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def work(job):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:job["threads"]])
+    warnings.simplefilter("ignore")
+    begin = time.perf_counter()
+    import torch  # noqa: F401  both ways take its FFT or its networks
+    import audiotag.inference  # noqa: F401
+    importing = time.perf_counter() - begin
+    print(json.dumps(dict(importing=importing, **(theirs if job["way"] == "theirs" else ours)(job))))
+
+
+# --- what is run ----------------------------------------------------------------------------------
+
+
+def train(net, x, y, steps, seed, lr=2e-3):
+    "A few steps on crops in bf16; a net that has learnt something, no more."
+    import torch
+    torch.manual_seed(seed)
+    net = net.to(memory_format=torch.channels_last).train()
+    opt = torch.optim.Adam(net.parameters(), lr)
+    for _ in range(steps):
+        at = torch.randint(0, len(x), (16,))
+        with torch.autocast("cpu", torch.bfloat16):
+            p = net(x[at].contiguous(memory_format=torch.channels_last))
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(p.float(), y[at])
+        opt.zero_grad(), loss.backward(), opt.step()
+    return net.eval()
+
+
+def make_bundle(folder, name, spec, front_end, windows, classes, clips, steps):
+    "Five briefly trained folds, sealed and exported; `clips` are (features, column) of which a third is held out."
+    import copy
+    import numpy as np
+    import torch
+    from audiotag.bundle import Bundle, seal
+    from audiotag.openvino import Evidence, Gate, export_bundle
+    features = {f"clip-{i}": x for i, (x, _) in enumerate(clips)}
+    truth = {f"clip-{i}": np.eye(len(classes))[k] for i, (_, k) in enumerate(clips)}
+    ids = list(features)
+    shown, held = [c for i, c in enumerate(ids) if i % 3], ids[::3]
+    x = torch.from_numpy(np.concatenate([windows.cut(features[c])[:1] for c in shown]))
+    y = torch.from_numpy(np.stack([truth[c] for c in shown])).float()
+    torch.manual_seed(0)
+    base = train(spec.build(len(classes)), x, y, steps, 0)
+    nets = [train(copy.deepcopy(base), x[k::2], y[k::2], max(2, steps // 8), k + 1, lr=5e-4) for k in range(5)]
+    members = [dict(stage="folds", fold=k, oof={}, state={n: v.contiguous() for n, v in net.state_dict().items()}) for k, net in enumerate(nets)]
+    seal(folder, name=name, classes=classes, front_end=front_end, windows=windows, activation="sigmoid", model=spec, members=members, prior=[1 / len(classes)] * len(classes))
+    evidence = Evidence(features.__getitem__, [held] * 5, [shown[:100]] * 5, truth)
+    print(export_bundle(Bundle(folder), evidence, precision=("fp32", "int8"), gate=Gate(metric_loss=1.)).drop(columns="why").round(4).to_string(), flush=True)
+
+
+def sample(name):
+    from tests.conftest import sample_folder
+    return sample_folder(name)[0]
+
+
+def prepare_cnn(folder, tiny, n):
+    import pandas as pd
+    import soundfile as sf
+    from audiotag.core import rng
+    from audiotag.features import PRESETS
+    from audiotag.models.cnn import CNNModel1
+    from audiotag.synth import SOUNDS, sound
+    from audiotag.windows import Windows
+    source, fe = sample("freesound"), PRESETS["freesound_kernel"]
+    (folder / "data" / "test").mkdir(parents=True)
+    if source is not None:
+        files = sorted((source / "test").iterdir())[:n]
+        for p in files:
+            shutil.copy(p, folder / "data" / "test")
+        table = pd.read_csv(source / "train_curated.csv")
+        table = table[~table.labels.str.contains(",")][:30 if tiny else None]
+        classes = sorted(table.labels.unique())
+        clips = [(fe.from_file(source / "train_curated" / r.fname), classes.index(r.labels)) for r in table.itertuples()]
+    else:
+        classes = list(SOUNDS[:8])
+        for i in range(n):
+            sf.write(folder / "data" / "test" / f"{i:04d}.wav", sound(SOUNDS[i % 8], rng(0, i), seconds=1 + i % 5, sample_rate=44100), 44100)
+        clips = [(fe(sound(SOUNDS[i % 8], rng(1, i), seconds=2.5, sample_rate=44100).astype("float32")), i % 8) for i in range(30 if tiny else 240)]
+    classes += [f"class_{i:02d}" for i in range(80 - len(classes))]
+    names = sorted(p.name for p in (folder / "data" / "test").iterdir())
+    pd.DataFrame(0, index=pd.Index(names, name="fname"), columns=classes).to_csv(folder / "data" / "sample_submission.csv")
+    make_bundle(folder / "bundle", "cnn", CNNModel1(width=8 if tiny else 64), fe, Windows(frames=128, hop=48), classes, clips, 4 if tiny else 120)
+
+
+def prepare_effnet(folder, tiny, n):
+    import numpy as np
+    import pandas as pd
+    import soundfile as sf
+    from audiotag.core import rng
+    from audiotag.features import PRESETS
+    from audiotag.models.timm import Timm
+    from audiotag.synth import SOUNDS, sound
+    from audiotag.windows import Windows
+    source, fe, rate = sample("soundscape"), PRESETS["birdclef_mel"], 32000
+    test = folder / "data" / "test_soundscapes"
+    test.mkdir(parents=True)
+    for i in range(n):
+        if source is not None:
+            files = sorted((source / "test_soundscapes").glob("*.ogg"))
+            shutil.copy(files[i % len(files)], test / f"soundscape_{i:04d}.ogg")
+        else:
+            wave = np.concatenate([sound(SOUNDS[j % 8], rng(0, i, j), seconds=5, sample_rate=rate) for j in range(12)])
+            sf.write(test / f"soundscape_{i:04d}.ogg", wave, rate)
+    many = 30 if tiny else 240
+    clips = [(fe(sound(SOUNDS[i % 8], rng(1, i), seconds=5, sample_rate=rate).astype("float32")), i % 8) for i in range(many)]
+    classes = [f"species_{i:03d}" for i in range(206)]
+    rows = [f"{p.stem}_{5 * k}" for p in sorted(test.iterdir()) for k in range(1, 13)]
+    pd.DataFrame(0., index=pd.Index(rows, name="row_id"), columns=classes).to_csv(folder / "data" / "sample_submission.csv")
+    make_bundle(folder / "bundle", "effnet", Timm(name="mobilenetv3_small_050" if tiny else "efficientnet_b0"), fe, Windows(frames=313, hop=313), classes, clips, 4 if tiny else 60)
+
+
+SYSTEMS = {"cnn": (prepare_cnn, "freesound2019", "test", "5 × CNN-model-1, 64 wide"), "effnet": (prepare_effnet, "birdclef2024", "test_soundscapes", "5 × efficientnet_b0, one-minute files")}
+
+
+def prepared(root, name, tiny, n):
+    folder = root / f"{name}-{n}{'-tiny' if tiny else ''}"
+    if not (folder / "ready").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        print(f"{name}: training five networks briefly, and exporting them", flush=True)
+        SYSTEMS[name][0](folder, tiny, n)
+        (folder / "ready").touch()
+    return folder
+
+
+# --- and what comes out ---------------------------------------------------------------------------
+
+
+def limits(threads):
+    "GFLOP/s of a matrix product in fp32."
+    code = f"""import os; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{threads}])
+import torch, time; torch.set_num_threads({threads}); a = torch.randn(2048, 2048); a@a; best = 9e9
+for _ in range(12): t = time.perf_counter(); a@a; best = min(best, time.perf_counter()-t)
+print(2*2048**3/best/1e9)"""
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def flops(bundle):
+    "GFLOP of one window of one member (a multiplication and an addition are two)."
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    net, fe = bundle.model(0), bundle.front_end
+    with FlopCounterMode(display=False) as count, torch.no_grad():
+        net(torch.zeros(1, 1, fe.n_bands, bundle.windows.frames))
+    return count.get_total_flops() / 1e9
+
+
+def difference(a, b):
+    import pandas as pd
+    a, b = (pd.read_csv(p, index_col=0) for p in (a, b))
+    assert list(a.index) == list(b.index) and list(a.columns) == list(b.columns)
+    return float((a - b).abs().to_numpy().max())
+
+
+def loss_of(bundle, precision):
+    return max(g["metric"][0] - g["metric"][1] for g in bundle.graphs if g["precision"] == precision)
+
+
+def median(values):
+    return statistics.median(values)
+
+
+def system(say, root, name, args, peak):
+    from audiotag.bundle import Bundle
+    folder = prepared(root, name, args.tiny, args.clips if name == "cnn" else args.minutes)
+    bundle, (_, layout, test, title) = Bundle(folder / "bundle"), SYSTEMS[name]
+    gflop, ways, met = flops(bundle), ("theirs", "fp32", "int8"), []
+    n_files = len(list((folder / "data" / test).iterdir()))
+    for threads in args.threads:
+        got = {w: [] for w in ways}
+        for r in range(args.rounds):
+            for w in ways:
+                job = dict(name=name, way="theirs" if w == "theirs" else "ours", precision=w, threads=threads, bundle=str(folder / "bundle"), data=str(folder / "data"), layout=layout,
+                           test=test, out=str(folder / f"{w}-{threads}.csv"))
+                Path(job["out"]).unlink(missing_ok=True)
+                got[w].append(way(job))
+        windows = got["theirs"][0]["windows"]
+        say(f"\n### {title}, {threads} thread{'s' if threads > 1 else ''}\n\n{n_files} files, {windows} windows, {gflop:.2f} GFLOP a window and member; "
+            f"peak of the matrix product {peak[threads]:.0f} GFLOP/s; medians of {args.rounds} rounds.\n")
+        say("| | entrant's way | ours, fp32 | ours, int8 |\n|---|---|---|---|")
+        line = {w: {k: median([g[k] for g in got[w] if k in g] or [float("nan")]) for k in ("seconds", "decode", "features", "network", "other", "busy", "importing")} for w in ways}
+        for what, key in (("files to submission.csv, s", "seconds"), ("decoding, s (over threads)", "decode"), ("features, s (over threads)", "features"), ("networks, s", "network"),
+                          ("opening, replay, writing, s", "other"), ("network busy", "busy"), ("imports before that, s", "importing")):
+            say(f"| {what} | {' | '.join('–' if line[w][key] != line[w][key] else f'{line[w][key]:.2f}' for w in ways)} |")
+        rate = {w: 5 * windows / line[w]["network"] for w in ways}
+        say(f"| windows/s through a network | {' | '.join(f'{rate[w]:.0f}' for w in ways)} |")
+        say(f"| GFLOP/s | {' | '.join(f'{rate[w] * gflop:.0f}' for w in ways)} |")
+        say(f"| share of the fp32 peak | {' | '.join(f'{rate[w] * gflop / peak[threads]:.0%}' for w in ways)} |")
+        ratio = {w: median([t["seconds"] / o["seconds"] for t, o in zip(got["theirs"], got[w])]) for w in ways}
+        say(f"| **ratio, end to end** | 1 | **{ratio['fp32']:.2f}** | **{ratio['int8']:.2f}** |")
+        off = {w: difference(folder / f"theirs-{threads}.csv", folder / f"{w}-{threads}.csv") for w in ways[1:]}
+        say(f"| submissions: greatest difference | 0 | {off['fp32']:.1g} | {off['int8']:.1g} |")
+        say(f"| loss of lwlrap, the worst member | 0 | {loss_of(bundle, 'fp32'):.4f} | {loss_of(bundle, 'int8'):.4f} |")
+        if name == "effnet":
+            minutes = {w: (line[w]["seconds"] - (line[w]["other"] if w != "theirs" else 0)) / n_files * FILES * threads / CORES / 60 for w in ways}
+            say(f"| {FILES} one-minute files on {CORES} such cores, minutes of {LIMIT} | {' | '.join(f'{minutes[w]:.0f}' for w in ways)} |")
+        if threads == max(args.threads):
+            met += [(f"{name} {w}: {ratio[w]:.2f} of {WANTED[name, w]}", ratio[w] >= WANTED[name, w]) for w in ways[1:]]
+            met += [(f"{name} fp32 submissions differ by {off['fp32']:.1g}, {AGREE:g} allowed", off["fp32"] <= AGREE), (f"{name} int8 loses {loss_of(bundle, 'int8'):.4f}, {LOSS} allowed", loss_of(bundle, "int8") <= LOSS),
+                    (f"{name} network busy {min(line[w]['busy'] for w in ways[1:]):.0%}, 90 % wanted", min(line[w]["busy"] for w in ways[1:]) >= .9)]
+    return met
+
+
+def main():
+    parse = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parse.add_argument("--save", action="store_true", help="write tests/bench/results/kernel.md")
+    parse.add_argument("--rounds", type=int, default=3)
+    parse.add_argument("--clips", type=int, default=60, help="files of the CNN's test folder")
+    parse.add_argument("--minutes", type=int, default=12, help="one-minute files")
+    parse.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parse.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
+    parse.add_argument("--tiny", action="store_true", help="small networks, to try the bench itself")
+    parse.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "audiotag-kernel-bench", help="what was trained and exported is kept here")
+    parse.add_argument("--job", help=argparse.SUPPRESS)
+    args = parse.parse_args()
+    if args.job:
+        return work(json.loads(args.job))
+    warnings.simplefilter("ignore")
+    lines, began = [], time.perf_counter()
+
+    def say(text=""):
+        print(text, flush=True)
+        lines.append(text)
+    import openvino
+    import torch
+    cpu = next((o.split(":")[1].strip() for o in Path("/proc/cpuinfo").read_text().splitlines() if o.startswith("model name")), platform.processor())
+    folders = [(name, prepared(args.folder, name, args.tiny, args.clips if name == "cnn" else args.minutes)) for name in args.systems]
+    say("# Kernel\n")
+    say(f"{datetime.date.today()}, {cpu}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start; Python {platform.python_version()}, torch {torch.__version__}, OpenVINO {openvino.__version__.split('-')[0]}.")
+    peak = {t: limits(t) for t in args.threads}
+    met = [m for name, _ in folders for m in system(say, args.folder, name, args, peak)]
+    say("\nWanted on two threads: " + "; ".join(f"{what} ({'met' if ok else 'MISSED'})" for what, ok in met) + f". {time.perf_counter() - began:.0f} s in all.")
+    if args.save:
+        from audiotag.core import write_text
+        write_text(Path(__file__).parent / "results" / "kernel.md", "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
