@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from audiotag.core import AudiotagError, config_from_dict
-from audiotag.losses import BCE, BootstrappedBCE, Focal, LqLoss, SoftmaxCE
+from audiotag.losses import BCE, OHEM, BootstrappedBCE, Focal, LqLoss, SoftmaxCE
 
 LOSSES = [BCE(), BCE(label_smoothing=0.2), SoftmaxCE(), SoftmaxCE(label_smoothing=0.1), LqLoss(), LqLoss(q=1), LqLoss(q=0.01),
           BootstrappedBCE(), BootstrappedBCE(hard=False), Focal(), Focal(gamma=0.5, alpha=0.25), Focal(gamma=0)]
@@ -103,3 +103,52 @@ def test_refuses_shapes_that_torch_would_broadcast():
 @pytest.mark.parametrize("loss", LOSSES, ids=repr)
 def test_round_trip(loss):
     assert config_from_dict(loss.to_dict()) == loss
+
+
+HARD = [OHEM(), OHEM(share=0.5), OHEM(of=SoftmaxCE(label_smoothing=0.1), share=0.7), OHEM(of=BCE(label_smoothing=0.02), share=0.31), OHEM(of=Focal(), share=1.0), OHEM(share=0.001)]
+
+
+@pytest.mark.parametrize("loss", HARD, ids=repr)
+def test_ohem_is_the_mean_of_the_hardest(loss):
+    for n in (1, 10, 16):
+        logits, targets = batch(n)
+        logits.requires_grad_()
+        each = np.sort(in_numpy(loss.of, logits.detach().double().numpy(), targets.double().numpy()))[::-1]
+        k = max(1, int(round(loss.share * n, 6)))
+        value = loss(logits, targets)
+        value.backward()
+        assert value.item() == pytest.approx(each[:k].mean(), rel=1e-5)
+        assert logits.grad.any(1).sum() == k and torch.isfinite(logits.grad).all()
+    if isinstance(loss.of, SoftmaxCE):  # the usual way to write it
+        targets[targets.sum(1) == 0, 0] = 1
+        shares = targets / targets.sum(1, keepdim=True)
+        usual = F.cross_entropy(logits, shares, label_smoothing=loss.of.label_smoothing, reduction="none").topk(k).values.mean()
+        assert loss(logits, targets).item() == pytest.approx(usual.item(), rel=1e-5)
+    assert config_from_dict(loss.to_dict()) == loss
+
+
+@pytest.mark.parametrize("loss", HARD, ids=repr)
+def test_ohem_with_weights(loss):
+    logits, targets = batch(20)
+    weights = torch.rand(20, generator=torch.Generator().manual_seed(1)) * (torch.arange(20) % 2)
+    there = weights > 0
+    assert loss(logits, targets, weights).item() == pytest.approx(loss(logits[there], targets[there], weights[there]).item(), rel=1e-5)
+    assert loss(logits, targets, 7 * weights).item() == pytest.approx(loss(logits, targets, weights).item(), rel=1e-5)
+    assert loss(logits, targets, torch.ones(20)).item() == pytest.approx(loss(logits, targets).item(), rel=1e-5)
+    assert loss(logits, targets, 0 * weights).item() == 0
+    each = torch.from_numpy(in_numpy(loss.of, logits.double().numpy(), targets.double().numpy()))[there]
+    hard = each.topk(max(1, int(round(loss.share * int(there.sum()), 6)))).indices  # by cost, whatever the weight
+    wanted = (each[hard] * weights[there][hard]).sum() / weights[there][hard].sum()
+    assert loss(logits, targets, weights).item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("make", [lambda: OHEM(share=0.0), lambda: OHEM(share=1.1), lambda: OHEM(of=OHEM()), lambda: OHEM(of=3)])
+def test_ohem_refuses(make):
+    with pytest.raises(AudiotagError):
+        make()
+
+
+def test_smoothing_of_the_second_systems_entrants():
+    logits, targets = batch(soft=False)
+    theirs = F.binary_cross_entropy_with_logits(logits, 0.01 * (1 - targets) + 0.99 * targets)
+    assert BCE(label_smoothing=0.02)(logits, targets).item() == pytest.approx(theirs.item(), rel=1e-6)
