@@ -157,7 +157,7 @@ def same_order(
     a,b = (rankdata(o, axis=_AXIS[metric], method='dense') for o in (before, after))
     return bool((a==b).all())
 
-# %% ../nbs/71_postprocess.ipynb #bab6a859
+# %% ../nbs/71_postprocess.ipynb #740667e3
 @dataclass(frozen=True, eq=False)
 class Tuned:
     "What `tune` has found."
@@ -165,6 +165,7 @@ class Tuned:
     table:pd.DataFrame # a row a family: score and gain out of fold, its interval, what was chosen, what is to be said
     scores:np.ndarray # (windows, classes) after the steps, each fold by the choice of the others
 
+# %% ../nbs/71_postprocess.ipynb #5a489e43
 def tune(
     p, # (windows, classes), out of fold, 0 to 1
     truth, # (windows, classes) of 0 and 1
