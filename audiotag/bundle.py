@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'LARGEST', 'LARGEST_FILE', 'golden_wave', 'versions', 'seal', 'torch_run', 'reseal', 'Bundle', 'open_bundle',
-           'Member', 'Ensemble', 'open_bundles', 'by_front_end']
+           'Member', 'Ensemble', 'join_bundles', 'open_bundles', 'by_front_end']
 
-# %% ../nbs/80_bundle.ipynb #9f79d26b
+# %% ../nbs/80_bundle.ipynb #79bf1053
 import hashlib, importlib.metadata, json, math, platform, re, shutil
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -16,6 +16,7 @@ import numpy as np
 from fastcore.basics import patch
 from .core import (AudiotagError, Config, a_few, atomic_folder, config_from_dict, file_sha256, read_json,
                            rng, write_bytes, write_json)
+from .ensemble import Combiner
 from .features import FrontEnd, parts
 from .windows import Windows, probabilities
 
@@ -172,7 +173,7 @@ def _named(x)->dict:
     first,*beside = x if isinstance(x, tuple) else (x,)
     return {'features': first, **{f'beside-{i}': o for i,o in enumerate(beside, 1)}}
 
-# %% ../nbs/80_bundle.ipynb #acdcb336
+# %% ../nbs/80_bundle.ipynb #0029cd1b
 def reseal(
     bundle, # an opened `Bundle`
     *,
@@ -181,6 +182,7 @@ def reseal(
     **about, # fields of bundle.json to set
 ):
     "Seal a bundle again with other facts and files; what else lies in its folder (a README, Kaggle's metadata) stays."
+    if bundle.prefix: raise AudiotagError('is one of several bundles in this folder', file=bundle.path, fix='change the bundle, then join again')
     with atomic_folder(bundle.folder, replace=True) as part:
         for o in bundle.folder.iterdir():
             if o.name not in drop and o.is_file(): shutil.copyfile(bundle.file(o.name) if o.name in bundle.files else o, part/o.name)
@@ -188,28 +190,40 @@ def reseal(
         listed = {k: v for k,v in bundle.files.items() if k not in drop} | {k: _facts(part/k) for k in files or {}}
         _seal_json(part, {**bundle.about, **about, 'files': listed})
 
-# %% ../nbs/80_bundle.ipynb #dc84a8d0
+# %% ../nbs/80_bundle.ipynb #6e120dc9
 LARGEST = {'bundle.json': 4_000_000, 'golden.safetensors': 50_000_000, 'header': 4_000_000} # bytes
 LARGEST_FILE = 4_000_000_000 # bytes of any other file
 
 class Bundle:
     "An opened bundle: `classes`, `front_end`, `windows`, `activation`, `prior`, `members`; `model(i)` loads a network."
-    def __init__(self, folder):
-        self.folder = Path(folder)
-        self.path = self.folder/'bundle.json'
-        if not self.path.is_file(): raise AudiotagError('is not a bundle: there is no bundle.json', file=folder, fix='name the folder that `audiotag pack weights` made')
-        if self.file('bundle.json').stat().st_size > LARGEST['bundle.json']: raise AudiotagError('is too large to be a bundle.json', file=self.path)
-        self.about = read_json(self.path)
-        schema = self.about.get('schema') if isinstance(self.about, dict) else None
-        if type(schema) is not int or schema!=SCHEMA: raise AudiotagError(f'has schema {schema!r}, this audiotag reads {SCHEMA}', file=self.path, fix='update audiotag, or pack the run again')
+    def __init__(self, folder, *,
+        prefix:str='', # of the names of its files, in a folder that holds several bundles
+    ):
+        self.folder,self.prefix = Path(folder),prefix
+        self.path = self.folder/f'{prefix}bundle.json'
+        self.about = _read_about(self.file('bundle.json'), folder)
+        if 'parts' in self.about: raise AudiotagError('holds several bundles', file=folder, fix='open it with `open_bundles`, or name one bundle')
         try:
-            if self.about.get('sha256')!=_seal_of(self.about): raise AudiotagError('was changed since it was sealed', file=self.path, fix='pack the run again, or fetch the dataset again')
+            _check_seal(self.about, self.path)
             self._take(self.about)
             fits = _depth_within(self.about, 50) and self._fits()
             if fits: self._bounded()
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, ZeroDivisionError) as e:
             raise AudiotagError(f'is incomplete ({type(e).__name__}: {e})', file=self.path, fix='pack the run again') from None
         if not fits: raise AudiotagError('its parts do not fit together', file=self.path, fix='pack the run again')
+
+# %% ../nbs/80_bundle.ipynb #c030767f
+def _read_about(path:Path, folder)->dict:
+    "What a bundle.json says, if it is one."
+    if not path.is_file(): raise AudiotagError('is not a bundle: there is no bundle.json', file=folder, fix='name the folder that `audiotag pack weights` made')
+    if path.stat().st_size > LARGEST['bundle.json']: raise AudiotagError('is too large to be a bundle.json', file=path)
+    about = read_json(path)
+    schema = about.get('schema') if isinstance(about, dict) else None
+    if type(schema) is not int or schema!=SCHEMA: raise AudiotagError(f'has schema {schema!r}, this audiotag reads {SCHEMA}', file=path, fix='update audiotag, or pack the run again')
+    return about
+
+def _check_seal(about:dict, path:Path):
+    if about.get('sha256')!=_seal_of(about): raise AudiotagError('was changed since it was sealed', file=path, fix='pack the run again, or fetch the dataset again')
 
 # %% ../nbs/80_bundle.ipynb #c9d030c2
 def _depth_within(o, limit:int)->bool:
@@ -249,7 +263,7 @@ def _graph_fits(self:Bundle, g)->bool:
     return not g['kept'] or (isinstance(file, str) and file.endswith('.xml') and file in self.files and file[:-4]+'.bin' in self.files
                              and type(g.get('output')) is int and 0<=g['output']<1000 and 0<=g['golden']<=.5)
 
-# %% ../nbs/80_bundle.ipynb #c772962f
+# %% ../nbs/80_bundle.ipynb #b9660b50
 @patch
 def _bounded(self:Bundle):
     "Raise `AudiotagError` when the settings ask for more than two and a half seconds of sound can need."
@@ -262,7 +276,7 @@ def _bounded(self:Bundle):
 @patch
 def file(self:Bundle, name:str)->Path:
     "The path of a file of this bundle; raises `AudiotagError` on a name or a link that leads out of its folder."
-    path = self.folder/name
+    path = self.folder/f'{self.prefix}{name}'
     if not re.fullmatch(r'\w[\w.-]*', name, re.ASCII): raise AudiotagError(f'{name!r} is no name for a file of a bundle', file=self.path)
     if path.is_symlink() and path.resolve().parent!=self.folder.resolve(): raise AudiotagError('is a link that leads out of the bundle', file=path, fix='fetch the dataset again')
     return path
@@ -335,12 +349,12 @@ def replay_scores(self:Bundle, index:int, run:Callable, looks:list, *, within:fl
     if within is not None: self._near(index, old[index], new, within)
     return float(np.abs(old[index]-new).max())
 
-# %% ../nbs/80_bundle.ipynb #891cc221
+# %% ../nbs/80_bundle.ipynb #5221520e
 @patch
 def _golden_example(self:Bundle)->dict:
     "The sealed golden example: 'wave', 'features', 'beside-1', …, 'scores'."
     path = self.file('golden.safetensors')
-    if 'golden.safetensors' not in self.files or path.stat().st_size > LARGEST[path.name]: raise AudiotagError('is not a golden example', file=path, fix='pack the run again')
+    if 'golden.safetensors' not in self.files or path.stat().st_size > LARGEST['golden.safetensors']: raise AudiotagError('is not a golden example', file=path, fix='pack the run again')
     old = self._tensors('golden.safetensors')
     n = int(2.5*self.front_end.sample_rate)
     if not {'wave','features','scores'}<=set(old) or old['wave'].shape!=(n,): raise AudiotagError('is not a golden example', file=path, fix='pack the run again')
@@ -405,11 +419,11 @@ class Member:
     windows = property(lambda self: self.bundle.windows)
     oof = property(lambda self: self.bundle.members[self.index]['oof'])
 
-# %% ../nbs/80_bundle.ipynb #e10e2c92
+# %% ../nbs/80_bundle.ipynb #4de699dd
 class Ensemble:
-    "Several bundles of the same classes: `bundles`, `classes` and `prior` in the order of the first."
-    def __init__(self, bundles):
-        self.bundles = list(bundles)
+    "Several bundles of the same classes: `bundles`, `classes` and `prior` in the order of the first; `combiner`, if one was fitted."
+    def __init__(self, bundles, combiner:Combiner|None=None):
+        self.bundles,self.combiner = list(bundles),combiner
         if not self.bundles: raise AudiotagError('an ensemble needs a bundle', field='bundles', fix='name one folder or more')
         self.classes = self.bundles[0].classes
         for b in self.bundles[1:]:
@@ -417,17 +431,76 @@ class Ensemble:
                 odd = sorted(set(b.classes)^set(self.classes))
                 raise AudiotagError(f'knows other classes than {self.bundles[0].folder} ({a_few(odd)})', file=b.folder, fix='join bundles of one competition')
         if len({b.about['sha256'] for b in self.bundles})<len(self.bundles): raise AudiotagError('the same bundle is there twice', field='bundles', fix='name each once')
+        if combiner is not None: combiner.apply(np.full((len(self.bundles), 1, len(self.classes)), .5)) # it refuses what it was not fitted to
         self.orders = [[b.classes.index(c) for c in self.classes] for b in self.bundles]
         self.prior = np.mean([b.prior[o] for b,o in zip(self.bundles, self.orders)], axis=0)
 
+    def check_files(self):
+        "As `Bundle.check_files`, for all of them."
+        for b in self.bundles: b.check_files()
+
+    @property
+    def files(self)->list: # of str
+        "The names of all files that belong to the bundles."
+        return [f'{b.prefix}{f}' for b in self.bundles for f in ('bundle.json', *b.files)]
+
+# %% ../nbs/80_bundle.ipynb #7ff72246
+def join_bundles(
+    folder, # must not exist, unless `replace`
+    bundles, # of `Bundle`, or their folders
+    *,
+    name:str, # what the ensemble is called in reports
+    combiner:Combiner, # fitted to these bundles in this order, classes as in the first
+    about:dict|None=None, # further facts for bundle.json
+    extra:dict|None=None, # further files of the dataset, name -> bytes
+    replace:bool=False,
+):
+    "Put up to 26 bundles into one flat folder, with how they are combined."
+    e = Ensemble([b if isinstance(b, Bundle) else Bundle(b) for b in bundles], combiner)
+    if len(e.bundles)>26: raise AudiotagError(f'{len(e.bundles)} bundles are too many for one folder', field='bundles', fix='give up to 26')
+    e.check_files()
+    parts = [{'prefix': prefix, 'name': b.name, 'sha256': b.about['sha256']} for prefix,b in zip(_prefixes, e.bundles)]
+    about = {'schema': SCHEMA, 'name': name, 'classes': list(e.classes), 'prior': [float(p) for p in e.prior], 'parts': parts,
+             'combiner': combiner.to_dict(), **(about or {}), 'versions': versions()}
+    with atomic_folder(folder, replace=replace) as part:
+        for prefix,b in zip(_prefixes, e.bundles):
+            for f in ('bundle.json', *b.files): shutil.copyfile(b.file(f), part/f'{prefix}{f}')
+        for file,data in (extra or {}).items(): write_bytes(part/file, data)
+        write_json(part/'audiotag.json', {'kind': 'bundle', 'format': SCHEMA})
+        _seal_json(part, about)
+        if (part/'bundle.json').stat().st_size > LARGEST['bundle.json']: raise AudiotagError('the combiner has too many numbers for a bundle.json', field='combiner', fix='choose weights in place of a stack')
+
+_prefixes = [f'{c}.' for c in 'abcdefghijklmnopqrstuvwxyz']
+
+# %% ../nbs/80_bundle.ipynb #8e41eee5
 def open_bundles(
-    folders, # one folder, or several; bundles that are open already will do
+    folders, # one folder (of one bundle, or of several that were joined), or several; bundles that are open already will do
 )->Ensemble:
     "Open bundles that are to be one ensemble; raises `AudiotagError` when they know different classes."
     if isinstance(folders, Ensemble): return folders
     several = folders if isinstance(folders, (list,tuple)) else [folders]
+    if len(several)==1 and not isinstance(several[0], Bundle):
+        about = _read_about(Path(several[0])/'bundle.json', several[0])
+        if 'parts' in about: return _open_parts(Path(several[0]), about)
     return Ensemble([b if isinstance(b, Bundle) else Bundle(b) for b in several])
 
+def _open_parts(folder:Path, about:dict)->Ensemble:
+    "The bundles of a folder that holds several, and their combiner."
+    path = folder/'bundle.json'
+    try:
+        _check_seal(about, path)
+        parts,combiner = [(p['prefix'], p['sha256']) for p in about['parts']],config_from_dict(about['combiner'], where=str(path))
+        fits = isinstance(combiner, Combiner) and [p for p,_ in parts]==_prefixes[:len(parts)]
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as e:
+        raise AudiotagError(f'is incomplete ({type(e).__name__}: {e})', file=path, fix='join the bundles again') from None
+    if not fits: raise AudiotagError('its parts do not fit together', file=path, fix='join the bundles again')
+    bundles = [Bundle(folder, prefix=p) for p,_ in parts]
+    for b,(_,seal) in zip(bundles, parts):
+        if b.about['sha256']!=seal: raise AudiotagError('is not the bundle that was joined', file=b.path, fix='join the bundles again')
+    if about.get('classes')!=[c for b in bundles[:1] for c in b.classes]: raise AudiotagError('names other classes than its first part', file=path, fix='join the bundles again')
+    return Ensemble(bundles, combiner)
+
+# %% ../nbs/80_bundle.ipynb #53d91542
 def by_front_end(
     members, # of `Member`
 )->list: # of (front end, members): each front end is to be computed once

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'WAYS', 'combine', 'Combiner', 'Mean', 'RankMean', 'Stacked', 'start_of_stack', 'member_means', 'Way',
-           'Plain', 'metric_function', 'Weighted', 'Stack', 'cross_fit', 'with_metric', 'ensemble_table']
+           'Plain', 'Weighted', 'Stack', 'cross_fit', 'with_metric', 'ensemble_table']
 
 # %% ../nbs/70_ensemble.ipynb #573dd7b3
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ def combine(
         return ((first*w).sum(0)*len(w)+(scores*w).sum(0))/(len(w)+1)
     raise AudiotagError(f'{how!r} is no way to combine', field='how', fix=did_you_mean(how, ('mean','geometric','vote')))
 
-# %% ../nbs/70_ensemble.ipynb #84a0c1c9
+# %% ../nbs/70_ensemble.ipynb #5a87a61d
 @dataclass(frozen=True, kw_only=True)
 class Combiner(Config):
     "How the scores of several members become one; nothing but numbers."
@@ -45,6 +45,7 @@ class Combiner(Config):
         p = np.asarray(p, dtype=np.float64)
         if p.ndim<2 or not p.size: raise AudiotagError(f'the scores have the shape {p.shape}', field='scores', fix='give (members, clips, classes)')
         if not np.isfinite(p).all(): raise AudiotagError('a member gives scores that are not finite', fix='leave it out')
+        if len(p)!=self.members: raise AudiotagError(f'{len(p)} members, and the ensemble was fitted to {self.members}', field='scores', fix='give the same members in the same order')
         self._expect(p)
         return self._joined(p)
 
@@ -56,13 +57,9 @@ class Combiner(Config):
 
     def _joined(self, p): raise AudiotagError('a Combiner does not say how by itself', fix='choose Mean, RankMean or Stacked')
     def _expect(self, p): "Subclasses refuse scores that they were not made for."
+    members = property(lambda self: len(self.weights)) # how many it joins
 
-def _refuse_shape(p, members, classes=None):
-    "Raise `AudiotagError` unless `p` has so many members (and classes)."
-    if len(p)!=members: raise AudiotagError(f'{len(p)} members, and the ensemble was fitted to {members}', field='scores', fix='give the same members in the same order')
-    if classes and p.shape[-1]!=classes: raise AudiotagError(f'{p.shape[-1]} classes, and the ensemble was fitted to {classes}', field='scores', fix='is this the ensemble of this competition?')
-
-# %% ../nbs/70_ensemble.ipynb #50fe55cd
+# %% ../nbs/70_ensemble.ipynb #8d9ac423
 def _require_weights(config, name='weights'):
     w = np.array(getattr(config, name))
     config.require(w.ndim==1 and len(w)>0 and np.isfinite(w).all() and (w>=0).all() and abs(w.sum()-1)<1e-6, name, 'give one a member, none negative, with sum 1')
@@ -76,10 +73,9 @@ class Mean(Combiner):
         self.require(self.how in ('mean','geometric','vote'), 'how', "choose 'mean', 'geometric' or 'vote'")
         _require_weights(self)
 
-    def _expect(self, p): _refuse_shape(p, len(self.weights))
     def _joined(self, p): return combine(p, how=self.how, weights=self.weights)
 
-# %% ../nbs/70_ensemble.ipynb #eaecaaf3
+# %% ../nbs/70_ensemble.ipynb #5c3dfd90
 @dataclass(frozen=True, kw_only=True)
 class RankMean(Combiner):
     "Weighted mean of ranks among the out-of-fold scores, from 0 to 1."
@@ -91,7 +87,6 @@ class RankMean(Combiner):
         fine = all(len(o)>0 and 0<o[0] and o[-1]<1 and all(a<b for a,b in zip(o, o[1:])) for o in self.levels)
         self.require(fine, 'levels', 'give rising numbers between 0 and 1')
 
-    def _expect(self, p): _refuse_shape(p, len(self.weights))
     def _joined(self, p): return combine(np.stack([_rank(o, l) for o,l in zip(p, self.levels)]), weights=self.weights)
 
 def _rank(p, levels): return np.interp(p, [0, *levels, 1], np.linspace(0, 1, len(levels)+2))
@@ -101,7 +96,7 @@ def _levels(p, n=101)->tuple:
     q = np.unique(np.quantile(np.asarray(p, dtype=np.float64), np.linspace(0, 1, n)).round(9))
     return tuple(float(o) for o in q[(q>0) & (q<1)]) or (.5,)
 
-# %% ../nbs/70_ensemble.ipynb #6a3d64d0
+# %% ../nbs/70_ensemble.ipynb #33d2d67b
 @dataclass(frozen=True, kw_only=True)
 class Stacked(Combiner):
     "Per class a weighted sum over members and their mean, a dense layer over classes, and (1 + tanh(x - shift))/2."
@@ -122,7 +117,10 @@ class Stacked(Combiner):
 
     @cached_property
     def _arrays(self): return np.array(self.local), np.array(self.dense)
-    def _expect(self, p): _refuse_shape(p, len(self.mean), len(self.local))
+    members = property(lambda self: len(self.mean))
+    def _expect(self, p):
+        if p.shape[-1]!=len(self.local): raise AudiotagError(f'{p.shape[-1]} classes, and the ensemble was fitted to {len(self.local)}', field='scores', fix='is this the ensemble of this competition?')
+
     def _joined(self, p): return _stacked(_with_mean(p, self.mean), *self._arrays, self.shift)
 
 def _with_mean(p, weights): return np.concatenate([p, combine(p, weights=weights)[None]])
@@ -179,13 +177,13 @@ class Plain(Way):
     def fit(self, scores, truth, folds=None, *, seed=0):
         return _mean_of(self.how, np.ones(len(scores)), tuple(map(_levels, scores)) if self.how=='rank' else ())
 
-# %% ../nbs/70_ensemble.ipynb #d30133da
+# %% ../nbs/70_ensemble.ipynb #04867eea
 METRICS = 'lwlrap','lrap','accuracy','macro_auc','padded_cmap'
 
 def _known(metric:str):
     if metric not in METRICS: raise AudiotagError(f'{metric!r} is no metric', field='metric', fix=did_you_mean(metric, METRICS))
 
-def metric_function(name:str):
+def _metric(name:str):
     "The metric of that name, of `(truth, scores)`."
     _known(name)
     from audiotag import metrics # imports scikit-learn, which inference does without
@@ -206,7 +204,7 @@ class Weighted(Way):
     def fit(self, scores, truth, folds=None, *, seed=0):
         levels = tuple(map(_levels, scores)) if self.how=='rank' else ()
         p = np.stack([_rank(o, l) for o,l in zip(scores, levels)]) if levels else np.asarray(scores, dtype=np.float64)
-        metric,truth = metric_function(self.metric),np.asarray(truth)
+        metric,truth = _metric(self.metric),np.asarray(truth)
         if self.how=='geometric': p,of = np.log(np.clip(p, 1e-12, None)), lambda t,s: metric(t, np.exp(s))
         else: of = metric
         draws = rng(seed, 'weights').integers(len(truth), size=(self.draws, len(truth)))
@@ -223,7 +221,7 @@ def _greedy(p, truth, metric, rounds)->np.ndarray: # (members,), sum 1
         if found[k]>best[0]: best = found[k],counts/n
     return best[1]
 
-# %% ../nbs/70_ensemble.ipynb #a749a70c
+# %% ../nbs/70_ensemble.ipynb #1b42edca
 @dataclass(frozen=True, kw_only=True)
 class Stack(Way):
     "The stacking network of Freesound 2019's second place; epochs are chosen on held-out folds."
@@ -245,7 +243,7 @@ class Stack(Way):
         folds = np.asarray(folds) if some else rng(seed, 'halves').integers(2, size=len(truth))
         inside = np.stack([folds!=k for k in np.unique(folds)])
         mean = self.mean.fit(scores, truth, folds, seed=seed).weights if self.mean else (1/len(scores),)*len(scores)
-        x,metric,held = _with_mean(np.asarray(scores), mean),metric_function(self.metric),np.empty(truth.shape)
+        x,metric,held = _with_mean(np.asarray(scores), mean),_metric(self.metric),np.empty(truth.shape)
         best,n = -np.inf,0
         for epoch,found in enumerate(self._epochs(x, truth, inside, seed)):
             for see,a in zip(inside, found): held[~see] = _stacked(x[:,~see], *a, self.shift)
@@ -315,7 +313,7 @@ def with_metric(ways:dict, metric:str)->dict:
         return way.replace(metric=metric, mean=turn(way.mean)) if hasattr(way, 'mean') else way.replace(metric=metric)
     return {name: turn(o) for name,o in ways.items()}
 
-# %% ../nbs/70_ensemble.ipynb #12be9731
+# %% ../nbs/70_ensemble.ipynb #2806e904
 def ensemble_table(
     members:dict, # name -> scores (n, classes), out of fold
     truth, # (n, classes), 0 or 1
@@ -330,7 +328,7 @@ def ensemble_table(
     "Out-of-fold score of each member and of each way to combine them, with 95 % bootstrap intervals."
     import pandas as pd
     from audiotag.metrics import bootstrap_interval
-    of,p = metric_function(metric),np.stack(list(members.values()))
+    of,p = _metric(metric),np.stack(list(members.values()))
     scores = {**members, **{name: cross_fit(o, p, truth, folds, groups=groups, seed=seed) for name,o in with_metric(ways, metric).items()}}
     best,c = max(members, key=lambda m: of(truth, members[m])),p.shape[-1]
     def row(s):
