@@ -81,7 +81,7 @@ def print_results(
         print(f"\nthe networks' {best:.3f} is {abs(gain):.3f} {'above' if gain>0 else 'BELOW'} the better forest")
     print(f'\nrun folder: {run.folder}\nnext: audiotag pack weights {shlex.quote(str(run.folder))} kaggle_datasets/NAME')
 
-# %% ../nbs/93_cli.ipynb #d408d3f2
+# %% ../nbs/93_cli.ipynb #010d8e05
 @command('export', arg('run', metavar='RUN', help='the run that the bundle was packed from: its clips are the judges'), arg('bundle', metavar='DIR', help='what `audiotag pack weights` made'),
          arg('--precision', nargs='+', default=['int8'], metavar='P', help='int8 (default), fp16 or fp32: the first to be tried, the next ones follow if it does not agree; several: each that agrees is kept'),
          arg('--max-difference', type=float, default=1e-4, help='of a probability from torch, for fp32 (default: 1e-4)'),
@@ -96,6 +96,16 @@ def export(o):
     bundle = Bundle(o.bundle)
     evidence = evidence_of(bundle, Run(o.run), calibrate_with=o.calibrate_with)
     print(as_text(export_bundle(bundle, evidence, precision=o.precision, gate=Gate(max_difference=o.max_difference, metric_loss=o.metric_loss)), digits=4))
+    _list_again(bundle.folder)
+
+def _list_again(folder):
+    "A folder that was packed for Kaggle keeps its manifest true: files that were added are no change by somebody else."
+    from audiotag.core import write_json
+    from audiotag.kaggle import read_manifest, write_manifest
+    if not (folder/'manifest.json').is_file(): return
+    old = read_manifest(folder)
+    write_manifest(folder, old.get('kind', 'weights'), **{k: v for k,v in old.items() if k not in ('kind','readme','files')})
+    write_json(folder/'manifest.json', {**read_manifest(folder), 'readme': old.get('readme')})
 
 # %% ../nbs/93_cli.ipynb #f9c7f98a
 @command('pack weights', arg('run', metavar='RUN'), arg('folder', metavar='DIR', help='usually kaggle_datasets/NAME'),
