@@ -93,7 +93,7 @@ def _write(path:Path, tensors:dict)->dict:
     write_bytes(path, save(tensors))
     return _facts(path)
 
-# %% ../nbs/80_bundle.ipynb #2203c906
+# %% ../nbs/80_bundle.ipynb #91008527
 def _finite(a:np.ndarray, where:str)->np.ndarray:
     if a.dtype.kind not in 'fiub': raise AudiotagError(f'weights of type {a.dtype}', file=where, fix='was the bundle put together by hand?')
     if not np.isfinite(a).all(): raise AudiotagError('weights are not finite numbers', file=where, fix='train this fold again with a lower learning rate')
@@ -101,7 +101,7 @@ def _finite(a:np.ndarray, where:str)->np.ndarray:
 
 def _network(d, where:str)->Config:
     "The settings of a network; the kinds that a bundle may name are those of the modules imported here."
-    from audiotag.models import cnn, freesound, sed, timm
+    from audiotag.models import cnn, freesound, raw, sed, timm
     spec = config_from_dict(d, where=where)
     if not hasattr(spec, 'build'): raise AudiotagError(f'{type(spec).__name__} is no network', file=where, fix='pack the run again')
     if any(map(_greedy, _front_ends(spec))): raise AudiotagError(f'a front end in {type(spec).__name__} asks for too much memory', file=where, fix='do not use a bundle whose origin you do not know')
@@ -419,7 +419,7 @@ class Member:
     windows = property(lambda self: self.bundle.windows)
     oof = property(lambda self: self.bundle.members[self.index]['oof'])
 
-# %% ../nbs/80_bundle.ipynb #4de699dd
+# %% ../nbs/80_bundle.ipynb #2cc6f7d3
 class Ensemble:
     "Several bundles of the same classes: `bundles`, `classes` and `prior` in the order of the first; `combiner`, if one was fitted."
     def __init__(self, bundles, combiner:Combiner|None=None):
@@ -431,7 +431,8 @@ class Ensemble:
                 odd = sorted(set(b.classes)^set(self.classes))
                 raise AudiotagError(f'knows other classes than {self.bundles[0].folder} ({a_few(odd)})', file=b.folder, fix='join bundles of one competition')
         if len({b.about['sha256'] for b in self.bundles})<len(self.bundles): raise AudiotagError('the same bundle is there twice', field='bundles', fix='name each once')
-        if combiner is not None: combiner.apply(np.full((len(self.bundles), 1, len(self.classes)), .5)) # it refuses what it was not fitted to
+        self.kinds = [(i, m['model'], m['stage']) for i,b in enumerate(self.bundles) for m in b.members]
+        if combiner is not None: combiner.apply(np.full((len(set(self.kinds)), 1, len(self.classes)), .5)) # it refuses what it was not fitted to
         self.orders = [[b.classes.index(c) for c in self.classes] for b in self.bundles]
         self.prior = np.mean([b.prior[o] for b,o in zip(self.bundles, self.orders)], axis=0)
 
@@ -444,13 +445,13 @@ class Ensemble:
         "The names of all files that belong to the bundles."
         return [f'{b.prefix}{f}' for b in self.bundles for f in ('bundle.json', *b.files)]
 
-# %% ../nbs/80_bundle.ipynb #7ff72246
+# %% ../nbs/80_bundle.ipynb #97cca1ad
 def join_bundles(
     folder, # must not exist, unless `replace`
     bundles, # of `Bundle`, or their folders
     *,
     name:str, # what the ensemble is called in reports
-    combiner:Combiner, # fitted to these bundles in this order, classes as in the first
+    combiner:Combiner, # fitted to the stages of these bundles in this order, classes as in the first
     about:dict|None=None, # further facts for bundle.json
     extra:dict|None=None, # further files of the dataset, name -> bytes
     replace:bool=False,
