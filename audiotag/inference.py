@@ -6,8 +6,8 @@
 __all__ = ['Submission', 'first_prior', 'class_order', 'Entry', 'gain_of', 'ensemble_scores', 'combined_scores',
            'sealed_combiner', 'Report', 'Inference', 'infer']
 
-# %% ../nbs/82_inference.ipynb #1ffb7377
-import csv, io, json, math, os, signal, threading, time
+# %% ../nbs/82_inference.ipynb #85c83b12
+import csv, io, json, math, os, re, signal, threading, time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from .ensemble import Combiner, combine, member_means
 from .openvino import open_members
 from .recordings import Hearing, Listener
 
-# %% ../nbs/82_inference.ipynb #51dc2449
+# %% ../nbs/82_inference.ipynb #ffe77980
 class Submission:
     "The scores of every row that the competition wants; written as a whole, as often as wanted."
     def __init__(self,
@@ -48,8 +48,19 @@ class Submission:
     def write(self):
         "Write the csv: one row an id, the template's columns, in its order."
         begin = time.monotonic()
-        write_text(self.path, self.competition.submission(self.scores).to_csv(index=False, lineterminator='\n', float_format='%.7g'))
+        write_text(self.path, _as_csv(self.competition.submission(self.scores)))
         self.seconds = time.monotonic()-begin
+
+# %% ../nbs/82_inference.ipynb #cc6825d3
+def _as_csv(table:pd.DataFrame)->str:
+    "A csv with seven digits; by hand where all but the first column are floats, since pandas takes four times as long and the network waits."
+    if not all(t.kind=='f' for t in table.dtypes.iloc[1:]) or table.shape[1]<2: return table.to_csv(index=False, lineterminator='\n', float_format='%.7g')
+    out,form = io.StringIO(newline=''),','.join(['%.7g']*(table.shape[1]-1))+'\n'
+    csv.writer(out, lineterminator='\n').writerow(table.columns)
+    for name,values in zip(table.iloc[:,0], table.iloc[:,1:].to_numpy().tolist()):
+        out.write('"'+name.replace('"', '""')+'",' if re.search('[,"\r\n]', name) else name+',')
+        out.write(form%tuple(values))
+    return out.getvalue()
 
 # %% ../nbs/82_inference.ipynb #0acb8308
 def first_prior(
@@ -105,7 +116,7 @@ def gain_of(
     oof = {k: v for k,v in oof.items() if math.isfinite(v)}
     return oof.get('gain', oof.get('curated', sum(oof.values())/len(oof) if oof else .5))
 
-# %% ../nbs/82_inference.ipynb #486a368d
+# %% ../nbs/82_inference.ipynb #db81d2f5
 def _cuts(entry, lost):
     "Yield (row, view number, windows, whether this completes the row), and the share of the work done so far."
     fe,windows,part = entry.listener.front_end,entry.member.windows,0.
@@ -120,6 +131,7 @@ def _cuts(entry, lost):
                 if entry.share<1: cut = _spread(cut, entry.share)
                 yield row, i, cut, job.last and i==len(seen)-1, part
 
+# %% ../nbs/82_inference.ipynb #dc8fd245
 def _spread(x, share):
     "Some of the windows of a clip, evenly spread; at least one."
     n = _count(x)
@@ -309,7 +321,7 @@ def best(self:Inference)->list:
     "The best ensemble so far: the members that are done; before that, what the first one has said."
     return self.done() or [e for e in self.entries if e.scores is not None and e.state in ('running','stopped')][:1]
 
-# %% ../nbs/82_inference.ipynb #9f746719
+# %% ../nbs/82_inference.ipynb #9fc0b9fb
 @patch
 def open(self:Inference, bundles, *, precision, weights, threads):
     "Open the members and put them on the clock."
@@ -327,7 +339,7 @@ def open(self:Inference, bundles, *, precision, weights, threads):
         m.order = order if m.order is None else [m.order[i] for i in order]
         self.entries.append(Entry(called if n==1 else f'{m.bundle.name}: {called}', gain_of(m.oof), Pace(), kind=(b, facts['model'], facts['stage']), member=m,
                                   listener=listeners[m.front_end.hash, m.windows.hash], group=0 if weights is None else b, weight=1. if weights is None else float(weights[b])))
-    if self.how is None: self.how = sealed_combiner(ensemble.bundles[0]) if n==1 else 'mean'
+    if self.how is None: self.how = 'mean' if weights is not None else ensemble.combiner or (sealed_combiner(ensemble.bundles[0]) if n==1 else 'mean')
     if isinstance(self.how, Combiner): self.how = self.how.for_classes(order)
     if isinstance(self.how, Combiner): self.how.apply(np.full((len({e.kind for e in self.entries}), 1, len(order)), .5)) # does it fit?
     self.plan = Plan(self.deadline, self.entries, write=self.file.seconds)
@@ -360,7 +372,7 @@ def _time(self:Inference, e, x, part)->tuple: # (seconds a window, windows in al
         n = _count(x)
     return each, _count(x)/max(part, 1e-9)
 
-# %% ../nbs/82_inference.ipynb #9d8e3964
+# %% ../nbs/82_inference.ipynb #7f1a35ac
 @patch
 def score(self:Inference, e:Entry):
     "Let one member hear everything, as long as the clock allows."
@@ -370,9 +382,8 @@ def score(self:Inference, e:Entry):
     batches = _packed(_cuts(e, lost), size)
     try:
         for owners,x,part in batches:
-            n,rest = _count(x),e.whole*max(0., 1/max(part, 1e-9)-1)
-            if first: rest *= self.hurry(e, rest)
-            e.windows = seen+n+rest
+            n = _count(x)
+            e.windows = seen+n+self.rest(e, part, first)
             if (why := self.plan.go_on(e, max(n, e.windows-seen), n)): e.state,e.why = 'stopped',why; break
             self._batch(e, tally, owners, x, lost)
             seen += n
@@ -385,7 +396,14 @@ def score(self:Inference, e:Entry):
     self.event('member', begin, e.name)
     self.account(e, lost)
 
-# %% ../nbs/82_inference.ipynb #6bd8d71e
+# %% ../nbs/82_inference.ipynb #dedb88c5
+@patch
+def rest(self:Inference, e, part, first)->float:
+    "About how many windows are left after the next batch, when `part` of the work will be done."
+    known = e.listener.windows_in_all
+    rest = max(0., known-e.whole) if known is not None else e.whole*max(0., 1/max(part, 1e-9)-1)
+    return rest*self.hurry(e, rest) if first else rest
+
 @patch
 def _batch(self:Inference, e, tally, owners, x, lost):
     begin = time.monotonic()
@@ -400,9 +418,10 @@ def _batch(self:Inference, e, tally, owners, x, lost):
 def account(self:Inference, e, lost):
     "What a pass has shown about the work that is left for members with the same features."
     if e.state!='failed': self.lost.update({**e.odd, **lost})
+    if e.state=='done': e.listener.windows_in_all = e.whole
     for o in self.entries:
         if o.listener is not e.listener or o.state!='waiting': continue
-        if e.state=='done': o.windows = e.whole
+        o.windows = e.listener.windows_in_all or o.windows
         o.prepare = o.listener.pass_seconds/max(1, o.windows)
 
 @patch
@@ -490,14 +509,14 @@ def _fill(self:Inference, entries):
     r.windows_per_second = round(n/r.stages['network'], 2) if r.stages['network'] else 0.
     r.three_times = round(r.seconds+2*(r.seconds-r.stages.get('opening', 0)), 1)
 
-# %% ../nbs/82_inference.ipynb #894603bb
+# %% ../nbs/82_inference.ipynb #47b9cf19
 def infer(
     bundle, # folder of a bundle, or several: they are joined
     data, # folder of the competition, or a loaded `Competition`
     out='submission.csv',
     *,
     layout:str='freesound2019', # how the folder is read
-    deadline=None, # '90min', seconds, or a `Deadline`; None: take all the time
+    deadline=None, # a `Deadline`; or '90min' or seconds, counted from this call; None: take all the time
     precision:str='best', # as for `open_members`
     weights=None, # one number a bundle; None: every member counts the same
     how=None, # how members are joined: as for `combine`, or a fitted `Combiner`; None: as the bundle says, or the mean

@@ -237,7 +237,7 @@ def _work(f, todo):
         try: future.set_result(f(item))
         except BaseException as e: future.set_exception(e)
 
-# %% ../nbs/77_recordings.ipynb #e500f9f1
+# %% ../nbs/77_recordings.ipynb #af374c27
 class Listener:
     "The features of all test clips, one pass after the other."
     def __init__(self,
@@ -250,7 +250,7 @@ class Listener:
     ):
         self.front_end,self.windows,self.hearing = front_end,windows,hearing
         self.budget = hearing.budget if budget is None else budget
-        self.recordings,self.jobs,self.kept = {},None,{}
+        self.recordings,self.jobs,self.kept,self.windows_in_all = {},None,{},None # the last: of one member, once one has heard everything
         for row,(path,a,b) in enumerate(zip(clips.path, clips.start_s.astype(float), clips.end_s.astype(float))): self.recordings.setdefault(path, []).append((row, a, b))
         self.kept_bytes,self.computed,self.seconds,self.events,self.lock = 0,0.,Counter(),[],threading.Lock()
         sizes = {p: max(1, _size(p)) for p in self.recordings}

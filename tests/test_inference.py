@@ -663,6 +663,28 @@ def test_no_threads_are_left_behind(comp, bundle, tmp_path):
     assert threading.active_count() == before
 
 
+def test_ids_that_a_csv_has_to_quote(tmp_path):
+    path = tmp_path / "x.wav"
+    write_long(path, 1)
+    ids = ['a,b', 'say "yes"', "plain", "two\nlines"]
+    clips = clip_table(ids, path=[str(path)] * 4, labels=[()] * 4, source="test")
+    comp = Competition("toy", tmp_path, ("a", "b,c"), clips, pd.DataFrame([[i, "0", "0"] for i in ids], columns=["id", "a", "b,c"]), "id", "lwlrap")
+    b = sealed(tmp_path / "b", comp.classes, n=1)
+    infer(b, comp, tmp_path / "s.csv")
+    assert list(table(tmp_path / "s.csv").index) == ids and not refused(check_submission(tmp_path / "s.csv", comp))
+    infer(b, comp, tmp_path / "s.csv")
+
+
+def test_the_features_that_are_kept_fit_into_the_budget(comp):
+    for mb in (0.0, 0.05, 1000.0):
+        l = Listener(comp.of("test"), FE, W, hearing=Hearing(memory_mb=mb))
+        first = {r: seen[0][1].copy() for _, rows in l.listen() for r, seen in rows}
+        assert l.kept_bytes <= mb * 1e6 and (mb != 1000.0 or len(l.kept) == N)
+        again = {r: seen[0][1] for _, rows in l.listen() for r, seen in rows}
+        assert all(np.array_equal(first[r], again[r]) for r in range(N))
+        assert l.computed == pytest.approx(2 - l.kept_share)
+
+
 # --- the report and the import ---------------------------------------------------------------------
 
 
@@ -706,3 +728,14 @@ def test_importing_takes_less_than_two_and_a_half_seconds():
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(seconds() for _ in range(2)) < 2.5
+
+
+def test_the_command(data, comp, bundle, tmp_path, capsys):
+    from audiotag.cli import main
+
+    b = sealed(tmp_path / "b", comp.classes, name="b", n=1, first=9)
+    words = ["infer", "--bundle", str(bundle), str(b), "--data", str(data), "--out", str(tmp_path / "s.csv"), "--deadline", "100h", "--weights", "1", "2"]
+    assert main(words) == 0
+    assert "4 networks" in capsys.readouterr().out
+    for more in (["--deadline", "soon"], ["--weights", "1"], ["--precision", "int3"]):
+        assert main([*words, *more]) == 2
