@@ -240,7 +240,7 @@ def _supervise(p, room:Room, limits:Limits, *, every:float=.1)->dict: # stopped 
     finally: _end(p, room.env['AUDIOTAG_REHEARSAL'])
     return dict(stopped=stopped, seconds=round(time.monotonic()-start, 2), memory=peak, disk=max(disk, _used(room.working)))
 
-# %% ../nbs/91_rehearse.ipynb #548f9c16
+# %% ../nbs/91_rehearse.ipynb #19a98646
 @dataclass
 class Outcome:
     "One execution of the notebook."
@@ -256,7 +256,7 @@ class Outcome:
     memory:int=0 # bytes
     disk:int=0 # bytes
     attempts:list=field(default_factory=list) # dicts: kind, what, cell, line, by, times
-    lacking:list=field(default_factory=list) # dicts: module, by, cell
+    lacking:list=field(default_factory=list) # dicts: module, by, cell, came
     findings:list=field(default_factory=list) # of the doctor, as text
     refused:bool=False # whether Kaggle would refuse the submission
     cells:list=field(default_factory=list) # seconds of each
@@ -292,11 +292,12 @@ def _attempts(notes, cells)->list:
             if (m := pattern.search(_printed(cell))) and not seen(kind, i): enter(kind, m[0].strip()[:200], i)
     return sorted(found.values(), key=lambda o: (o['cell'], o['kind']))
 
-# %% ../nbs/91_rehearse.ipynb #e652f558
-def _lacking(notes)->list:
-    "Modules that were asked for and are not in the image: each once for each who asked."
+# %% ../nbs/91_rehearse.ipynb #ba91ae6f
+def _lacking(notes, site:Path)->list:
+    "Modules that were asked for and are not in the image: each once for each who asked, and whether the notebook installed them in the end."
+    came = {p.name.split('.')[0] for p in site.iterdir()} if site.is_dir() else set()
     once = {(n['what'], n.get('by', '')): n['cell'] for n in reversed(notes) if n['kind']=='import'}
-    return sorted((dict(module=m, by=by, cell=c) for (m,by),c in once.items()), key=lambda o: (o['cell'], o['module']))
+    return sorted((dict(module=m, by=by, cell=c, came=m in came) for (m,by),c in once.items()), key=lambda o: (o['cell'], o['module']))
 
 def _seconds_of_cells(notes)->list:
     begun,out = {},{}
@@ -319,7 +320,7 @@ def _judge(out:Outcome, watched:dict, notes, cells, limits:Limits):
         out.kaggle = 'Notebook Threw Exception'
         out.why = f"{end['ename']}: {end['evalue'].splitlines()[0] if end['evalue'] else ''}" if end['what']=='error' else 'its kernel died'
 
-# %% ../nbs/91_rehearse.ipynb #8a1c9f22
+# %% ../nbs/91_rehearse.ipynb #e76b3124
 def _run(folder:Path, competition, nb, bundles, limits:Limits, walls:Walls, *, layout, slug, style, image, **test)->Outcome:
     "Execute the notebook once with a hidden test of its own; what is left stays in `folder`."
     shutil.rmtree(folder, ignore_errors=True)
@@ -340,7 +341,7 @@ def _run(folder:Path, competition, nb, bundles, limits:Limits, walls:Walls, *, l
     if done.is_file(): shutil.move(done, folder/'executed.ipynb')
     _judge(out, watched, events, cells, limits)
     out.seconds,out.memory,out.disk = watched['seconds'],watched['memory'],watched['disk']
-    out.attempts,out.lacking,out.cells = _attempts(events, cells),_lacking(events),_seconds_of_cells(events)
+    out.attempts,out.lacking,out.cells = _attempts(events, cells),_lacking(events, room.working/_SCRATCH/'site'),_seconds_of_cells(events)
     _see_the_doctor(out, folder, mounts, room.working, layout)
     return out
 
@@ -383,7 +384,7 @@ def _project(runs, limits:Limits, true_files:int)->dict:
     there = here*limits.slower
     return dict(files=true_files, seconds_here=round(here, 1), seconds_there=round(there, 1), slower=limits.slower, share=round(there/seconds_of(limits.limit), 3))
 
-# %% ../nbs/91_rehearse.ipynb #ed753315
+# %% ../nbs/91_rehearse.ipynb #0e8a2112
 def _problems(r:Rehearsal):
     "Fill in problems and notes."
     for o in r.runs:
@@ -395,8 +396,8 @@ def _problems(r:Rehearsal):
             what = f"reached for the network: {a['what']}" if a['kind']=='net' else f"wrote outside of /kaggle/working: {a['what']}"
             said = f"cell {a['cell']} (`{a['line'][:80]}`) {what}"+(f", {a['times']} times" if a['times']>1 else '')+(f" (by {a['by']})" if a['by'] else '')
             if said not in r.problems: r.problems.append(said)
-    for m in {(l['module'], l['by'], l['cell']) for o in r.runs for l in o.lacking}:
-        r.notes.append(f"the image lacks {m[0]!r}, which {'the notebook' if m[1]=='__main__' else m[1]} asked for in cell {m[2]}")
+    ours = {(l['module'], l['cell'], l['came']) for o in r.runs for l in o.lacking if l['by'].split('.')[0] in ('__main__','audiotag')}
+    for module,cell,came in ours: r.notes.append(f"the image lacks {module!r}, asked for in cell {cell}: {'it came with a wheel' if came else 'no wheel brought it'}")
     r.notes = sorted(r.notes)+list(r.walls.missing)
     if (have := len(os.sched_getaffinity(0)))<r.limits.cores: r.notes.append(f'{have} cores here in place of {r.limits.cores}')
     if other := image_differences(): r.notes.append('other versions than in the image: '+', '.join(f'{n} {a} ({b})' for n,(a,b) in other.items()))

@@ -90,24 +90,26 @@ def _mounted(source:str):
         elif not count and rest and rest[0].startswith(('sample_submission','train','test')): yield 'competitions', kind
         elif not count and '.' not in kind: yield 'datasets', kind
 
-# %% ../nbs/90_sources.ipynb #8cacb165
+# %% ../nbs/90_sources.ipynb #d8eb97a1
 def notebook_sources(
     nb, # as `read_notebook` gives it
 )->Sources:
     "Which competition, datasets, notebooks and models the code of a notebook names."
-    found,known = Sources(),{}
-    for cell in code_cells(nb):
-        try: tree = ast.parse(_python(cell.source))
-        except (SyntaxError, ValueError): continue
-        for node in tree.body:
-            if isinstance(node, ast.Assign):
-                for t in (o.id for o in node.targets if isinstance(o, ast.Name)):
-                    known[t] = _names(node.value, known)
-                    kind = 'competitions' if _is_competition.match(t) else 'datasets' if _is_dataset.match(t) else ''
-                    for name in known[t] if kind else []: _enter(found, kind, name)
-        for kind,name in (*_calls(tree, known), *_mounted(cell.source)): _enter(found, kind, name)
+    cells,found,known = code_cells(nb),Sources(),{}
+    trees = [_tree(c.source) for c in cells]
+    for node in (o for t in trees for o in t.body if isinstance(o, ast.Assign)):
+        known.update({o.id: _names(node.value, known) for o in node.targets if isinstance(o, ast.Name)})
+    for t,names in known.items():
+        kind = 'competitions' if _is_competition.match(t) else 'datasets' if _is_dataset.match(t) else ''
+        for name in names if kind else []: _enter(found, kind, name)
+    for kind,name in (o for c,t in zip(cells, trees) for o in (*_calls(t, known), *_mounted(c.source))): _enter(found, kind, name)
     found.datasets = [o for o in found.datasets if o.split('/')[-1] not in found.competitions]
     return found
+
+def _tree(source:str):
+    "A cell as Python understands it; an empty one if it does not."
+    try: return ast.parse(_python(source))
+    except (SyntaxError, ValueError): return ast.parse('')
 
 def _enter(found:Sources, kind:str, name:str):
     "Add what is a slug; a path at home names no source."

@@ -301,7 +301,7 @@ def test_rehearsed_with_our_wheel_alone(toy, tmp_path, mounts):
     (tmp_path / "audiotag-wheels").mkdir()
     audiotag_wheel(tmp_path / "audiotag-wheels")
     found = rehearse(INFER, competition=toy / "data", bundles=[toy / "freesound2019-weights", tmp_path / "audiotag-wheels"], out=tmp_path / "out", mounts=mounts, limits=Limits(limit="9min"), empty=mounts == "new")
-    assert found.ok, found
+    assert found.ok and "lacks 'audiotag', asked for in cell 1: it came with a wheel" in str(found), found
     book = nbformat.read(tmp_path / "out" / "hidden" / "executed.ipynb", 4)
     said = book.cells[2].outputs[0].text
     assert "Kaggle, Batch" in said and "openvino missing (torch takes its place)" in said
