@@ -77,7 +77,7 @@ def compiled(
     if cache is not None: options['CACHE_DIR'] = str(cache)
     return _core.compile_model(graph, 'CPU', options)
 
-# %% ../nbs/81_openvino.ipynb #54438517
+# %% ../nbs/81_openvino.ipynb #c03d49f5
 def graph_run(
     model, # what `compiled` gives
     activation:str, # 'sigmoid' or 'softmax'
@@ -102,6 +102,7 @@ def graph_run(
         return _probability(p, activation)
     return run
 
+# %% ../nbs/81_openvino.ipynb #0885bb02
 def _filled(o, size:int, fixed:bool):
     "A last batch that is too short for a graph of fixed size is filled with its own first window."
     o = np.ascontiguousarray(o)
