@@ -1,4 +1,5 @@
 "The networks against independent arithmetic, torchvision, timm and OpenVINO; sizes, memory formats, faults."
+import copy
 import socket
 import subprocess
 import sys
@@ -564,3 +565,22 @@ def test_openvino_takes_timm_with_any_batch_and_any_time():
             x = clips(n, 1, 64, frames)
             with torch.no_grad():
                 torch.testing.assert_close(torch.from_numpy(compiled(x.numpy())[0]), net(x), rtol=1e-3, atol=1e-4)
+
+
+def test_any_network_hears_waves_with_its_front_end_inside():
+    front = PRESETS["universal_64"]
+    settings = Timm(name="mobilenetv3_small_050", front=front, size=(64, 64))
+    net = build(settings).eval()
+    with torch.device("meta"):
+        again = settings.build(6).eval()
+    again.load_state_dict(net.state_dict(), assign=True)
+    wave = 0.1 * clips(2, 1, 1, 16000)
+    stored = torch.from_numpy(np.stack([front(w) for w in wave.flatten(1).numpy()]))[:, None]
+    graph = settings.split()[1].build(6).eval()
+    graph.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(net(wave), graph(stored), rtol=1e-3, atol=1e-4)
+        assert torch.equal(again(wave), net(wave)) and torch.equal(copy.deepcopy(net)(wave), net(wave))
+        with pytest.raises(AudiotagError, match="Waveform"):
+            net(stored)
+    assert set(graph.state_dict()) == set(net.state_dict()) and config_from_dict(settings.to_dict()) == settings
