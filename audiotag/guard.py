@@ -53,18 +53,23 @@ def _on_connect(sock, address): return ('net', _far(address[0]) and f'{address[0
 def _on_lookup(host, *_): return ('net', '' if re.fullmatch(r'[\d.]+|[\da-fA-F:]*:[\da-fA-F:.]*', str(host)) else _far(host))
 def _on_database(path, *_): return None if str(path).startswith((':memory:','file:')) or str(path)=='' else ('write', _outside(path))
 
-# %% ../nbs/89_guard.ipynb #eb2cef89
+# %% ../nbs/89_guard.ipynb #b8125e11
 _reaching = {'curl','wget','ping','ssh','scp','rsync','nc','ncat','telnet','ftp','sftp','dig','nslookup','apt','apt-get','conda','aria2c','kaggle'}
+
+_changing = {'touch','mkdir','rm','rmdir','mv','cp','ln','tee','truncate','chmod','chown'}
 
 def _on_program(command):
     words = [os.fsdecode(o) if isinstance(o, (bytes,os.PathLike)) else str(o) for o in (command if isinstance(command, (list,tuple)) else [command])]
     text = ' '.join(words)
     note('command', text)
     shell = words[2] if len(words)>2 and words[1]=='-c' else text
+    touched = re.findall(r'>\s*(/[^\s;&|]+)', shell)
     for piece in re.split(r'[;&|()`\n]+', shell):
-        said = [w for w in piece.split() if '=' not in w and w not in ('sudo','exec','time','!')]
+        said = [w.strip('"\'') for w in piece.split() if '=' not in w and w not in ('sudo','exec','time','!')]
         name = os.path.basename(said[0]) if said else ''
         if name in _reaching or (name=='git' and {'clone','fetch','pull','push','ls-remote'} & set(said)): return 'net', text
+        touched += [w for w in (said[-1:] if name in ('cp','ln') else said[1:] if name in _changing else []) if w.startswith('/')]
+    return next((('write', _outside(p)) for p in touched if _outside(p)), None)
 
 def _on_popen(executable, args, cwd, env): return _on_program(args)
 def _on_exec(path, args, env): return _on_program(args)

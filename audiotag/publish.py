@@ -6,8 +6,8 @@
 __all__ = ['MOST_SOURCE', 'Said', 'scrub', 'kaggle', 'remote_files', 'wait_until_ready', 'publish', 'kernel_metadata',
            'pack_kernel', 'push', 'follow', 'log_tail', 'submit']
 
-# %% ../nbs/91_publish.ipynb #dbcbdfc1
-import csv, importlib.util, json, os, re, shutil, subprocess, sys, tempfile, time
+# %% ../nbs/91_publish.ipynb #177e2876
+import csv, importlib.util, json, os, re, shutil, subprocess, sys, tempfile, threading, time
 from dataclasses import dataclass
 from pathlib import Path
 from .core import AudiotagError, a_few, atomic_folder, read_json, say, write_bytes, write_json
@@ -40,7 +40,7 @@ class Said:
 def _bar(line:str)->bool: # of tqdm
     return bool(re.search(r'\d+%\|.*\|', line))
 
-# %% ../nbs/91_publish.ipynb #ad3739ab
+# %% ../nbs/91_publish.ipynb #89e07923
 _secret_words = re.compile(r'(?i)(\b(?:authorization\W{1,4})?(?:basic|bearer))\s+[\w.~+/=-]{6,}|(?<!page )\b(key|token|password|secret|authorization|signature)\b(["\']?\s*[:=]\s*["\']?)[^\s"\',&}]+|(?<=[?&])[\w-]+=[^\s&"\']+|://[^/\s:@]+:[^/\s@]+@')
 
 def scrub(text:str)->str:
@@ -52,17 +52,22 @@ def scrub(text:str)->str:
 def kaggle(
     *words, # of the client's command line: 'datasets', 'status', 'ann/weights'
     show=(), # lines that hold one of these (in lower case) are shown as they come
+    within_s:float|None=300., # seconds after which it is ended; None for uploads and downloads, which may be long
 )->Said:
     "Run the kaggle client and give what it printed, without credentials; raises `AudiotagError` when it is missing or not signed in."
     lines = []
     with tempfile.TemporaryDirectory() as tmp:
         env = {**os.environ, 'TMPDIR': tmp, 'PYTHONSAFEPATH': '1', 'PYTHONIOENCODING': 'utf-8', 'PYTHONUNBUFFERED': '1'}
         with subprocess.Popen([*_client(), *map(str, words)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, encoding='utf-8', errors='replace') as p:
+            clock = threading.Timer(within_s or 1e6, p.kill)
+            clock.daemon = True
+            clock.start()
             try:
                 for line in map(str.rstrip, p.stdout):
                     lines.append(scrub(line))
                     if any(m in line.lower() for m in show) and not _bar(line): say('kaggle:', lines[-1])
             except BaseException: p.terminate(); raise
+            finally: clock.cancel()
     said = Said(p.returncode, '\n'.join(lines))
     if said.code and said.line('you must authenticate', 'authentication required', 'kaggle.json', 'unauthorized'): raise AudiotagError('the kaggle client is not signed in', fix='sign in as https://www.kaggle.com/docs/api says, and try `kaggle config view`')
     return said
@@ -137,15 +142,16 @@ def _verify(ref:str, sent:dict, before:dict, *, wait_s:float, every_s:float):
         time.sleep(every_s)
     raise AudiotagError('; '.join(faults), file=ref, fix='publish again: that makes a new version with all files')
 
-# %% ../nbs/91_publish.ipynb #2993aed9
+# %% ../nbs/91_publish.ipynb #aed51837
 def _sound(folder:Path):
     "Raise `AudiotagError` if a packed folder is not what was packed; bring its manifest up to date after an export."
     about = read_manifest(folder)
     strange = [o for o in changed_files(folder) if o not in ('README.md','dataset-metadata.json')] if about['files'] else []
     if (folder/'bundle.json').is_file():
-        from audiotag.bundle import Bundle
-        Bundle(folder).check_files()
-        known = {*Bundle(folder).files, 'bundle.json', 'audiotag.json'}
+        from audiotag.bundle import open_bundles
+        bundles = open_bundles(folder)
+        bundles.check_files()
+        known = {*bundles.files, 'bundle.json', 'audiotag.json'}
         strange = [o for o in strange if o not in known and (folder/o).exists()]
     if strange: raise AudiotagError(f'{a_few(strange)} changed since it was packed', file=folder, fix='pack it again')
     if about['files'] and changed_files(folder): write_json(folder/'manifest.json', _again(folder, about))
@@ -180,10 +186,10 @@ def publish(
     _verify(ref, sent, before, wait_s=wait_s, every_s=every_s)
     return ref
 
-# %% ../nbs/91_publish.ipynb #67ced290
+# %% ../nbs/91_publish.ipynb #774e9c72
 def _send(ref:str, words, n:int):
     "Let the client upload, and read what it prints."
-    said = kaggle('datasets', *words, show=('upload successful','upload unsuccessful','skipping'))
+    said = kaggle('datasets', *words, show=('upload successful','upload unsuccessful','skipping'), within_s=None)
     if said.code or not said.line('being created'):
         why = said.line('error', 'already in use', 'denied', 'forbidden') or said.last
         raise AudiotagError(f'Kaggle did not take it ({why[:300]})', file=ref, fix='correct what it names, and publish again')
@@ -197,7 +203,7 @@ def _exists(ref:str)->bool:
         raise AudiotagError(f'Kaggle cannot be reached ({said.last})', file=ref, fix='try again later')
     return not said.code
 
-# %% ../nbs/91_publish.ipynb #71f718f0
+# %% ../nbs/91_publish.ipynb #8e86c575
 def kernel_metadata(
     folder, # the kernel's
     nb, # the notebook
@@ -209,6 +215,7 @@ def kernel_metadata(
 )->dict:
     "The content of a `kernel-metadata.json`: private, without internet, with the notebook's own sources."
     had = old or {}
+    if not re.fullmatch('[A-Za-z0-9][A-Za-z0-9-]*', owner): raise AudiotagError(f'{owner!r} is no Kaggle user name', field='owner', fix='letters, digits and hyphens')
     title = title or str(had.get('title') or slug_of(Path(folder).name).replace('-', ' '))
     slug = re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')
     if not (5<=len(title)<=50 and len(slug)>=5): raise AudiotagError(f'the title {title!r} has {len(title)} characters', field='title', fix='give 5 to 50, most of them letters and digits')
@@ -219,8 +226,13 @@ def kernel_metadata(
             'is_private': had.get('is_private', True), 'enable_internet': False, 'dataset_sources': more('dataset_sources', full(want.datasets)),
             'competition_sources': more('competition_sources', want.competitions), 'kernel_sources': more('kernel_sources', full(want.notebooks)), 'model_sources': more('model_sources', want.models)}
 
-# %% ../nbs/91_publish.ipynb #5ac03471
+# %% ../nbs/91_publish.ipynb #b9f027d2
 MOST_SOURCE = 1_000_000 # bytes of a notebook without its outputs
+
+def _small_enough(notebook):
+    nb = read_notebook(notebook)
+    size = len(json.dumps([{k: v for k,v in c.items() if k!='outputs'} for c in nb.cells]).encode())
+    if size>=MOST_SOURCE: raise AudiotagError(f'has {size/1e6:.1f} MB of source, Kaggle takes less than 1', file=notebook, fix='move attachments and long data out of it')
 
 def pack_kernel(
     notebook, # the inference notebook
@@ -235,7 +247,7 @@ def pack_kernel(
     for c in nb.cells:
         if c.cell_type=='code': c.outputs,c.execution_count = [],None
     data = (json.dumps(nb, indent=1, ensure_ascii=False)+'\n').encode()
-    if len(data)>=MOST_SOURCE: raise AudiotagError(f'has {len(data)/1e6:.1f} MB of source, Kaggle takes less than 1', file=notebook, fix='move attachments and long data out of it')
+    _small_enough(notebook)
     check_replaceable(folder, ('.ipynb',), kind='kernel')
     old = read_json(folder/'kernel-metadata.json') if (folder/'kernel-metadata.json').is_file() else {}
     owner = owner or (str(old.get('id')).split('/')[0] if old.get('id') else NOBODY)
@@ -247,7 +259,7 @@ def pack_kernel(
         write_manifest(part, 'kernel', readme=readme)
     return folder
 
-# %% ../nbs/91_publish.ipynb #eb048535
+# %% ../nbs/91_publish.ipynb #9588f5fb
 def push(
     folder, # of `pack_kernel`, or any with one notebook
     *,
@@ -263,7 +275,9 @@ def push(
     had = str(old.get('id') or NOBODY).split('/')[0]
     owner = owner or (had if had!=NOBODY else _whoami())
     about = kernel_metadata(folder, read_notebook(folder/code), code_file=code, owner=owner, title=title, old=old)
+    _small_enough(folder/code)
     write_json(path, about)
+    (folder/'pushed.json').unlink(missing_ok=True)
     said = kaggle('kernels', 'push', '-p', folder)
     done = re.search(r'Kernel version (\d+ )?successfully pushed\.\s+Please check progress at (\S+)', said.text)
     if said.code or not done: raise AudiotagError(f"Kaggle did not take the kernel ({(said.line('error') or said.last)[:300]})", file=about['id'], fix='correct what it names, and push again')
@@ -295,7 +309,7 @@ def _status(kernel:str)->tuple: # state in lower case, failure message
     why = re.search(r'Failure message: "(.*)"', said.text, re.S)
     return (found[1].lower() if found and not said.code else ''), (why[1] if why else '' if found else said.last)
 
-# %% ../nbs/91_publish.ipynb #c2dce2e1
+# %% ../nbs/91_publish.ipynb #1e5f6644
 def follow(
     target, # 'owner/slug', or the folder that was pushed
     out, # folder for log and output; must not exist, or be one of ours
@@ -322,7 +336,7 @@ def _fetch(kernel:str, out:Path)->list:
     "Log and output into a new folder, whole or not at all."
     if out.exists() and not (out/'.fetched').is_file(): raise AudiotagError('is already there, and was not made by `audiotag follow`', file=out, fix='name another folder with --out')
     with atomic_folder(out, replace=True) as part:
-        said = kaggle('kernels', 'output', kernel, '-p', part, '--force')
+        said = kaggle('kernels', 'output', kernel, '-p', part, '--force', within_s=None)
         if said.code: raise AudiotagError(f'its output could not be had ({said.last})', file=kernel, fix='follow it again')
         write_bytes(part/'.fetched', f'{kernel}\n'.encode())
     return sorted(str(p.relative_to(out)) for p in out.rglob('*') if p.is_file() and p.name!='.fetched')

@@ -452,9 +452,10 @@ def rehearse(
         _finish(found, out, comp, wanted, bundles, true_files if true_files is not None else round(times*max(1, _public(comp))))
     return found
 
-# %% ../nbs/91_rehearse.ipynb #c5fcd3b6
+# %% ../nbs/91_rehearse.ipynb #ddcc9c3d
 def _checked(bundles, mounts)->list:
     if mounts not in ('new','old'): raise AudiotagError(f'there is no mount layout {mounts!r}', field='mounts', fix=did_you_mean(mounts, ('new','old')))
+    if not hasattr(os, 'sched_setaffinity'): raise AudiotagError('a rehearsal needs Linux', fix='run it there, or in WSL')
     bundles = [Path(b).absolute() for b in bundles]
     for b in bundles:
         if not b.is_dir(): raise AudiotagError('there is no such folder', file=b, fix='name a folder in kaggle_datasets')

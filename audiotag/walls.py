@@ -47,7 +47,7 @@ def _bwrap(room:Room, words, *, net:bool, pid:bool)->list:
     for k,v in room.env.items(): out += ['--setenv', k, v]
     return [*out, '--', *map(str, words)]
 
-# %% ../nbs/90_walls.ipynb #6b1d51ca
+# %% ../nbs/90_walls.ipynb #d8efcf65
 _script = """set -e
 PATH="$PATH:/usr/sbin:/sbin"
 ro() { # a mount and all below it, with the flags that it has
@@ -75,6 +75,7 @@ def _unshare(room:Room, words, *, net:bool, pid:bool)->list:
     flags = ['--mount','--map-root-user', *(['--net'] if net else []), *(['--pid','--fork','--kill-child','--mount-proc'] if pid else [])]
     return ['unshare', *flags, 'sh', '-c', 'R=$1\n'+_script+'\n'.join(lines), 'sh', _root(room)]
 
+# %% ../nbs/90_walls.ipynb #690bae31
 def _root(room:Room)->str:
     "A folder for the new root to stand on: one that nothing in the room comes from."
     needed = [str(room.working), *_python_homes(), *(str(a) for a,_ in room.mounts)]

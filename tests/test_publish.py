@@ -263,6 +263,7 @@ def test_a_push_that_fails_though_the_client_exits_0(server, kernel, reply, word
     server.push_reply = reply
     refused("push", kernel, says=word)
     assert not (kernel / "pushed.json").exists()
+    refused("submit", kernel, says="--version")
 
 
 def test_follow_fetches_log_and_output(server, kernel, tmp_path):

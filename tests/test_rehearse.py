@@ -115,8 +115,12 @@ def test_it_writes_elsewhere(tried, data, walls):
 
 @needs_walls
 def test_a_program_without_a_guard_writes_elsewhere(tried):
-    found = tried(START, "!touch /kaggle/input/marker", WRITE)
-    problem(found, "cell 2 ", "wrote outside of /kaggle/working", "marker")
+    "By its name, though nothing is printed; and a program nobody knows, by what it prints."
+    quiet = "import subprocess\nfor c in ('touch /kaggle/input/marker', 'echo 1 > /kaggle/input/other'): subprocess.run(c, shell=True, capture_output=True)"
+    found = tried(START, quiet, "!perl -e 'open(F, \">/kaggle/input/third\") or print \"$!\\n\"'", "!cp /etc/hostname copy.txt", WRITE)
+    for cell, what in ((2, "/kaggle/input/marker"), (2, "/kaggle/input/other"), (3, "Read-only file system")):
+        problem(found, f"cell {cell} ", "wrote outside of /kaggle/working", what)
+    assert not [p for p in found.problems if "cell 4" in p]
 
 
 @needs_walls
@@ -304,6 +308,13 @@ def test_a_hidden_test_is_the_same_again(data, tmp_path):
 
 def test_what_is_not_whole_in_the_log_is_left_out():
     assert read_notes(b'{"cell": 1, "kind": "net", "what": "x"}\n[1]\n{"cell": 2, "ki') == [{"cell": 1, "kind": "net", "what": "x"}]
+
+
+def test_walls_that_cannot_be_had_are_named(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    walls = find_walls()
+    assert (walls.tool, walls.net, walls.files) == ("none", False, False)
+    assert "bwrap is not installed; unshare is not installed" in walls.missing[0] and "AUDIOTAG_INPUT" in walls.missing[1]
 
 
 @needs_walls
