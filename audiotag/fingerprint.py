@@ -108,7 +108,7 @@ def likeness(
     c = np.abs(fft.irfft(fft.rfft(a, size)*np.conj(fft.rfft(b, size)), size))
     return float(max(c[:slack].max(), c[-slack:].max())/max(np.sqrt((a@a)*(b@b)), 1e-12))
 
-# %% ../nbs/84_fingerprint.ipynb #50939b20
+# %% ../nbs/84_fingerprint.ipynb #5e7de870
 @dataclass(frozen=True)
 class Fingerprints:
     "The landmarks of many clips in one table."
@@ -127,7 +127,7 @@ def _marks(row, settings, keep):
     "Hashes and frames of one clip, thinned, or the sentence why there are none."
     try: hashes,frames = landmarks(_wave(row.path, row.start_s, row.end_s, settings.sample_rate), settings)
     except AudiotagError as e: return str(e)
-    kept = (hashes*0x9E3779B1 >> 8) % keep == 0
+    kept = (hashes.astype(np.uint64)*np.uint64(0x9E3779B97F4A7C15) >> np.uint64(40)) % np.uint64(keep) == 0
     return (hashes[kept],frames[kept]) if len(hashes) else 'digital silence, or too short'
 
 # %% ../nbs/84_fingerprint.ipynb #54d43ab0
