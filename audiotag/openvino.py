@@ -6,7 +6,7 @@
 __all__ = ['PRECISIONS', 'to_graph', 'compiled', 'graph_run', 'head_of', 'to_int8', 'Gate', 'Evidence', 'evidence_of',
            'evidence_in', 'judge', 'export_bundle', 'graph_table', 'open_members']
 
-# %% ../nbs/81_openvino.ipynb #7b717913
+# %% ../nbs/81_openvino.ipynb #3fa930ab
 import math, re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from .bundle import Bundle, Ensemble, Member, _greedy, _network, by_front_end, o
 from .competitions import targets
 from .core import AudiotagError, Config, config_from_dict, did_you_mean, progress, rng
 from .features import FrontEnd, Joined
-from .metrics import lwlrap
+from .metrics import lwlrap, metric_named
 from .windows import batches
 
 # %% ../nbs/81_openvino.ipynb #096fb973
@@ -154,7 +154,7 @@ def to_int8(
     except (RuntimeError, ValueError, TypeError, KeyError, nncf.errors.InternalError, nncf.errors.ValidationError, nncf.errors.UnsupportedModelError) as e:
         raise AudiotagError(f'nncf cannot quantise this network ({type(e).__name__}: {str(e).strip().splitlines()[0][:200]})') from None
 
-# %% ../nbs/81_openvino.ipynb #36fb72c5
+# %% ../nbs/81_openvino.ipynb #7852f20a
 @dataclass(frozen=True, kw_only=True)
 class Gate(Config):
     "What an exported member must keep to."
@@ -167,21 +167,21 @@ class Gate(Config):
 @dataclass
 class Evidence:
     "Real clips that graphs are judged by."
-    features:Callable # clip_id -> features
+    features:Callable # clip_id -> features, or a list of pairs (view, features)
     held_out:list # for each member the clip_ids that it is judged on
     calibration:list # for each member the clip_ids that show int8 the range of activations
     truth:dict|None=None # clip_id -> targets (classes,); None: there are no labels, and nothing but fp32 can be judged
     metric:Callable=lwlrap # (truth (n, classes), scores (n, classes)) -> float
     oof:Callable|None=None # (member, clip_ids) -> scores that the run has written; None: not known
 
-# %% ../nbs/81_openvino.ipynb #29ab3683
+# %% ../nbs/81_openvino.ipynb #a208338d
 def evidence_of(
     bundle:Bundle,
     run, # the `audiotag.stages.Run` that the bundle was packed from
     *,
     calibrate_with:int=100, # clips
     at_most:int=500, # clips that a member is judged on
-    metric:Callable=lwlrap,
+    metric:Callable|None=None, # None: the recipe's
     seed:int=0,
 )->Evidence:
     "Held-out clips of each member's fold, curated ones where there are some; calibration clips from the other folds."
@@ -193,7 +193,7 @@ def evidence_of(
     held = {k: some(clips.clip_id[clips.fold==k], at_most, 'held out', k) for k in set(folds)}
     shown = {k: some(clips.clip_id[clips.fold!=k], calibrate_with, 'calibration', k) for k in set(folds)}
     def oof(i, ids): return run.oof(bundle.members[i]['stage']).loc[ids].to_numpy()
-    return Evidence(lambda c: run.store[c], [held[k] for k in folds], [shown[k] for k in folds], truth, metric, oof)
+    return Evidence(run.seen, [held[k] for k in folds], [shown[k] for k in folds], truth, metric or metric_named(run.recipe.metric), oof)
 
 # %% ../nbs/81_openvino.ipynb #40561f10
 def evidence_in(
@@ -208,7 +208,9 @@ def evidence_in(
     some = list(rng(seed, 'clips').permutation(list(store)))
     return Evidence(lambda c: store[c], [some[:at_most]]*len(bundle.members), [some[:calibrate_with]]*len(bundle.members))
 
-# %% ../nbs/81_openvino.ipynb #71605f04
+# %% ../nbs/81_openvino.ipynb #df931a4b
+def _plain(seen): return seen[0][1] if isinstance(seen, list) else seen
+
 def _judged_scores(run, bundle:Bundle, evidence:Evidence, ids)->tuple:
     "All windows' probabilities, and the pooled score of each clip."
     raw,scores = [],[]
@@ -242,7 +244,7 @@ def judge(
     loss = said['metric'][0]-said['metric'][1]
     return {**said, 'kept': bool(loss<=gate.metric_loss), 'said': f'loses {loss:.4f} out of fold, {gate.metric_loss:g} allowed'}
 
-# %% ../nbs/81_openvino.ipynb #1dd63606
+# %% ../nbs/81_openvino.ipynb #3415444a
 PRECISIONS = ('int8','fp16','fp32') # in the order in which they are tried
 
 def _stored(graph, precision:str, folder:Path, name:str='graph'):
@@ -254,7 +256,7 @@ def _stored(graph, precision:str, folder:Path, name:str='graph'):
 def _try(bundle:Bundle, i:int, precision:str, front, graph, torch_scores, evidence:Evidence, gate:Gate, looks, folder:Path)->tuple: # verdict, graph
     "One member in one precision."
     if precision=='int8':
-        shown = [bundle.windows.cut(evidence.features(c), fill=bundle.front_end.fill) for c in evidence.calibration[i]]
+        shown = [bundle.windows.cut(_plain(evidence.features(c)), fill=bundle.front_end.fill) for c in evidence.calibration[i]]
         graph = to_int8(graph, [_heard(front, _first(x)) for x in shown])
     run = graph_run(compiled(_stored(graph, precision, folder)), bundle.activation, front=front)
     ids = evidence.held_out[i]

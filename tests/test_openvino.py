@@ -482,3 +482,86 @@ def test_views_are_judged_as_they_are_scored(world, tmp_path):
     table = export_bundle(folder, world[2], precision="fp32")
     assert list(table.kept) == ["kept"] * 2
     assert {m.precision for m in open_members(folder)} == {"fp32"}
+
+
+# --- from a run -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def packed(tmp_path_factory):
+    "A run of one stage and two folds, and its bundle."
+    from audiotag.competitions import load_competition
+    from audiotag.kaggle import pack_weights
+    from audiotag.losses import BCE
+    from audiotag.stages import Recipe, Stage, open_run, run_stages
+    from audiotag.synth import make_competition
+
+    folder = tmp_path_factory.mktemp("run")
+    make_competition(folder / "data", seed=3, n_curated=32, n_noisy=16, n_test=6)
+    recipe = Recipe(name="toy", front_end=LogMel(n_mels=32, hop_length=694, scaling=Standardize()), model=CNNModel1(width=4, head="code"), loss=BCE(), n_folds=2, seed=1,
+                    stages=(Stage(name="curated", train_on=("curated",), epochs=3, lr=3e-3, batch_size=8),), windows=Windows(frames=64, hop=32), members=("curated",))
+    run = run_stages(open_run(folder / "run", recipe, load_competition(folder / "data")))
+    pack_weights(run, folder / "toy-weights")
+    return run, folder
+
+
+@pytest.fixture
+def weights(packed, tmp_path):
+    shutil.copytree(packed[1] / "toy-weights", tmp_path / "toy-weights")
+    return tmp_path / "toy-weights"
+
+
+def test_members_are_judged_out_of_fold(packed, weights):
+    run, _ = packed
+    bundle = Bundle(weights)
+    evidence = ovmod.evidence_of(bundle, run, calibrate_with=7)
+    fold = run.clips.set_index("clip_id").fold
+    source = run.clips.set_index("clip_id").source
+    for m, held, shown in zip(bundle.members, evidence.held_out, evidence.calibration):
+        assert set(fold[held]) == {m["fold"]} and set(source[held]) == {"curated"} and len(held) == (fold[source == "curated"] == m["fold"]).sum()
+        assert m["fold"] not in set(fold[shown]) and len(shown) == 7
+    again = ovmod.evidence_of(bundle, run, calibrate_with=7)
+    assert again.held_out == evidence.held_out and again.calibration == evidence.calibration
+
+
+def test_the_command_exports_and_infer_takes_it(packed, weights, capsys, tmp_path):
+    from audiotag.cli import main
+    from audiotag.inference import infer
+    from audiotag.kaggle import changed_files
+
+    run, folder = packed
+    assert main(["export", str(run.folder), str(weights), "--precision", "fp32", "int8", "--metric-loss", "1", "--calibrate-with", "6"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("kept") >= 4 and "curated fold 1" in said and changed_files(weights) == []
+    for precision in ("torch", "fp32", "int8"):
+        report = infer(weights, folder / "data", tmp_path / f"{precision}.csv", precision=precision)
+        assert {r["precision"] for r in report.ran} == {precision}, report
+    import pandas as pd
+
+    a, b, c = (pd.read_csv(tmp_path / f"{p}.csv", index_col=0) for p in ("torch", "fp32", "int8"))
+    assert 0 < (a - b).abs().max().max() < 1e-4 < (a - c).abs().max().max() < 0.5
+
+
+def test_another_run_is_refused(packed, weights, capsys):
+    from audiotag.bundle import reseal
+    from audiotag.cli import main
+
+    run, _ = packed
+    before = {p.name: p.read_bytes() for p in weights.iterdir()}
+    reseal(Bundle(weights), recipe="0" * 16)
+    assert main(["export", str(run.folder), str(weights)]) == 2
+    assert "was not packed from this run" in capsys.readouterr().err
+    reseal(Bundle(weights), recipe=run.recipe.hash)
+    assert {p.name: p.read_bytes() for p in weights.iterdir()} == before
+
+
+def test_weights_of_another_training_are_refused(packed, weights):
+    "Same recipe, other weights: what the run has written out of fold gives it away."
+    run, _ = packed
+    torch.manual_seed(9)
+    bundle = Bundle(weights)
+    members = [{**m, "state": run.recipe.model.build(len(run.classes)).state_dict()} for m in bundle.members]
+    seal(weights, name="toy", classes=bundle.classes, front_end=bundle.front_end, windows=bundle.windows, activation="sigmoid", model=run.recipe.model, members=members,
+         prior=bundle.prior, about={"recipe": run.recipe.hash}, replace=True)
+    with pytest.raises(AudiotagError, match="does not say what the run has written"):
+        export_bundle(weights, ovmod.evidence_of(Bundle(weights), run), precision="fp32")
