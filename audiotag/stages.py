@@ -6,7 +6,7 @@
 __all__ = ['Picked', 'Stage', 'warm_up', 'Recipe', 'pick', 'ancestry', 'check_out_of_fold', 'Run', 'open_run', 'run_stages',
            'is_finished', 'stage_table']
 
-# %% ../nbs/61_stages.ipynb #becec043
+# %% ../nbs/61_stages.ipynb #244383ac
 import hashlib, json, math, re, numpy as np, pandas as pd, torch
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,9 @@ from .competitions import CLIP_COLUMNS, targets
 from .data import fold_loaders
 from .features import FrontEnd, Joined, Waveform, parts
 from .folds import assign_folds
-from .metrics import per_clip_lwlrap
+from .metrics import METRICS, per_clip_lwlrap
 from .store import build_stores, open_store
-from .train import METRICS, OPTIMIZERS, BestEpoch, Ema, OneCycle, Schedule, keep_memory, load_weights, train_fold
+from .train import OPTIMIZERS, BestEpoch, Ema, OneCycle, Schedule, keep_memory, load_weights, train_fold
 from .windows import Windows, score_clips
 
 # %% ../nbs/61_stages.ipynb #f1809fd8
@@ -432,7 +432,7 @@ def is_finished(run:Run)->bool:
     "Whether all folds of all stages have been scored."
     return all(run.is_done(s.name, k) for s in run.recipe.stages for k in range(run.recipe.n_folds))
 
-# %% ../nbs/61_stages.ipynb #2bdf45d4
+# %% ../nbs/61_stages.ipynb #d7597dbd
 def stage_table(
     run:Run, # finished
 )->pd.DataFrame: # a row a stage, and one for the mean of the members
@@ -444,4 +444,4 @@ def stage_table(
         seconds = sum(h['seconds'] for p in paths for h in read_json(p/'history.json'))
         rows.append({'stage': s.name, **run.scores(s.name), 'clips a fold': round(clips), 'minutes': seconds/60})
     if len(run.recipe.members)>1: rows.append({'stage': 'mean of '+', '.join(run.recipe.members), **run.scores(*run.recipe.members)})
-    return pd.DataFrame(rows).set_index('stage').astype({'clips a fold': 'Int64'})
+    return pd.DataFrame(rows).set_index('stage').dropna(axis=1, how='all').astype({'clips a fold': 'Int64'})

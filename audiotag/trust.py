@@ -6,17 +6,16 @@
 __all__ = ['judged_source', 'score_intervals', 'compare', 'gains', 'compare_runs', 'duplicates', 'name_groups', 'straddling',
            'group_leaks', 'shifts', 'Trust', 'trust', 'trust_as_json']
 
-# %% ../nbs/86_trust.ipynb #a0560e5c
+# %% ../nbs/86_trust.ipynb #724164b7
 import re
 from dataclasses import dataclass
 import numpy as np, pandas as pd
 from .competitions import targets
 from .core import AudiotagError, a_few, read_json, write_json
 from .fingerprint import join_duplicates, near_duplicates
-from .metrics import bootstrap_interval
+from .metrics import METRICS, bootstrap_interval
 from .shift import embeddings, facts_table, reasons, separability
 from .stages import Run, check_out_of_fold
-from .train import METRICS
 
 # %% ../nbs/86_trust.ipynb #d6026a8b
 def judged_source(run:Run)->str:
