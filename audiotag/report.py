@@ -8,7 +8,7 @@ __all__ = ['as_text', 'plot_history', 'class_table', 'plot_classes', 'confusion_
            'cost_table', 'recipe_table', 'ledger_counts', 'ledger_overlap', 'selection_quality', 'plot_ledger',
            'report_html', 'report']
 
-# %% ../nbs/92_report.ipynb #f7ff6117
+# %% ../nbs/92_report.ipynb #acb1f8b5
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -16,12 +16,11 @@ import numpy as np, pandas as pd
 from .competitions import targets
 from .core import AudiotagError, read_json, say, write_text
 from .desk import Desk, _css, _js, run_suspects
-from .metrics import per_class_lwlrap
+from .metrics import METRICS, per_class_lwlrap
 from .page import PALETTE, esc, facts_html, figures_html, page, svg, table_html
 from .recipes import get_recipe
 from .stages import Picked, Run, is_finished, stage_table
 from .synth import read_truth
-from .metrics import METRICS
 from .trust import gains, judged_source, score_intervals
 
 # %% ../nbs/92_report.ipynb #1355a3f1

@@ -16,7 +16,7 @@ from .baseline import clip_statistics
 from .core import AudiotagError, progress, rng
 from .metrics import bootstrap_interval
 
-# %% ../nbs/85_shift.ipynb #8c7b347a
+# %% ../nbs/85_shift.ipynb #e7bfa865
 _db = lambda power: 10*np.log10(np.maximum(power, 1e-12))
 
 def _spectrum(wave, n_fft=2048):
@@ -34,7 +34,7 @@ def sound_facts(
     info,wave = audio_info(path),read_audio(path, start_s=none(start_s), end_s=none(end_s))
     power,n = _spectrum(wave),max(1, info.sample_rate//20)
     frames = _db((np.pad(wave, (0, -len(wave)%n)).reshape(-1, n)**2).mean(1))
-    strong,quarter = np.flatnonzero(_db(power)>=_db(power).max()-60),len(power)//4
+    strong,quarter = np.flatnonzero(_db(power)>=_db(power).max()-50),len(power)//4
     sounding = np.flatnonzero(frames>frames.max()-60)
     return {'length (s)': len(wave)/info.sample_rate, 'level (dBFS)': float(_db((wave**2).mean())), 'peak (dBFS)': float(2*_db(np.abs(wave).max())),
             'bandwidth (kHz)': strong[-1]*info.sample_rate/2048/1000, 'noise floor (dBFS)': float(np.percentile(frames, 10)),
