@@ -10,7 +10,7 @@ from audiotag.core import AudiotagError, config_from_dict
 from audiotag.losses import BCE, Focal
 from audiotag.models.cnn import CNNModel1
 from audiotag.models.sed import SED, attended, split_parts
-from audiotag.sed_loss import SEDLoss
+from audiotag.sed_loss import SEDLoss, with_weights
 
 NAN = float("nan")
 
@@ -119,6 +119,34 @@ def test_a_mixture_with_the_unknown_is_unknown():
     z = torch.randn(2, 3, requires_grad=True)
     SEDLoss()(z, mixed).backward()
     assert z.grad[:, 2].abs().max() == 0 and z.grad[:, :2].abs().min() > 0
+
+
+@pytest.mark.parametrize("loss", LOSSES[:3], ids=str)
+def test_weights_beside_the_targets(loss):
+    "The same as weights of their own; unknown is weight 0; numpy and torch."
+    parts, y = example(seed=5)
+    w = torch.rand(y.shape, generator=torch.Generator().manual_seed(2)) * (~y.isnan())
+    both = with_weights(y.nan_to_num(), w)
+    assert both.shape == (5, 6)
+    assert loss(parts, both).item() == pytest.approx(loss(parts, y, w).item(), rel=1e-5)
+    assert loss(parts[..., 0], both).item() == pytest.approx(loss(parts[..., 0], y, w).item(), rel=1e-5)
+    np.testing.assert_array_equal(with_weights(y.nan_to_num().numpy(), w.numpy()), both.numpy())
+    z = parts.clone().requires_grad_()
+    loss(z, both).backward()
+    assert torch.isfinite(z.grad).all() and z.grad[w == 0].abs().sum() == 0
+    with pytest.raises(AudiotagError, match="one weight a target"):
+        with_weights(y, w[:, :2])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.98, 1.0])
+def test_mixup_of_weighted_targets_mixes_costs(share):
+    g = torch.Generator().manual_seed(1)
+    z, t, w = torch.randn(1, 4, generator=g), (torch.rand(2, 4, generator=g) < 0.5).float(), torch.tensor([[1.0, 1, 1, 1], [0, 0, 1, 0]])
+    y = with_weights(t, w)
+    params = dict(partner=torch.tensor([1, 0]), weight=torch.tensor([share, share], dtype=torch.float64))
+    _, mixed = MixUp().apply(torch.zeros(2, 1, 16, 16), y, params)
+    total = lambda y: SEDLoss()(z, y).item() * y[:, 4:].sum().item()
+    assert total(mixed[:1]) == pytest.approx(share * total(y[:1]) + (1 - share) * total(y[1:]), rel=1e-5)
 
 
 def test_it_trains_a_network_that_learns_when():
