@@ -151,7 +151,7 @@ def _check_labels(rows, header, column, classes)->list:
     (most,n), = Counter(cells).most_common(1) or [('', 0)]
     return [_odd(f'{n} of {len(cells)} rows say {most!r}')] if n>1 and n>.9*len(cells) else []
 
-# %% ../nbs/75_doctor.ipynb #00bd14a7
+# %% ../nbs/75_doctor.ipynb #f0413060
 def check_submission(
     path, # the csv
     competition:Competition, # with the test folder that the rows are to come from
@@ -164,9 +164,8 @@ def check_submission(
     wanted = list(competition.template.columns)
     if (columns := _check_columns(header, wanted)): return [*columns, *found]
     found = _check_rows([r[header.index(competition.id_column)] for r in rows], competition)+found
-    scored = [c for c in wanted if c!=competition.id_column]
-    if set(scored)<=set(competition.classes): found += _check_numbers(rows, header, scored)
-    else: found += [f for c in scored for f in _check_labels(rows, header, c, competition.classes)]
+    if competition.label_column: found += _check_labels(rows, header, competition.label_column, competition.classes)
+    else: found += _check_numbers(rows, header, [c for c in wanted if c!=competition.id_column])
     return sorted(found, key=lambda f: not f.kaggle)
 
 def refused(findings)->bool: return any(f.kaggle for f in findings)

@@ -178,6 +178,22 @@ def test_a_fitted_combiner_joins_the_members(tmp_path, comp):
         infer(tmp_path / "b", comp, tmp_path / "s.csv", how=Mean(weights=(0.25, 0.25, 0.5)))
 
 
+def test_graphs_give_the_submission_that_torch_gives(comp, tmp_path):
+    pytest.importorskip("openvino")
+    from audiotag.openvino import Evidence, Gate, export_bundle
+
+    b = sealed(tmp_path / "b", comp.classes, n=2, width=8)
+    waves = {c.clip_id: FE.read(c.path) for c in comp.of("test").itertuples()}
+    ids, k = list(waves), len(comp.classes)
+    export_bundle(b, Evidence(lambda i: FE(waves[i]), [ids] * 2, [ids] * 2, {c: np.eye(k)[i % k] for i, c in enumerate(ids)}), precision="fp32", gate=Gate(metric_loss=1.0))
+    report = infer(b, comp, tmp_path / "graph.csv", threads=2, deadline="10h")
+    assert [r["precision"] for r in report.ran] == ["fp32"] * 2 and not any(r["slower"] for r in report.ran)
+    report = infer(b, comp, tmp_path / "torch.csv", precision="torch")
+    assert [r["precision"] for r in report.ran] == ["torch"] * 2
+    torch.set_num_threads(1)
+    assert np.abs(table(tmp_path / "graph.csv") - table(tmp_path / "torch.csv")).to_numpy().max() < 1e-4
+
+
 # --- recordings -----------------------------------------------------------------------------------
 
 
