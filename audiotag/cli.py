@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['arg', 'command', 'train', 'print_results', 'export', 'pack', 'infer', 'doctor', 'pack_wheels', 'pack_kernel',
-           'rehearse', 'publish', 'push', 'follow', 'submit', 'emit', 'report', 'audit', 'trust', 'ledger', 'features',
-           'store', 'recipe', 'synth', 'contents', 'completion_script', 'completion', 'main']
+           'rehearse', 'publish', 'push', 'follow', 'submit', 'ensemble', 'embed', 'baseline', 'emit', 'report',
+           'audit', 'trust', 'ledger', 'features', 'store', 'recipe', 'synth', 'contents', 'completion_script',
+           'completion', 'main']
 
 # %% ../nbs/93_cli.ipynb #bd4744ef
 import argparse, json, os, shlex, sys
@@ -107,7 +108,7 @@ def _list_again(folder):
     write_manifest(folder, old.get('kind', 'weights'), **{k: v for k,v in old.items() if k not in ('kind','readme','files')})
     write_json(folder/'manifest.json', {**read_manifest(folder), 'readme': old.get('readme')})
 
-# %% ../nbs/93_cli.ipynb #f9c7f98a
+# %% ../nbs/93_cli.ipynb #fce0ceaf
 @command('pack weights', arg('run', metavar='RUN'), arg('folder', metavar='DIR', help='usually kaggle_datasets/NAME'),
          arg('--owner', default='', help='Kaggle user name, for dataset-metadata.json'),
          arg('--title', default='', help='6 to 50 characters'))
@@ -129,8 +130,8 @@ def infer(o):
     "score the test files with a bundle, in time, and write the submission"
     from audiotag.clock import Deadline
     from audiotag.competitions import load_competition
-    from audiotag.inference import check_submission, infer
-    competition = load_competition(o.data, o.layout, train=False)
+    from audiotag.inference import bundle_classes, check_submission, infer
+    competition = load_competition(o.data, o.layout, train=False, classes=bundle_classes(o.bundle))
     print(infer(o.bundle, competition, o.out, deadline=Deadline(o.deadline, started='process'), precision=o.precision, weights=o.weights))
     return _print_findings(o.out, check_submission(o.out, competition))
 
@@ -148,9 +149,9 @@ def doctor(o):
     from audiotag.doctor import check_submission
     return _print_findings(o.submission, check_submission(o.submission, load_competition(o.data, o.layout, train=False)), o.json)
 
-# %% ../nbs/93_cli.ipynb #de8ff61e
+# %% ../nbs/93_cli.ipynb #0ed4d067
 _owner,_title = arg('--owner', default='', help='Kaggle user name (default: as in the metadata, or who is signed in)'), arg('--title', default='', help='6 to 50 characters')
-_every = arg('--every', type=float, default=5., metavar='S', help='seconds between two questions')
+_every = arg('--every', type=float, default=5., metavar='S', help='the longest pause between two questions, in seconds')
 _data_of_a_rehearsal = arg('--competition', required=True, metavar='DATA', help="the competition's folder at home")
 
 def _print_folder(folder):
@@ -197,9 +198,9 @@ def _change(text:str)->tuple: # name, value
     try: return name, json.loads(value)
     except ValueError: return name, value
 
-# %% ../nbs/93_cli.ipynb #85745adb
+# %% ../nbs/93_cli.ipynb #abf55cfe
 @command('publish', arg('folder', metavar='DIR'), _owner, arg('--message', default='', help='note of the version'), arg('--public', action='store_true', help='for everybody (default: private)'),
-         arg('--wait', type=float, default=900., metavar='S', help='seconds until it must be ready (default: 900)'), _every)
+         arg('--wait', type=float, metavar='S', help='seconds until it must be ready (default: 180, and 1 for each MB)'), _every)
 def publish(o):
     "create a Kaggle dataset or a new version of it, and see that every file arrived"
     from audiotag.publish import publish
@@ -233,6 +234,59 @@ def submit(o):
     "submit a version of a kernel to its competition"
     from audiotag.publish import submit
     print(submit(o.kernel, competition=o.competition, version=o.version, file=o.file, message=o.message))
+
+# %% ../nbs/93_cli.ipynb #4b3fbea6
+@command('ensemble', arg('runs', nargs='+', metavar='RUN', help='finished runs on the same clips; front ends and folds may differ'),
+         arg('--out', required=True, metavar='DIR', help='usually kaggle_datasets/NAME'),
+         arg('--way', default='best', help="how they are combined: 'mean', 'weighted', 'stack', … (default: the best out of fold)"),
+         arg('--bundle', nargs='+', default=[], metavar='DIR', help='what was packed from the runs, in their order (default: pack them now)'),
+         arg('--owner', default='', help='Kaggle user name, for dataset-metadata.json'), arg('--title', default='', help='6 to 50 characters'))
+def ensemble(o):
+    "make one bundle of several runs, combined in the way that is best out of fold"
+    from audiotag.joint import gather, pack_ensemble
+    from audiotag.report import as_text
+    from audiotag.stages import Run
+    runs = [Run(r) for r in o.runs]
+    for note in gather(runs).notes: say(f'ensemble: {note}')
+    folder,way,table = pack_ensemble(runs, o.out, bundles=o.bundle, way=o.way, owner=o.owner, title=o.title)
+    print(f'{as_text(table)}\n\n{folder}: {len(runs)} runs, combined by: {way}')
+
+@command('embed', arg('bundle', metavar='BUNDLE'), _data, arg('--out', required=True, metavar='FILE', help='a table, such as emb.parquet'),
+         arg('--member', type=int, nargs='+', default=[0], metavar='N', help='networks of the bundle, by number (default: the first)'),
+         arg('--layout', default='freesound2019', help="how the competition's folder is read (default: freesound2019)"))
+def embed(o):
+    "write what a network knows of each clip, a row of numbers a clip, for trees and other tables"
+    from audiotag.bundle import Bundle
+    from audiotag.competitions import load_competition
+    from audiotag.core import write_parquet
+    from audiotag.embed import check_embedding_file, embed_bundle
+    check_embedding_file(o.out)
+    bundle,clips = Bundle(o.bundle),load_competition(o.data, o.layout).clips
+    table,lost = embed_bundle(bundle, clips, members=o.member)
+    table.insert(0, 'source', clips.set_index('clip_id').source[table.index])
+    write_parquet(o.out, table)
+    print(f"{o.out}: {len(table)} clips, {table.shape[1]-1} numbers each, from {', '.join(bundle.called(m) for m in o.member)}")
+    for c,why in list(lost.items())[:5]: print(f'not in it: {c!r}: {why}')
+    if len(lost)>5: print(f'not in it: {len(lost)-5} more')
+
+# %% ../nbs/93_cli.ipynb #0cd73fe2
+@command('baseline', _data, arg('--out', default='submission.csv', metavar='FILE', help='(default: submission.csv)'),
+         arg('--layout', default='freesound2019', help="how the competition's folder is read (default: freesound2019)"),
+         arg('--trees', type=int, default=300, help='(default: 300)'), arg('--seed', type=int, default=0), arg('--workers', type=int, default=4, help='threads that hear the files'))
+def baseline(o):
+    "a random forest on statistics of each clip, in about a minute: its score out of fold, and a submission"
+    from audiotag.baseline import run_baseline
+    from audiotag.competitions import class_prior, load_competition
+    from audiotag.doctor import check_submission
+    from audiotag.inference import Submission
+    competition = load_competition(o.data, o.layout)
+    file = Submission(competition, o.out, class_prior(competition.clips, competition.classes))
+    file.write()
+    found = run_baseline(competition, trees=o.trees, seed=o.seed, workers=o.workers)
+    file.scores = found.test.loc[file.ids, list(competition.classes)].to_numpy()
+    file.write()
+    print(found)
+    return _print_findings(o.out, check_submission(o.out, competition))
 
 # %% ../nbs/93_cli.ipynb #39380999
 _json = arg('--json', action='store_true', help='print the result as JSON, for scripts')
@@ -334,17 +388,18 @@ def synth(o):
     from audiotag.synth import make_competition
     print(make_competition(o.folder, seed=o.seed))
 
-# %% ../nbs/93_cli.ipynb #5048c621
+# %% ../nbs/93_cli.ipynb #e1da6fef
 _contents = {
     'Begin': ('demo','synth','recipe','features','store'),
-    'Train': ('train','ledger','export'),
+    'Train': ('train','baseline','ledger','export'),
     'Look and listen': ('report','trust','audit'),
-    'Predict': ('pack weights','infer','doctor','rehearse'),
+    'Predict': ('pack weights','ensemble','embed','infer','doctor','rehearse'),
     'Kaggle': ('pack wheels','pack kernel','publish','push','follow','submit'),
     'Shell': ('completion',)}
 
 _examples = {
-    'synth': 'audiotag synth toy', 'recipe': 'audiotag recipe --recipe freesound2019 --scale small --set n_folds=3',
+    'ensemble': 'audiotag ensemble runs/first runs/second --out kaggle_datasets/my-ensemble', 'embed': 'audiotag embed kaggle_datasets/my-weights --data DATA --out emb.parquet',
+    'baseline': 'audiotag baseline --data DATA --out submission.csv', 'synth': 'audiotag synth toy', 'recipe': 'audiotag recipe --recipe freesound2019 --scale small --set n_folds=3',
     'features': 'audiotag features --recipe freesound2019 --data DATA --store store --workers 4', 'store': 'audiotag store runs/first/store --verify',
     'train': 'audiotag train --recipe freesound2019 --scale small --data DATA --run runs/first\naudiotag train --recipe freesound2019 --data DATA --run runs/second --corrections corrections.csv',
     'ledger': 'audiotag ledger runs/first', 'report': 'audiotag report runs/first --out first.html', 'audit': 'audiotag audit --data DATA --out audit.html',

@@ -90,7 +90,7 @@ def _dataset(folder:Path, owner:str)->str: # 'owner/slug'
         write_json(path, about)
     return about['id']
 
-# %% ../nbs/91_publish.ipynb #c51faa9b
+# %% ../nbs/91_publish.ipynb #7de4018d
 def remote_files(ref:str)->dict: # {name: (bytes, date)}
     "The files of a dataset as the server lists them; raises `AudiotagError` when it does not."
     found,token = {},None
@@ -104,14 +104,15 @@ def remote_files(ref:str)->dict: # {name: (bytes, date)}
         if not token: break
     return found
 
+# %% ../nbs/91_publish.ipynb #4cc16afb
 def wait_until_ready(
     ref:str, # 'owner/slug'
     *,
-    wait_s:float=900., # at most
-    every_s:float=5.,
+    wait_s:float=180., # at most
+    every_s:float=5., # the longest pause between two questions; the first ones are shorter
 ):
     "Ask for the state of a dataset until it is ready; raises `AudiotagError` when it fails or does not become ready in time."
-    start,shown,state = time.monotonic(),-1e9,'not asked yet'
+    start,shown,pauses = time.monotonic(),-1e9,_pauses(every_s)
     while True:
         said = kaggle('datasets', 'status', ref)
         state = said.last if said.code else (said.text.split() or ['nothing'])[-1].strip('"').lower()
@@ -120,26 +121,34 @@ def wait_until_ready(
         if not said.code and state in ('failed','deleted','error'): raise AudiotagError(f'Kaggle says {state!r}', file=ref, fix='look at the page of the dataset, then publish again')
         if passed>wait_s: raise AudiotagError(f'did not become ready in {wait_s:.0f} s; the last word was {state!r}', file=ref, fix='it may still: publish again later, or give a longer --wait')
         if passed-shown>=10: say(f'{ref}: {state}, {passed:.0f} s'); shown = passed
-        time.sleep(min(every_s, max(.05, wait_s-passed)))
+        time.sleep(min(next(pauses), max(.05, wait_s-passed)))
 
-# %% ../nbs/91_publish.ipynb #c9d004d0
+def _pauses(longest:float):
+    "Pauses that grow from half a second to the longest."
+    pause = .5
+    while True:
+        yield min(pause, longest)
+        pause *= 1.5
+
+# %% ../nbs/91_publish.ipynb #46760252
 def _compare(sent:dict, there:dict)->list:
     "What the remote list lacks or has in another size, as sentences."
     gone = [n for n in sent if n not in there]
     other = [f'{n} ({there[n][0]} bytes instead of {s})' for n,s in sent.items() if n in there and there[n][0]!=s]
     return ([f"{len(gone)} of {len(sent)} files did not arrive: {a_few(gone)}"] if gone else [])+([f'{len(other)} arrived in another size: {a_few(other)}'] if other else [])
 
-def _verify(ref:str, sent:dict, before:dict, *, wait_s:float, every_s:float):
-    "Compare what arrived with what was sent; a list that is still the former version's is asked for again."
-    end = time.monotonic()+wait_s
+def _verify(ref:str, sent:dict, before:dict|None, *, wait_s:float, every_s:float):
+    "Compare what arrived with what was sent; a list that is still the former version's, or may be late, is asked for again."
+    end,pauses,more = time.monotonic()+wait_s,_pauses(every_s),2
     while True:
         wait_until_ready(ref, wait_s=max(1, end-time.monotonic()), every_s=every_s)
         there = remote_files(ref)
         faults = _compare(sent, there)
         if not faults: return
-        if there!=before or time.monotonic()>end: break
-        say(f'{ref}: still the former version')
-        time.sleep(every_s)
+        if there!=before: more -= 1
+        if more<0 or time.monotonic()>end: break
+        say(f"{ref}: {'still the former version' if there==before else faults[0]+'; looking again'}")
+        time.sleep(next(pauses))
     raise AudiotagError('; '.join(faults), file=ref, fix='publish again: that makes a new version with all files')
 
 # %% ../nbs/91_publish.ipynb #aed51837
@@ -164,14 +173,14 @@ def _again(folder, about)->dict:
         write_manifest(tmp, about['kind'])
         return {**about, 'files': read_manifest(tmp)['files']}
 
-# %% ../nbs/91_publish.ipynb #ea178a60
+# %% ../nbs/91_publish.ipynb #469de3c1
 def publish(
     folder, # a packed dataset
     *,
     message:str='', # note of the version
     owner:str='', # Kaggle user name; empty: as in the metadata, or who is signed in
     public:bool=False, # only when the dataset is made
-    wait_s:float=900.,
+    wait_s:float|None=None, # for it to become ready; None: three minutes, and a second for each MB
     every_s:float=5.,
 )->str: # 'owner/slug'
     "Create a dataset, or a new version of it, and see that every file arrived; raises `AudiotagError` if one did not."
@@ -180,10 +189,10 @@ def publish(
     _sound(folder)
     ref,sent = _dataset(folder, owner),dataset_files(folder)
     exists = _exists(ref)
-    before = remote_files(ref) if exists else {}
+    before = remote_files(ref) if exists else None
     say(f"{ref}: {'a new version' if exists else 'a new dataset'}, {len(sent)} files, {sum(sent.values())/1e6:.1f} MB")
     _send(ref, ('version', '-p', folder, '-m', message or 'packed by audiotag') if exists else ('create', '-p', folder, *(['--public'] if public else [])), len(sent))
-    _verify(ref, sent, before, wait_s=wait_s, every_s=every_s)
+    _verify(ref, sent, before, wait_s=180+sum(sent.values())/1e6 if wait_s is None else wait_s, every_s=every_s)
     return ref
 
 # %% ../nbs/91_publish.ipynb #774e9c72
@@ -309,7 +318,7 @@ def _status(kernel:str)->tuple: # state in lower case, failure message
     why = re.search(r'Failure message: "(.*)"', said.text, re.S)
     return (found[1].lower() if found and not said.code else ''), (why[1] if why else '' if found else said.last)
 
-# %% ../nbs/91_publish.ipynb #1e5f6644
+# %% ../nbs/91_publish.ipynb #3d11a9db
 def follow(
     target, # 'owner/slug', or the folder that was pushed
     out, # folder for log and output; must not exist, or be one of ours
@@ -319,7 +328,7 @@ def follow(
 )->dict: # kernel, status, why, files
     "Wait for the end of a kernel, and fetch its log and output; the log and what there is of the output also when it failed."
     kernel,_ = _kernel_of(target)
-    start,shown,missed = time.monotonic(),None,0
+    start,shown,missed,pauses = time.monotonic(),None,0,_pauses(every_s)
     while True:
         state,why = _status(kernel)
         missed = 0 if state else missed+1
@@ -328,7 +337,7 @@ def follow(
         if state in ('complete','error','cancel_acknowledged','cancelled'): break
         if passed>wait_s: raise AudiotagError(f'has not ended in {wait_s:.0f} s; its status is {state or why!r}', file=kernel, fix='follow it again later')
         if (state, int(passed//60))!=shown: say(f'{kernel}: {state or why}, {passed:.0f} s'); shown = (state, int(passed//60))
-        time.sleep(min(every_s, max(.05, wait_s-passed)))
+        time.sleep(min(next(pauses), max(.05, wait_s-passed)))
     files = _fetch(kernel, Path(out))
     return {'kernel': kernel, 'status': state, 'why': why, 'files': files}
 

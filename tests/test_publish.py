@@ -121,7 +121,7 @@ def test_the_list_may_be_that_of_the_former_version_for_a_while(server, folder):
     write_manifest(folder, "weights")
     server.stale = 2
     code, _, err = audiotag("publish", folder, *FAST)
-    assert code == 0 and err.count("still the former version") == 2
+    assert code == 0 and err.count("still the former version") == 2, err
 
 
 def test_many_files_come_in_pages(server, folder):
