@@ -352,28 +352,29 @@ def graph_table(
              'kept': 'kept' if g['kept'] else 'refused', 'why': g['said']} for g in bundle.graphs]
     return pd.DataFrame(rows, columns=['member','precision','off by','metric, torch','metric, graph','kept','why']).set_index('member')
 
-# %% ../nbs/81_openvino.ipynb #d7a8b630
+# %% ../nbs/81_openvino.ipynb #3c788978
 _refused = {'If','Loop','TensorIterator','ReadValue','Assign','Reference'}
 _types = {'f32','f16','bf16','f64','i4','i8','i16','i32','i64','u1','u2','u4','u8','u16','u32','u64','boolean','nf4'}
 
 def _check_xml(path:Path, xml:bytes, n_weights:int):
     "Raise `AudiotagError` unless the XML is a plain feed-forward graph whose constants lie in `n_weights` bytes."
-    def refuse(what): raise AudiotagError(f'{what}', file=path, fix='do not use a bundle whose origin you do not know')
+    def refuse(what): raise AudiotagError(what, file=path, fix='do not use a bundle whose origin you do not know')
     if b'<!' in xml: refuse('holds a document type or an entity')
-    depth,layers = 0,0
-    parser = ElementTree.XMLPullParser(('start','end'))
+    depth,layers,parser = 0,0,ElementTree.XMLPullParser(('start','end'))
     try:
-        parser.feed(xml); parser.close()
-        for event,o in parser.read_events():
-            depth += 1 if event=='start' else -1
-            if depth>100: refuse('is nested too deeply')
-            if event=='start': continue
-            if o.tag=='layer':
-                layers += 1
-                if layers>200_000: refuse('has too many operations')
-                if not re.fullmatch(r'opset\d{1,3}', o.get('version', '')) or o.get('type') in _refused: refuse(f"has the operation {o.get('type')!r} of {o.get('version')!r}, which is none of plain inference")
-                if o.get('type')=='Const': _check_constant(o, n_weights, refuse)
-            if o.tag not in ('data',): o.clear() if o.tag in ('layer','edges','rt_info') else None
+        for i in range(0, len(xml), 1<<16):
+            parser.feed(xml[i:i+(1<<16)])
+            for event,o in parser.read_events():
+                depth += 1 if event=='start' else -1
+                if depth>100: refuse('is nested too deeply')
+                if event=='start': continue
+                if o.tag=='layer':
+                    layers += 1
+                    if layers>200_000: refuse('has too many operations')
+                    if not re.fullmatch(r'opset\d{1,3}', o.get('version', '')) or o.get('type') in _refused: refuse(f"has the operation {o.get('type')!r} of {o.get('version')!r}, which is none of plain inference")
+                    if o.get('type')=='Const': _check_constant(o, n_weights, refuse)
+                if o.tag in ('layer','edges','rt_info'): o.clear() # keep memory small
+        parser.close()
     except (ElementTree.ParseError, ValueError) as e: refuse(f'is no readable graph ({e})')
 
 # %% ../nbs/81_openvino.ipynb #5b9110d6

@@ -152,7 +152,7 @@ def make_bundle(folder, name, spec, front_end, windows, classes, clips, steps):
     nets = [train(copy.deepcopy(base), x[k::2], y[k::2], max(2, steps // 8), k + 1, lr=5e-4) for k in range(5)]
     members = [dict(stage="folds", fold=k, oof={}, state={n: v.contiguous() for n, v in net.state_dict().items()}) for k, net in enumerate(nets)]
     seal(folder, name=name, classes=classes, front_end=front_end, windows=windows, activation="sigmoid", model=spec, members=members, prior=[1 / len(classes)] * len(classes))
-    evidence = Evidence(features.__getitem__, [held] * 5, [shown[:100]] * 5, truth)
+    evidence = Evidence(features.__getitem__, [held] * 5, [shown[:100 if len(shown) > 100 else 6]] * 5, truth)
     print(export_bundle(Bundle(folder), evidence, precision=("fp32", "int8"), gate=Gate(metric_loss=1.)).drop(columns="why").round(4).to_string(), flush=True)
 
 
