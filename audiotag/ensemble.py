@@ -75,7 +75,7 @@ class Mean(Combiner):
 
     def _joined(self, p): return combine(p, how=self.how, weights=self.weights)
 
-# %% ../nbs/70_ensemble.ipynb #5c3dfd90
+# %% ../nbs/70_ensemble.ipynb #3f912655
 @dataclass(frozen=True, kw_only=True)
 class RankMean(Combiner):
     "Weighted mean of ranks among the out-of-fold scores, from 0 to 1."
@@ -93,7 +93,7 @@ def _rank(p, levels): return np.interp(p, [0, *levels, 1], np.linspace(0, 1, len
 
 def _levels(p, n=101)->tuple:
     "Up to `n` quantiles of one member's scores that differ and lie between 0 and 1."
-    q = np.unique(np.quantile(np.asarray(p, dtype=np.float64), np.linspace(0, 1, n)).round(9))
+    q = np.unique(np.quantile(np.asarray(p, dtype=np.float64), np.linspace(0, 1, n)))
     return tuple(float(o) for o in q[(q>0) & (q<1)]) or (.5,)
 
 # %% ../nbs/70_ensemble.ipynb #33d2d67b
