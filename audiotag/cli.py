@@ -388,7 +388,7 @@ def synth(o):
     from audiotag.synth import make_competition
     print(make_competition(o.folder, seed=o.seed))
 
-# %% ../nbs/93_cli.ipynb #e1da6fef
+# %% ../nbs/93_cli.ipynb #9b7dc65b
 _contents = {
     'Begin': ('demo','synth','recipe','features','store'),
     'Train': ('train','baseline','ledger','export'),
@@ -397,6 +397,7 @@ _contents = {
     'Kaggle': ('pack wheels','pack kernel','publish','push','follow','submit'),
     'Shell': ('completion',)}
 
+# %% ../nbs/93_cli.ipynb #77710eeb
 _examples = {
     'ensemble': 'audiotag ensemble runs/first runs/second --out kaggle_datasets/my-ensemble', 'embed': 'audiotag embed kaggle_datasets/my-weights --data DATA --out emb.parquet',
     'baseline': 'audiotag baseline --data DATA --out submission.csv', 'synth': 'audiotag synth toy', 'recipe': 'audiotag recipe --recipe freesound2019 --scale small --set n_folds=3',
@@ -410,6 +411,7 @@ _examples = {
     'push': 'audiotag push kernel', 'follow': 'audiotag follow kernel', 'submit': 'audiotag submit kernel --message first',
     'rehearse': 'audiotag rehearse infer.ipynb --competition DATA --bundle kaggle_datasets/my-weights', 'demo': 'audiotag demo', 'completion': 'source <(audiotag completion bash)'}
 
+# %% ../nbs/93_cli.ipynb #3dad5f7c
 def _example(name, args)->str:
     "A line that can be copied; of a command without one, its required arguments."
     if name in _examples: return _examples[name]
