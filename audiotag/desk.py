@@ -37,7 +37,7 @@ def doubts(
     return pd.DataFrame({'source': clips.source.to_numpy(), 'lwlrap': per_clip_lwlrap(y, mean), 'best_lwlrap': best,
                          'doubt': other.max(1)-given, 'hears': np.asarray(classes)[other.argmax(1)]}, index=pd.Index(clips.clip_id, name='clip_id'))
 
-# %% ../nbs/87_desk.ipynb #f5144117
+# %% ../nbs/87_desk.ipynb #9b32871f
 def _rejected(doubt, n_stages):
     "Rows (clip_id, kind, worth, why) of clips whose labels the scores reject."
     rows = []
@@ -48,6 +48,7 @@ def _rejected(doubt, n_stages):
         rows.append((r.Index, 'curated label doubted' if curated else 'noisy label rejected', 1-r.lwlrap+.05*r.doubt, f'{who} {r.hears} above the given labels (lwlrap {r.lwlrap:.2f})'))
     return rows
 
+# %% ../nbs/87_desk.ipynb #c436c6aa
 def _twice(clips, pairs):
     "Rows (clip_id, kind, worth, why) for near-duplicates; the noisier clip of the two is the one to decide on."
     by,rows = clips.set_index('clip_id'),[]
@@ -260,7 +261,7 @@ _css = """
 @media(max-width:600px){.card{grid-template-columns:1fr;gap:10px}}
 """
 
-# %% ../nbs/87_desk.ipynb #b04aa6ad
+# %% ../nbs/87_desk.ipynb #fbf90f26
 _js = """
 (() => {
   const box = document.getElementById('deskdata');
@@ -285,7 +286,10 @@ _js = """
     if (d.action) said[id] = d; else delete said[id];
     keep(); show(card);
   }
-"""+"""
+"""
+
+# %% ../nbs/87_desk.ipynb #25502f84
+_js += """
   const options = new Set([...document.querySelectorAll('#classes option')].map(o => o.value));
   const add = (card, label) => { if (options.has(label)) change(card, d => { if (!d.labels.includes(label)) d.labels.push(label); }); };
   for (const card of document.querySelectorAll('.card')) {

@@ -49,7 +49,7 @@ def table_html(
     fold = f' data-rows={rows}' if rows and len(lines)>rows else ''
     return f'<div class=scroll><table{fold}><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
-# %% ../nbs/83_page.ipynb #1b7b87c4
+# %% ../nbs/83_page.ipynb #1789cda2
 INK,PALETTE = '#010203',('#2f7ed8','#e0702a','#2a9d6f','#b8579b','#8a7a2c','#5b6ee1','#c0392b','#3c8c9c')
 
 def svg(
@@ -69,6 +69,7 @@ def svg(
         plt.close(figure)
     return _inline(file.getvalue(), plot.__name__)
 
+# %% ../nbs/83_page.ipynb #cf89e934
 def _inline(text, name):
     "An SVG file as an element of the page: own colours, own ids, a width it may not fall below."
     text = re.sub(INK, 'currentColor', text[text.index('<svg'):])
@@ -140,8 +141,8 @@ def player_html(path, *, start_s=None, end_s=None, seconds:float=6., label:str='
     return (f'<div class=player><button type=button aria-label="Play {esc(label)}"><img alt="" decoding=async width=480 height=120 src="{spectrogram_uri(wave, 32000)}">'
             f'<i class=cursor></i><b class=play></b></button><audio preload=none src="{audio_uri(wave, 32000)}"></audio><small>{said}</small></div>')
 
-# %% ../nbs/83_page.ipynb #83bc7600
-_css = ["""
+# %% ../nbs/83_page.ipynb #4be94ea3
+_css = """
 :root{color-scheme:light dark;--font:system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif;--bg:#fbfbfa;--card:#fff;--ink:#1d2126;--mute:#5f6873;--line:#e2e4e7;--accent:#1f66b8;--soft:#e6eff9;--good:#1c7c54;--bad:#b3372b}
 @media(prefers-color-scheme:dark){:root{--bg:#14171a;--card:#1b1f23;--ink:#e6e8ea;--mute:#9aa4ae;--line:#2d3338;--accent:#7db4f0;--soft:#1f3247;--good:#5fc295;--bad:#ef8a7d}}
 *{box-sizing:border-box}
@@ -156,13 +157,20 @@ p{margin:.4em 0 .8em;max-width:46em}
 .mute,small,figcaption{color:var(--mute);font-size:.87rem}
 a{color:var(--accent)}
 code{font-size:.9em;overflow-wrap:anywhere}
+"""
+
+# %% ../nbs/83_page.ipynb #e41b13f1
+_css += """
 section{margin:34px 0;padding-top:22px;border-top:1px solid var(--line);scroll-margin-top:44px}section:first-of-type{border:0;margin-top:8px}
 nav{position:sticky;top:0;z-index:5;background:var(--bg);border-bottom:1px solid var(--line);margin-top:18px}
 nav div{max-width:1060px;margin:0 auto;padding:9px 20px;display:flex;gap:18px;overflow-x:auto;white-space:nowrap;scrollbar-width:none}
 nav a{text-decoration:none;color:var(--mute);font-size:.87rem}
 nav a:hover,nav a:focus-visible{color:var(--ink)}
 @media(max-width:600px){main,header,nav div{padding-left:14px;padding-right:14px}header{padding-top:22px}h1{font-size:1.35rem}section{margin:24px 0;padding-top:16px}}
-""","""
+"""
+
+# %% ../nbs/83_page.ipynb #1898c840
+_css += """
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(118px,1fr));background:var(--card);border:1px solid var(--line);border-radius:8px;overflow:hidden;margin:20px 0 0}
 .facts div{padding:11px 14px;box-shadow:1px 1px 0 0 var(--line)}
 .facts b{display:block;font-size:1.2rem;font-weight:600;letter-spacing:-.015em;line-height:1.35;white-space:nowrap}
@@ -173,7 +181,10 @@ figure{margin:10px 0;overflow-x:auto;max-width:100%}
 svg{height:auto;max-width:100%;display:block;color:var(--ink)}
 details{margin:10px 0}summary{cursor:pointer;color:var(--accent);font-size:.9rem}
 pre{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:6px;padding:12px;font-size:.8rem;line-height:1.45}
-""","""
+"""
+
+# %% ../nbs/83_page.ipynb #79ffd8a7
+_css += """
 .scroll{overflow-x:auto;margin:10px 0}
 table{border-collapse:collapse;font-size:.87rem;min-width:min(100%,320px)}
 th{text-align:left;border-bottom:1px solid var(--mute);padding:0;white-space:nowrap;font-weight:600}
@@ -188,7 +199,10 @@ td.t{max-width:34em;overflow-wrap:break-word}
 td.bar{min-width:104px;background:linear-gradient(var(--soft),var(--soft)) no-repeat left 50%/calc(var(--w)*100%) 72%}
 tr.more{display:none}
 button.unfold{all:unset;cursor:pointer;color:var(--accent);font-size:.87rem;padding:6px 0}
-""","""
+"""
+
+# %% ../nbs/83_page.ipynb #6b434e8f
+_css += """
 .player{margin:0}.player button{all:unset;position:relative;display:block;cursor:pointer;border-radius:6px;overflow:hidden;background:#000;width:100%}
 .player img{display:block;width:100%;height:84px;object-fit:fill}
 .player small{display:block;margin-top:3px}
@@ -197,10 +211,10 @@ button.unfold{all:unset;cursor:pointer;color:var(--accent);font-size:.87rem;padd
 .play{position:absolute;left:10px;bottom:10px;width:26px;height:26px;border-radius:50%;background:rgba(0,0,0,.55)}
 .play::before{content:"";position:absolute;left:10px;top:7px;border:6px solid transparent;border-left:9px solid #fff;border-right:0}
 .playing .play::before{border:0;width:8px;height:10px;left:9px;top:8px;border-left:3px solid #fff;border-right:3px solid #fff}
-"""]
+"""
 
-# %% ../nbs/83_page.ipynb #9b2bf00b
-_js = ["""
+# %% ../nbs/83_page.ipynb #931b03af
+_js = """
 const number = v => v !== '' && !isNaN(v);
 function sortBy(th){
   const table = th.closest('table'), i = [...th.parentNode.children].indexOf(th), body = table.tBodies[0];
@@ -217,18 +231,25 @@ function sortBy(th){
   body.append(...rows);
   fold(table);
 }
+for (const th of document.querySelectorAll('th')) th.addEventListener('click', () => sortBy(th));
+"""
+
+# %% ../nbs/83_page.ipynb #f1f46adb
+_js += """
 function fold(table){
   const n = +table.dataset.rows;
   [...table.tBodies[0].rows].forEach((r, i) => r.classList.toggle('more', n > 0 && i >= n));
 }
-for (const th of document.querySelectorAll('th')) th.addEventListener('click', () => sortBy(th));
 for (const t of document.querySelectorAll('table[data-rows]')) {
   fold(t);
   const b = Object.assign(document.createElement('button'), {type: 'button', className: 'unfold', textContent: `all ${t.tBodies[0].rows.length} rows`});
   b.addEventListener('click', () => { delete t.dataset.rows; fold(t); b.remove(); });
   t.parentNode.append(b);
 }
-""","""
+"""
+
+# %% ../nbs/83_page.ipynb #01083bf4
+_js += """
 for (const p of document.querySelectorAll('.player')) {
   const audio = p.querySelector('audio'), cursor = p.querySelector('.cursor');
   const step = () => { cursor.style.left = 100*audio.currentTime/(audio.duration || 1) + '%'; if (!audio.paused) requestAnimationFrame(step); };
@@ -240,9 +261,9 @@ for (const p of document.querySelectorAll('.player')) {
   audio.addEventListener('play', () => { p.classList.add('playing'); step(); });
   for (const e of ['pause', 'ended']) audio.addEventListener(e, () => p.classList.remove('playing'));
 }
-"""]
+"""
 
-# %% ../nbs/83_page.ipynb #9b05ba49
+# %% ../nbs/83_page.ipynb #e06d0986
 def page(
     title:str,
     sections, # (name for the menu, html); None leaves one out
@@ -257,8 +278,8 @@ def page(
     body = ''.join(f'<section id=s{i}><h2>{esc(n)}</h2>{h}</section>' for i,(n,h) in enumerate(sections))
     return (f'<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1"><title>{esc(title)}</title>'
             '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; media-src data:; style-src \'unsafe-inline\'; script-src \'unsafe-inline\'">'
-            f'<link rel=icon href="data:,"><style>{"".join(_css)}{css}</style></head><body><header><h1>{esc(title)}</h1>{head}</header><nav><div>{menu}</div></nav><main>{body}</main>'
-            f'<script>"use strict";{"".join(_js)}{js}</script></body></html>')
+            f'<link rel=icon href="data:,"><style>{_css}{css}</style></head><body><header><h1>{esc(title)}</h1>{head}</header><nav><div>{menu}</div></nav><main>{body}</main>'
+            f'<script>"use strict";{_js}{js}</script></body></html>')
 
 def facts_html(facts:dict)->str: # {what: value}
     "A few headline numbers."

@@ -83,7 +83,7 @@ def plot_classes(run:Run, *stages:str, source:str='curated'):
     fig.tight_layout()
     return fig
 
-# %% ../nbs/92_report.ipynb #bea36029
+# %% ../nbs/92_report.ipynb #9c8d6a04
 def confusion_table(
     run:Run,
     *stages:str, # their mean is looked at; none: the members of the recipe
@@ -104,6 +104,7 @@ def most_confused(table:pd.DataFrame)->pd.DataFrame: # label, taken for, clips, 
     rows = [dict(zip(('label','taken for','clips','share'), (a, b, int(table.loc[a, b]), table.loc[a, b]/table.loc[a].sum()))) for a in table.index for b in table.columns if a!=b and table.loc[a, b]]
     return pd.DataFrame(rows, columns=['label','taken for','clips','share']).sort_values(['clips','share'], ascending=False, ignore_index=True)
 
+# %% ../nbs/92_report.ipynb #c7d635c8
 def plot_confusion(run:Run, *stages:str, source:str=''):
     "`confusion_table`, each row as shares of its label's clips; returns the figure."
     import matplotlib.pyplot as plt

@@ -74,11 +74,12 @@ def embeddings(
         except AudiotagError: pass
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('clip_id')
 
-# %% ../nbs/85_shift.ipynb #3c7e9c1c
+# %% ../nbs/85_shift.ipynb #04f114a4
 def _numbers(facts):
     "Words as one column a word."
     return pd.get_dummies(facts, dtype=float).fillna(0.)
 
+# %% ../nbs/85_shift.ipynb #7c3a86de
 def _auc(y, p)->float:
     "Area under the ROC curve by ranks, ties counted half (Mann and Whitney); scikit-learn's is slow in a bootstrap."
     n = int(y.sum())
@@ -102,6 +103,7 @@ def separability(
     p = cross_val_predict(model, x, y, groups=groups, cv=StratifiedGroupKFold(5, shuffle=True, random_state=seed), method='predict_proba')[:,1]
     return _auc(y, p),*bootstrap_interval(_auc, y, p, groups=groups, n=200, seed=seed)
 
+# %% ../nbs/85_shift.ipynb #06f3e974
 def reasons(
     facts:pd.DataFrame, # as `facts_table` gives it
     is_test, # (clips,) bool

@@ -17,7 +17,7 @@ from .metrics import METRICS, bootstrap_interval
 from .shift import embeddings, facts_table, reasons, separability
 from .stages import Run, check_out_of_fold
 
-# %% ../nbs/86_trust.ipynb #d6026a8b
+# %% ../nbs/86_trust.ipynb #3f19b78d
 def judged_source(run:Run)->str:
     "The source that scores are judged by: curated where there is one."
     found = list(run.clips.source.unique())
@@ -27,6 +27,11 @@ def _judged(run, groups=None):
     "Which rows are judged, their truth, and their groups."
     at = (run.clips.source==judged_source(run)).to_numpy()
     return at,targets(run.clips[at], run.classes),(run.clips.group if groups is None else groups).to_numpy()[at]
+
+def _or_nan(metric, truth, p):
+    "A metric of few clips, where it exists: an AUC, say, needs both kinds."
+    try: return metric(truth, p)
+    except AudiotagError: return np.nan
 
 def score_intervals(
     run:Run, # finished
@@ -41,11 +46,11 @@ def score_intervals(
     for name,stages in [*((s.name, (s.name,)) for s in run.recipe.stages), *([('mean of members', members)] if len(members)>1 else [])]:
         p = run.oof(*stages).to_numpy()[at]
         low,high = bootstrap_interval(metric, truth, p, groups=names, n=n, seed=run.recipe.seed)
-        each = [metric(truth[fold==k], p[fold==k]) for k in np.unique(fold)]
-        rows[name] = dict(score=metric(truth, p), low=low, high=high, lowest_fold=min(each), highest_fold=max(each), spread=float(np.std(each, ddof=1)))
+        each = [_or_nan(metric, truth[fold==k], p[fold==k]) for k in np.unique(fold)]
+        rows[name] = dict(score=metric(truth, p), low=low, high=high, lowest_fold=np.nanmin(each), highest_fold=np.nanmax(each), spread=float(np.nanstd(each, ddof=1)))
     return pd.DataFrame.from_dict(rows, orient='index').rename_axis('stage')
 
-# %% ../nbs/86_trust.ipynb #d00b4492
+# %% ../nbs/86_trust.ipynb #9bbe0236
 def compare(
     truth:np.ndarray, # (clips, classes)
     before:np.ndarray, # (clips, classes), out of fold
@@ -60,10 +65,11 @@ def compare(
     "What a change has brought, with its interval and in words."
     f,k = METRICS[metric],before.shape[1]
     low,high = bootstrap_interval(lambda t,s: f(t, s[:,k:])-f(t, s[:,:k]), truth, np.hstack([before, after]), groups=groups, n=n, seed=seed)
-    each = [f(truth[fold==i], after[fold==i])-f(truth[fold==i], before[fold==i]) for i in np.unique(fold)]
+    each = [_or_nan(f, truth[fold==i], after[fold==i])-_or_nan(f, truth[fold==i], before[fold==i]) for i in np.unique(fold)]
     verdict = 'a gain' if low>0 else 'a loss' if high<0 else 'within the noise'
     return dict(gain=f(truth, after)-f(truth, before), low=low, high=high, folds=f'{sum(g>0 for g in each)} of {len(each)}', verdict=verdict)
 
+# %% ../nbs/86_trust.ipynb #7c32ddba
 def gains(
     run:Run,
     *,
@@ -178,7 +184,7 @@ def shifts(
     best = next((s for s in ('curated','noisy') if s in why), next(iter(why), None))
     return table,why.get(best, pd.DataFrame(columns=['fact','auc','low','train','test'])).assign(source=best)
 
-# %% ../nbs/86_trust.ipynb #1db257ca
+# %% ../nbs/86_trust.ipynb #738fe83e
 @dataclass(frozen=True)
 class Trust:
     "What was found out about a run; tables, and three sentences of advice."
@@ -195,6 +201,7 @@ class Trust:
     @property
     def advice(self)->tuple[str,str,str]: return _about_score(self),_about_leaks(self),_about_test(self)
 
+# %% ../nbs/86_trust.ipynb #2c50468d
 def _about_score(t):
     best = t.scores.iloc[-1]
     width = (best.high-best.low)/2
