@@ -124,13 +124,14 @@ def train(net, x, y, steps, seed, lr=2e-3):
     import torch
     torch.manual_seed(seed)
     net = net.to(memory_format=torch.channels_last).train()
-    opt = torch.optim.Adam(net.parameters(), lr)
+    opt = torch.optim.AdamW(net.parameters(), lr, weight_decay=.01)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps + 1)
     for _ in range(steps):
         at = torch.randint(0, len(x), (16,))
         with torch.autocast("cpu", torch.bfloat16):
             p = net(x[at].contiguous(memory_format=torch.channels_last))
         loss = torch.nn.functional.binary_cross_entropy_with_logits(p.float(), y[at])
-        opt.zero_grad(), loss.backward(), opt.step()
+        opt.zero_grad(), loss.backward(), opt.step(), cycle.step()
     return net.eval()
 
 
@@ -145,11 +146,12 @@ def make_bundle(folder, name, spec, front_end, windows, classes, clips, steps):
     truth = {f"clip-{i}": np.eye(len(classes))[k] for i, (_, k) in enumerate(clips)}
     ids = list(features)
     shown, held = [c for i, c in enumerate(ids) if i % 5], ids[::5]
-    x = torch.from_numpy(np.concatenate([windows.cut(features[c])[:1] for c in shown]))
-    y = torch.from_numpy(np.stack([truth[c] for c in shown])).float()
+    cuts = [windows.cut(features[c])[:3] for c in shown]
+    x = torch.from_numpy(np.concatenate(cuts))
+    y = torch.from_numpy(np.concatenate([np.repeat(truth[c][None], len(o), 0) for c, o in zip(shown, cuts)])).float()
     torch.manual_seed(0)
     base = train(spec.build(len(classes)), x, y, steps, 0)
-    nets = [train(copy.deepcopy(base), x[k::2], y[k::2], max(2, steps // 8), k + 1, lr=5e-4) for k in range(5)]
+    nets = [train(copy.deepcopy(base), x[k::2], y[k::2], max(2, steps // 16), k + 1, lr=5e-4) for k in range(5)]
     members = [dict(stage="folds", fold=k, oof={}, state={n: v.contiguous() for n, v in net.state_dict().items()}) for k, net in enumerate(nets)]
     seal(folder, name=name, classes=classes, front_end=front_end, windows=windows, activation="sigmoid", model=spec, members=members, prior=[1 / len(classes)] * len(classes))
     evidence = Evidence(features.__getitem__, [held] * 5, [shown[:100 if len(shown) > 100 else 6]] * 5, truth)
@@ -187,7 +189,7 @@ def prepare_cnn(folder, tiny, n):
     classes += [f"class_{i:02d}" for i in range(80 - len(classes))]
     names = sorted(p.name for p in (folder / "data" / "test").iterdir())
     pd.DataFrame(0, index=pd.Index(names, name="fname"), columns=classes).to_csv(folder / "data" / "sample_submission.csv")
-    make_bundle(folder / "bundle", "cnn", CNNModel1(width=8 if tiny else 64), fe, Windows(frames=128, hop=48), classes, clips, 4 if tiny else 80)
+    make_bundle(folder / "bundle", "cnn", CNNModel1(width=8 if tiny else 64), fe, Windows(frames=128, hop=48), classes, clips, 4 if tiny else 256)
 
 
 def prepare_effnet(folder, tiny, n):
@@ -214,7 +216,7 @@ def prepare_effnet(folder, tiny, n):
     classes = [f"species_{i:03d}" for i in range(206)]
     rows = [f"{p.stem}_{5 * k}" for p in sorted(test.iterdir()) for k in range(1, 13)]
     pd.DataFrame(0., index=pd.Index(rows, name="row_id"), columns=classes).to_csv(folder / "data" / "sample_submission.csv")
-    make_bundle(folder / "bundle", "effnet", Timm(name="mobilenetv3_small_050" if tiny else "efficientnet_b0"), fe, Windows(frames=313, hop=313), classes, clips, 4 if tiny else 60)
+    make_bundle(folder / "bundle", "effnet", Timm(name="mobilenetv3_small_050" if tiny else "efficientnet_b0"), fe, Windows(frames=313, hop=313), classes, clips, 4 if tiny else 160)
 
 
 SYSTEMS = {"cnn": (prepare_cnn, "freesound2019", "test", "5 × CNN-model-1, 64 wide"), "effnet": (prepare_effnet, "birdclef2024", "test_soundscapes", "5 × efficientnet_b0, one-minute files")}
@@ -224,6 +226,8 @@ def prepared(root, name, tiny, n):
     folder = root / f"{name}-{n}{'-tiny' if tiny else ''}"
     if not (folder / "ready").exists():
         shutil.rmtree(folder, ignore_errors=True)
+        from audiotag.train import keep_memory
+        keep_memory()
         print(f"{name}: training five networks briefly, and exporting them", flush=True)
         SYSTEMS[name][0](folder, tiny, n)
         (folder / "ready").touch()
