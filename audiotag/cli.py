@@ -235,7 +235,7 @@ def submit(o):
     from audiotag.publish import submit
     print(submit(o.kernel, competition=o.competition, version=o.version, file=o.file, message=o.message))
 
-# %% ../nbs/93_cli.ipynb #4b3fbea6
+# %% ../nbs/93_cli.ipynb #3f33afd5
 @command('ensemble', arg('runs', nargs='+', metavar='RUN', help='finished runs on the same clips; front ends and folds may differ'),
          arg('--out', required=True, metavar='DIR', help='usually kaggle_datasets/NAME'),
          arg('--way', default='best', help="how they are combined: 'mean', 'weighted', 'stack', … (default: the best out of fold)"),
@@ -251,6 +251,7 @@ def ensemble(o):
     folder,way,table = pack_ensemble(runs, o.out, bundles=o.bundle, way=o.way, owner=o.owner, title=o.title)
     print(f'{as_text(table)}\n\n{folder}: {len(runs)} runs, combined by: {way}')
 
+# %% ../nbs/93_cli.ipynb #104a6544
 @command('embed', arg('bundle', metavar='BUNDLE'), _data, arg('--out', required=True, metavar='FILE', help='a table, such as emb.parquet'),
          arg('--member', type=int, nargs='+', default=[0], metavar='N', help='networks of the bundle, by number (default: the first)'),
          arg('--layout', default='freesound2019', help="how the competition's folder is read (default: freesound2019)"))
