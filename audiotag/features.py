@@ -255,7 +255,7 @@ def _power(self:LogMel, frames, dtype):
         out.append(bank @ x.T)
     return (out[0], level[0]) if len(out)==1 else (np.concatenate(out, 1), np.concatenate(level))
 
-# %% ../nbs/11_features.ipynb #5553717d
+# %% ../nbs/11_features.ipynb #e341968a
 @patch
 def _mel(self:LogMel, wave):
     "Mel power (n_mels, frames), cut off below as `amin` and `top_db` say, exact above that."
@@ -265,7 +265,7 @@ def _mel(self:LogMel, wave):
     _,weight,heard = _sparse_filters(*self._bank())
     floor = 0 if self.pcen else self.amin if self.top_db is None else max(self.amin, float(x.max())*10**(-self.top_db/10))
     quiet = np.maximum(x[heard].min(0), floor)/weight # the least power of a frequency bin that matters
-    rough = np.flatnonzero((quiet if self.power==2 else quiet**2) < 1e-6*level)
+    rough = np.flatnonzero((quiet if self.power==2 else quiet**2) < 2e-6*level)
     if len(rough): x[:,rough] = self._power(frames[rough], 'float64')[0]
     torch.from_numpy(x).clamp_(min=floor) # the same memory; NumPy's maximum takes longer than its logarithm
     return x

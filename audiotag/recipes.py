@@ -32,11 +32,11 @@ def freesound2019(
     return Recipe(front_end=front_end, model=CNNModel1(), augment=(MixUp(), SpecMix(), ZoomCrop(), Lighting()), n_folds=10,
                   stages=warm_up(batch_size=128), windows=Windows(frames=128, hop=48), **common)
 
-# %% ../nbs/63_recipes.ipynb #5b9abd47
-def _halving(name:str, first:int, *, lr:float, mix:float, **fields)->Stage:
+# %% ../nbs/63_recipes.ipynb #d0b2bd57
+def _halving(name:str, first:int, *, epochs:int, lr:float, mix:float, **fields)->Stage:
     "A stage of system 2: Nadam, halved at `first` epochs, half of that later and again, and mixup up to the first."
     at = first, first+first//2, 2*first
-    return Stage(name=name, epochs=at[-1]+first//2, lr=lr, wd=0., batch_size=32, optimizer='nadam', schedule=Milestones(epochs=at),
+    return Stage(name=name, epochs=epochs, lr=lr, wd=0., batch_size=32, optimizer='nadam', schedule=Milestones(epochs=at),
                  augment=(MixUp(weight=.7, p=mix, until_epoch=first),), **fields)
 
 def freesound2019_waveform(
@@ -44,11 +44,11 @@ def freesound2019_waveform(
 )->Recipe:
     "System 2: waveform net with global features (Freesound 2019, 2nd place)."
     small = scale=='small'
-    lr,seconds,(pretrain,train) = (2e-3, 2, (4,12)) if small else (5e-4, 5, (8,14))
-    stages = (_halving('noisy', pretrain, lr=lr, mix=.7, train_on=('noisy',), best_epoch=True, metric='lrap'),
-              _halving('curated', train, lr=lr, mix=.6, train_on=('curated',), start_from='noisy'))
+    lr,seconds,(pretrain,train),epochs = (2e-3, 2, (4,12), (10,30)) if small else (5e-4, 5, (8,14), (35,40))
+    stages = (_halving('noisy', pretrain, epochs=epochs[0], lr=lr, mix=.7, train_on=('noisy',), best_epoch=True, metric='lrap'),
+              _halving('curated', train, epochs=epochs[1], lr=lr, mix=.6, train_on=('curated',), start_from='noisy'))
     places = tuple(View(pad_at=o) for o in ('start','middle','end'))
-    return Recipe(name='freesound2019_waveform', layout='freesound2019', loss=BCE(label_smoothing=.01), stages=stages, members=('curated',),
+    return Recipe(name='freesound2019_waveform', layout='freesound2019', loss=BCE(label_smoothing=.02), stages=stages, members=('curated',),
                   front_end=Joined(main=Waveform(), beside=(GlobalFeatures(), Length()), reading=Reading(trim_db=60.)),
                   windows=Windows(frames=seconds*44100, hop=seconds*22050, train_at='random', views=places),
                   model=WaveCNN(width=.25, stem_channels=16, rnn=32) if small else WAVE_CNNS['v1mix'], n_folds=5 if small else 10)
