@@ -354,9 +354,8 @@ def test_log_mel_inside_is_the_front_ends(preset):
         for w in (wave, quiet):
             got = front(torch.from_numpy(w)[None])[0, 0].numpy()
             off = np.abs(got - mel(w)).max()
-            assert off < 3e-3, name
             worst.append(off)
-    assert np.mean(np.array(worst) < 1e-3) > 0.8  # the rest is the rounding of the front end, of which features promises .003 dB
+    assert max(worst) < 1e-3, sorted(worst)[-5:]
 
 
 @pytest.mark.parametrize("settings", WAVE, ids=WAVE_IDS)
