@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Submission', 'bundle_classes', 'first_prior', 'class_order', 'Entry', 'gain_of', 'ensemble_scores', 'combined_scores',
-           'sealed_combiner', 'Report', 'Inference', 'infer']
+           'Report', 'Inference', 'infer']
 
-# %% ../nbs/82_inference.ipynb #85c83b12
+# %% ../nbs/82_inference.ipynb #b5e03175
 import csv, io, json, math, os, re, signal, threading, time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from .bundle import Member, open_bundles
 from .clock import Candidate, Deadline, Pace, Plan, as_deadline
 from .competitions import Competition, load_competition
-from .core import AudiotagError, a_few, config_from_dict, say, write_json, write_text
+from .core import AudiotagError, a_few, say, write_json, write_text
 from .doctor import Finding, check_submission, refused
 from .ensemble import Combiner, combine, member_means
 from .openvino import open_members
@@ -213,7 +213,7 @@ def ensemble_scores(
             out[some] = combine(said[:,some][pattern], how=how, weights=w if w.sum()>0 else None)
     return np.clip(out, 0, 1)
 
-# %% ../nbs/82_inference.ipynb #afd77266
+# %% ../nbs/82_inference.ipynb #6e516ba7
 def combined_scores(
     entries, # list of `Entry` whose scores are to be joined
     prior, # (classes,)
@@ -226,13 +226,6 @@ def combined_scores(
     rows = np.isfinite(means).all((0,2))
     if rows.any(): out[rows] = combiner.apply(means[:,rows])
     return np.clip(out, 0, 1)
-
-def sealed_combiner(bundle)->Combiner|str:
-    "The combiner that a bundle brings under 'ensemble', or 'mean'."
-    if 'ensemble' not in bundle.about: return 'mean'
-    combiner = config_from_dict(bundle.about['ensemble'], where=str(bundle.path))
-    if not isinstance(combiner, Combiner): raise AudiotagError(f'{type(combiner).__name__} is no way to combine members', file=bundle.path, fix='pack the run again')
-    return combiner
 
 # %% ../nbs/82_inference.ipynb #aa0e6af7
 @dataclass
@@ -328,7 +321,7 @@ def best(self:Inference)->list:
     "The best ensemble so far: the members that are done; before that, what the first one has said."
     return self.done() or [e for e in self.entries if e.scores is not None and e.state in ('running','stopped')][:1]
 
-# %% ../nbs/82_inference.ipynb #9fc0b9fb
+# %% ../nbs/82_inference.ipynb #7efc6a36
 @patch
 def open(self:Inference, bundles, *, precision, weights, threads):
     "Open the members and put them on the clock."
@@ -346,7 +339,7 @@ def open(self:Inference, bundles, *, precision, weights, threads):
         m.order = order if m.order is None else [m.order[i] for i in order]
         self.entries.append(Entry(called if n==1 else f'{m.bundle.name}: {called}', gain_of(m.oof), Pace(), kind=(b, facts['model'], facts['stage']), member=m,
                                   listener=listeners[m.front_end.hash, m.windows.hash], group=0 if weights is None else b, weight=1. if weights is None else float(weights[b])))
-    if self.how is None: self.how = 'mean' if weights is not None else ensemble.combiner or (sealed_combiner(ensemble.bundles[0]) if n==1 else 'mean')
+    if self.how is None: self.how = 'mean' if ensemble.combiner is None or weights is not None else ensemble.combiner
     if isinstance(self.how, Combiner): self.how = self.how.for_classes(order)
     if isinstance(self.how, Combiner): self.how.apply(np.full((len({e.kind for e in self.entries}), 1, len(order)), .5)) # does it fit?
     self.plan = Plan(self.deadline, self.entries, write=self.file.seconds)
@@ -517,7 +510,7 @@ def _fill(self:Inference, entries):
     r.windows_per_second = round(n/r.stages['network'], 2) if r.stages['network'] else 0.
     r.three_times = round(r.seconds+2*(r.seconds-r.stages.get('opening', 0)), 1)
 
-# %% ../nbs/82_inference.ipynb #7bc2263e
+# %% ../nbs/82_inference.ipynb #e9c3094e
 def infer(
     bundle, # folder of a bundle, or several: they are joined
     data, # folder of the competition, or a loaded `Competition`
@@ -527,7 +520,7 @@ def infer(
     deadline=None, # a `Deadline`; or '90min' or seconds, counted from this call; None: take all the time
     precision:str='best', # as for `open_members`
     weights=None, # one number a bundle; None: every member counts the same
-    how=None, # how members are joined: as for `combine`, or a fitted `Combiner`; None: as the bundle says, or the mean
+    how=None, # how members are joined: as for `combine`, or a fitted `Combiner`; None: what was fitted and sealed with the bundle, or the mean
     after=None, # function (scores (rows, classes), test clips) -> scores: the last step
     hearing:Hearing=Hearing(), # how the recordings are read
     batch_size:int=64, # windows

@@ -153,8 +153,8 @@ def test_the_last_step_and_what_happens_when_it_fails(comp, bundle, tmp_path):
 
 
 def test_a_fitted_combiner_joins_the_members(tmp_path, comp):
-    from audiotag.bundle import Bundle
-    from audiotag.ensemble import Mean, Stacked, start_of_stack
+    from audiotag.bundle import Bundle, join_bundles
+    from audiotag.ensemble import Mean, start_of_stack
 
     g, k = np.random.default_rng(0), len(comp.classes)
     model = CNNModel1(width=4)
@@ -166,14 +166,20 @@ def test_a_fitted_combiner_joins_the_members(tmp_path, comp):
     classes = comp.classes[::-1]
     members = [dict(stage=s, fold=f, oof={}, state=state(10 * i + f)) for i, s in enumerate(("one", "two")) for f in range(2)]
     stack = start_of_stack(2, k).replace(local=tuple(map(tuple, g.random((k, 3)))), dense=tuple(map(tuple, g.random((k, k)))))
-    seal(tmp_path / "b", name="toy", classes=classes, front_end=FE, windows=W, activation="sigmoid", model=model, members=members, prior=[0.1] * k, about={"ensemble": stack.to_dict()})
+    seal(tmp_path / "b", name="toy", classes=classes, front_end=FE, windows=W, activation="sigmoid", model=model, members=members, prior=[0.1] * k)
     b = Bundle(tmp_path / "b")
     models = [b.model(i) for i in range(4)]
     p = np.stack([q for c in comp.of("test").itertuples() for _, q in score_clips(models, [(c.clip_id, W.looks(FE, FE.read(c.path)))], W)], 1)
     means = p.reshape(2, 2, *p.shape[1:]).mean(1)
-    for how, want in ((None, stack.apply(means)), (Mean(weights=(0.25, 0.75)), (means[0] + 3 * means[1]) / 4), ("mean", means.mean(0))):
+    for how, want in ((stack, stack.apply(means)), (None, means.mean(0)), (Mean(weights=(0.25, 0.75)), (means[0] + 3 * means[1]) / 4), ("mean", means.mean(0))):
         infer(tmp_path / "b", comp, tmp_path / "s.csv", how=how)
         assert np.abs(table(tmp_path / "s.csv")[list(classes)].to_numpy() - want).max() < 2e-6
+    one = sealed(tmp_path / "one", comp.classes, name="one", n=1, front_end=FE.replace(scaling=MinMax()), first=7)
+    wide = Mean(weights=(0.5, 0.3, 0.2))
+    join_bundles(tmp_path / "joined", [one, tmp_path / "b"], name="all", combiner=wide)
+    report = infer(tmp_path / "joined", comp, tmp_path / "s.csv")
+    first = plain(one, comp.of("test"))[list(classes)].to_numpy()
+    assert report.members == 5 and np.abs(table(tmp_path / "s.csv")[list(classes)].to_numpy() - wide.apply(np.stack([first, *means]))).max() < 2e-6
     with pytest.raises(AudiotagError, match="fitted to 3"):
         infer(tmp_path / "b", comp, tmp_path / "s.csv", how=Mean(weights=(0.25, 0.25, 0.5)))
 
@@ -577,33 +583,38 @@ def test_a_disk_that_hangs_does_not_hang_us(comp, bundle, tmp_path, monkeypatch)
 # --- kills ----------------------------------------------------------------------------------------
 
 KILLS = """
-import os, random, signal, sys, time
+import mmap, os, random, signal, sys, time
 sys.path.insert(0, {repo!r})
 import torch; torch.set_num_threads(1)
 import audiotag.inference as inference
 from tests.test_inference import *
 root, data = Path({root!r}), Path({data!r})
 comp = load_competition(data, train=False)
+batches = mmap.mmap(-1, 1)
 honest = inference.open_members
 def opened(*args, **kwargs):
     members = honest(*args, **kwargs)
     for m in members:
-        def run(x, run=m.run): p = run(x); time.sleep(.001*len(p)); return p
+        def run(x, run=m.run): batches[0] = batches[0]+1; time.sleep(.003); return run(x)
         m.run = run
     return members
 inference.open_members = opened
-for _ in range(2): span = infer(root/'b', comp, root/'warm.csv', batch_size=4, every=.01, hearing=Hearing(workers=2)).seconds
 g, out = random.Random(0), root/'s.csv'
+def go(): return infer(root/'b', comp, out, batch_size=8, every=0., hearing=Hearing(workers=2))
+go()
+most = batches[0]
 for kind in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
     states, bad = set(), 0
     for trial in range({n}):
         out.unlink(missing_ok=True)
+        batches[0] = 0
         if (pid := os.fork())==0:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            try: infer(root/'b', comp, out, batch_size=4, every=.01, hearing=Hearing(workers=2))
+            try: go()
             finally: os._exit(0)
-        while not out.exists(): time.sleep(.001)
-        time.sleep(g.uniform(0, span))
+        at = trial*(most-1)//({n}-1)
+        while not out.exists() or batches[0]<at: time.sleep(.0005)
+        time.sleep(g.uniform(0, .006))
         os.kill(pid, kind)
         _, status = os.waitpid(pid, 0)
         found = check_submission(out, comp)
@@ -614,14 +625,16 @@ for kind in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
 
 
 def test_a_kill_at_any_moment_leaves_a_valid_file(data, comp, tmp_path):
+    "At moments that are spread over the work and not over the time: the machine may be busy."
     sealed(tmp_path / "b", comp.classes, n=4)
-    code = KILLS.format(repo=str(Path(__file__).parent.parent), root=str(tmp_path), data=str(data), n=10)
+    code = KILLS.format(repo=str(Path(__file__).parent.parent), root=str(tmp_path), data=str(data), n=9)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    for line in done.stdout.split("\n")[:3]:
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3
+    for line in lines:
         name, bad, states = line.split()
-        assert int(bad) == 0 and int(states) > 3, (line, "kills came at too few different moments")
-    assert len(done.stdout.split("\n")) >= 4
+        assert int(bad) == 0 and int(states) >= 4, (line, done.stderr)
 
 
 TERM = """
