@@ -248,17 +248,18 @@ def _metadata(folder:Path, owner:str, title:str, readme:str, made)->bytes:
 
 def _json(o)->bytes: return (json.dumps(o, indent=1, ensure_ascii=False)+'\n').encode()
 
-# %% ../nbs/90_kaggle.ipynb #0ce99fa6
-def _readme(run, scores, slug)->str:
-    rows = '\n'.join(f'| {k} | {v:.4f} |' for k,v in scores.items())
+# %% ../nbs/90_kaggle.ipynb #011c786c
+def _readme(run, table, slug)->str:
+    line = lambda cells: f"| {' | '.join(cells)} |"
+    rows = '\n'.join(line([s, *(f'{v:.4f}' for v in row)]) for s,row in table.iterrows())
     r = run.recipe
     return f"""# {r.name}
 
 Weights for audio tagging: {len(r.members)*r.n_folds} networks ({', '.join(r.members)}; {r.n_folds} folds each), {len(run.classes)} classes.
 Recipe {r.hash}: {type(r.model).__name__} on {type(r.front_end).__name__} at {r.front_end.sample_rate} Hz.
 
-| out of fold | {r.metric} |
-|---|---|
+{line(['out of fold, by stage', *table.columns])}
+{line(['---']*(1+len(table.columns)))}
 {rows}
 
 The files are safetensors and JSON; opening them runs no code. With the audiotag wheel installed:
@@ -268,7 +269,7 @@ The files are safetensors and JSON; opening them runs no code. With the audiotag
     infer(find_input('{slug}', sentinel='bundle.json'), find_input('THE-COMPETITION', sentinel='sample_submission.csv'))
 """
 
-# %% ../nbs/90_kaggle.ipynb #30054187
+# %% ../nbs/90_kaggle.ipynb #f57e64ab
 def pack_weights(
     run, # a finished `audiotag.stages.Run`
     folder, # the dataset's folder, usually kaggle_datasets/NAME
@@ -282,8 +283,9 @@ def pack_weights(
     folder,recipe = Path(folder).resolve(),run.recipe
     if not is_finished(run): raise AudiotagError('is not finished', file=run.folder, fix='run the same `audiotag train` again: it goes on where it stopped')
     check_replaceable(folder, ('.safetensors','.xml','.bin'), kind='bundle')
-    scores = {f'{s}, {c}': float(v) for s,row in stage_table(run).filter(like=recipe.metric).round(6).iterrows() for c,v in row.items() if v==v}
-    readme = _readme(run, scores, slug_of(folder.name))
+    table = stage_table(run).filter(like=recipe.metric).round(6)
+    scores = {f'{s}, {c}': float(v) for s,row in table.iterrows() for c,v in row.items() if v==v}
+    readme = _readme(run, table, slug_of(folder.name))
     files = page(folder, readme, owner=owner, title=title)
     members = [dict(stage=s, fold=k, oof=_fold_scores(run, s, k), state=run.model(s, k).state_dict()) for s in recipe.members for k in range(recipe.n_folds)]
     with atomic_folder(folder, replace=True) as part:

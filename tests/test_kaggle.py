@@ -311,6 +311,23 @@ def test_rehearsed_with_our_wheel_alone(toy, tmp_path, mounts):
     assert len(table) == 18 and not (scored.to_numpy() == pytest.approx(1 / table.shape[1], abs=1e-6))
 
 
+def test_the_training_notebook_from_the_first_cell_to_the_last(tmp_path):
+    "On a competition that is small enough; its last cell packs the weights and opens them."
+    sys.path.insert(0, str(Path(__file__).parent))
+    from tiny import SETS
+
+    from audiotag.rehearse import run_notebook
+
+    data = make_competition(tmp_path / "data", seed=3, n_curated=40, n_noisy=40, n_test=12)
+    parameters = {"DATA": str(data), "RUN": str(tmp_path / "run"), "WEIGHTS": str(tmp_path / "tiny-weights"), "CHANGES": SETS}
+    done = run_notebook(INFER.with_name("train_freesound2019.ipynb"), tmp_path / "work", parameters=parameters, env={"OMP_NUM_THREADS": "1"})
+    assert "12 rows, 12 scored by 6 networks" in "".join(o.get("text", "") for o in nbformat.read(done, 4).cells[-1].outputs)
+    made = tmp_path / "tiny-weights"
+    assert changed_files(made) == [] and "bundle.json" in dataset_files(made)
+    readme = (made / "README.md").read_text()
+    assert "| out of fold, by stage | lwlrap noisy | lwlrap curated |" in readme and read_json(made / "dataset-metadata.json")["description"] == readme
+
+
 def test_at_home_unchanged_but_for_the_paths(toy, tmp_path):
     from audiotag.rehearse import run_notebook
 

@@ -56,7 +56,7 @@ def problem(found, *words):
     return said[0]
 
 
-@pytest.mark.parametrize("walls,mounts", [(w, m) for w in [*WALLS, "none"] for m in ("new", "old")])
+@pytest.mark.parametrize("walls,mounts", [*((w, "new") for w in WALLS), ("none", "old")])
 def test_a_notebook_that_behaves(tried, walls, mounts):
     found = tried(START, WRITE, "import os, sys\nprint(sorted(k for k in os.environ if 'KEY' in k or 'TOKEN' in k), len(os.sched_getaffinity(0)))", empty=True, walls=walls, mounts=mounts, limits={"cores": 1})
     assert found.ok and found.runs[0].output == ["submission.csv"], found
