@@ -6,14 +6,14 @@
 __all__ = ['Picked', 'Stage', 'warm_up', 'Recipe', 'pick', 'ancestry', 'check_out_of_fold', 'Run', 'open_run', 'run_stages',
            'is_finished', 'stage_table']
 
-# %% ../nbs/61_stages.ipynb #244383ac
+# %% ../nbs/61_stages.ipynb #a0504221
 import hashlib, json, math, re, numpy as np, pandas as pd, torch
 from dataclasses import dataclass
 from pathlib import Path
 from fastcore.basics import patch
 from . import losses
 from .augment import spec, wave  # with losses and models: the kinds that a recipe.json may name
-from .models import cnn, freesound, sed, timm
+from .models import cnn, freesound, raw, sed, timm
 from .core import (AudiotagError, Config, claim_folder, config_from_dict, derive_seed, did_you_mean,
                            file_sha256, folder_kind, locked, read_json, read_parquet, require_same, say, write_json, write_parquet)
 from .competitions import CLIP_COLUMNS, targets
@@ -130,7 +130,7 @@ def _check_stages(recipe):
     for m in recipe.members: _known(m, names, 'members', 'stage')
     recipe.require(len(recipe.members)==len(set(recipe.members))>0, 'members', 'name the stages that make the submission, each once')
 
-# %% ../nbs/61_stages.ipynb #3c44b79b
+# %% ../nbs/61_stages.ipynb #f862a50d
 def _check_hearing(recipe):
     "The augmentations suit what is stored."
     augments = [o for s in (recipe, *recipe.stages) for o in s.augment or ()]
@@ -139,6 +139,8 @@ def _check_hearing(recipe):
     hears = isinstance(parts(recipe.front_end)[0], Waveform)
     fits = recipe.features=='stored' or not (hears or isinstance(recipe.front_end, Joined))
     recipe.require(fits, 'features', "choose 'stored' for a network that takes the wave, or several inputs")
+    inside = getattr(recipe.model, 'front', None)
+    recipe.require(inside is None or (hears and inside.sample_rate==recipe.front_end.sample_rate), 'model.front', 'give the network waves of the sampling rate that it computes features at')
     waves = hears or recipe.features=='computed'
     recipe.require(waves or not any(o.on_wave for o in augments), 'features', "choose 'computed': the recipe changes waves")
 
