@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'autocast_dtype', 'keep_memory', 'EpochSeed', 'Augment', 'Precision', 'fold_metric', 'Schedule',
-           'OneCycle', 'Milestones', 'Cosine', 'Keeper', 'Ema', 'BestEpoch', 'Checkpoint', 'load_weights', 'train_fold',
-           'find_lr']
+           'OneCycle', 'Milestones', 'Cosine', 'Keeper', 'Ema', 'BestEpoch', 'peak_memory', 'Checkpoint',
+           'load_weights', 'train_fold', 'find_lr']
 
-# %% ../nbs/60_train.ipynb #9835bdf1
-import copy, ctypes, json, math, tempfile, time, numpy as np, torch, torch.nn as nn
+# %% ../nbs/60_train.ipynb #85151fa0
+import copy, ctypes, json, math, resource, tempfile, time, numpy as np, torch, torch.nn as nn
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -194,7 +194,13 @@ def _unpack(path)->tuple[dict,dict]: # {'model': …, 'opt': …, 'kept': …}, 
         groups.get(group, {})[name] = v
     return groups, facts
 
-# %% ../nbs/60_train.ipynb #b325320c
+# %% ../nbs/60_train.ipynb #0e6263f2
+def peak_memory()->int: # MB
+    "The most memory that this process has held so far: of the GPU where there is one, otherwise resident."
+    if torch.cuda.is_available(): return torch.cuda.max_memory_allocated()//2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024
+
+# %% ../nbs/60_train.ipynb #13c554ca
 class Checkpoint(Callback):
     "After each epoch, write all that the next one needs to `path`; note the losses in `history` and say a line."
     order = 90
@@ -208,7 +214,7 @@ class Checkpoint(Callback):
         train,(valid,score) = sum(self.losses)/max(len(self.losses), 1),self.recorder.log[2:4]
         if train!=train: raise AudiotagError('the loss is not a number', file=self.path, fix='lower the learning rate of this stage')
         seconds = round(time.perf_counter()-self.began, 2)
-        self.history.append({'epoch': self.epoch, 'train_loss': train, 'valid_loss': float(valid), f'valid_{self.metric}': float(score), 'seconds': seconds})
+        self.history.append({'epoch': self.epoch, 'train_loss': train, 'valid_loss': float(valid), f'valid_{self.metric}': float(score), 'seconds': seconds, 'memory_mb': peak_memory()})
         kept,facts = (self.keeper.tensors,self.keeper.facts) if self.keeper else ({},{})
         write_bytes(self.path, _pack(self.model.state_dict(), self.opt, kept, epoch=self.epoch+1, history=self.history, keeper=facts))
         say(f'{self.label} epoch {self.epoch+1}/{self.n_epoch}: loss {train:.4f}, valid {valid:.4f}, {self.metric} {score:.3f} ({seconds:.1f} s)')
@@ -235,7 +241,7 @@ def load_weights(model:nn.Module, path)->nn.Module:
     except RuntimeError as e: raise AudiotagError(f'holds the weights of another model ({str(e).splitlines()[-1].strip()})', file=path) from None
     return model
 
-# %% ../nbs/60_train.ipynb #54bc883d
+# %% ../nbs/60_train.ipynb #0ce8b530
 def train_fold(
     model:nn.Module, # already seeded, or with the weights of the stage before
     dls, # `audiotag.data.fold_loaders`
@@ -255,7 +261,7 @@ def train_fold(
     seed:int=0,
     label:str='', # how progress lines begin
     cbs=(), # further fastai callbacks, such as ProgressCallback in a notebook
-)->list[dict]: # the history: epoch, train_loss, valid_loss, valid_<metric>, seconds
+)->list[dict]: # the history: epoch, train_loss, valid_loss, valid_<metric>, seconds, memory_mb
     "Train to the end, from the last finished epoch if there is one; `model` ends with the final weights."
     folder = Path(folder)
     if not _is_whole(folder/'weights.safetensors'):
