@@ -204,7 +204,7 @@ def changed_files(folder)->list:
     as_listed = lambda n: n in there and (folder/n).stat().st_size==listed[n].get('size') and file_sha256(folder/n)==listed[n].get('sha256')
     return sorted({n for n in listed if not as_listed(n)} | (there-set(listed)))
 
-# %% ../nbs/90_kaggle.ipynb #80c74e96
+# %% ../nbs/90_kaggle.ipynb #72d84ac0
 _page_files = ('dataset-metadata.json','README.md','manifest.json','audiotag.json','pushed.json')
 
 def check_replaceable(
@@ -217,11 +217,17 @@ def check_replaceable(
     folder = Path(folder)
     if not folder.exists(): return
     if not folder.is_dir(): raise AudiotagError('is a file', file=folder, fix='name a folder')
-    made = read_manifest(folder)['files']
+    made = {*read_manifest(folder)['files'], *_sealed(folder)}
     ours = kind in (read_manifest(folder)['kind'], folder_kind(folder))
     strange = sorted(o.name for o in folder.iterdir() if o.is_dir() or not (o.name in _page_files or o.name in made or (ours and o.suffix in suffixes)))
     if strange: raise AudiotagError(f"holds files that packing did not make: {a_few(strange)}", file=folder, fix='name another folder, or move them away')
 
+def _sealed(folder:Path)->set:
+    "Names of the files that a bundle lists as its own: also those that an export added."
+    about = read_json(folder/'bundle.json') if (folder/'bundle.json').is_file() else {}
+    return {'bundle.json', *(about.get('files') or {})} if isinstance(about, dict) and isinstance(about.get('files') or {}, dict) else set()
+
+# %% ../nbs/90_kaggle.ipynb #eda4e45a
 def page(
     folder, # that is packed; it may be there already
     readme:str, # a new one

@@ -264,10 +264,16 @@ def test_what_the_notebook_names_is_what_is_pushed():
     assert found.competitions == ["freesound-audio-tagging-2019"] and found.datasets == ["freesound2019-weights", "audiotag-wheels"]
 
 
-def test_nothing_in_it_is_longer_than_a_screen():
-    for cell in read_notebook(INFER).cells:
+@pytest.mark.parametrize("path", sorted(INFER.parent.glob("infer_*.ipynb")), ids=lambda p: p.stem)
+def test_they_begin_alike_and_nothing_in_them_is_longer_than_a_screen(path):
+    cells = read_notebook(path).cells
+    for cell in cells:
         lines = cell.source.splitlines()
-        assert len(lines) <= 25 and all(len(line) <= 160 for line in lines)
+        assert len(lines) <= 25 and all(len(line) <= 200 for line in lines)
+    first, ours = (next(c.source for c in book if c.cell_type == "code") for book in (cells, read_notebook(INFER).cells))
+    assert first == ours and "'--no-index', '--no-deps'" in first
+    found = notebook_sources(read_notebook(path))
+    assert len(found.competitions) == 1 and "audiotag-wheels" in found.datasets and len(found.datasets) == 2
 
 
 @pytest.fixture(scope="module")
@@ -309,6 +315,24 @@ def test_rehearsed_with_our_wheel_alone(toy, tmp_path, mounts):
     table = pd.read_csv(tmp_path / "out" / "hidden" / "working" / "submission.csv", index_col=0)
     scored = table.drop([n for n, f in found.runs[0].faults.items() if f in ("empty file", "text in place of sound", "NaN")])
     assert len(table) == 18 and not (scored.to_numpy() == pytest.approx(1 / table.shape[1], abs=1e-6))
+
+
+def test_what_an_export_adds_to_a_bundle_is_no_damage(toy, tmp_path):
+    "The bundle's seal vouches for it: the manifest is brought up to date, and packing again may replace it."
+    from audiotag.bundle import Bundle, reseal
+    from audiotag.kaggle import check_replaceable
+    from audiotag.publish import _sound
+
+    shutil.copytree(toy / "freesound2019-weights", tmp_path / "w")
+    write_manifest(tmp_path / "w", "weights")
+    reseal(Bundle(tmp_path / "w"), files={"fold-0.xml": b"<net/>", "gate.json": b"{}"})
+    assert changed_files(tmp_path / "w") == ["bundle.json", "fold-0.xml", "gate.json"]
+    _sound(tmp_path / "w")
+    assert changed_files(tmp_path / "w") == []
+    check_replaceable(tmp_path / "w", (".safetensors",), kind="bundle")
+    write_bytes(tmp_path / "w" / "gate.json", b"[]")
+    with pytest.raises(AudiotagError, match="gate.json"):
+        _sound(tmp_path / "w")
 
 
 def test_the_training_notebook_from_the_first_cell_to_the_last(tmp_path):
