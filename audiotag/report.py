@@ -183,7 +183,7 @@ def plot_stages(run:Run, scores:pd.DataFrame|None=None):
     ax.set_xlabel(f'{run.recipe.metric}, {judged_source(run)}, out of fold')
     return fig
 
-# %% ../nbs/92_report.ipynb #c080408d
+# %% ../nbs/92_report.ipynb #3dee7364
 def cost_table(
     run:Run,
 )->pd.DataFrame: # a row a stage: clips a fold, epochs, minutes, seconds an epoch, and the peak of memory where it was noted
@@ -195,7 +195,7 @@ def cost_table(
         seconds,memory = [h['seconds'] for h in history],[h['memory_mb'] for h in history if 'memory_mb' in h]
         size = sum(f.stat().st_size for p in paths for f in p.glob('weights.safetensors'))/1e6
         rows.append({'stage': s.name, 'clips a fold': int(np.mean([len(read_json(p/'trained_on.json')) for p in paths])), 'epochs': len(history)//len(paths),
-                     'minutes': sum(seconds)/60, 's an epoch': float(np.mean(seconds)), 'peak memory (MB)': max(memory) if memory else np.nan, 'weights (MB)': size})
+                     'minutes': sum(seconds)/60, 's an epoch': float(np.mean(seconds)), 'peak memory so far (MB)': max(memory) if memory else np.nan, 'weights (MB)': size})
     table = pd.DataFrame(rows).set_index('stage')
     return table.dropna(axis=1, how='all')
 
