@@ -323,7 +323,7 @@ def test_root_cannot_undo_the_walls(tmp_path):
     (tmp_path / "work").mkdir()
     for tool in WALLS:
         room = Room([(tmp_path / "in", "/kaggle/input")], tmp_path / "work", {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"})
-        words = find_walls(tool).words(room, ["/bin/sh", "-c", "mount -o remount,rw,bind /kaggle/input; umount /kaggle/input; echo 1 > /kaggle/input/x; exit 0"])
+        words = find_walls(tool).words(room, ["/bin/sh", "-c", "mount -o remount,rw,bind /kaggle/input; echo 1 > /kaggle/input/x; mount -o remount,rw /kaggle/input; echo 1 > /kaggle/input/y; exit 0"])
         subprocess.run(words, capture_output=True)
         assert not list((tmp_path / "in").iterdir()), tool
 
