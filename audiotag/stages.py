@@ -130,7 +130,7 @@ def _check_stages(recipe):
     for m in recipe.members: _known(m, names, 'members', 'stage')
     recipe.require(len(recipe.members)==len(set(recipe.members))>0, 'members', 'name the stages that make the submission, each once')
 
-# %% ../nbs/61_stages.ipynb #f862a50d
+# %% ../nbs/61_stages.ipynb #814d26de
 def _check_hearing(recipe):
     "The augmentations suit what is stored."
     augments = [o for s in (recipe, *recipe.stages) for o in s.augment or ()]
@@ -140,7 +140,7 @@ def _check_hearing(recipe):
     fits = recipe.features=='stored' or not (hears or isinstance(recipe.front_end, Joined))
     recipe.require(fits, 'features', "choose 'stored' for a network that takes the wave, or several inputs")
     inside = getattr(recipe.model, 'front', None)
-    recipe.require(inside is None or (hears and inside.sample_rate==recipe.front_end.sample_rate), 'model.front', 'give the network waves of the sampling rate that it computes features at')
+    recipe.require(inside is None or (hears and inside.sample_rate==recipe.front_end.sample_rate), 'model', 'give the network waves of the sampling rate that it computes features at')
     waves = hears or recipe.features=='computed'
     recipe.require(waves or not any(o.on_wave for o in augments), 'features', "choose 'computed': the recipe changes waves")
 
