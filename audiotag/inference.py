@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Submission', 'bundle_classes', 'first_prior', 'class_order', 'Entry', 'gain_of', 'ensemble_scores', 'combined_scores',
-           'Report', 'Inference', 'infer']
+           'Report', 'Inference', 'in_time', 'infer']
 
 # %% ../nbs/82_inference.ipynb #b5e03175
 import csv, io, json, math, os, re, signal, threading, time
@@ -283,6 +283,19 @@ class Inference:
     def event(self, lane, begin, label=''):
         self.report.events.append((lane, begin-self.begin, time.monotonic()-self.begin, label))
 
+# %% ../nbs/82_inference.ipynb #2a8af3d6
+def in_time(
+    steps, # settings of `audiotag.postprocess`, in the order of application
+): # function (scores (rows, classes), clips) -> scores
+    "Steps as one function that gives each of them the rows of a recording in the order of time."
+    def after(scores, clips):
+        from audiotag.postprocess import apply_steps
+        order = np.lexsort((clips.start_s.to_numpy(float), clips.path.to_numpy(str)))
+        out = np.empty_like(scores)
+        out[order] = apply_steps(steps, scores[order], clips.path.to_numpy(str)[order])
+        return out
+    return after
+
 # %% ../nbs/82_inference.ipynb #83fcf647
 @patch
 def publish(self:Inference, entries, *, last=False):
@@ -510,7 +523,7 @@ def _fill(self:Inference, entries):
     r.windows_per_second = round(n/r.stages['network'], 2) if r.stages['network'] else 0.
     r.three_times = round(r.seconds+2*(r.seconds-r.stages.get('opening', 0)), 1)
 
-# %% ../nbs/82_inference.ipynb #e9c3094e
+# %% ../nbs/82_inference.ipynb #500c9c54
 def infer(
     bundle, # folder of a bundle, or several: they are joined
     data, # folder of the competition, or a loaded `Competition`
@@ -521,7 +534,7 @@ def infer(
     precision:str='best', # as for `open_members`
     weights=None, # one number a bundle; None: every member counts the same
     how=None, # how members are joined: as for `combine`, or a fitted `Combiner`; None: what was fitted and sealed with the bundle, or the mean
-    after=None, # function (scores (rows, classes), test clips) -> scores: the last step
+    after=None, # the last step: function (scores (rows, classes), test clips) -> scores, or steps of `audiotag.postprocess`
     hearing:Hearing=Hearing(), # how the recordings are read
     batch_size:int=64, # windows
     threads:int|None=None, # of the network; None: all
@@ -531,7 +544,7 @@ def infer(
     begin,deadline,bundles = time.monotonic(),as_deadline(deadline),list(bundle) if isinstance(bundle, (list,tuple)) else [bundle]
     competition = data if isinstance(data, Competition) else load_competition(data, layout, train=False, classes=bundle_classes(bundles))
     file = Submission(competition, out, first_prior(bundles, competition.classes))
-    run = Inference(file, deadline, begin=begin, hearing=hearing, how=how, after=after, batch_size=batch_size, every=every)
+    run = Inference(file, deadline, begin=begin, hearing=hearing, how=how, after=in_time(after) if isinstance(after, (list,tuple)) else after, batch_size=batch_size, every=every)
     run.write(begin)
     return run.go(bundles, precision=precision, weights=weights, threads=threads)
 

@@ -265,6 +265,20 @@ def test_a_moved_window_hears_what_follows(tmp_path):
     assert last[1][1].shape[-1] == 250 and np.array_equal(last[0][1][:, 1:], last[1][1][:, :-1]), "at the end of the recording there is one frame to move to"
 
 
+def test_steps_see_the_rows_of_a_recording_in_the_order_of_time(tmp_path):
+    from audiotag.postprocess import Halve, Smooth, apply_steps
+
+    comp = soundscape(tmp_path / "d", n=3)
+    b = sealed(tmp_path / "b", comp.classes, n=1)
+    infer(b, comp, tmp_path / "plain.csv")
+    steps, straight = (Smooth(), Halve()), table(tmp_path / "plain.csv")
+    want = apply_steps(steps, straight.to_numpy(), [i.split("_")[0] for i in straight.index])
+    mixed = np.random.default_rng(0).permutation(len(comp.clips))
+    other = Competition("toy", comp.root, comp.classes, comp.clips.iloc[mixed].reset_index(drop=True), comp.template.iloc[mixed], "row_id", "lwlrap")
+    infer(b, other, tmp_path / "s.csv", after=steps)
+    assert np.abs(table(tmp_path / "s.csv").loc[straight.index].to_numpy() - want).max() < 2e-6 and np.abs(want - straight.to_numpy()).max() > 1e-3
+
+
 @pytest.mark.parametrize("front_end", [Joined(main=FE, beside=(Length(),), sample_rate=RATE), FE.replace(reading=FE.reading.replace(trim_db=60.0)),
                                        FE.replace(reading=FE.reading.replace(pad_to_s=3.0))], ids=["joined", "trimmed", "padded"])
 def test_front_ends_without_a_time_axis_hear_clip_by_clip(tmp_path, front_end):
