@@ -201,7 +201,7 @@ class Trust:
     @property
     def advice(self)->tuple[str,str,str]: return _about_score(self),_about_leaks(self),_about_test(self)
 
-# %% ../nbs/86_trust.ipynb #2c50468d
+# %% ../nbs/86_trust.ipynb #6822e655
 def _about_score(t):
     best = t.scores.iloc[-1]
     width = (best.high-best.low)/2
@@ -218,8 +218,8 @@ def _about_leaks(t):
     across,test = (t.duplicates[t.duplicates['where']==w] for w in ('across folds','train and test'))
     said = []
     if len(t.leaks): said.append('; '.join(f'{r.groups} {r.kind} groups lie in several folds ({r.example})' if r.kind!='scored what it was trained on' else f'a network {r.kind}: {r.example}' for r in t.leaks.itertuples()))
-    if len(across): said.append(f'{len(across)} pairs of clips in different folds hold the same recording, such as {across.a.iloc[0]} and {across.b.iloc[0]}')
-    if len(test): said.append(f'{len(test)} test clips or cuts of them are also in the training set, such as {test.a.iloc[0]} and {test.b.iloc[0]}')
+    for table,what in ((across, 'in different folds'), (test, 'of which one is a test clip')):
+        if n := len(table): said.append(f"{n} pair{'s' if n>1 else ''} of clips {what} hold{'' if n>1 else 's'} one recording, such as {table.a.iloc[0]} and {table.b.iloc[0]}")
     if not said: return 'Nothing leaks that could be found: no recording lies in two folds'+(', and none of the test is in the training set.' if t.tested else '.')
     return 'The score is too good to be true to some degree: '+'; '.join(said)+': give such clips one group and train again.'
 

@@ -175,7 +175,7 @@ def test_planted_duplicates_are_found_and_named(home):
     pairs = {tuple(sorted(o)): w for *o, w in found.duplicates[["a", "b", "where"]].to_numpy()}
     assert set(pairs) == {tuple(sorted(p)) for p in home["pairs"]}
     curated, test = next(p for p in home["pairs"] if p[1] in set(home["test"].clip_id))
-    assert pairs[tuple(sorted((curated, test)))] == "train and test" and "1 test clips" in found.advice[1]
+    assert pairs[tuple(sorted((curated, test)))] == "train and test" and "1 pair of clips of which one is a test clip" in found.advice[1]
     assert len(found.advice) == 3 and all(o.endswith(".") for o in found.advice)
     joined = join_duplicates(home["run"].clips, found.duplicates)
     again = assign_folds(joined, n_folds=2, seed=0).set_index("clip_id").fold
@@ -236,7 +236,7 @@ def alike(tmp_path_factory):
 
 def test_sets_that_are_alike_cannot_be_told_apart(alike):
     auc, low, high = separability(facts_table(alike), (alike.source == "test").to_numpy())
-    assert low < 0.6 and auc < 0.65
+    assert low < 0.6 and auc < 0.7  # of 60 and 60 clips the AUC strays by about .05
 
 
 @pytest.mark.parametrize("fact", [*CHANGES, "codec"])
