@@ -244,7 +244,7 @@ def judge(
     loss = said['metric'][0]-said['metric'][1]
     return {**said, 'kept': bool(loss<=gate.metric_loss), 'said': f'loses {loss:.4f} out of fold, {gate.metric_loss:g} allowed'}
 
-# %% ../nbs/81_openvino.ipynb #3415444a
+# %% ../nbs/81_openvino.ipynb #f1c7cc8c
 PRECISIONS = ('int8','fp16','fp32') # in the order in which they are tried
 
 def _stored(graph, precision:str, folder:Path, name:str='graph'):
@@ -255,6 +255,7 @@ def _stored(graph, precision:str, folder:Path, name:str='graph'):
 
 def _try(bundle:Bundle, i:int, precision:str, front, graph, torch_scores, evidence:Evidence, gate:Gate, looks, folder:Path)->tuple: # verdict, graph
     "One member in one precision."
+    if precision!='fp32' and evidence.truth is None: raise AudiotagError('there are no labelled clips to measure its loss on')
     if precision=='int8':
         shown = [bundle.windows.cut(_plain(evidence.features(c)), fill=bundle.front_end.fill) for c in evidence.calibration[i]]
         graph = to_int8(graph, [_heard(front, _first(x)) for x in shown])
