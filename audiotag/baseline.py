@@ -6,7 +6,7 @@
 __all__ = ['clip_statistics', 'forest_scores', 'fold_forests', 'baseline_table', 'baseline_front_end', 'hear_statistics',
            'Baseline', 'run_baseline']
 
-# %% ../nbs/64_baseline.ipynb #12dd813f
+# %% ../nbs/64_baseline.ipynb #8e51f325
 import math, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from sklearn.ensemble import RandomForestClassifier
 from .audio import Reading, audio_info
 from .competitions import Competition, class_prior, targets
 from .core import AudiotagError, derive_seed, progress
-from .features import FrontEnd, LogMel
+from .features import FrontEnd, LogMel, Waveform, parts
 from .folds import assign_folds
 from .metrics import metric_named
 from .stages import Run
@@ -81,14 +81,20 @@ def fold_forests(
         out[name] = metric_named(metric)(y[curated], p[curated]),p[curated],new
     return out
 
-# %% ../nbs/64_baseline.ipynb #bc74e8e5
+# %% ../nbs/64_baseline.ipynb #ab567e4c
 def baseline_table(
     run:Run, # its store and folds are used; it need not be finished
 )->pd.DataFrame: # index: what was trained on; one column, the recipe's metric out of fold on the curated clips
     "Out-of-fold score of the forest, trained on curated clips alone and on curated + noisy."
-    x = np.stack([clip_statistics(run.store[c]) for c in progress(list(run.clips.clip_id), label='baseline')])
+    x = np.stack([clip_statistics(_heard(run, c)) for c in progress(list(run.clips.clip_id), label='baseline')])
     found = fold_forests(run.clips, x, targets(run.clips, run.classes), metric=run.recipe.metric, seed=run.recipe.seed)
     return pd.DataFrame({f'{run.recipe.metric} curated': {name: o[0] for name,o in found.items()}}).rename_axis('random forest on')
+
+def _heard(run, clip_id):
+    "What the store has of a clip, a wave as its log-mel: a forest cannot hear waves."
+    x = run.store[clip_id] if isinstance(run.store[clip_id], tuple) else (run.store[clip_id],)
+    if not isinstance(parts(run.recipe.stored)[0], Waveform): return x
+    return baseline_front_end(run.recipe.front_end.sample_rate)(x[0][0]), *x[1:]
 
 # %% ../nbs/64_baseline.ipynb #a46acb2f
 def baseline_front_end(
