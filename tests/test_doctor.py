@@ -91,7 +91,7 @@ FATAL = {
     "a column twice": lambda g: "\n".join(o + "," + o.split(",")[-1] for o in g.split("\n") if o), "a column less": lambda g: "\n".join(o.rsplit(",", 1)[0] for o in g.split("\n") if o),
     "one cell more": lambda g: g.replace("\n", ",0\n", 3).replace(",0\n", "\n", 1), "a hole": cell(""), "nan": cell("nan"), "NA": cell("NA"), "null": cell("null"), "inf": cell("inf"), "-inf": cell("-Infinity"),
     "1e400": cell("1e400"), "decimal comma": cell('"0,5"'), "open comma": cell("0,5"), "bool": cell("True"), "text": cell("high"), "percent": cell("50%"), "underscores": cell("1_000"), "hex": cell("0x1F"),
-    "two points": cell("0.5.1"), "a tuple": cell('"(0.5,)"'), "a tensor": cell("tensor(0.5)"), "Arabic digits": cell("٠.٥"), "a line break": cell('"0.5\n0.5"'), "an open quote": cell('"0.5'), "complex": cell("1j"),
+    "two points": cell("0.5.1"), "a tuple": cell('"(0.5,)"'), "a tensor": cell("tensor(0.5)"), "Arabic digits": cell("٠.٥"), "a line break": cell('"0.5\n0.5"'), "a line break behind": cell('"0.5\n"'), "a tab before": cell("\t0.5"), "an open quote": cell('"0.5'), "complex": cell("1j"),
     "zip": lambda g: b"PK\3\4" + g.encode(), "UTF-16": lambda g: g.encode("utf-16"), "zeros": lambda g: bytes(5000), "binary": lambda g: os.urandom(3000), "latin": lambda g: g.replace("wav", "wäv").encode("latin-1"),
     "huge": lambda g: rows(g)[0] + "".join(rows(g)[1:]) * 3000, "one long line": lambda g: "0" * 3_000_000, "a long cell": cell("0." + "5" * 300_000), "JSON": lambda g: '{"fname": 1}', "html": lambda g: "<html>" + g,
 }

@@ -319,6 +319,23 @@ def one_file(root, path):
     return Competition("toy", root, ("a", "b", "c"), clips, pd.DataFrame([[path.name, "0", "0", "0"]], columns=["id", "a", "b", "c"]), "id", "lwlrap")
 
 
+def test_a_piece_that_cannot_be_read_costs_the_row(tmp_path, monkeypatch):
+    path = tmp_path / "x.wav"
+    write_long(path, 60)
+    comp, honest = one_file(tmp_path, path), LogMel.read
+    b = sealed(tmp_path / "b", comp.classes, n=1)
+
+    def read(self, path, *, start_s=None, end_s=None):
+        if start_s and 20 < start_s < 30:
+            raise AudiotagError("the disk gave an error", file=path)
+        return honest(self, path, start_s=start_s, end_s=end_s)
+
+    monkeypatch.setattr(LogMel, "read", read)
+    report = infer(b, comp, tmp_path / "s.csv", hearing=Hearing(piece_s=10.0))
+    assert report.scored == 0 and "the disk gave an error" in report.prior["x.wav"]
+    assert table(tmp_path / "s.csv").to_numpy() == pytest.approx(np.linspace(0.1, 0.4, 3)[None])
+
+
 @pytest.mark.parametrize("front_end", [FE, FE.replace(center=False), FE.replace(deltas=2), FE.replace(sample_rate=11025, f_max=None), FE.replace(pad_mode="reflect")],
                          ids=["plain", "not centred", "deltas", "resampled", "reflected"])
 @pytest.mark.parametrize("seconds", [5.0, 60.0, 61.37])
