@@ -6,10 +6,10 @@
 __all__ = ['AudiotagError', 'did_you_mean', 'a_few', 'Config', 'config_from_dict', 'require_same', 'set_fields', 'atomic_path',
            'write_bytes', 'write_text', 'write_json', 'read_json', 'write_parquet', 'read_parquet_table',
            'read_parquet', 'atomic_folder', 'folder_kind', 'claim_folder', 'locked', 'derive_seed', 'rng',
-           'file_sha256', 'say', 'progress']
+           'file_sha256', 'say', 'progress', 'keep_memory']
 
-# %% ../nbs/00_core.ipynb #abd35499
-import difflib, errno, fcntl, hashlib, json, os, shutil, sys, time, types, typing
+# %% ../nbs/00_core.ipynb #3b660c7a
+import ctypes, difflib, errno, fcntl, hashlib, json, os, shutil, sys, time, types, typing
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -372,3 +372,11 @@ def progress(
             last,rate = now, n/max(now-start, 1e-9)
             left = f', {(total-n)/rate:.0f} s left' if total else ''
             say(f"{label}: {n}{f'/{total}' if total else ''} {unit}, {rate:.1f} {unit}/s{left}")
+
+# %% ../nbs/00_core.ipynb #a1301641
+def keep_memory()->bool: # False where there is no glibc
+    "Tell glibc's allocator to keep big blocks; call it before the first big tensor is made."
+    try: mallopt = ctypes.CDLL('libc.so.6').mallopt
+    except (OSError, AttributeError): return False
+    m_trim_threshold, m_mmap_max = -1, -4
+    return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2_000_000_000))

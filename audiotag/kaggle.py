@@ -275,7 +275,7 @@ The files are safetensors and JSON; opening them runs no code. With the audiotag
     infer(find_input('{slug}', sentinel='bundle.json'), find_input('THE-COMPETITION', sentinel='sample_submission.csv'))
 """
 
-# %% ../nbs/90_kaggle.ipynb #f57e64ab
+# %% ../nbs/90_kaggle.ipynb #ad9f0ff0
 def pack_weights(
     run, # a finished `audiotag.stages.Run`
     folder, # the dataset's folder, usually kaggle_datasets/NAME
@@ -296,7 +296,7 @@ def pack_weights(
     members = [dict(stage=s, fold=k, oof=_fold_scores(run, s, k), state=run.model(s, k).state_dict()) for s in recipe.members for k in range(recipe.n_folds)]
     with atomic_folder(folder, replace=True) as part:
         seal(part, name=recipe.name, classes=run.classes, front_end=recipe.front_end, windows=recipe.windows, activation=recipe.activation, model=recipe.model,
-             members=members, prior=class_prior(run.clips, run.classes), about={'recipe': recipe.hash, 'competition': run.competition, 'oof': scores}, extra=files, replace=True)
+             members=members, prior=class_prior(run.clips, run.classes), about={'recipe': recipe.hash, 'layout': recipe.layout, 'competition': run.competition, 'oof': scores}, extra=files, replace=True)
         write_manifest(part, 'weights', readme=readme)
         dataset_files(part)
     return folder

@@ -6,7 +6,7 @@
 __all__ = ['PRECISIONS', 'to_graph', 'compiled', 'graph_run', 'head_of', 'to_int8', 'Gate', 'Evidence', 'evidence_of',
            'evidence_in', 'judge', 'export_bundle', 'graph_table', 'open_members']
 
-# %% ../nbs/81_openvino.ipynb #3fa930ab
+# %% ../nbs/81_openvino.ipynb #7e5c769f
 import math, re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .bundle import Bundle, Ensemble, Member, _greedy, _network, by_front_end, open_bundles, reseal, torch_run
 from .competitions import targets
-from .core import AudiotagError, Config, config_from_dict, did_you_mean, progress, rng
+from .core import AudiotagError, Config, config_from_dict, did_you_mean, keep_memory, progress, rng
 from .features import FrontEnd, Joined
 from .metrics import lwlrap, metric_named
 from .windows import batches
@@ -416,7 +416,7 @@ def _graph_of(bundle:Bundle, whole, entry:dict, example):
         if o.partial_shape.is_dynamic or math.prod(o.shape)>2**28: refuse(f'has an intermediate result of {o.partial_shape}')
     return one
 
-# %% ../nbs/81_openvino.ipynb #9845cf04
+# %% ../nbs/81_openvino.ipynb #0c3c5bea
 def open_members(
     bundle, # a folder, an open `Bundle`, an `Ensemble`, or a list of folders or bundles
     *,
@@ -441,6 +441,7 @@ def open_members(
 
 def _by_torch(bundle, index, threads):
     import torch
+    keep_memory()
     if threads: torch.set_num_threads(threads)
     return torch_run(bundle.model(index), bundle.activation)
 

@@ -6,7 +6,7 @@
 __all__ = ['Picked', 'Stage', 'warm_up', 'Recipe', 'pick', 'ancestry', 'check_out_of_fold', 'Run', 'open_run', 'run_stages',
            'is_finished', 'stage_table']
 
-# %% ../nbs/61_stages.ipynb #a0504221
+# %% ../nbs/61_stages.ipynb #84318e13
 import hashlib, json, math, re, numpy as np, pandas as pd, torch
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from . import losses
 from .augment import spec, wave  # with losses and models: the kinds that a recipe.json may name
 from .models import cnn, freesound, raw, sed, timm
-from .core import (AudiotagError, Config, claim_folder, config_from_dict, derive_seed, did_you_mean,
+from .core import (AudiotagError, Config, claim_folder, config_from_dict, derive_seed, did_you_mean, keep_memory,
                            file_sha256, folder_kind, locked, read_json, read_parquet, require_same, say, write_json, write_parquet)
 from .competitions import CLIP_COLUMNS, targets
 from .data import fold_loaders
@@ -22,7 +22,7 @@ from .features import FrontEnd, Joined, Waveform, parts
 from .folds import assign_folds
 from .metrics import METRICS, per_clip_lwlrap
 from .store import build_stores, open_store
-from .train import OPTIMIZERS, BestEpoch, Ema, OneCycle, Schedule, keep_memory, load_weights, train_fold
+from .train import OPTIMIZERS, BestEpoch, Ema, OneCycle, Schedule, load_weights, train_fold
 from .windows import Windows, score_clips
 
 # %% ../nbs/61_stages.ipynb #f1809fd8
@@ -96,7 +96,7 @@ def warm_up(
 def _known(name, names, field, what):
     if name not in names: raise AudiotagError(f'{name!r} is no {what}', field=field, fix=did_you_mean(name, names))
 
-# %% ../nbs/61_stages.ipynb #e5c78cab
+# %% ../nbs/61_stages.ipynb #8ed91127
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Config):
     "All settings of a system."
@@ -114,7 +114,7 @@ class Recipe(Config):
     metric:str='lwlrap' # what the competition scores; 'lrap', 'accuracy' and 'macro_auc' are the others
     n_folds:int=10
     precision:str='auto' # of training; see `audiotag.train.autocast_dtype`
-    keep_memory:bool=True # see `audiotag.train.keep_memory`
+    keep_memory:bool=True # see `audiotag.core.keep_memory`
     seed:int=0
 
 # %% ../nbs/61_stages.ipynb #4577301f

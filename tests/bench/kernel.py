@@ -226,7 +226,7 @@ def prepared(root, name, tiny, n):
     folder = root / f"{name}-{n}{'-tiny' if tiny else ''}"
     if not (folder / "ready").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        from audiotag.train import keep_memory
+        from audiotag.core import keep_memory
         keep_memory()
         print(f"{name}: training five networks briefly, and exporting them", flush=True)
         SYSTEMS[name][0](folder, tiny, n)

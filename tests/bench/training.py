@@ -8,7 +8,8 @@ CODE = """
 import json, sys, time, torch
 from audiotag.losses import BCE
 from audiotag.models.cnn import CNNModel1
-from audiotag.train import autocast_dtype, keep_memory
+from audiotag.core import keep_memory
+from audiotag.train import autocast_dtype
 keep, width, precision, threads = json.loads(sys.argv[1])
 if keep: assert keep_memory()
 torch.set_num_threads(threads); torch.manual_seed(0)
