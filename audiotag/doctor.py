@@ -110,13 +110,13 @@ def _alike(lacks, more)->str:
         if (same := sum(rule(o) in wanted for o in more)): return f'{same} ids {what}'
     return ''
 
-# %% ../nbs/75_doctor.ipynb #bab65789
-_PLAIN = re.compile(r'[^0-9eE+\-. \n]')
+# %% ../nbs/75_doctor.ipynb #9ed14bf1
+_PLAIN = re.compile(r'[^0-9eE+\-. ]')
 
 def _numbers(column:list)->np.ndarray:
     "The numbers of a column of cells, NaN for each that is none."
     values = pd.to_numeric(pd.Series(column, dtype=object), errors='coerce').to_numpy(dtype=float)
-    if _PLAIN.search('\n'.join(column)): values = np.where([bool(_PLAIN.search(o)) or '\n' in o for o in column], np.nan, values)
+    if _PLAIN.search(' '.join(column)): values = np.where([bool(_PLAIN.search(o)) for o in column], np.nan, values)
     return values
 
 def _check_numbers(rows, header, columns)->list:
