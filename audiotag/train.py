@@ -35,7 +35,9 @@ def autocast_dtype(
     else: native = getattr(torch.cpu, '_is_avx512_bf16_supported', lambda: False)()
     return torch.bfloat16 if precision=='bf16' or (precision=='auto' and native) else None
 
-# %% ../nbs/60_train.ipynb #83d31f27
+# %% ../nbs/60_train.ipynb #56826289
+def _device(dls): return getattr(dls, 'device', None) or 'cpu'
+
 class EpochSeed(Callback):
     "At the start of each epoch: seed torch, and send the training loader to the draws of this epoch."
     order = -5
@@ -44,13 +46,13 @@ class EpochSeed(Callback):
         torch.manual_seed(derive_seed(self.seed, 'epoch', self.epoch))
         if hasattr(self.dls.train, 'set_epoch'): self.dls.train.set_epoch(self.epoch)
 
-# %% ../nbs/60_train.ipynb #417a9594
+# %% ../nbs/60_train.ipynb #3b16558d
 class Augment(Callback):
     "Pass each training batch through augmentations, seeded by epoch and batch; and waves through the front end, if there is one."
     order = 5
     def __init__(self, augmentations, seed:int, front_end=None): self.augmentations,self.seed,self.front_end = augmentations,seed,front_end
     def before_fit(self):
-        gpu = torch.device(getattr(self.dls, 'device', None) or 'cpu').type!='cpu'
+        gpu = torch.device(_device(self.dls)).type!='cpu'
         if self.front_end: self.hear = self.front_end.layer().to(self.dls.device) if gpu else partial(_one_by_one, self.front_end)
     def before_batch(self):
         now = [a for a in self.augmentations if self.training and (a.until_epoch is None or self.epoch<a.until_epoch)]
@@ -67,13 +69,13 @@ def _one_by_one(front_end, waves):
     x = torch.from_numpy(np.stack([front_end(w) for w in waves.numpy()]))
     return x if x.ndim==4 else x[:,None]
 
-# %% ../nbs/60_train.ipynb #2889f921
+# %% ../nbs/60_train.ipynb #91390d29
 class Precision(Callback):
     "Channels-last batches, and the forward pass under autocast when `dtype` is given; the loss is taken in fp32."
     order = 10
     def __init__(self, dtype:torch.dtype|None): self.dtype = dtype
     def before_fit(self):
-        if self.dtype: self.model.forward = torch.autocast(torch.device(getattr(self.dls, 'device', None) or 'cpu').type, dtype=self.dtype)(self.model.forward)
+        if self.dtype: self.model.forward = torch.autocast(torch.device(_device(self.dls)).type, dtype=self.dtype)(self.model.forward)
     def after_fit(self): vars(self.model).pop('forward', None)
     def before_batch(self): self.learn.xb = tuple(x.contiguous(memory_format=torch.channels_last) if x.ndim==4 else x for x in self.xb)
     def after_pred(self): self.learn.pred = self.pred.float()
@@ -211,10 +213,10 @@ class Checkpoint(Callback):
         write_bytes(self.path, _pack(self.model.state_dict(), self.opt, kept, epoch=self.epoch+1, history=self.history, keeper=facts))
         say(f'{self.label} epoch {self.epoch+1}/{self.n_epoch}: loss {train:.4f}, valid {valid:.4f}, {self.metric} {score:.3f} ({seconds:.1f} s)')
 
-# %% ../nbs/60_train.ipynb #6e4614f7
+# %% ../nbs/60_train.ipynb #1a7b6607
 def _restore(learn:Learner, path:Path, keeper:Keeper|None)->tuple[int,list]: # first epoch to run, history so far
     "Put a checkpoint's weights and optimiser state into a Learner, and what was kept into its keeper."
-    device = getattr(learn.dls, 'device', None) or 'cpu'
+    device = _device(learn.dls)
     groups,facts = _unpack(path)
     groups = {g: {k: v.to(device) for k,v in tensors.items()} for g,tensors in groups.items()}
     learn.model.to(device).load_state_dict(groups['model'])
@@ -233,7 +235,7 @@ def load_weights(model:nn.Module, path)->nn.Module:
     except RuntimeError as e: raise AudiotagError(f'holds the weights of another model ({str(e).splitlines()[-1].strip()})', file=path) from None
     return model
 
-# %% ../nbs/60_train.ipynb #0ce8b530
+# %% ../nbs/60_train.ipynb #782f72ba
 def train_fold(
     model:nn.Module, # already seeded, or with the weights of the stage before
     dls, # `audiotag.data.fold_loaders`
@@ -257,10 +259,9 @@ def train_fold(
     "Train to the end, from the last finished epoch if there is one; `model` ends with the final weights."
     folder = Path(folder)
     if not _is_whole(folder/'weights.safetensors'):
-        dtype = autocast_dtype(precision, getattr(dls, 'device', None) or 'cpu')
         learn = Learner(dls, model.to(memory_format=torch.channels_last), loss_func=loss, opt_func=OPTIMIZERS[optimizer], lr=lr, wd=wd, metrics=fold_metric(metric))
         save = Checkpoint(folder/'checkpoint.safetensors', label, keeper=keeper, metric=metric)
-        _fit(learn, save, epochs, lr, schedule, [EpochSeed(seed), Augment(augment, seed, front_end), Precision(dtype), *cbs])
+        _fit(learn, save, epochs, lr, schedule, [EpochSeed(seed), Augment(augment, seed, front_end), Precision(autocast_dtype(precision, _device(dls))), *cbs])
     (folder/'checkpoint.safetensors').unlink(missing_ok=True)
     load_weights(model, folder/'weights.safetensors')
     return read_json(folder/'history.json')
@@ -282,7 +283,7 @@ def _fit(learn, save, epochs, lr, schedule, cbs):
     write_json(save.path.with_name('history.json'), save.history)
     write_bytes(save.path.with_name('weights.safetensors'), _pack(learn.model.state_dict()))
 
-# %% ../nbs/60_train.ipynb #446db42a
+# %% ../nbs/60_train.ipynb #ea8616be
 def find_lr(
     model:nn.Module, # not changed
     dls, # `audiotag.data.fold_loaders`
@@ -294,7 +295,7 @@ def find_lr(
     show_plot:bool=True,
 )->float:
     "The learning rate where the loss falls fastest (fastai's `valley`); good for `Stage.lr`."
-    dtype = autocast_dtype(precision, getattr(dls, 'device', None) or 'cpu')
+    dtype = autocast_dtype(precision, _device(dls))
     with tempfile.TemporaryDirectory() as d:
         learn = Learner(dls, copy.deepcopy(model).to(memory_format=torch.channels_last), loss_func=loss, opt_func=Adam, path=d, cbs=[Augment((), 0, front_end), Precision(dtype)])
         with learn.no_bar(), learn.no_logging(): return learn.lr_find(num_it=num_it, suggest_funcs=(valley,), show_plot=show_plot).valley
