@@ -445,7 +445,7 @@ class Ensemble:
         "The names of all files that belong to the bundles."
         return [f'{b.prefix}{f}' for b in self.bundles for f in ('bundle.json', *b.files)]
 
-# %% ../nbs/80_bundle.ipynb #97cca1ad
+# %% ../nbs/80_bundle.ipynb #8c4797fe
 def join_bundles(
     folder, # must not exist, unless `replace`
     bundles, # of `Bundle`, or their folders
@@ -460,7 +460,7 @@ def join_bundles(
     e = Ensemble([b if isinstance(b, Bundle) else Bundle(b) for b in bundles], combiner)
     if len(e.bundles)>26: raise AudiotagError(f'{len(e.bundles)} bundles are too many for one folder', field='bundles', fix='give up to 26')
     e.check_files()
-    parts = [{'prefix': prefix, 'name': b.name, 'sha256': b.about['sha256']} for prefix,b in zip(_prefixes, e.bundles)]
+    parts = [{'prefix': prefix, 'name': b.name, 'layout': b.about.get('layout'), 'sha256': b.about['sha256']} for prefix,b in zip(_prefixes, e.bundles)]
     about = {'schema': SCHEMA, 'name': name, 'classes': list(e.classes), 'prior': [float(p) for p in e.prior], 'parts': parts,
              'combiner': combiner.to_dict(), **(about or {}), 'versions': versions()}
     with atomic_folder(folder, replace=replace) as part:

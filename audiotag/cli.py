@@ -108,7 +108,7 @@ def _list_again(folder):
     write_manifest(folder, old.get('kind', 'weights'), **{k: v for k,v in old.items() if k not in ('kind','readme','files')})
     write_json(folder/'manifest.json', {**read_manifest(folder), 'readme': old.get('readme')})
 
-# %% ../nbs/93_cli.ipynb #fce0ceaf
+# %% ../nbs/93_cli.ipynb #ff9eb16a
 @command('pack weights', arg('run', metavar='RUN'), arg('folder', metavar='DIR', help='usually kaggle_datasets/NAME'),
          arg('--owner', default='', help='Kaggle user name, for dataset-metadata.json'),
          arg('--title', default='', help='6 to 50 characters'))
@@ -122,7 +122,7 @@ def pack(o):
 
 @command('infer', arg('--bundle', required=True, nargs='+', metavar='DIR', help='what `audiotag pack weights` made; several are joined'), _data,
          arg('--out', default='submission.csv', metavar='FILE', help='(default: submission.csv)'),
-         arg('--layout', default='freesound2019', help="how the competition's folder is read (default: freesound2019)"),
+         arg('--layout', help="how the competition's folder is read (default: as the bundle says)"),
          arg('--deadline', metavar='TIME', help="such as 90min or 4h, counted from the start of this process; the last tenth stays unused (default: take all the time)"),
          arg('--precision', default='best', help='int8, fp16, fp32, torch, or best: the fastest that passed its gate (default)'),
          arg('--weights', nargs='+', type=float, metavar='W', help='one a bundle'))
@@ -130,8 +130,8 @@ def infer(o):
     "score the test files with a bundle, in time, and write the submission"
     from audiotag.clock import Deadline
     from audiotag.competitions import load_competition
-    from audiotag.inference import bundle_classes, check_submission, infer
-    competition = load_competition(o.data, o.layout, train=False, classes=bundle_classes(o.bundle))
+    from audiotag.inference import bundle_classes, bundle_layout, check_submission, infer
+    competition = load_competition(o.data, o.layout or bundle_layout(o.bundle), train=False, classes=bundle_classes(o.bundle))
     print(infer(o.bundle, competition, o.out, deadline=Deadline(o.deadline, started='process'), precision=o.precision, weights=o.weights))
     return _print_findings(o.out, check_submission(o.out, competition))
 

@@ -44,7 +44,7 @@ def system(request, tmp_path_factory):
 
 def test_from_the_bundle_to_a_submission(system, tmp_path):
     name, data, _, _, bundle = system
-    done = audiotag("infer", "--bundle", bundle, "--data", data, "--out", tmp_path / "submission.csv", "--layout", SYSTEMS[name][2])
+    done = audiotag("infer", "--bundle", bundle, "--data", data, "--out", tmp_path / "submission.csv")
     assert done.returncode == 0, done.stderr
     competition = load_competition(data, SYSTEMS[name][2], train=False)
     assert not [f for f in check_submission(tmp_path / "submission.csv", competition) if f.kaggle]
@@ -75,7 +75,7 @@ def test_exported_it_says_the_same(system, tmp_path):
     tables = []
     for b in (bundle, copy):
         out = tmp_path / f"{b.parent.name}.csv"
-        assert audiotag("infer", "--bundle", b, "--data", data, "--out", out, "--layout", SYSTEMS[name][2]).returncode == 0
+        assert audiotag("infer", "--bundle", b, "--data", data, "--out", out).returncode == 0
         tables.append(pd.read_csv(out, index_col=0))
     if name == "universal2020":
         assert tables[0].equals(tables[1])
