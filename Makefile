@@ -25,8 +25,8 @@ test: $(READY)
 	@$(PY) -m pytest -q tests/test_house.py
 	@echo '2/3 nbdev_test: every lesson runs'
 	@$(VENV)/bin/nbdev_test --n_workers 0
-	@echo '3/3 pytest: parity, faults, end to end'
-	@$(PY) -m pytest -q --durations=10 --ignore tests/test_house.py tests
+	@echo '3/3 pytest: parity, faults, end to end; two files at a time, one thread each'
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --durations=10 --ignore tests/test_house.py tests
 
 docs: $(READY)
 	@$(VENV)/bin/nbdev_export

@@ -632,19 +632,22 @@ def opened(*args, **kwargs):
 inference.open_members = opened
 g, out = random.Random(0), root/'s.csv'
 def go(): return infer(root/'b', comp, out, batch_size=8, every=0., hearing=Hearing(workers=2))
-go()
+def child(): # forked while there is but one thread here: a lock that another one held would never be opened
+    if (pid := os.fork())==0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        try: go()
+        finally: os._exit(0)
+    return pid
+os.waitpid(child(), 0)
 most = batches[0]
 for kind in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
     states, bad = set(), 0
     for trial in range({n}):
         out.unlink(missing_ok=True)
         batches[0] = 0
-        if (pid := os.fork())==0:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            try: go()
-            finally: os._exit(0)
+        pid, end = child(), time.monotonic()+60
         at = trial*(most-1)//({n}-1)
-        while not out.exists() or batches[0]<at: time.sleep(.0005)
+        while (not out.exists() or batches[0]<at) and time.monotonic()<end: time.sleep(.0005)
         time.sleep(g.uniform(0, .006))
         os.kill(pid, kind)
         _, status = os.waitpid(pid, 0)
