@@ -8,7 +8,7 @@ __all__ = ['as_text', 'plot_history', 'class_table', 'plot_classes', 'confusion_
            'cost_table', 'recipe_table', 'ledger_counts', 'ledger_overlap', 'selection_quality', 'plot_ledger',
            'report_html', 'report']
 
-# %% ../nbs/92_report.ipynb #acb1f8b5
+# %% ../nbs/92_report.ipynb #e1306401
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np, pandas as pd
 from .competitions import targets
 from .core import AudiotagError, read_json, say, write_text
 from .desk import Desk, _css, _js, run_suspects
-from .metrics import METRICS, per_class_lwlrap
+from .metrics import class_report, METRICS, per_class_lwlrap
 from .page import PALETTE, esc, facts_html, figures_html, page, svg, table_html
 from .recipes import get_recipe
 from .stages import Picked, Run, is_finished, stage_table
@@ -59,18 +59,20 @@ def plot_history(
     axes[0].figure.tight_layout()
     return axes[0].figure
 
-# %% ../nbs/92_report.ipynb #a9461e46
+# %% ../nbs/92_report.ipynb #581ac50a
 def class_table(
     run:Run,
     *stages:str, # their mean is looked at; none: the members of the recipe
     source:str='curated',
-)->pd.DataFrame: # a row a class, the worst first: lwlrap out of fold, and clips
+)->pd.DataFrame: # a row a class, the worst first: lwlrap out of fold, and clips; with one label a clip also precision, recall, f1
     "Out-of-fold lwlrap of each class."
     at = (run.clips.source==source).to_numpy()
     if not at.any(): raise AudiotagError(f'the run has no {source!r} clips', file=run.folder)
     truth = targets(run.clips[at], run.classes)
-    each,_ = per_class_lwlrap(truth, run.oof(*(stages or run.recipe.members)).to_numpy()[at])
+    scores = run.oof(*(stages or run.recipe.members)).to_numpy()[at]
+    each,_ = per_class_lwlrap(truth, scores)
     table = pd.DataFrame({'lwlrap': each, 'clips': truth.sum(0).astype(int)}, index=pd.Index(run.classes, name='class'))
+    if run.recipe.activation=='softmax': table = table.join(class_report(truth, scores, run.classes)[['precision','recall','f1']])
     return table.sort_values('lwlrap')
 
 def plot_classes(run:Run, *stages:str, source:str='curated'):

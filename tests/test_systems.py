@@ -93,6 +93,15 @@ def test_the_notebooks_run_from_top_to_bottom(system, tmp_path):
     assert len(pd.read_csv(tmp_path / "infer" / "submission.csv")) == 6
 
 
+def test_the_report(system):
+    "With one label a clip it has each class's F1."
+    name, _, _, run, _ = system
+    done = audiotag("report", run, "--out", run / "page.html")
+    assert done.returncode == 0, done.stderr
+    page = (run / "page.html").read_text()
+    assert ("recall" in page) == (name == "universal2020") and len(page) < 15e6
+
+
 def test_the_inference_notebooks_are_one_notebook():
     "They differ in titles, parameters, the layout's name and the last look, and in nothing else."
     code = {}
