@@ -251,12 +251,12 @@ def _fits(self:Bundle)->bool:
     members = 0<len(self.members)<=1000 and all(map(whole, self.members)) and once('stage','fold','model') and once('file','prefix')
     return kinds and classes and prior and members and all(map(self._graph_fits, self.graphs))
 
-# %% ../nbs/80_bundle.ipynb #9e483aac
+# %% ../nbs/80_bundle.ipynb #69c69f74
 @patch
 def _graph_fits(self:Bundle, g)->bool:
     "Whether an entry of `graphs` (what was tried for a member, and what was kept) is whole."
     whole = isinstance(g, dict) and type(g.get('member')) is int and 0<=g['member']<len(self.members) and type(g.get('kept')) is bool
-    if not whole or not isinstance(g.get('said'), str) or g.get('precision') not in ('fp32','fp16','int8'): return False
+    if not whole or not isinstance(g.get('said'), str) or g.get('precision') not in ('fp32','fp16','int8') or type(g.get('shared', False)) is not bool: return False
     numbers = [g.get('difference') or 0, g.get('golden', 0), *(g.get('metric') or ())]
     if not all(type(v) in (int,float) and math.isfinite(v) for v in numbers): return False
     file = g.get('file')

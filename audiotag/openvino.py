@@ -6,7 +6,7 @@
 __all__ = ['PRECISIONS', 'to_graph', 'compiled', 'graph_run', 'head_of', 'to_int8', 'Gate', 'Evidence', 'evidence_of',
            'evidence_in', 'judge', 'export_bundle', 'graph_table', 'open_members']
 
-# %% ../nbs/81_openvino.ipynb #7e5c769f
+# %% ../nbs/81_openvino.ipynb #4536c26e
 import math, re
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from .competitions import targets
 from .core import AudiotagError, Config, config_from_dict, did_you_mean, keep_memory, progress, rng
 from .features import FrontEnd, Joined
 from .metrics import lwlrap, metric_named
+from .shared import shared_pass, strips
 from .windows import batches
 
 # %% ../nbs/81_openvino.ipynb #096fb973
@@ -77,13 +78,14 @@ def compiled(
     if cache is not None: options['CACHE_DIR'] = str(cache)
     return _core.compile_model(graph, 'CPU', options)
 
-# %% ../nbs/81_openvino.ipynb #c03d49f5
+# %% ../nbs/81_openvino.ipynb #09502586
 def graph_run(
     model, # what `compiled` gives
     activation:str, # 'sigmoid' or 'softmax'
     *,
     sub_batch:int=4, # windows a request, where the graph leaves the batch open
     front=None, # a front end that comes before the graph
+    hop:int|None=None, # of the windows, for a graph that takes strips of them
 )->Callable: # windows (n, C, bands, frames), or a tuple of such -> probabilities (n, classes)
     "A compiled graph as a function of windows; one caller at a time."
     import openvino as ov
@@ -95,14 +97,18 @@ def graph_run(
         x = _heard(front, x)
         inputs = [np.asarray(o, np.float32) for o in (x if isinstance(x, tuple) else (x,))]
         logits.clear()
-        for i in range(0, len(inputs[0]), size):
-            queue.start_async(dict(enumerate(_filled(o[i:i+size], size, batch.is_static) for o in inputs)), i)
+        for i,piece in _pieces(inputs, size, batch.is_static, hop): queue.start_async(dict(enumerate(piece)), i)
         queue.wait_all()
         p = np.concatenate([logits[i] for i in sorted(logits)])[:len(inputs[0])] if logits else np.zeros((0, n_classes), np.float32)
         return _probability(p, activation)
     return run
 
-# %% ../nbs/81_openvino.ipynb #0885bb02
+# %% ../nbs/81_openvino.ipynb #fcd41f78
+def _pieces(inputs, size:int, fixed:bool, hop:int|None):
+    "Yield (number of the first window, inputs of a request)."
+    if hop: yield from ((i, [strip]) for i,_,strip in strips(inputs[0], hop, singles=size))
+    else: yield from ((i, [_filled(o[i:i+size], size, fixed) for o in inputs]) for i in range(0, len(inputs[0]), size))
+
 def _filled(o, size:int, fixed:bool):
     "A last batch that is too short for a graph of fixed size is filled with its own first window."
     o = np.ascontiguousarray(o)
@@ -154,12 +160,12 @@ def to_int8(
     except (RuntimeError, ValueError, TypeError, KeyError, nncf.errors.InternalError, nncf.errors.ValidationError, nncf.errors.UnsupportedModelError) as e:
         raise AudiotagError(f'nncf cannot quantise this network ({type(e).__name__}: {str(e).strip().splitlines()[0][:200]})') from None
 
-# %% ../nbs/81_openvino.ipynb #7852f20a
+# %% ../nbs/81_openvino.ipynb #95a488d8
 @dataclass(frozen=True, kw_only=True)
 class Gate(Config):
     "What an exported member must keep to."
     max_difference:float=1e-4 # of a probability from torch's, for fp32
-    metric_loss:float=.002 # out of fold, for fp16 and int8
+    metric_loss:float=.002 # out of fold, for fp16, int8 and shared passes
     def check(self):
         self.require(0<=self.max_difference<=1, 'max_difference', 'give a difference of probabilities')
         self.require(0<=self.metric_loss<=1, 'metric_loss', 'give a loss of the metric')
@@ -224,7 +230,7 @@ def _judged_scores(run, bundle:Bundle, evidence:Evidence, ids)->tuple:
             at = ends[-1]
     return np.concatenate(raw), np.stack(scores)
 
-# %% ../nbs/81_openvino.ipynb #0358eb33
+# %% ../nbs/81_openvino.ipynb #3c3f8693
 def judge(
     precision:str, # 'fp32', 'fp16' or 'int8'
     torch_scores, # as `_judged_scores` gives them: (windows, classes) and (clips, classes)
@@ -233,18 +239,19 @@ def judge(
     gate:Gate,
     truth=None, # (clips, classes)
     metric:Callable=lwlrap,
+    shared:bool=False, # the graph takes strips: no precision is exact then
 )->dict: # kept, difference, metric (torch's and the graph's, or None), said
     "Whether a graph agrees with torch, and why or why not."
     difference = float(np.abs(torch_scores[0]-graph_scores[0]).max())
     said = dict(kept=False, precision=precision, difference=difference, metric=None)
     if truth is not None: said['metric'] = [float(metric(truth, s[1])) for s in (torch_scores, graph_scores)]
-    if precision=='fp32':
+    if precision=='fp32' and not shared:
         return {**said, 'kept': difference<=gate.max_difference, 'said': f'probabilities within {difference:.1g} of torch, {gate.max_difference:g} allowed'}
     if truth is None: return {**said, 'said': 'there are no labelled clips to measure its loss on'}
     loss = said['metric'][0]-said['metric'][1]
     return {**said, 'kept': bool(loss<=gate.metric_loss), 'said': f'loses {loss:.4f} out of fold, {gate.metric_loss:g} allowed'}
 
-# %% ../nbs/81_openvino.ipynb #f1c7cc8c
+# %% ../nbs/81_openvino.ipynb #a7b5709e
 PRECISIONS = ('int8','fp16','fp32') # in the order in which they are tried
 
 def _stored(graph, precision:str, folder:Path, name:str='graph'):
@@ -253,42 +260,59 @@ def _stored(graph, precision:str, folder:Path, name:str='graph'):
     ov.save_model(graph, str(folder/f'{name}.xml'), compress_to_fp16=precision=='fp16')
     return ov.Core().read_model(str(folder/f'{name}.xml'))
 
-def _try(bundle:Bundle, i:int, precision:str, front, graph, torch_scores, evidence:Evidence, gate:Gate, looks, folder:Path)->tuple: # verdict, graph
+def _try(bundle:Bundle, i:int, precision:str, front, graph, torch_scores, evidence:Evidence, gate:Gate, looks, folder:Path, shared=False)->tuple: # verdict, graph
     "One member in one precision."
-    if precision!='fp32' and evidence.truth is None: raise AudiotagError('there are no labelled clips to measure its loss on')
+    if (shared or precision!='fp32') and evidence.truth is None: raise AudiotagError('there are no labelled clips to measure its loss on')
     if precision=='int8':
         shown = [bundle.windows.cut(_plain(evidence.features(c)), fill=bundle.front_end.fill) for c in evidence.calibration[i]]
         graph = to_int8(graph, [_heard(front, _first(x)) for x in shown])
-    run = graph_run(compiled(_stored(graph, precision, folder)), bundle.activation, front=front)
+    run = graph_run(compiled(_stored(graph, precision, folder)), bundle.activation, front=front, hop=bundle.windows.hop if shared else None)
     ids = evidence.held_out[i]
     truth = np.stack([evidence.truth[c] for c in ids]) if evidence.truth else None
-    said = judge(precision, torch_scores, _judged_scores(run, bundle, evidence, ids), gate=gate, truth=truth, metric=evidence.metric)
+    said = judge(precision, torch_scores, _judged_scores(run, bundle, evidence, ids), gate=gate, truth=truth, metric=evidence.metric, shared=shared)
     off = bundle.replay_scores(i, run, looks, within=None)
-    within = gate.max_difference if precision=='fp32' else max(gate.max_difference, 2*off+.01)
-    return {**said, 'clips': len(ids), 'golden': within, 'front': front.to_dict() if front is not None else None}, graph
+    within = gate.max_difference if precision=='fp32' and not shared else max(gate.max_difference, 2*off+.01)
+    return {**said, 'shared': shared, 'clips': len(ids), 'golden': within, 'front': front.to_dict() if front is not None else None}, graph
 
 def _first(x): return tuple(o[:1] for o in x) if isinstance(x, tuple) else x[:1]
 
-# %% ../nbs/81_openvino.ipynb #bad9beca
+# %% ../nbs/81_openvino.ipynb #00ca02a4
 def _export_member(bundle:Bundle, i:int, wanted, evidence:Evidence, gate:Gate, looks, folder:Path, shape:dict)->tuple: # verdicts, {precision: graph}
     "All that was tried for a member, and what was kept."
     net,verdicts,kept,ids = bundle.model(i),[],{},evidence.held_out[i]
     torch_scores = _judged_scores(torch_run(net, bundle.activation), bundle, evidence, ids)
     if evidence.oof and np.abs(torch_scores[1]-evidence.oof(i, ids)).max() > .01:
         raise AudiotagError(f'{bundle.called(i)} does not say what the run has written', file=bundle.folder, fix='pack the run again')
-    try:
-        front,inner = _split(bundle, i)
-        graph = to_graph(inner, _heard(front, looks[0]), **shape)
+    try: ways,front,refused = _ways(bundle, i, looks, **shape)
     except AudiotagError as e: return [dict(member=i, precision='fp32', kept=False, said=str(e))], {}
-    for start in wanted:
-        for precision in PRECISIONS[PRECISIONS.index(start):]:
-            if precision in kept: break
-            if any(v['precision']==precision for v in verdicts): continue
-            try: verdict,made = _try(bundle, i, precision, front, graph, torch_scores, evidence, gate, looks, folder)
-            except AudiotagError as e: verdict,made = dict(precision=precision, kept=False, said=str(e)),None
-            verdicts.append({'member': i, **verdict})
-            if verdict['kept']: kept[precision] = made; break
+    if refused: verdicts.append(dict(member=i, precision=wanted[0], shared=True, kept=False, said=refused))
+    for precision,shared in _attempts(wanted, ways, kept):
+        try: verdict,made = _try(bundle, i, precision, front, ways[shared], torch_scores, evidence, gate, looks, folder, shared)
+        except AudiotagError as e: verdict,made = dict(precision=precision, shared=shared, kept=False, said=str(e)),None
+        verdicts.append({'member': i, **verdict})
+        if verdict['kept']: kept[precision] = made
     return verdicts, kept
+
+# %% ../nbs/81_openvino.ipynb #996719ae
+def _ways(bundle:Bundle, i:int, looks, *, shared=False, **shape)->tuple: # {False: plain graph, True: shared pass}, front end or None, why there is no shared pass
+    "The graphs of a member before quantisation."
+    front,inner = _split(bundle, i)
+    example,ways = _heard(front, looks[0]),{}
+    try:
+        if shared:
+            if front is not None or isinstance(example, tuple): raise AudiotagError('takes waves or several inputs: windows share nothing that could be seen')
+            ways[True] = to_graph(shared_pass(inner, example, bundle.windows.hop), example, **shape)
+        why = ''
+    except AudiotagError as e: why = str(e)
+    return {**ways, False: to_graph(inner, example, **shape)}, front, why
+
+def _attempts(wanted, ways, kept:dict):
+    "Yield (precision, shared or not) in the order in which they are tried, looking at what was kept in between."
+    tried = set()
+    for start in wanted:
+        for way in ((p, s) for p in PRECISIONS[PRECISIONS.index(start):] for s in ways):
+            if way not in tried and way[0] not in kept: tried.add(way); yield way
+            if way[0] in kept: break
 
 # %% ../nbs/81_openvino.ipynb #0ba42f09
 def _joined_graph(graphs:dict): # {index of a member: openvino.Model} -> openvino.Model
@@ -315,7 +339,7 @@ def _graph_files(bundle:Bundle, kept:dict, folder:Path)->tuple: # files {name: b
         files.update({f'{name}{kind}': (folder/f'{name}{kind}').read_bytes() for kind in ('.xml','.bin')})
     return files, places
 
-# %% ../nbs/81_openvino.ipynb #2187fe0e
+# %% ../nbs/81_openvino.ipynb #f5a37dc9
 def export_bundle(
     bundle, # a folder, or an open `Bundle`; its folder is replaced as a whole
     evidence:Evidence, # as `evidence_of` (a run) or `evidence_in` (a store) gives it
@@ -324,17 +348,19 @@ def export_bundle(
     gate:Gate=Gate(),
     batch:int|None=None, # fixed number of windows in the graphs; None: any
     fixed_time:bool=False, # fix the length of windows in the graphs
+    shared:bool=False, # try one pass over overlapping windows before window by window: `audiotag.shared`
 )->pd.DataFrame: # `graph_table` of the new bundle
     "Give each member of a bundle a graph that agrees with it, and write files and verdicts into the bundle."
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     wanted = (precision,) if isinstance(precision, str) else tuple(precision)
     for p in wanted:
         if p not in PRECISIONS: raise AudiotagError(f'{p!r} is no precision', field='precision', fix=did_you_mean(p, PRECISIONS))
+    if shared and (batch or fixed_time): raise AudiotagError('a shared pass needs open sizes', field='shared', fix='leave batch and fixed_time alone')
     bundle.check_files()
     looks,verdicts,kept = bundle.replay_features(),[],{}
     with TemporaryDirectory() as folder:
         for i in progress(range(len(bundle.members)), label='export', unit='members'):
-            said,graphs = _export_member(bundle, i, wanted, evidence, gate, looks, Path(folder), dict(batch=batch, fixed_time=fixed_time))
+            said,graphs = _export_member(bundle, i, wanted, evidence, gate, looks, Path(folder), dict(batch=batch, fixed_time=fixed_time, shared=shared))
             verdicts += said
             kept.update({(i, p): g for p,g in graphs.items()})
         files,places = _graph_files(bundle, kept, Path(folder))
@@ -343,12 +369,12 @@ def export_bundle(
     reseal(bundle, files=files, drop=[f for f in bundle.files if f.endswith(('.xml','.bin'))], graphs=verdicts)
     return graph_table(Bundle(bundle.folder))
 
-# %% ../nbs/81_openvino.ipynb #a47aca13
+# %% ../nbs/81_openvino.ipynb #2c227ad2
 def graph_table(
     bundle:Bundle,
 )->pd.DataFrame: # a row for each graph that was tried
     "The verdicts of the gate: which graphs were kept, and why."
-    rows = [{'member': bundle.called(g['member']), 'precision': g['precision'], 'off by': g.get('difference', math.nan),
+    rows = [{'member': bundle.called(g['member']), 'precision': g['precision']+', shared'*g.get('shared', False), 'off by': g.get('difference', math.nan),
              **dict(zip(('metric, torch','metric, graph'), g.get('metric') or (math.nan, math.nan))),
              'kept': 'kept' if g['kept'] else 'refused', 'why': g['said']} for g in bundle.graphs]
     return pd.DataFrame(rows, columns=['member','precision','off by','metric, torch','metric, graph','kept','why']).set_index('member')
@@ -445,11 +471,11 @@ def _by_torch(bundle, index, threads):
     if threads: torch.set_num_threads(threads)
     return torch_run(bundle.model(index), bundle.activation)
 
-# %% ../nbs/81_openvino.ipynb #dbc059b8
+# %% ../nbs/81_openvino.ipynb #95cec470
 def _by_graph(bundle, index:int, precision:str, looks, files:dict, threads, cache)->tuple: # run or None, precision, why
     "The member's graph, ready to run and agreeing with the golden example; or why there is none."
     if precision=='torch': return None, 'torch', ''
-    tried = {g['precision']: g for g in bundle.graphs if g['member']==index}
+    tried = {g['precision']: g for g in sorted(bundle.graphs, key=lambda g: g['kept']) if g['member']==index} # what was kept wins
     wanted = [p for p in ('int8','fp32','fp16') if p in tried and tried[p]['kept'] and precision in ('best', p)]
     if not wanted: return None, 'torch', _why_not(tried, precision)
     entry = tried[wanted[0]]
@@ -459,7 +485,7 @@ def _by_graph(bundle, index:int, precision:str, looks, files:dict, threads, cach
     front = _front_of(bundle, entry)
     graph = _graph_of(bundle, files[entry['file']], entry, _heard(front, looks[0]))
     try:
-        run = graph_run(compiled(graph, threads=threads, cache=cache), bundle.activation, front=front)
+        run = graph_run(compiled(graph, threads=threads, cache=cache), bundle.activation, front=front, hop=bundle.windows.hop if entry.get('shared') else None)
         bundle.replay_scores(index, run, looks, within=entry['golden'])
     except (AudiotagError, RuntimeError) as e: return None, 'torch', f"its {entry['precision']} graph does not run here as it did at home ({str(e).strip().splitlines()[-1][:300]})"
     return run, entry['precision'], ''
