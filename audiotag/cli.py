@@ -82,11 +82,12 @@ def print_results(
         print(f"\nthe networks' {best:.3f} is {abs(gain):.3f} {'above' if gain>0 else 'BELOW'} the better forest")
     print(f'\nrun folder: {run.folder}\nnext: audiotag pack weights {shlex.quote(str(run.folder))} kaggle_datasets/NAME')
 
-# %% ../nbs/93_cli.ipynb #010d8e05
+# %% ../nbs/93_cli.ipynb #657e2e0b
 @command('export', arg('run', metavar='RUN', help='the run that the bundle was packed from: its clips are the judges'), arg('bundle', metavar='DIR', help='what `audiotag pack weights` made'),
          arg('--precision', nargs='+', default=['int8'], metavar='P', help='int8 (default), fp16 or fp32: the first to be tried, the next ones follow if it does not agree; several: each that agrees is kept'),
          arg('--max-difference', type=float, default=1e-4, help='of a probability from torch, for fp32 (default: 1e-4)'),
          arg('--metric-loss', type=float, default=.002, help='out of fold, for fp16 and int8 (default: .002)'),
+         arg('--shared', action='store_true', help='try one pass over overlapping windows first; --metric-loss decides'),
          arg('--calibrate-with', type=int, default=100, metavar='N', help='clips that show int8 the range of activations (default: 100)'))
 def export(o):
     "give the members of a bundle OpenVINO graphs, each kept only if it agrees with torch"
@@ -96,7 +97,7 @@ def export(o):
     from audiotag.stages import Run
     bundle = Bundle(o.bundle)
     evidence = evidence_of(bundle, Run(o.run), calibrate_with=o.calibrate_with)
-    print(as_text(export_bundle(bundle, evidence, precision=o.precision, gate=Gate(max_difference=o.max_difference, metric_loss=o.metric_loss)), digits=4))
+    print(as_text(export_bundle(bundle, evidence, precision=o.precision, gate=Gate(max_difference=o.max_difference, metric_loss=o.metric_loss), shared=o.shared), digits=4))
     _list_again(bundle.folder)
 
 def _list_again(folder):
