@@ -14,7 +14,7 @@ from .core import AudiotagError, rng
 from .competitions import targets
 from .store import FeatureStore
 
-# %% ../nbs/22_data.ipynb #56d10494
+# %% ../nbs/22_data.ipynb #c41c90dc
 class CropLoader(DataLoader):
     "Batches `(x, y)` of one crop a clip: `x` (batch, channels, bands, frames) and `y` (batch, classes), both float32; of a joined store `(x, *beside, y)`."
     def __init__(self,
@@ -29,20 +29,21 @@ class CropLoader(DataLoader):
         y=None, # (clips, classes) soft targets; None: the labels, 0 or 1
         probability=None, # (clips,) chance of each clip to be in an epoch; None: all are in every one
         short:str='middle', # where a clip that is shorter than a crop stands in it: 'start', 'middle', 'end' or 'random'
+        draw=None, # which rows an epoch is made of: `(generator, epoch) -> rows`, or `(rows, partners, share)`; None: each one once
         num_workers:int=0, # worker processes of the loader
     ):
         missing = [c for c in clips.clip_id if c not in store]
         if missing:
             raise AudiotagError(f'{len(missing)} clips are not in the feature store, the first is {missing[0]!r}',
                                 fix='build the store from this clip table, and leave out what is in its quarantine')
-        self.ids,self.store,self.frames,self.train,self.seed,self.short,self.epoch = list(clips.clip_id),store,frames,train,seed,short,0
+        self.ids,self.store,self.frames,self.train,self.seed,self.short,self.draw,self.epoch = list(clips.clip_id),store,frames,train,seed,short,draw,0
         self.y = torch.from_numpy(targets(clips, classes) if y is None else np.asarray(y, dtype=np.float32))
         self.probability = None if probability is None else np.asarray(probability, dtype=float)
         self.lengths = np.array([store.n_frames(c) for c in self.ids])
         super().__init__(range(len(clips)), bs=batch_size, num_workers=num_workers, shuffle=False)
         self._draw()
 
-# %% ../nbs/22_data.ipynb #85edb269
+# %% ../nbs/22_data.ipynb #0ffd48c8
 @patch
 def set_epoch(self:CropLoader, epoch:int):
     "Go to the draws of `epoch`; the same epoch always has the same ones."
@@ -51,27 +52,58 @@ def set_epoch(self:CropLoader, epoch:int):
 
 @patch
 def _draw(self:CropLoader):
-    n, room, lack = len(self.ids), np.maximum(self.lengths-self.frames, 0), np.maximum(self.frames-self.lengths, 0)
-    self.order, self.starts, self.lefts = np.arange(n), room//2, {'start': 0*lack, 'end': lack}.get(self.short, lack//2)
-    if not self.train: return
-    g = rng(self.seed, 'crops', self.epoch)
-    self.order, self.starts = g.permutation(n), (g.random(n)*(room+1)).astype(int)
-    if self.short=='random': self.lefts = (rng(self.seed, 'pads', self.epoch).random(n)*(lack+1)).astype(int)
-    if self.probability is not None: self.order = self.order[(g.random(n) < self.probability)[self.order]]
-    self.n, self.drop_last = len(self.order), len(self.order)>self.bs
-    if self.n<2: raise AudiotagError(f'epoch {self.epoch} has {self.n} clips', fix='give the rule a higher probability, or train on more clips')
+    self.rows, self.share = self._epoch_rows()
+    n, order = len(self.rows), np.arange(len(self.rows))
+    room, lack = np.maximum(self.lengths-self.frames, 0)[self.rows], np.maximum(self.frames-self.lengths, 0)[self.rows]
+    self.starts, self.lefts = room//2, {'start': 0*lack, 'end': lack}.get(self.short, lack//2)
+    if self.train:
+        g = rng(self.seed, 'crops', self.epoch)
+        if not self.draw: order = g.permutation(n)
+        self.starts = (g.random(room.shape)*(room+1)).astype(int)
+        if self.short=='random': self.lefts = (rng(self.seed, 'pads', self.epoch).random(lack.shape)*(lack+1)).astype(int)
+        if self.probability is not None: order = order[(g.random(n) < self.probability[self.rows[:,0]])[order]]
+        if len(order)<2: raise AudiotagError(f'epoch {self.epoch} has {len(order)} clips', fix='give the rule a higher probability, or train on more clips')
+        self.n, self.drop_last = len(order), len(order)>self.bs
+    self.rows, self.share, self.starts, self.lefts = (o[order] for o in (self.rows, self.share, self.starts, self.lefts))
+
+# %% ../nbs/22_data.ipynb #d034c1ea
+@patch
+def _epoch_rows(self:CropLoader)->tuple: # (items, 1 or 2) rows of the table: a clip, and its partner or -1; (items,) the partner's share
+    "What the items of this epoch are made of."
+    if not (self.train and self.draw): return np.arange(len(self.ids))[:,None], np.zeros(len(self.ids))
+    drawn = self.draw(rng(self.seed, 'draw', self.epoch), self.epoch)
+    rows,*mixed = (np.asarray(o) for o in (drawn if isinstance(drawn, tuple) else (drawn,)))
+    rows,share = (np.stack([rows, mixed[0]], 1), np.broadcast_to(mixed[1], len(rows))) if mixed else (rows[:,None], np.zeros(len(rows)))
+    if rows.dtype.kind!='i' or len(rows) and not (0<=rows[:,0].min() and -1<=rows.min() and rows.max()<len(self.ids)):
+        raise AudiotagError(f'an epoch of {len(self.ids)} clips was drawn with rows {rows.min()} to {rows.max()}', field='draw', fix='give row numbers, and -1 for no partner')
+    return rows, share
+
+@patch(as_prop=True)
+def order(self:CropLoader)->np.ndarray: # (items,)
+    "The rows of the table in the order of the epoch."
+    return self.rows[:,0]
+
+# %% ../nbs/22_data.ipynb #1b2c6014
+@patch
+def get_idxs(self:CropLoader): return list(range(len(self.rows)))
 
 @patch
-def get_idxs(self:CropLoader): return self.order.tolist()
+def create_item(self:CropLoader, j:int):
+    parts = [self._piece(j, k) for k,i in enumerate(self.rows[j]) if i>=0]
+    if len(parts)==1: return parts[0]
+    w = float(self.share[j])
+    return tuple((1-w)*a+w*b for a,b in zip(*parts))
 
 @patch
-def create_item(self:CropLoader, i:int):
-    x = self.store.crop(self.ids[i], int(self.starts[i]), self.frames, left=int(self.lefts[i]))
+def _piece(self:CropLoader, j:int, k:int)->tuple: # (x, *beside, y)
+    "The crop of an item's clip, or of its partner."
+    i = int(self.rows[j,k])
+    x = self.store.crop(self.ids[i], int(self.starts[j,k]), self.frames, left=int(self.lefts[j,k]))
     return *(_tensor(o) for o in (x if isinstance(x, tuple) else (x,))), self.y[i]
 
 def _tensor(x): return torch.from_numpy(np.require(x if x.ndim==3 else x[None], np.float32, 'CW'))
 
-# %% ../nbs/22_data.ipynb #15a72e9e
+# %% ../nbs/22_data.ipynb #0cd45599
 def fold_loaders(
     train:pd.DataFrame, # clips to train on
     valid:pd.DataFrame, # clips to watch; they are not trained on
@@ -84,6 +116,7 @@ def fold_loaders(
     y=None, # soft targets of the training clips
     probability=None, # chance of each training clip to be in an epoch
     short:str='middle', # where a clip that is shorter than a crop stands in it
+    draw=None, # which rows a training epoch is made of, as for `CropLoader`
     num_workers:int=0,
 )->DataLoaders:
     "Training and validation loader; raises `AudiotagError` when there is nothing to train on, or a clip is in both."
@@ -91,5 +124,5 @@ def fold_loaders(
     if both := set(train.clip_id) & set(valid.clip_id):
         raise AudiotagError(f'{len(both)} clips are in training and in validation, one is {min(both)!r}', fix='check the folds')
     common = dict(frames=frames, batch_size=batch_size, seed=seed, short=short, num_workers=num_workers)
-    return DataLoaders(CropLoader(train, store, classes, train=True, y=y, probability=probability, **common),
+    return DataLoaders(CropLoader(train, store, classes, train=True, y=y, probability=probability, draw=draw, **common),
                        CropLoader(valid, store, classes, train=False, **common))
