@@ -7,8 +7,9 @@ __all__ = ['OPTIMIZERS', 'autocast_dtype', 'EpochSeed', 'Augment', 'Precision', 
            'Milestones', 'Cosine', 'Keeper', 'Ema', 'BestEpoch', 'peak_memory', 'Checkpoint', 'load_weights',
            'train_fold', 'find_lr']
 
-# %% ../nbs/60_train.ipynb #09d64fe7
+# %% ../nbs/60_train.ipynb #0ab4a1c0
 import copy, json, math, resource, tempfile, time, numpy as np, torch, torch.nn as nn
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from fastai.callback.schedule import ParamScheduler, valley  # the import adds L
 from fastai.learner import Learner
 from fastai.metrics import AccumMetric, ActivationType
 from fastai.optimizer import Adam, OptimWrapper
+from fastcore.basics import patch
 from safetensors import safe_open
 from safetensors.torch import save as to_safetensors
 from .augment.spec import augment_batch
@@ -46,7 +48,7 @@ class EpochSeed(Callback):
         torch.manual_seed(derive_seed(self.seed, 'epoch', self.epoch))
         if hasattr(self.dls.train, 'set_epoch'): self.dls.train.set_epoch(self.epoch)
 
-# %% ../nbs/60_train.ipynb #3b16558d
+# %% ../nbs/60_train.ipynb #72213b5a
 class Augment(Callback):
     "Pass each training batch through augmentations, seeded by epoch and batch; and waves through the front end, if there is one."
     order = 5
@@ -54,20 +56,43 @@ class Augment(Callback):
     def before_fit(self):
         gpu = torch.device(_device(self.dls)).type!='cpu'
         if self.front_end: self.hear = self.front_end.layer().to(self.dls.device) if gpu else partial(_one_by_one, self.front_end)
+        if any(getattr(a, 'inside', False) for a in self.augmentations): self.model.forward = partial(self._mixing, self.model.forward)
+    def after_fit(self): vars(self.model).pop('forward', None)
     def before_batch(self):
         now = [a for a in self.augmentations if self.training and (a.until_epoch is None or self.epoch<a.until_epoch)]
         g = torch.Generator().manual_seed(derive_seed(self.seed, 'augment', self.epoch, self.iter))
         x,y = self.xb,self.y
         if self.front_end:
-            x,y = augment_batch([a for a in now if a.on_wave], x, y, g)
+            x,y = self._apply([a for a in now if a.on_wave], x, y, g)
             with torch.no_grad(): x,now = (self.hear(x[0].flatten(1)), *x[1:]),[a for a in now if not a.on_wave]
-        x,y = augment_batch(now, x, y, g)
+        x,y = self._apply(now, x, y, g)
         self.learn.xb,self.learn.yb = x,(y,)
 
 def _one_by_one(front_end, waves):
     "What the front end's layer gives, clip by clip: on a CPU that is several times as fast."
     x = torch.from_numpy(np.stack([front_end(w) for w in waves.numpy()]))
     return x if x.ndim==4 else x[:,None]
+
+# %% ../nbs/60_train.ipynb #133d1761
+@patch
+def _apply(self:Augment, augmentations, x, y, g):
+    "Change a batch; what is to be changed inside the network waits in `pending`."
+    self.pending = []
+    for a in augmentations:
+        if not getattr(a, 'inside', False): x,y = augment_batch([a], x, y, g); continue
+        params = a.draw(x[0], g)
+        (first,y),rest = a.apply(x[0], y, params),x[1:]
+        x = first,*rest
+        self.pending.append(partial(a.attach, params=params))
+    return x, y
+
+@patch
+def _mixing(self:Augment, forward, *x):
+    "The forward pass of a network, mixed inside where a batch waits for that."
+    with ExitStack() as hooks:
+        if self.training:
+            for attach in self.pending: hooks.enter_context(attach(self.model))
+        return forward(*x)
 
 # %% ../nbs/60_train.ipynb #91390d29
 class Precision(Callback):
