@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['Crops', 'CropLoader', 'place_frames', 'AroundBox', 'Anywhere', 'fold_loaders']
 
-# %% ../nbs/22_data.ipynb #2e89bfbb
+# %% ../nbs/22_data.ipynb #ab467561
 from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastcore.basics import patch
 from .core import AudiotagError, Config, rng
+from .ahead import ahead_on
 from .competitions import targets
 from .store import FeatureStore
 
@@ -36,7 +37,7 @@ class Crops(Config):
         return (low+high)//2 if g is None else low+(g.random(low.shape)*(high-low+1)).astype(int)
     def scaled(self, k:int)->'Crops': return self # for a store with `k` frames in the place of one
 
-# %% ../nbs/22_data.ipynb #0f2b5051
+# %% ../nbs/22_data.ipynb #e1a87917
 class CropLoader(DataLoader):
     "Batches `(x, y)` of one crop a clip: `x` (batch, channels, bands, frames) and `y` (batch, classes), both float32; of a joined store `(x, *beside, y)`."
     def __init__(self,
@@ -54,6 +55,7 @@ class CropLoader(DataLoader):
         draw=None, # which rows an epoch is made of: `(generator, epoch) -> rows`, or `(rows, partners, share)`; None: each one once
         crops:Crops|None=None, # how they are cut where clips are places in stored recordings, named by `clips.recording`; None: each clip is stored
         num_workers:int=0, # worker processes of the loader
+        ahead:int|None=None, # batches that a thread makes ready; None: two for a GPU, none for a CPU, which has no time to spare
     ):
         self.ids = _stored_ids(clips, store, crops is not None)
         self.store,self.frames,self.train,self.seed,self.short,self.draw,self.epoch,self.crops = store,frames,train,seed,short,draw,0,crops or Crops()
@@ -62,6 +64,7 @@ class CropLoader(DataLoader):
         self.lengths,self.n_classes = np.array([store.n_frames(c) for c in self.ids]),len(classes)
         self.first,self.last = (0*self.lengths, self.lengths) if crops is None else place_frames(clips, store)
         self.others = _others(clips, classes, self.first, self.last) if crops and crops.beside else {}
+        self.ahead,self.goal = ahead,torch.device('cpu')
         super().__init__(range(len(clips)), bs=batch_size, num_workers=num_workers, shuffle=False)
         self._draw()
 
@@ -157,6 +160,19 @@ def target(self:CropLoader,
     y = self.y[i].clone()
     y.view(-1, self.n_classes)[:,more] = 1. # the target, and where there is one its weight
     return y
+
+# %% ../nbs/22_data.ipynb #37797a7a
+@patch
+def to(self:CropLoader, device):
+    "Where the batches are wanted."
+    self.goal = torch.device(device)
+    return self
+
+@patch
+def __iter__(self:CropLoader):
+    "The batches of the epoch, on their device."
+    n = self.ahead if self.ahead is not None else 2*(self.goal.type!='cpu')
+    yield from ahead_on(DataLoader.__iter__(self), self.goal, n=n) if n else DataLoader.__iter__(self)
 
 # %% ../nbs/22_data.ipynb #8bf1a276
 def place_frames(
