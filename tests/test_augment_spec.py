@@ -7,11 +7,11 @@ import torch
 from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from audiotag.augment.spec import Cutout, Lighting, MixUp, SpecAugment, SpecMix, ZoomCrop, augment_batch
+from audiotag.augment.spec import Cutout, Gamma, Lighting, MixUp, SpecAugment, SpecMix, ZoomCrop, augment_batch
 from audiotag.core import AudiotagError, config_from_dict
 
 ALL = [MixUp(), MixUp(weight=0.7, p=0.6), SpecMix(), SpecMix(target="pixels", p=0.5), SpecAugment(), SpecAugment(n_bands=0, n_times=3, fill="min"),
-       Cutout(n=3, fill="zero"), ZoomCrop(), ZoomCrop(max_zoom=1.5, p=1), Lighting(), Lighting(max_change=0.5, p=1)]
+       Cutout(n=3, fill="zero"), ZoomCrop(), ZoomCrop(max_zoom=1.5, p=1), Lighting(), Lighting(max_change=0.5, p=1), Gamma(), Gamma(low=0.5, high=4, p=1)]
 each = pytest.mark.parametrize("aug", ALL, ids=repr)
 
 
@@ -38,6 +38,21 @@ def test_mixup_numbers():
             wanted = weight[i].item() * b[i].double() + (1 - weight[i].item()) * b[partner[i]].double()
             np.testing.assert_allclose(a[i], wanted, atol=1e-6)
         assert torch.equal(a[1], b[1])  # weight 1 changes no bit
+
+
+def test_gamma_numbers():
+    x, y = batch(3)
+    power = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+    got, same = Gamma().apply(x, y, {"power": power})
+    for i in range(3):
+        for c in range(2):
+            o = x[i, c].double().numpy()
+            wanted = ((o - o.min()) / (o.max() - o.min())) ** power[i].item() * (o.max() - o.min()) + o.min()
+            np.testing.assert_allclose(got[i, c], wanted, atol=1e-5)
+    assert torch.equal(got[0], x[0]) and torch.equal(same, y)
+    drawn = Gamma(low=0.5, high=2, p=0.5).draw(torch.zeros(4000, 1, 2, 2), gen())["power"]
+    assert 0.45 < (drawn == 1).float().mean() < 0.55 and 0.5 <= drawn.min() and drawn.max() <= 2
+    assert abs(drawn[drawn != 1].log().mean()) < 0.05
 
 
 @pytest.mark.parametrize("target", ["drawn", "pixels"])
