@@ -23,6 +23,17 @@ from .ensemble import Combiner, combine, member_means
 from .openvino import open_members
 from .recordings import Hearing, Listener
 
+# %% ../nbs/82_inference.ipynb #cc6825d3
+def _as_csv(table:pd.DataFrame)->str:
+    "A csv with seven digits; by hand where all but the first column are floats, since pandas takes four times as long and the network waits."
+    if not all(t.kind=='f' for t in table.dtypes.iloc[1:]) or table.shape[1]<2: return table.to_csv(index=False, lineterminator='\n', float_format='%.7g')
+    out,form = io.StringIO(newline=''),','.join(['%.7g']*(table.shape[1]-1))+'\n'
+    csv.writer(out, lineterminator='\n').writerow(table.columns)
+    for name,values in zip(table.iloc[:,0], table.iloc[:,1:].to_numpy().tolist()):
+        out.write('"'+name.replace('"', '""')+'",' if re.search('[,"\r\n]', name) else name+',')
+        out.write(form%tuple(values))
+    return out.getvalue()
+
 # %% ../nbs/82_inference.ipynb #ffe77980
 class Submission:
     "The scores of every row that the competition wants; written as a whole, as often as wanted."
@@ -50,17 +61,6 @@ class Submission:
         begin = time.monotonic()
         write_text(self.path, _as_csv(self.competition.submission(self.scores)))
         self.seconds = time.monotonic()-begin
-
-# %% ../nbs/82_inference.ipynb #cc6825d3
-def _as_csv(table:pd.DataFrame)->str:
-    "A csv with seven digits; by hand where all but the first column are floats, since pandas takes four times as long and the network waits."
-    if not all(t.kind=='f' for t in table.dtypes.iloc[1:]) or table.shape[1]<2: return table.to_csv(index=False, lineterminator='\n', float_format='%.7g')
-    out,form = io.StringIO(newline=''),','.join(['%.7g']*(table.shape[1]-1))+'\n'
-    csv.writer(out, lineterminator='\n').writerow(table.columns)
-    for name,values in zip(table.iloc[:,0], table.iloc[:,1:].to_numpy().tolist()):
-        out.write('"'+name.replace('"', '""')+'",' if re.search('[,"\r\n]', name) else name+',')
-        out.write(form%tuple(values))
-    return out.getvalue()
 
 # %% ../nbs/82_inference.ipynb #b5f6cfd1
 def _hastily(bundle)->dict: # {class: prior}
@@ -132,6 +132,17 @@ def gain_of(
     oof = {k: v for k,v in oof.items() if math.isfinite(v)}
     return oof.get('gain', oof.get('curated', sum(oof.values())/len(oof) if oof else .5))
 
+# %% ../nbs/82_inference.ipynb #8a7aed3d
+def _spread(x, share):
+    "Some of the windows of a clip, evenly spread; at least one."
+    n = _count(x)
+    m = max(1, int(n*share))
+    return _slice(x, ((np.arange(m)+.5)*n/m).astype(int))
+
+def _slice(x, s): return tuple(o[s] for o in x) if isinstance(x, tuple) else x[s]
+def _count(x): return len(x[0] if isinstance(x, tuple) else x)
+def _join(xs): return (tuple(np.concatenate(o) for o in zip(*xs)) if isinstance(xs[0], tuple) else np.concatenate(xs)) if len(xs)>1 else xs[0]
+
 # %% ../nbs/82_inference.ipynb #db81d2f5
 def _cuts(entry, lost):
     "Yield (row, view number, windows, whether this completes the row), and the share of the work done so far."
@@ -147,17 +158,7 @@ def _cuts(entry, lost):
                 if entry.share<1: cut = _spread(cut, entry.share)
                 yield row, i, cut, job.last and i==len(seen)-1, part
 
-# %% ../nbs/82_inference.ipynb #dc8fd245
-def _spread(x, share):
-    "Some of the windows of a clip, evenly spread; at least one."
-    n = _count(x)
-    m = max(1, int(n*share))
-    return _slice(x, ((np.arange(m)+.5)*n/m).astype(int))
-
-def _slice(x, s): return tuple(o[s] for o in x) if isinstance(x, tuple) else x[s]
-def _count(x): return len(x[0] if isinstance(x, tuple) else x)
-def _join(xs): return (tuple(np.concatenate(o) for o in zip(*xs)) if isinstance(xs[0], tuple) else np.concatenate(xs)) if len(xs)>1 else xs[0]
-
+# %% ../nbs/82_inference.ipynb #3f18e5ed
 def _packed(cuts, size):
     "Yield ([(row, view, n, done)…], windows, share of the work) with `size` windows, the last batch excepted."
     owners,parts,n,part = [],[],0,0.
