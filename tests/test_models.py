@@ -165,7 +165,7 @@ def test_every_weight_is_used(settings):
 
 
 @pytest.mark.parametrize("kind", [CNNModel1, VGG16BN])
-@pytest.mark.parametrize("bad", [dict(width=0), dict(width=-4), dict(width=2.5), dict(head="x"), dict(in_channels=2), dict(in_channels=0), dict(hidden=0)])
+@pytest.mark.parametrize("bad", [dict(width=0), dict(width=-4), dict(width=2.5), dict(head="x"), dict(in_channels=65), dict(in_channels=0), dict(hidden=0)])
 def test_refuses_bad_settings(kind, bad):
     with pytest.raises(AudiotagError):
         kind(**bad)

@@ -11,19 +11,19 @@ from torch import nn
 from ..core import AudiotagError, Config
 from .blocks import ConvBlock, SpectrogramNet, conv_bn_relu, heads, make_head
 
-# %% ../../nbs/41_models.cnn.ipynb #180bc2ab
+# %% ../../nbs/41_models.cnn.ipynb #1b831b54
 @dataclass(frozen=True, kw_only=True)
 class CNN(Config):
     "What both networks can be asked for; `build` puts the head behind the body that a subclass makes."
     width:int=64 # channels of the first block
     head:str='writeup' # 'writeup' (mean and maximum, 512) or 'code' (mean, 128, PReLU)
-    in_channels:int=1 # 1, or 3 as the entrant did; one channel is repeated
+    in_channels:int=1 # 1, 3 as the entrant did (one channel is repeated), or those of the front end, such as 2 with the heights of the bands
     hidden:int|None=None # size of the dense layer in the head; None: 512 or 128
 
     def check(self):
         self.require(1<=self.width<=4096, 'width', 'give the channels of the first block, 64 in the original')
         self.require(self.head in heads, 'head', f"give one of {', '.join(heads)}")
-        self.require(self.in_channels in (1, 3), 'in_channels', 'give 1, or 3 as the entrant did')
+        self.require(1<=self.in_channels<=64, 'in_channels', 'give the number of channels of the front end, or 3 as the entrant did')
         self.require(self.hidden is None or self.hidden>=1, 'hidden', 'give the size of the dense layer in the head, or None for its own')
 
     def _body(self): raise AudiotagError('CNN is no network by itself', field='model', fix='choose CNNModel1 or VGG16BN')
