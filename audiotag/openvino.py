@@ -137,7 +137,7 @@ def head_of(
         elif (body and name not in body) or '__module.head' in name: named.append(name)
     return named
 
-# %% ../nbs/81_openvino.ipynb #1801c8b2
+# %% ../nbs/81_openvino.ipynb #603cebc7
 def to_int8(
     graph, # openvino.Model
     clips, # windows of real clips, each (n, C, bands, frames) or a tuple of such; a hundred are enough
@@ -155,9 +155,11 @@ def to_int8(
     names = head_of(graph) if leave_out is None else list(leave_out)
     scope = nncf.IgnoredScope(names=names, validate=False)
     try:
+        from nncf.quantization.range_estimator import RangeEstimatorParametersSet
+        widest = nncf.AdvancedQuantizationParameters(activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX)
         with redirect_stdout(sys.stderr): # its progress bars
-            return nncf.quantize(graph, nncf.Dataset(data), subset_size=len(data), fast_bias_correction=False, ignored_scope=scope)
-    except (RuntimeError, ValueError, TypeError, KeyError, nncf.errors.InternalError, nncf.errors.ValidationError, nncf.errors.UnsupportedModelError) as e:
+            return nncf.quantize(graph, nncf.Dataset(data), subset_size=len(data), fast_bias_correction=False, ignored_scope=scope, advanced_parameters=widest)
+    except (ImportError, RuntimeError, ValueError, TypeError, KeyError, nncf.errors.InternalError, nncf.errors.ValidationError, nncf.errors.UnsupportedModelError) as e:
         raise AudiotagError(f'nncf cannot quantise this network ({type(e).__name__}: {str(e).strip().splitlines()[0][:200]})') from None
 
 # %% ../nbs/81_openvino.ipynb #95a488d8
