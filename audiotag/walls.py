@@ -82,7 +82,7 @@ def _root(room:Room)->str:
     free = [p for p in ('/mnt','/media','/srv','/home') if os.path.isdir(p) and not os.path.islink(p) and not any((n+'/').startswith(p+'/') for n in needed)]
     return free[0] if free else tempfile.mkdtemp(prefix='audiotag-root-')
 
-# %% ../nbs/90_walls.ipynb #32f3e8e6
+# %% ../nbs/90_walls.ipynb #bfaceb5d
 @dataclass(frozen=True)
 class Walls:
     "How a room is put up, and which of its walls stand."
@@ -98,6 +98,7 @@ class Walls:
         if self.tool=='unshare': return _unshare(room, words, net=self.net, pid=self.pid)
         return [str(w) for w in words]
 
+# %% ../nbs/90_walls.ipynb #ea95b415
 _ways = [('bwrap',True,True), ('bwrap',True,False), ('unshare',True,True), ('unshare',True,False), ('bwrap',False,True), ('unshare',False,False)]
 
 def _works(walls:Walls)->str:
