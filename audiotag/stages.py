@@ -103,7 +103,7 @@ def warm_up(
             Stage(name='agreed', train_on=('curated',agreed), start_from='curated', epochs=epochs[2], **common),
             Stage(name='certain', train_on=('curated',certain), start_from='agreed', epochs=epochs[3], **common))
 
-# %% ../nbs/61_stages.ipynb #f8b7988b
+# %% ../nbs/61_stages.ipynb #fd010717
 @dataclass(frozen=True, kw_only=True)
 class Labels(Config):
     "What is made of labels that say neither yes nor no."
@@ -122,6 +122,7 @@ class Labels(Config):
         "The targets and what they count."
         w = target_weights(clips, classes, secondary=self.secondary_weight)
         if self.negatives=='all': w[(clips.source=='negative').to_numpy()] = 1
+        w[(clips.source=='unlabeled').to_numpy()] = 0
         return with_weights(y, w)
 
 # %% ../nbs/61_stages.ipynb #2a79f826
@@ -208,14 +209,14 @@ def check(self:Recipe):
     self.require(self.activation in ('sigmoid','softmax'), 'activation', "choose 'sigmoid' or 'softmax'")
     self.require(self.precision in ('auto','bf16','fp32'), 'precision', "choose 'auto', 'bf16' or 'fp32'")
 
-# %% ../nbs/61_stages.ipynb #3905ef7c
+# %% ../nbs/61_stages.ipynb #df25edd5
 def _sources(stage): return {getattr(r, 'source', r) for r in stage.train_on}
 def _pseudo(stage): return [r for r in stage.train_on if isinstance(r, Pseudo)]
 
 def _check_labels(recipe):
     "A loss that cannot be told that nobody knows is not given such labels."
     for s in recipe.stages:
-        mask = ('negative' in _sources(s) and recipe.labels.negatives=='named') or recipe.labels.secondary_weight<1 or any(r.weight<1 for r in _pseudo(s))
+        mask = ('negative' in _sources(s) and recipe.labels.negatives=='named') or recipe.labels.secondary_weight<1 or any(r.weight<1 for r in _pseudo(s)) or 'unlabeled' in s.train_on
         recipe.require(recipe.crops is not None or not _pseudo(s), 'crops', 'give Crops(): unlabelled windows are places in recordings')
         fits = isinstance(s.loss or recipe.loss, SEDLoss) or not mask
         recipe.require(fits, 'labels', "choose SEDLoss, which takes weights, or say what the labels mean: negatives 'all', secondary_weight 1")
@@ -416,7 +417,7 @@ def training_clips(self:Run, stage:Stage, fold:int)->pd.DataFrame:
     held = self.rows.group[self.rows.fold==fold] # an unlabelled clip has no fold, but it may be a twin
     return union[~union.group.isin(held)].sort_values('clip_id')
 
-# %% ../nbs/61_stages.ipynb #98fb0256
+# %% ../nbs/61_stages.ipynb #d0d5ca36
 @patch
 def training_targets(self:Run, stage:Stage, clips:pd.DataFrame, fold:int)->np.ndarray: # (clips, classes), or (clips, 2*classes) for a loss that takes weights
     "The labels; for softly picked clips mixed with what this fold's own models of the rule's stages say."
@@ -429,8 +430,10 @@ def training_targets(self:Run, stage:Stage, clips:pd.DataFrame, fold:int)->np.nd
         at = np.flatnonzero((clips.source==rule.source).to_numpy())
         y[at] = rule.targets(self._told(stage, rule, fold)[1].loc[clips.clip_id.iloc[at]])
     if not isinstance(stage.loss or self.recipe.loss, SEDLoss): return y
-    y = labels.weighted(y, clips, self.classes)
-    for rule in _pseudo(stage): y[(clips.source==rule.source).to_numpy()] *= rule.weight
+    hard,y = y,labels.weighted(y, clips, self.classes)
+    for rule in _pseudo(stage):
+        at = (clips.source==rule.source).to_numpy()
+        y[at] = with_weights(hard[at], np.full_like(hard[at], rule.weight))
     return y
 
 # %% ../nbs/61_stages.ipynb #e3581808
