@@ -125,19 +125,19 @@ def student_rounds(
         out.append(first.replace(name=f'round{i}', train_on=('curated', told), sampling=drawn, model=model))
     return tuple(out)
 
-# %% ../nbs/63_recipes.ipynb #d148437a
+# %% ../nbs/63_recipes.ipynb #fe5325eb
 def _bird_ears(ears:str, small:bool, drop_path:float)->tuple: # front end, network, frames of five seconds, how features are had
     "What a network of system 5 hears, and what it is."
     mel = LogMel(sample_rate=32000, n_fft=2048, hop_length=640 if small else 500, n_mels=64 if small else 128, f_min=40., f_max=15000., top_db=None, scaling=FixedStats(mean=-25., std=15.))
-    def body(channels=1): return CNNModel1(width=16, in_channels=channels) if small else Timm(name='efficientnet_b0', in_channels=channels, drop_path=drop_path)
+    def body(channels=1, width=16): return CNNModel1(width=width, in_channels=channels) if small else Timm(name='efficientnet_b0', in_channels=channels, drop_path=drop_path)
     if ears=='mel': return mel, body() if small else body().replace(dropout=.2), 160000//mel.hop_length, 'computed'
     fold = FOLDS['rows80' if ears=='rows80' else 'rows128']
     rate = fold.sample_rate
-    if ears!='hybrid': return Waveform(sample_rate=rate), Raw(backbone=body(fold.channels), front=fold, dropout=0. if small else .2), 5*rate, 'stored'
+    if ears!='hybrid': return Waveform(sample_rate=rate), Raw(backbone=body(fold.channels, 8), front=fold, dropout=0. if small else .2), 5*rate, 'stored'
     half = mel.replace(sample_rate=rate, n_fft=1024, hop_length=mel.hop_length//2, f_max=8000.)
-    return Waveform(sample_rate=rate), Hybrid(mel=body(), raw=body(fold.channels), front=Joined(main=half, beside=(fold,), sample_rate=rate), dropout=0. if small else .2), 5*rate, 'stored'
+    return Waveform(sample_rate=rate), Hybrid(mel=body(), raw=body(fold.channels, 8), front=Joined(main=half, beside=(fold,), sample_rate=rate), dropout=0. if small else .2), 5*rate, 'stored'
 
-# %% ../nbs/63_recipes.ipynb #b914912c
+# %% ../nbs/63_recipes.ipynb #77cdc95f
 def birdclef2024(
     scale:str='full', # 'full' (the entrants', for a GPU) or 'small' (minutes on two CPU cores)
     *,
@@ -150,7 +150,7 @@ def birdclef2024(
     length = dict(epochs=30, lr=3e-3, batch_size=32) if small else dict(epochs=40, lr=1e-3, batch_size=64, schedule=Cosine(last=.01))
     first = Stage(name='labelled', train_on=('curated','unlabeled'), sampling=(InverseRoot(), Partners(column=None, p=.3)), **length)
     stages = student_rounds(first, (1.,1/.65) if small else (1.,1/.65,1/.55,1/.6), model=None if small else _bird_ears(ears, small, .15)[1])
-    noise = (Gain(low_db=-6., high_db=6.), Noise(p=.25), Noise(p=.25, exponent=1.))
+    noise = (Gain(low_db=-6., high_db=6.), *(() if small else (Noise(p=.25),)), Noise(p=.25, exponent=1.))
     return Recipe(name='birdclef2024' if ears=='mel' else f'birdclef2024_{ears}', layout='birdclef2024', front_end=front_end, features=features, model=model,
                   loss=SEDLoss(), labels=Labels(secondary_weight=0.), augment=(*noise, MixUp(p=.5)), crops=Crops(), stages=stages, n_folds=5,
                   windows=Windows(frames=frames, hop=frames//2, views=(View(), View(offset=frames//2))), metric='macro_auc',
