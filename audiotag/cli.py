@@ -26,7 +26,7 @@ def command(
     def enter(f): _commands[name] = (f, args); return f
     return enter
 
-# %% ../nbs/93_cli.ipynb #ce570d2b
+# %% ../nbs/93_cli.ipynb #abed6a62
 _recipe_args = (arg('--recipe', required=True, metavar='NAME', help='the system, such as freesound2019'),
                 arg('--scale', default='full', help="'full' (the entrant's, for a GPU) or 'small' (minutes on two cores)"),
                 arg('--set', action='append', default=[], dest='changes', metavar='FIELD=VALUE', help='change one field, such as stages.*.epochs=5; may be repeated'))
@@ -35,21 +35,25 @@ _data = arg('--data', required=True, metavar='DIR', help="the competition's fold
 @command('train', *_recipe_args, _data,
          arg('--run', required=True, metavar='DIR', help='the run folder; an interrupted run goes on'),
          arg('--store', metavar='DIR', help='feature store to use or make (default: inside of the run)'),
-         arg('--workers', type=int, default=1, help='processes that compute features'),
+         arg('--workers', type=int, metavar='N', help='processes that compute features (default: 1), and folds that train at the same time (default: all that there is room for)'),
+         arg('--engine', default='here', metavar='WHERE', help="where folds train: here, one after the other (default); in processes; or on a ray cluster"),
+         arg('--address', metavar='ADDRESS', help="of a Ray cluster, such as auto or host:6379 (default: as Ray finds it, else a new one on this machine)"),
          arg('--corrections', metavar='FILE', help='decisions of the listening desk; the given labels are kept beside the new ones'),
          arg('--no-baseline', action='store_true', help='leave the random forest out'))
 def train(o):
     "train every stage over every fold, or go on where it stopped; then print the stage table"
     from audiotag.competitions import load_competition
+    from audiotag.engine import get_engine
     from audiotag.recipes import get_recipe
     from audiotag.stages import is_finished, open_run, run_stages
+    engine = get_engine(o.engine, address=o.address, workers=o.workers)
     recipe = get_recipe(o.recipe, scale=o.scale, changes=o.changes)
     competition = load_competition(o.data, recipe.layout)
     if o.corrections: competition = _corrected(competition, o.corrections)
-    run = open_run(o.run, recipe, competition, store=o.store, workers=o.workers, scale=o.scale)
+    run = open_run(o.run, recipe, competition, store=o.store, workers=o.workers or 1, scale=o.scale)
     if o.corrections: _keep_corrections(run, o.corrections)
     if is_finished(run): say(f'{o.run}: every stage is finished, nothing is left to train')
-    run_stages(run)
+    with engine: run_stages(run, engine=engine)
     print_results(run, baseline=not o.no_baseline)
 
 # %% ../nbs/93_cli.ipynb #be44b0e1
@@ -109,15 +113,17 @@ def _list_again(folder):
     write_manifest(folder, old.get('kind', 'weights'), **{k: v for k,v in old.items() if k not in ('kind','readme','files')})
     write_json(folder/'manifest.json', {**read_manifest(folder), 'readme': old.get('readme')})
 
-# %% ../nbs/93_cli.ipynb #ff9eb16a
+# %% ../nbs/93_cli.ipynb #52903f56
 @command('pack weights', arg('run', metavar='RUN'), arg('folder', metavar='DIR', help='usually kaggle_datasets/NAME'),
          arg('--owner', default='', help='Kaggle user name, for dataset-metadata.json'),
-         arg('--title', default='', help='6 to 50 characters'))
+         arg('--title', default='', help='6 to 50 characters'),
+         arg('--after', nargs='+', default=[], metavar='STEP', help='steps after the ensemble, such as smooth file-max:power=0.4'))
 def pack(o):
     "seal a finished run as a dataset folder: safetensors and JSON, no pickle"
     from audiotag.kaggle import pack_weights
     from audiotag.stages import Run
-    folder = pack_weights(Run(o.run), o.folder, owner=o.owner, title=o.title)
+    from audiotag.postprocess import steps_named
+    folder = pack_weights(Run(o.run), o.folder, owner=o.owner, title=o.title, after=steps_named(o.after))
     size = sum(p.stat().st_size for p in folder.iterdir())
     print(f'{folder}: {len(list(folder.iterdir()))} files, {size/1e6:.1f} MB')
 
@@ -126,14 +132,16 @@ def pack(o):
          arg('--layout', help="how the competition's folder is read (default: as the bundle says)"),
          arg('--deadline', metavar='TIME', help="such as 90min or 4h, counted from the start of this process; the last tenth stays unused (default: take all the time)"),
          arg('--precision', default='best', help='int8, fp16, fp32, torch, or best: the fastest that passed its gate (default)'),
-         arg('--weights', nargs='+', type=float, metavar='W', help='one a bundle'))
+         arg('--weights', nargs='+', type=float, metavar='W', help='one a bundle'),
+         arg('--after', nargs='+', default=[], metavar='STEP', help='steps after the ensemble, such as smooth file-max:power=0.4, or none (default: those sealed with the bundle)'))
 def infer(o):
     "score the test files with a bundle, in time, and write the submission"
     from audiotag.clock import Deadline
     from audiotag.competitions import load_competition
     from audiotag.inference import bundle_classes, bundle_layout, check_submission, infer
+    from audiotag.postprocess import steps_named
     competition = load_competition(o.data, o.layout or bundle_layout(o.bundle), train=False, classes=bundle_classes(o.bundle))
-    print(infer(o.bundle, competition, o.out, deadline=Deadline(o.deadline, started='process'), precision=o.precision, weights=o.weights))
+    print(infer(o.bundle, competition, o.out, deadline=Deadline(o.deadline, started='process'), precision=o.precision, weights=o.weights, after=steps_named(o.after) if o.after else None))
     return _print_findings(o.out, check_submission(o.out, competition))
 
 # %% ../nbs/93_cli.ipynb #2712c726
@@ -399,12 +407,12 @@ _contents = {
     'Kaggle': ('pack wheels','pack kernel','publish','push','follow','submit'),
     'Shell': ('completion',)}
 
-# %% ../nbs/93_cli.ipynb #77710eeb
+# %% ../nbs/93_cli.ipynb #11de998d
 _examples = {
     'ensemble': 'audiotag ensemble runs/first runs/second --out kaggle_datasets/my-ensemble', 'embed': 'audiotag embed kaggle_datasets/my-weights --data DATA --out emb.parquet',
     'baseline': 'audiotag baseline --data DATA --out submission.csv', 'synth': 'audiotag synth toy', 'recipe': 'audiotag recipe --recipe freesound2019 --scale small --set n_folds=3',
     'features': 'audiotag features --recipe freesound2019 --data DATA --store store --workers 4', 'store': 'audiotag store runs/first/store --verify',
-    'train': 'audiotag train --recipe freesound2019 --scale small --data DATA --run runs/first\naudiotag train --recipe freesound2019 --data DATA --run runs/second --corrections corrections.csv',
+    'train': 'audiotag train --recipe freesound2019 --scale small --data DATA --run runs/first\naudiotag train --recipe freesound2019 --data DATA --run runs/second --corrections corrections.csv\naudiotag train --recipe freesound2019 --data DATA --run runs/third --engine ray --address auto',
     'ledger': 'audiotag ledger runs/first', 'report': 'audiotag report runs/first --out first.html', 'audit': 'audiotag audit --data DATA --out audit.html',
     'trust': 'audiotag trust runs/first --test DATA\naudiotag trust runs/second --against runs/first',
     'pack weights': 'audiotag pack weights runs/first kaggle_datasets/my-weights --owner ann', 'infer': 'audiotag infer --bundle kaggle_datasets/my-weights --data DATA --deadline 90min',

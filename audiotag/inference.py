@@ -6,7 +6,7 @@
 __all__ = ['Submission', 'bundle_classes', 'bundle_layout', 'first_prior', 'class_order', 'Entry', 'gain_of', 'ensemble_scores',
            'combined_scores', 'Report', 'Inference', 'in_time', 'infer']
 
-# %% ../nbs/82_inference.ipynb #b5e03175
+# %% ../nbs/82_inference.ipynb #85c83b12
 import csv, io, json, math, os, re, signal, threading, time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from .bundle import Member, open_bundles
 from .clock import Candidate, Deadline, Pace, Plan, as_deadline
 from .competitions import Competition, load_competition
-from .core import AudiotagError, a_few, say, write_json, write_text
+from .core import AudiotagError, a_few, config_from_dict, say, write_json, write_text
 from .doctor import Finding, check_submission, refused
 from .ensemble import Combiner, combine, member_means
 from .openvino import open_members
@@ -294,7 +294,7 @@ class Inference:
     def event(self, lane, begin, label=''):
         self.report.events.append((lane, begin-self.begin, time.monotonic()-self.begin, label))
 
-# %% ../nbs/82_inference.ipynb #2a8af3d6
+# %% ../nbs/82_inference.ipynb #f0d6af13
 def in_time(
     steps, # settings of `audiotag.postprocess`, in the order of application
 ): # function (scores (rows, classes), clips) -> scores
@@ -306,6 +306,17 @@ def in_time(
         out[order] = apply_steps(steps, scores[order], clips.path.to_numpy(str)[order])
         return out
     return after
+
+@patch
+def sealed_steps(self:Inference, bundles): # function, or None
+    "The steps that bundles were sealed with; where bundles differ in this, none are taken, and that is said."
+    said = [b.about.get('after') for b in bundles]
+    if any(s!=said[0] for s in said): self.remark('the bundles were sealed with different steps after the ensemble: none are taken')
+    elif said[0]:
+        from audiotag.postprocess import Step
+        steps = [config_from_dict(o, where=bundles[0].path) for o in said[0]] if isinstance(said[0], list) else []
+        if not steps or not all(isinstance(s, Step) for s in steps): raise AudiotagError('names steps after the ensemble that are none', file=bundles[0].path, fix='pack the run again')
+        return in_time(steps)
 
 # %% ../nbs/82_inference.ipynb #83fcf647
 @patch
@@ -345,12 +356,13 @@ def best(self:Inference)->list:
     "The best ensemble so far: the members that are done; before that, what the first one has said."
     return self.done() or [e for e in self.entries if e.scores is not None and e.state in ('running','stopped')][:1]
 
-# %% ../nbs/82_inference.ipynb #7efc6a36
+# %% ../nbs/82_inference.ipynb #ffedcc88
 @patch
 def open(self:Inference, bundles, *, precision, weights, threads):
     "Open the members and put them on the clock."
     begin,competition = time.monotonic(),self.file.competition
     ensemble = open_bundles(bundles)
+    if self.after is None: self.after = self.sealed_steps(ensemble.bundles)
     order,n = class_order(ensemble.classes, competition.classes, where=ensemble.bundles[0].folder),len(ensemble.bundles)
     self.prior = np.asarray(ensemble.prior, dtype=np.float64)[order]
     if weights is not None and (len(weights)!=n or not all(0<=w<math.inf for w in weights) or not sum(weights)):
@@ -534,7 +546,7 @@ def _fill(self:Inference, entries):
     r.windows_per_second = round(n/r.stages['network'], 2) if r.stages['network'] else 0.
     r.three_times = round(r.seconds+2*(r.seconds-r.stages.get('opening', 0)), 1)
 
-# %% ../nbs/82_inference.ipynb #60eb288a
+# %% ../nbs/82_inference.ipynb #6df4693c
 def infer(
     bundle, # folder of a bundle, or several: they are joined
     data, # folder of the competition, or a loaded `Competition`
@@ -545,7 +557,7 @@ def infer(
     precision:str='best', # as for `open_members`
     weights=None, # one number a bundle; None: every member counts the same
     how=None, # how members are joined: as for `combine`, or a fitted `Combiner`; None: what was fitted and sealed with the bundle, or the mean
-    after=None, # the last step: function (scores (rows, classes), test clips) -> scores, or steps of `audiotag.postprocess`
+    after=None, # the last step: function (scores (rows, classes), test clips) -> scores, or steps of `audiotag.postprocess`; None: what was sealed with the bundle, () for nothing
     hearing:Hearing=Hearing(), # how the recordings are read
     batch_size:int=64, # windows
     threads:int|None=None, # of the network; None: all

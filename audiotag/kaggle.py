@@ -275,13 +275,14 @@ The files are safetensors and JSON; opening them runs no code. With the audiotag
     infer(find_input('{slug}', sentinel='bundle.json'), find_input('THE-COMPETITION', sentinel='sample_submission.csv'))
 """
 
-# %% ../nbs/90_kaggle.ipynb #ad9f0ff0
+# %% ../nbs/90_kaggle.ipynb #b34ee97d
 def pack_weights(
     run, # a finished `audiotag.stages.Run`
     folder, # the dataset's folder, usually kaggle_datasets/NAME
     *,
     owner:str='', # Kaggle user name; empty: as in the metadata that is there
     title:str='',
+    after=(), # steps of `audiotag.postprocess` that `infer` is to take at the end
 )->Path:
     "Seal the members of a run as a bundle that can be uploaded; the same run gives the same bytes."
     from audiotag.competitions import class_prior
@@ -296,7 +297,7 @@ def pack_weights(
     members = [dict(stage=s, fold=k, oof=_fold_scores(run, s, k), state=run.model(s, k).state_dict()) for s in recipe.members for k in range(recipe.n_folds)]
     with atomic_folder(folder, replace=True) as part:
         seal(part, name=recipe.name, classes=run.classes, front_end=recipe.front_end, windows=recipe.windows, activation=recipe.activation, model=recipe.model,
-             members=members, prior=class_prior(run.clips, run.classes), about={'recipe': recipe.hash, 'layout': recipe.layout, 'competition': run.competition, 'oof': scores}, extra=files, replace=True)
+             members=members, prior=class_prior(run.clips, run.classes), about={'recipe': recipe.hash, 'layout': recipe.layout, 'competition': run.competition, 'oof': scores} | ({'after': [s.to_dict() for s in after]} if after else {}), extra=files, replace=True)
         write_manifest(part, 'weights', readme=readme)
         dataset_files(part)
     return folder
