@@ -53,7 +53,7 @@ def _on_connect(sock, address): return ('net', _far(address[0]) and f'{address[0
 def _on_lookup(host, *_): return ('net', '' if re.fullmatch(r'[\d.]+|[\da-fA-F:]*:[\da-fA-F:.]*', str(host)) else _far(host))
 def _on_database(path, *_): return None if str(path).startswith((':memory:','file:')) or str(path)=='' else ('write', _outside(path))
 
-# %% ../nbs/89_guard.ipynb #b8125e11
+# %% ../nbs/89_guard.ipynb #2f3f6691
 _reaching = {'curl','wget','ping','ssh','scp','rsync','nc','ncat','telnet','ftp','sftp','dig','nslookup','apt','apt-get','conda','aria2c','kaggle'}
 
 _changing = {'touch','mkdir','rm','rmdir','mv','cp','ln','tee','truncate','chmod','chown'}
@@ -74,6 +74,7 @@ def _on_program(command):
 def _on_popen(executable, args, cwd, env): return _on_program(args)
 def _on_exec(path, args, env): return _on_program(args)
 
+# %% ../nbs/89_guard.ipynb #0d6daea3
 _watched = {'open': _on_open, 'os.mkdir': _on_new, 'os.remove': _on_old, 'os.rmdir': _on_old, 'os.truncate': _on_old, 'os.chmod': _on_old, 'os.chown': _on_old,
             'os.rename': _on_move, 'os.link': _on_link, 'os.symlink': _on_link, 'socket.connect': _on_connect, 'socket.sendto': _on_connect, 'socket.sendmsg': _on_connect,
             'socket.getaddrinfo': _on_lookup, 'socket.gethostbyname': _on_lookup, 'sqlite3.connect': _on_database,
