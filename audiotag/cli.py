@@ -348,14 +348,15 @@ def trust(o):
     text = [f'{title}\n\n{as_text(t)}\n' for title,t in tables.items() if len(t)]
     emit(o, lambda: trust_as_json(found), lambda: '\n'.join([*text, *found.advice]))
 
-# %% ../nbs/93_cli.ipynb #b841ac71
+# %% ../nbs/93_cli.ipynb #f9bedfe0
 @command('ledger', arg('run', metavar='RUN'), _json)
 def ledger(o):
     "which noisy clips the stages picked: by label, between stages, and against the truth where it is known"
     from audiotag.report import as_text, ledger_counts, ledger_overlap, selection_quality
-    from audiotag.stages import Run
+    from audiotag.stages import Run, round_table
     from audiotag.synth import read_truth
     run = Run(o.run)
+    if len(rounds := round_table(run)): return emit(o, lambda: {'rounds': rounds.to_dict('index')}, lambda: f'pseudo-label rounds, mean over folds\n\n{as_text(rounds)}')
     noisy = run.clips[run.clips.source=='noisy']
     tables = {'': ledger_counts(run), 'picked by both': ledger_overlap(run)}
     if len(noisy) and (truth := read_truth(Path(noisy.path.iloc[0]).parent.parent, 'noisy')) is not None: tables['against the truth'] = selection_quality(run, truth)

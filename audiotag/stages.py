@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Picked', 'Stage', 'warm_up', 'Labels', 'Recipe', 'as_carried_out', 'pick', 'ancestry', 'check_out_of_fold', 'Run',
-           'known_clips', 'scored_clips', 'open_run', 'finish_fold', 'stage_groups', 'run_stages', 'is_finished',
-           'stage_table']
+           'known_clips', 'scored_clips', 'open_run', 'finish_fold', 'round_table', 'stage_groups', 'run_stages',
+           'is_finished', 'stage_table']
 
 # %% ../nbs/61_stages.ipynb #382ef260
 import hashlib, json, math, re, numpy as np, pandas as pd, torch
@@ -535,15 +535,15 @@ def scores(self:Run, *stages:str, fold:int|None=None)->dict: # such as {'lwlrap 
     at = {s: (mine.source==s).to_numpy() for s in ('noisy','curated')}
     return {f'{self.recipe.metric} {s}': METRICS[self.recipe.metric](truth[m], p[m]) if m.any() else np.nan for s,m in at.items()}
 
-# %% ../nbs/61_stages.ipynb #1328443a
+# %% ../nbs/61_stages.ipynb #043c4e85
 @patch
 def ledger(self:Run, stage:str)->pd.DataFrame:
     "What the selection rules of a stage decided for each clip of their sources."
     path,parts = self.stage_path(stage)/'ledger.parquet',self._pseudo_ledgers(stage)
-    if parts: return pd.concat(parts, ignore_index=True)
+    if not path.exists() and parts: return pd.concat(parts, ignore_index=True)
     if not path.exists(): raise AudiotagError(f'stage {stage!r} has no ledger', file=self.folder, fix='only stages with a rule have one, once it has been applied')
     ledger = read_parquet(path)
-    return ledger.assign(labels=[tuple(o) for o in ledger.labels])
+    return pd.concat([ledger.assign(labels=[tuple(o) for o in ledger.labels]), *parts], ignore_index=True) if parts else ledger.assign(labels=[tuple(o) for o in ledger.labels])
 
 @patch
 def _select(self:Run, stage:Stage):
@@ -621,6 +621,20 @@ def _judge(self:Run, stage:str):
     self.recipe = as_carried_out(self.planned, scores)
     row = judge_rounds(scores, min_gain=self.planned.min_gain).table.loc[stage]
     say(f'{stage}: {self.planned.metric} {row.score:.4f} out of fold, {row.gain:+.4f} to the best round before it: {row["then"]}' if row.gain==row.gain else f'{stage}: {row.score:.4f}')
+
+# %% ../nbs/61_stages.ipynb #f2828c8d
+def round_table(
+    run:Run,
+)->pd.DataFrame: # a row a round that was carried out
+    "What each round took from clips without labels, mean over folds, what it scored out of fold, and what followed."
+    table,rows = judge_rounds(run.rounds(), min_gain=run.planned.min_gain).table,{}
+    for s in (s for s in run.planned.stages if s.name in table.index or _pseudo(s)):
+        told = run._pseudo_ledgers(s.name)
+        if not told and s.name not in table.index: continue
+        row = dict(power=next((r.power for r in _pseudo(s)), np.nan), clips=len(told[0]) if told else 0, taken=np.mean([t.picked.sum() for t in told]) if told else 0.,
+                   labels=np.mean([t.labels[t.picked].map(len).mean() for t in told]) if told else np.nan, weight=np.mean([t.weight.sum() for t in told]) if told else 0.)
+        rows[s.name] = row | {c: table[c].get(s.name, np.nan if c!='then' else '') for c in ('score','gain','then')}
+    return pd.DataFrame(rows).T.rename_axis('round').rename(columns={'score': run.recipe.metric, 'labels': 'labels above ½'})
 
 # %% ../nbs/61_stages.ipynb #a41ea7a4
 def stage_groups(recipe:Recipe)->list: # of lists of stages
