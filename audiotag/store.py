@@ -728,25 +728,29 @@ def _part_folders(folder, front_end):
     "The folder itself, and one next to it for each further part."
     return [f'{folder}-{type(o).__name__.lower()}' if i else folder for i,o in enumerate(parts(front_end))]
 
-# %% ../nbs/12_store.ipynb #d638d7c5
+# %% ../nbs/12_store.ipynb #a075a325
 def build_stores(
     clips:pd.DataFrame, # as for `build_store`
     front_end:FrontEnd, # joined or not
     folder, # the store; further parts get folders of their own next to it
     *,
     workers:int=1, # processes
+    build=build_store, # what makes one
+    opened=FeatureStore, # what opens one
     **options, # of `build_store`
 )->'FeatureStore|JoinedStore':
     "`build_store` for each part of a front end; what goes beside the windows is kept in float32."
     for i,(part,where) in enumerate(zip(parts(front_end), _part_folders(folder, front_end))):
-        build_store(clips, part, where, workers=workers, **{**options, **({'dtype': 'float32'} if i else {})})
-    return open_store(folder, front_end)
+        build(clips, part, where, workers=workers, **{**options, **({'dtype': 'float32'} if i else {})})
+    return open_store(folder, front_end, opened=opened)
 
 def open_store(
     folder, # as it was given to `build_stores`
     front_end:FrontEnd,
+    *,
+    opened=FeatureStore, # what opens one
 )->'FeatureStore|JoinedStore':
     "The store of a front end; raises `AudiotagError` when it was made with another one."
-    stores = [FeatureStore(o) for o in _part_folders(folder, front_end)]
-    for s,part in zip(stores, parts(front_end)): require_same(s.front_end, part, where=str(s.folder), fix='name another folder')
+    stores = [opened(o) for o in _part_folders(folder, front_end)]
+    for s,part in zip(stores, parts(front_end)): require_same(s.front_end, part, where=str(getattr(s, 'url', s.folder)), fix='name another folder')
     return JoinedStore(front_end, stores) if isinstance(front_end, Joined) else stores[0]
