@@ -49,7 +49,7 @@ def table_html(
     fold = f' data-rows={rows}' if rows and len(lines)>rows else ''
     return f'<div class=scroll><table{fold}><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
-# %% ../nbs/83_page.ipynb #26e0f560
+# %% ../nbs/83_page.ipynb #cc900d95
 INK,PALETTE = '#010203',('#2f7ed8','#e0702a','#2a9d6f','#b8579b','#8a7a2c','#5b6ee1','#c0392b','#3c8c9c')
 
 def svg(
@@ -63,6 +63,7 @@ def svg(
     rc |= {'svg.fonttype': 'none', 'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False, 'figure.facecolor': 'none', 'axes.facecolor': 'none',
            'savefig.facecolor': 'none', 'legend.frameon': False, 'axes.prop_cycle': matplotlib.cycler(color=PALETTE), 'svg.hashsalt': f'{plot.__name__}{args[1:]}{kwargs}', 'lines.linewidth': 1.4}
     file = io.StringIO()
+    plt.close(plt.figure()) # what a notebook's backend sets at its first figure would be lost at the end of the context, and later pictures with it
     with matplotlib.rc_context(rc):
         figure = plot(*args, **kwargs)
         figure.savefig(file, format='svg', bbox_inches='tight', pad_inches=.04, metadata={'Date': None})
