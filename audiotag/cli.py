@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['arg', 'command', 'train', 'print_results', 'export', 'pack', 'infer', 'doctor', 'pack_wheels', 'pack_kernel',
            'rehearse', 'publish', 'push', 'follow', 'submit', 'ensemble', 'embed', 'baseline', 'emit', 'report',
-           'audit', 'trust', 'ledger', 'features', 'store', 'recipe', 'synth', 'contents', 'completion_script',
+           'audit', 'trust', 'tune', 'ledger', 'features', 'store', 'recipe', 'synth', 'contents', 'completion_script',
            'completion', 'main']
 
 # %% ../nbs/93_cli.ipynb #bd4744ef
@@ -348,6 +348,18 @@ def trust(o):
     text = [f'{title}\n\n{as_text(t)}\n' for title,t in tables.items() if len(t)]
     emit(o, lambda: trust_as_json(found), lambda: '\n'.join([*text, *found.advice]))
 
+# %% ../nbs/93_cli.ipynb #940ffe47
+@command('tune', arg('run', metavar='RUN'), arg('--draws', type=int, default=300, help='of the bootstrap (default: 300)'), _json)
+def tune(o):
+    "try the steps of post-processing on a run's own windows, out of fold; say what each is worth, and what cannot be told"
+    from audiotag.report import as_text
+    from audiotag.stages import Run
+    from audiotag.tune import tune_run
+    found = tune_run(Run(o.run), draws=o.draws)
+    words = '\n'.join(map(str, found.steps)) or 'none'
+    emit(o, lambda: {'steps': [s.to_dict() for s in found.steps], 'table': found.table.to_dict('index')},
+         lambda: f'{as_text(found.table.drop(columns="kept"))}\n\ngained: {words}\nnext: audiotag pack weights RUN DIR --after STEP …, for steps that you believe')
+
 # %% ../nbs/93_cli.ipynb #f9bedfe0
 @command('ledger', arg('run', metavar='RUN'), _json)
 def ledger(o):
@@ -399,22 +411,22 @@ def synth(o):
     from audiotag.synth import make_competition
     print(make_competition(o.folder, seed=o.seed))
 
-# %% ../nbs/93_cli.ipynb #9b7dc65b
+# %% ../nbs/93_cli.ipynb #3a2d1c65
 _contents = {
     'Begin': ('demo','synth','recipe','features','store'),
-    'Train': ('train','baseline','ledger','export'),
+    'Train': ('train','baseline','ledger','tune','export'),
     'Look and listen': ('report','trust','audit'),
     'Predict': ('pack weights','ensemble','embed','infer','doctor','rehearse'),
     'Kaggle': ('pack wheels','pack kernel','publish','push','follow','submit'),
     'Shell': ('completion',)}
 
-# %% ../nbs/93_cli.ipynb #11de998d
+# %% ../nbs/93_cli.ipynb #d97f3c29
 _examples = {
     'ensemble': 'audiotag ensemble runs/first runs/second --out kaggle_datasets/my-ensemble', 'embed': 'audiotag embed kaggle_datasets/my-weights --data DATA --out emb.parquet',
     'baseline': 'audiotag baseline --data DATA --out submission.csv', 'synth': 'audiotag synth toy', 'recipe': 'audiotag recipe --recipe freesound2019 --scale small --set n_folds=3',
     'features': 'audiotag features --recipe freesound2019 --data DATA --store store --workers 4', 'store': 'audiotag store runs/first/store --verify',
     'train': 'audiotag train --recipe freesound2019 --scale small --data DATA --run runs/first\naudiotag train --recipe freesound2019 --data DATA --run runs/second --corrections corrections.csv\naudiotag train --recipe freesound2019 --data DATA --run runs/third --engine ray --address auto',
-    'ledger': 'audiotag ledger runs/first', 'report': 'audiotag report runs/first --out first.html', 'audit': 'audiotag audit --data DATA --out audit.html',
+    'ledger': 'audiotag ledger runs/first', 'tune': 'audiotag tune runs/birds', 'report': 'audiotag report runs/first --out first.html', 'audit': 'audiotag audit --data DATA --out audit.html',
     'trust': 'audiotag trust runs/first --test DATA\naudiotag trust runs/second --against runs/first',
     'pack weights': 'audiotag pack weights runs/first kaggle_datasets/my-weights --owner ann', 'infer': 'audiotag infer --bundle kaggle_datasets/my-weights --data DATA --deadline 90min',
     'doctor': 'audiotag doctor submission.csv --data DATA', 'export': 'audiotag export runs/first kaggle_datasets/my-weights --precision int8',
