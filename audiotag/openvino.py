@@ -316,12 +316,12 @@ def _attempts(wanted, ways, kept:dict):
             if way not in tried and way[0] not in kept: tried.add(way); yield way
             if way[0] in kept: break
 
-# %% ../nbs/81_openvino.ipynb #0ba42f09
+# %% ../nbs/81_openvino.ipynb #ea951b50
 def _joined_graph(graphs:dict): # {index of a member: openvino.Model} -> openvino.Model
     "One graph with an output for each member, all fed from the same inputs."
     import openvino as ov
     shared,results = None,[]
-    for i,graph in graphs.items():
+    for i,graph in ((i, g.clone()) for i,g in graphs.items()): # the plain graph may be kept twice, as fp32 and as fp16
         if shared is None: shared = graph.get_parameters()
         else:
             for mine,theirs in zip(shared, graph.get_parameters()): theirs.output(0).replace(mine.output(0))

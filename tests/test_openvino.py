@@ -253,6 +253,24 @@ def test_a_graph_that_went_wrong_is_not_kept_and_the_next_precision_is(world, tm
     assert [m.precision for m in members] == ["torch"] * 2 and "int8: loses" in members[0].why
 
 
+def test_a_plain_graph_may_be_kept_twice(world, tmp_path, monkeypatch):
+    nets, _, evidence = world
+    folder, calls = make(tmp_path / "b", nets), []
+
+    def metric(truth, scores):  # the second member's int8 loses, so that it keeps its plain graph as fp32 and as fp16
+        calls.append(1)
+        return 0.5 if len(calls) == 8 else 1.0
+
+    whole = Evidence(evidence.features, evidence.held_out, evidence.calibration, evidence.truth, metric)
+    table = export_bundle(folder, whole, precision=("fp32", "int8"))
+    kept = table[table.kept == "kept"]
+    assert [f"{m[-1]} {p}" for m, p in zip(kept.index, kept.precision)] == ["0 fp32", "0 int8", "1 fp32", "1 fp16"]
+    x = WINDOWS.cut(next(iter(world[1].values())))
+    for precision in ("fp32", "fp16"):
+        one, two = open_members(folder, precision=precision)
+        assert two.precision == precision and np.abs(two(x) - open_members(folder, precision="torch")[1](x)).max() < 0.01
+
+
 def test_a_folded_batch_norm_in_training_mode_does_not_pass(world, tmp_path, monkeypatch):
     honest = to_graph
 
