@@ -292,7 +292,7 @@ def _attempts(notes, cells)->list:
             if (m := pattern.search(_printed(cell))) and not seen(kind, i): enter(kind, m[0].strip()[:200], i)
     return sorted(found.values(), key=lambda o: (o['cell'], o['kind']))
 
-# %% ../nbs/91_rehearse.ipynb #ba91ae6f
+# %% ../nbs/91_rehearse.ipynb #5960fcc5
 def _lacking(notes, site:Path)->list:
     "Modules that were asked for and are not in the image: each once for each who asked, and whether the notebook installed them in the end."
     came = {p.name.split('.')[0] for p in site.iterdir()} if site.is_dir() else set()
@@ -306,6 +306,7 @@ def _seconds_of_cells(notes)->list:
         if n['kind']=='cell-end' and n['cell'] in begun: out[n['cell']] = round(n['at']-begun[n['cell']], 2)
     return [out.get(k) for k in sorted(begun)]
 
+# %% ../nbs/91_rehearse.ipynb #ec26320d
 def _judge(out:Outcome, watched:dict, notes, cells, limits:Limits):
     "How it ended, in Kaggle's words and in ours."
     end = next((n for n in notes if n['kind']=='end'), None)
