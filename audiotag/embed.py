@@ -112,7 +112,7 @@ def boosted_scores(
             out[:,k] = trees.fit(x, y[:,k]).predict_proba(x_new)[:,1]
     return out
 
-# %% ../nbs/83_embed.ipynb #3aa427e1
+# %% ../nbs/83_embed.ipynb #cf1bbdee
 def run_embeddings(
     run:Run,
     stage:str,
@@ -136,7 +136,7 @@ def embedding_scores(
     y,fold,p = targets(clips, run.classes),clips.fold.to_numpy(),np.zeros((len(clips), len(run.classes)))
     for k in progress(np.unique(fold), label='trees on embeddings', unit='folds'):
         mine = fold==k
-        check_out_of_fold(clips.clip_id[mine], run.trained_on(stage, int(k)), run.clips, where=run.fold_path(stage, int(k)))
+        check_out_of_fold(clips.clip_id[mine], run.trained_on(stage, int(k)), run.known, where=run.fold_path(stage, int(k)))
         x = run_embeddings(run, stage, int(k), clips)
         p[mine] = trees(x[~mine], y[~mine], x[mine], seed=derive_seed(seed, 'embed', k))
     return pd.DataFrame(p, index=clips.clip_id, columns=list(run.classes))

@@ -141,7 +141,7 @@ def straddling(
     folds = clips[clips.fold>=0].assign(_g=groups[clips.fold>=0].to_numpy()).groupby('_g').fold.nunique()
     return folds[folds>1].sort_values(ascending=False)
 
-# %% ../nbs/86_trust.ipynb #26a1dc64
+# %% ../nbs/86_trust.ipynb #458baf53
 def group_leaks(
     run:Run,
     about:pd.DataFrame|None=None, # clip_id and further columns: author, site, …
@@ -156,7 +156,7 @@ def group_leaks(
     for s in run.recipe.stages:
         for k in range(run.recipe.n_folds):
             scored = run.clips.clip_id[run.clips.fold==k]
-            try: check_out_of_fold(scored, run.trained_on(s.name, k), run.clips, where=f'stage {s.name}, fold {k}')
+            try: check_out_of_fold(scored, run.trained_on(s.name, k), run.known, where=f'stage {s.name}, fold {k}')
             except AudiotagError as e: rows.append(dict(kind='scored what it was trained on', groups=1, clips=int(re.search(r'\d+(?= clips)', str(e)).group()) if 'clips would' in str(e) else 0, example=str(e)))
     return pd.DataFrame(rows, columns=['kind','groups','clips','example'])
 
