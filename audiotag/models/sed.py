@@ -168,7 +168,7 @@ def _runs(on, gap):
         else: out.append([s, e])
     return [(int(s), int(e)) for s,e in out]
 
-# %% ../../nbs/43_models.sed.ipynb #f514a4b9
+# %% ../../nbs/43_models.sed.ipynb #b8ce6511
 def plot_detections(
     features, # (bands, frames) of a recording
     table:pd.DataFrame, # detections of this recording
@@ -188,4 +188,5 @@ def plot_detections(
     for o in ([] if true is None else true.to_dict('records')):
         below.barh(row[o['class']], o['end']-o['start'], left=o['start'], height=.95, fill=False, edgecolor='k', lw=1)
     below.set(yticks=range(len(classes)), yticklabels=classes, ylim=(-.6, len(classes)-.4), xlabel='s')
+    below.tick_params(axis='y', labelsize=max(3, min(9, 56/len(classes))))
     return top,below
