@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'autocast_dtype', 'EpochSeed', 'Augment', 'Precision', 'fold_metric', 'Schedule', 'OneCycle',
            'Milestones', 'Cosine', 'Keeper', 'Ema', 'BestEpoch', 'peak_memory', 'Checkpoint', 'load_weights',
-           'train_fold', 'find_lr']
+           'compiled_by', 'train_fold', 'find_lr']
 
-# %% ../nbs/60_train.ipynb #0ab4a1c0
+# %% ../nbs/60_train.ipynb #39b90fd0
 import copy, json, math, resource, tempfile, time, numpy as np, torch, torch.nn as nn
 from contextlib import ExitStack
 from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from fastai.callback.core import Callback, CancelFitException
@@ -22,7 +23,7 @@ from fastcore.basics import patch
 from safetensors import safe_open
 from safetensors.torch import save as to_safetensors
 from .augment.spec import augment_batch
-from .core import AudiotagError, Config, derive_seed, read_json, say, write_bytes, write_json
+from .core import AudiotagError, Config, derive_seed, did_you_mean, read_json, say, write_bytes, write_json
 from .metrics import metric_named
 
 # %% ../nbs/60_train.ipynb #78896a05
@@ -260,7 +261,21 @@ def load_weights(model:nn.Module, path)->nn.Module:
     except RuntimeError as e: raise AudiotagError(f'holds the weights of another model ({str(e).splitlines()[-1].strip()})', file=path) from None
     return model
 
-# %% ../nbs/60_train.ipynb #782f72ba
+# %% ../nbs/60_train.ipynb #fd918ec8
+@contextmanager
+def compiled_by(
+    backend:str, # of torch.compile, such as 'inductor' or 'aot_eager'; '': none
+    model:nn.Module,
+):
+    "Within it, calls of `model` go through `torch.compile`; raises `AudiotagError` when there is no such backend."
+    if not backend: yield model; return
+    known = torch.compiler.list_backends(exclude_tags=())
+    if backend not in known: raise AudiotagError(f'there is no backend {backend!r}', field='compile', fix=did_you_mean(backend, known))
+    model.compile(backend=backend)
+    try: yield model
+    finally: model._compiled_call_impl = None # what `Module.compile` has set
+
+# %% ../nbs/60_train.ipynb #207fc351
 def train_fold(
     model:nn.Module, # already seeded, or with the weights of the stage before
     dls, # `audiotag.data.fold_loaders`
@@ -276,6 +291,7 @@ def train_fold(
     front_end=None, # computed on each batch of waves; None: the batch is what the network takes
     metric:str='lwlrap', # one of `audiotag.metrics.METRICS`
     precision:str='auto',
+    compile:str='', # a backend of torch.compile, such as 'inductor'; '': none
     keeper:Keeper|None=None, # `Ema` or `BestEpoch`; None: end with the last weights
     seed:int=0,
     label:str='', # how progress lines begin
@@ -286,7 +302,8 @@ def train_fold(
     if not _is_whole(folder/'weights.safetensors'):
         learn = Learner(dls, model.to(memory_format=torch.channels_last), loss_func=loss, opt_func=OPTIMIZERS[optimizer], lr=lr, wd=wd, metrics=fold_metric(metric))
         save = Checkpoint(folder/'checkpoint.safetensors', label, keeper=keeper, metric=metric)
-        _fit(learn, save, epochs, lr, schedule, [EpochSeed(seed), Augment(augment, seed, front_end), Precision(autocast_dtype(precision, _device(dls))), *cbs])
+        with compiled_by(compile, model):
+            _fit(learn, save, epochs, lr, schedule, [EpochSeed(seed), Augment(augment, seed, front_end), Precision(autocast_dtype(precision, _device(dls))), *cbs])
     (folder/'checkpoint.safetensors').unlink(missing_ok=True)
     load_weights(model, folder/'weights.safetensors')
     return read_json(folder/'history.json')
