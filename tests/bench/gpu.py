@@ -52,7 +52,7 @@ class Watch(Callback):
 def sounds(n):
     from audiotag.core import rng
     from audiotag.synth import SOUNDS, sound
-    base = [sound(SOUNDS[i % 16], rng(0, i), seconds=2.5, sample_rate=44100).astype("float32") for i in range(64)]
+    base = [sound(SOUNDS[i % len(SOUNDS)], rng(0, i), seconds=2.5, sample_rate=44100).astype("float32") for i in range(64)]
     return [base[i % 64] for i in range(n)]
 
 
@@ -116,6 +116,7 @@ class LibrosaItems:
 
 
 def theirs(clips, o, *, precision):
+    import fastai.callback.fp16, fastai.callback.progress, fastai.callback.schedule  # noqa: E401, F401  they add methods to Learner
     import torch
     from audiotag.models.cnn import CNNModel1
     from fastai.data.core import DataLoaders
