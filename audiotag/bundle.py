@@ -112,11 +112,11 @@ def _front_ends(spec)->list:
     inner = [getattr(spec, f.name) for f in fields(spec)]
     return [p for o in inner if isinstance(o, FrontEnd) for p in parts(o)]+[p for o in inner if isinstance(o, Config) and not isinstance(o, FrontEnd) for p in _front_ends(o)]
 
-# %% ../nbs/80_bundle.ipynb #86ca822b
+# %% ../nbs/80_bundle.ipynb #e11327ab
 def _greedy(fe:FrontEnd)->bool:
     "Whether a front end asks for more than two and a half seconds of sound can need."
     if fe.sample_rate > 1_000_000: return True
-    frames = fe.n_frames(int(2.5*fe.sample_rate))
+    frames = fe.n_frames(getattr(fe, 'n_samples', int(2.5*fe.sample_rate))) # a folding takes one length
     return getattr(fe, 'n_fft', 1)*max(fe.n_bands, frames) > 2**26 or fe.n_channels*fe.n_bands*frames > 2**24
 
 def _bare(d):

@@ -6,7 +6,7 @@
 __all__ = ['PRECISIONS', 'to_graph', 'compiled', 'graph_run', 'head_of', 'to_int8', 'Gate', 'Evidence', 'evidence_of',
            'evidence_in', 'judge', 'export_bundle', 'graph_table', 'open_members']
 
-# %% ../nbs/81_openvino.ipynb #4536c26e
+# %% ../nbs/81_openvino.ipynb #7fa33ef1
 import math, re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from .bundle import Bundle, Ensemble, Member, _greedy, _network, by_front_end, open_bundles, reseal, torch_run
 from .competitions import targets
 from .core import AudiotagError, Config, config_from_dict, did_you_mean, keep_memory, progress, rng
-from .features import FrontEnd, Joined
+from .features import FrontEnd, parts
 from .metrics import lwlrap, metric_named
 from .shared import shared_pass, strips
 from .windows import batches
@@ -44,7 +44,7 @@ def to_graph(
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as e:
         raise AudiotagError(f'{type(net).__name__} cannot be exported ({str(e).strip().splitlines()[0][:200]})', field='model') from None
 
-# %% ../nbs/81_openvino.ipynb #86f84a42
+# %% ../nbs/81_openvino.ipynb #d2bf8b1f
 def _split(bundle:Bundle, i:int)->tuple: # front end or None, network without it
     "A member's network in two parts: what stays outside of the graph, and the graph."
     m = bundle.members[i]
@@ -56,9 +56,10 @@ def _heard(front, x):
     "Windows of a wave, (n, 1, 1, samples), as `front` hears them; anything else that the network takes as it is."
     if front is None: return x
     waves,*beside = x if isinstance(x, tuple) else (x,)
-    out = [front(np.ascontiguousarray(w[0,0])) for w in waves]
-    y = np.stack(out).reshape(len(out), -1, *out[0].shape[-2:]) if out else np.zeros((0, front.n_channels, front.n_bands, 1), np.float32)
-    return (y, *beside) if isinstance(x, tuple) else y
+    each = [[p(np.ascontiguousarray(w[0,0])) for w in waves] for p in parts(front)]
+    def image(p, out): return np.stack(out).reshape(len(out), -1, *out[0].shape[-2:]) if out else np.zeros((0, p.n_channels, p.n_bands, 1), np.float32)
+    y = tuple(map(image, parts(front), each))
+    return (*y, *beside) if beside or len(y)>1 or isinstance(x, tuple) else y[0]
 
 # %% ../nbs/81_openvino.ipynb #307c8ae3
 _core = None
@@ -492,12 +493,12 @@ def _by_graph(bundle, index:int, precision:str, looks, files:dict, threads, cach
     except (AudiotagError, RuntimeError) as e: return None, 'torch', f"its {entry['precision']} graph does not run here as it did at home ({str(e).strip().splitlines()[-1][:300]})"
     return run, entry['precision'], ''
 
-# %% ../nbs/81_openvino.ipynb #f45b4eae
+# %% ../nbs/81_openvino.ipynb #cd5ec94a
 def _front_of(bundle, entry:dict):
     "The front end that comes before a graph, or None."
     if entry.get('front') is None: return None
     front = config_from_dict(entry['front'], where=str(bundle.path))
-    if not isinstance(front, FrontEnd) or isinstance(front, Joined) or type(front)==FrontEnd or _greedy(front): raise AudiotagError('a graph of this bundle comes behind a front end that is none', file=bundle.path, fix='export it again')
+    if not isinstance(front, FrontEnd) or any(type(p)==FrontEnd or _greedy(p) for p in parts(front)): raise AudiotagError('a graph of this bundle comes behind a front end that is none', file=bundle.path, fix='export it again')
     return front
 
 def _why_not(tried:dict, precision:str)->str:
