@@ -406,14 +406,21 @@ def _rainforest2021(root, train, classes):
     parts.append(_test_rows(root, 'test', template, path, 'recording_id', '.flac', ending='.flac'))
     return _competition('rainforest2021', root, classes, parts, template, 'recording_id', 'lwlrap', train=train)
 
-# %% ../nbs/20_competitions.ipynb #5ae83412
+# %% ../nbs/20_competitions.ipynb #df5ca000
+def _short_names(paths)->list:
+    "The file's name without its ending, or as much more of the path as it takes to tell two files apart."
+    forms = lambda p: (p.stem, f'{p.parent.name}/{p.stem}', f'{p.parent.name}/{p.name}', str(p).lstrip('/'))
+    each = [forms(Path(o)) for o in paths]
+    often = Counter(n for o in each for n in set(o))
+    return [next((n for n in o if often[n]==1), o[-1]) for o in each]
+
 def recordings(
     clips:pd.DataFrame, # a clip table
 )->pd.DataFrame: # a clip table with one row a file, in the order in which they first occur
-    "The files behind the clips: `clip_id` is the file's name without its ending, `labels` all that is known to be in it."
+    "The files behind the clips: `clip_id` is the file's name without its ending (and with its folder if two are called alike), `labels` all that is known to be in it."
     each = clips.assign(labels=[o if s!='negative' else () for o,s in zip(clips.labels, clips.source)]).groupby('path', sort=False)
     first = each.first()
-    out = clip_table([Path(o).stem for o in first.index], path=list(first.index), labels=[tuple(sorted({c for t in o for c in t})) for _,o in each.labels],
+    out = clip_table(_short_names(first.index), path=list(first.index), labels=[tuple(sorted({c for t in o for c in t})) for _,o in each.labels],
                      source=[min(o, key=SOURCES.index) for _,o in each.source], group=list(first.group))
     return out.assign(fold=first.fold.to_numpy())
 

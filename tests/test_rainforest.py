@@ -313,3 +313,10 @@ def test_the_recipes_are_the_entrants():
     assert (full.loss.clip, full.loss.peak, full.loss.pseudo, full.loss.segment) == (1, 0.5, 1, 0.5)
     assert {type(a).__name__ for a in full.augment} == {"SpecAugment", "Gamma", "Lighting", "ManifoldMixUp"} and full.augment[-1].alpha == 0.1
     assert full.model.backbone.name == "resnet18" and full.model.output == "max"
+
+
+def test_two_recordings_of_one_name_are_told_apart():
+    from audiotag.competitions import clip_table
+    paths = ["/d/a/x.ogg", "/d/b/x.ogg", "/d/b/y.ogg", "/d/b/y.ogg", "/d/c/z.wav", "/d/c/z.flac", "/e/c/z.flac"]
+    whole = recordings(clip_table([f"c{i}" for i in range(7)], path=paths, labels=[("l",)] * 7, source="curated"))
+    assert list(whole.clip_id) == ["a/x", "b/x", "y", "c/z.wav", "d/c/z.flac", "e/c/z.flac"] and whole.clip_id.is_unique
