@@ -26,15 +26,15 @@ def command(
     def enter(f): _commands[name] = (f, args); return f
     return enter
 
-# %% ../nbs/93_cli.ipynb #abed6a62
+# %% ../nbs/93_cli.ipynb #af896ab2
 _recipe_args = (arg('--recipe', required=True, metavar='NAME', help='the system, such as freesound2019'),
                 arg('--scale', default='full', help="'full' (the entrant's, for a GPU) or 'small' (minutes on two cores)"),
                 arg('--set', action='append', default=[], dest='changes', metavar='FIELD=VALUE', help='change one field, such as stages.*.epochs=5; may be repeated'))
 _data = arg('--data', required=True, metavar='DIR', help="the competition's folder")
 
 @command('train', *_recipe_args, _data,
-         arg('--run', required=True, metavar='DIR', help='the run folder; an interrupted run goes on'),
-         arg('--store', metavar='DIR', help='feature store to use or make (default: inside of the run)'),
+         arg('--run', required=True, metavar='DIR', help='the run folder, or a URL such as s3://bucket/run; an interrupted run goes on'),
+         arg('--store', metavar='DIR', help='feature store to use or make, or a URL (default: inside of the run)'),
          arg('--workers', type=int, metavar='N', help='processes that compute features (default: 1), and folds that train at the same time (default: all that there is room for)'),
          arg('--engine', default='here', metavar='WHERE', help="where folds train: here, one after the other (default); in processes; or on a ray cluster"),
          arg('--address', metavar='ADDRESS', help="of a Ray cluster, such as auto or host:6379 (default: as Ray finds it, else a new one on this machine)"),
@@ -45,16 +45,18 @@ def train(o):
     from audiotag.competitions import load_competition
     from audiotag.engine import get_engine
     from audiotag.recipes import get_recipe
+    from audiotag.remote import at_hand, is_url
     from audiotag.stages import is_finished, open_run, run_stages
     engine = get_engine(o.engine, address=o.address, workers=o.workers)
     recipe = get_recipe(o.recipe, scale=o.scale, changes=o.changes)
     competition = load_competition(o.data, recipe.layout)
     if o.corrections: competition = _corrected(competition, o.corrections)
-    run = open_run(o.run, recipe, competition, store=o.store, workers=o.workers or 1, scale=o.scale)
-    if o.corrections: _keep_corrections(run, o.corrections)
-    if is_finished(run): say(f'{o.run}: every stage is finished, nothing is left to train')
-    with engine: run_stages(run, engine=engine)
-    print_results(run, baseline=not o.no_baseline)
+    with at_hand(o.run) as folder:
+        run = open_run(folder, recipe, competition, store=o.store or (f'{o.run}/store' if is_url(o.run) else None), workers=o.workers or 1, scale=o.scale)
+        if o.corrections: _keep_corrections(run, o.corrections)
+        if is_finished(run): say(f'{o.run}: every stage is finished, nothing is left to train')
+        with engine: run_stages(run, engine=engine)
+        print_results(run, baseline=not o.no_baseline)
 
 # %% ../nbs/93_cli.ipynb #be44b0e1
 def _corrected(competition, path):
@@ -374,24 +376,27 @@ def ledger(o):
     if len(noisy) and (truth := read_truth(Path(noisy.path.iloc[0]).parent.parent, 'noisy')) is not None: tables['against the truth'] = selection_quality(run, truth)
     emit(o, lambda: {k or 'by label': t.to_dict('index') for k,t in tables.items()}, lambda: '\n\n'.join(f'{k}\n\n{as_text(t)}' if k else as_text(t) for k,t in tables.items()))
 
-# %% ../nbs/93_cli.ipynb #0bc1297d
-@command('features', *_recipe_args, _data, arg('--store', required=True, metavar='DIR'), arg('--workers', type=int, default=1))
+# %% ../nbs/93_cli.ipynb #ddd6730a
+@command('features', *_recipe_args, _data, arg('--store', required=True, metavar='DIR', help='a folder, or a URL such as s3://bucket/mels'), arg('--workers', type=int, default=1))
 def features(o):
     "compute the features of a competition's training clips, or go on with it"
     from audiotag.competitions import load_competition
     from audiotag.recipes import get_recipe
-    from audiotag.store import build_stores
+    from audiotag.remote import build_stores_at
+    from audiotag.stages import known_clips
     recipe = get_recipe(o.recipe, scale=o.scale, changes=o.changes)
-    clips = load_competition(o.data, recipe.layout).clips
-    print(build_stores(clips[clips.labels.map(len)>0], recipe.stored, o.store, workers=o.workers).describe())
+    _,stored = known_clips(load_competition(o.data, recipe.layout).clips, recipe)
+    print(build_stores_at(stored, recipe.stored, o.store, workers=o.workers).describe())
 
-@command('store', arg('store', metavar='DIR'), arg('--verify', action='store_true', help='read every shard and compare checksums'),
+@command('store', arg('store', metavar='DIR', help='a folder, or a URL'), arg('--verify', action='store_true', help='read every shard and compare checksums'),
          arg('--audio', action='store_true', help='with --verify: also compare the audio files with what was heard'),
          arg('--repair', action='store_true', help='build again what is damaged, and only that'), arg('--workers', type=int, default=1), _json)
 def store(o):
     "describe a feature store; verify or repair it"
+    from audiotag.remote import RemoteStore, is_url, repair_remote
     from audiotag.store import FeatureStore, repair_store
-    found = repair_store(o.store, workers=o.workers) if o.repair else FeatureStore(o.store)
+    repair,opened = (repair_remote, RemoteStore) if is_url(o.store) else (repair_store, FeatureStore)
+    found = repair(o.store, workers=o.workers) if o.repair else opened(o.store)
     faults = found.verify(audio=o.audio) if o.verify else None
     said = '' if faults is None else '\n'+(faults.to_string(index=False) if len(faults) else 'every shard is as it was written')
     emit(o, lambda: {'store': o.store, 'clips': len(found), 'about': found.describe(), 'faults': None if faults is None else faults.to_dict('records')}, lambda: found.describe()+said)

@@ -6,7 +6,7 @@
 __all__ = ['is_url', 'Remote', 'Cache', 'RemoteStore', 'build_remote', 'repair_remote', 'build_stores_at', 'open_store_at',
            'Mirror', 'at_hand']
 
-# %% ../nbs/13_remote.ipynb #0e8dc02f
+# %% ../nbs/13_remote.ipynb #5250f946
 import errno, fcntl, hashlib, json, os, shutil, threading, time
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .core import AudiotagError, atomic_path, claim_folder, progress, read_json, say, write_bytes, write_json, write_text
-from .store import FeatureStore, build_store, build_stores, open_store
+from .store import FeatureStore, build_store, build_stores, map_codes, open_store
 
 # %% ../nbs/13_remote.ipynb #f7c1e566
 def is_url(path)->bool:
@@ -213,14 +213,10 @@ class RemoteStore(FeatureStore):
     def __repr__(self): return f'RemoteStore({self.url!r}): {len(self)} clips'
     def __reduce__(self): return partial(type(self), cache=Cache(self.cache.folder, self.cache.limit), open_shards=self.open_shards), (self.url,)
 
-# %% ../nbs/13_remote.ipynb #7cb13325
+# %% ../nbs/13_remote.ipynb #a49b5e3a
 def _map_shard(f, dtype, where)->np.ndarray: # (frames, values), mapped; keeps `f`'s lock
-    try:
-        if np.lib.format.read_magic(f)!=(1,0): raise ValueError('its header is damaged')
-        shape,_,found = np.lib.format.read_array_header_1_0(f)
-        if found!=dtype or len(shape)!=2 or f.tell()+shape[0]*shape[1]*found.itemsize!=os.fstat(f.fileno()).st_size: raise ValueError('its header is damaged')
-        return np.memmap(f, found, 'r', f.tell(), shape).view(np.ndarray)
-    except (OSError, ValueError, EOFError) as e: raise AudiotagError(f'is damaged ({e})', file=where, fix='repair it by `audiotag store URL --repair`') from None
+    try: return map_codes(f, dtype)
+    except (OSError, ValueError) as e: raise AudiotagError(f'is damaged ({e})', file=where, fix='repair it by `audiotag store URL --repair`') from None
 
 @patch
 def _check(self:RemoteStore, name, path):

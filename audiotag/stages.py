@@ -7,7 +7,7 @@ __all__ = ['Picked', 'Stage', 'warm_up', 'Labels', 'Recipe', 'as_carried_out', '
            'known_clips', 'scored_clips', 'open_run', 'finish_fold', 'round_table', 'stage_groups', 'run_stages',
            'is_finished', 'stage_table']
 
-# %% ../nbs/61_stages.ipynb #382ef260
+# %% ../nbs/61_stages.ipynb #a4f0da09
 import hashlib, json, math, re, numpy as np, pandas as pd, torch
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,8 @@ from .metrics import METRICS, per_clip_lwlrap
 from .pseudo import Pseudo, judge_rounds, pseudo_ledger
 from .sampling import Sampler, epoch_draw
 from .sed_loss import SEDLoss, with_weights
-from .store import build_stores, open_store
+from .remote import build_stores_at, is_url, open_store_at
+from .stream import stream_loaders
 from .train import OPTIMIZERS, BestEpoch, Ema, OneCycle, Schedule, load_weights, train_fold
 from .windows import Windows, score_clips
 
@@ -129,7 +130,7 @@ class Labels(Config):
 def _known(name, names, field, what):
     if name not in names: raise AudiotagError(f'{name!r} is no {what}', field=field, fix=did_you_mean(name, names))
 
-# %% ../nbs/61_stages.ipynb #18388f32
+# %% ../nbs/61_stages.ipynb #fe185dad
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Config):
     "All settings of a system."
@@ -151,7 +152,9 @@ class Recipe(Config):
     metric:str='lwlrap' # what the competition scores; 'lrap', 'accuracy' and 'macro_auc' are the others
     n_folds:int=10
     precision:str='auto' # of training; see `audiotag.train.autocast_dtype`
+    compile:str='' # a backend of torch.compile for training, such as 'inductor'; '': none
     keep_memory:bool=True # see `audiotag.core.keep_memory`
+    stream_from:int=200_000 # training clips of a fold from which on epochs are streamed (`audiotag.stream`), in another order than below
     cpus:int|None=None # threads of each training, and what a cluster reserves for it; None: torch's own number where the run is begun
     gpus:float|None=None # what a cluster reserves for each training; None: 1 where it has any
     seed:int=0
@@ -193,7 +196,7 @@ def stored(self:Recipe)->FrontEnd:
     fe = self.front_end
     return fe if self.features=='stored' else Waveform(sample_rate=fe.sample_rate, reading=fe.reading)
 
-# %% ../nbs/61_stages.ipynb #44661c9a
+# %% ../nbs/61_stages.ipynb #c1450cad
 @patch
 def check(self:Recipe):
     "The parts have to fit together."
@@ -201,6 +204,7 @@ def check(self:Recipe):
     _check_hearing(self)
     _check_labels(self)
     self.require(self.n_folds>=2, 'n_folds', 'give 2 or more')
+    self.require(self.stream_from>0, 'stream_from', 'give a number of clips')
     self.require(self.cpus is None or self.cpus>0, 'cpus', 'give a positive number')
     self.require(self.gpus is None or self.gpus>=0, 'gpus', 'give 0 or more')
     self.require(hasattr(self.model, 'build'), 'model', 'give the settings of a network')
@@ -301,7 +305,7 @@ def check_out_of_fold(
         raise AudiotagError(f'{len(leaked)} clips would be scored by a model that was trained on them, the first is {leaked[0]!r}',
                             file=where, fix='this run was made with other folds: start it anew in an empty folder')
 
-# %% ../nbs/61_stages.ipynb #afdc2f28
+# %% ../nbs/61_stages.ipynb #e619ef23
 class Run:
     "A run folder: `recipe.json`, `clips.parquet`, `store/`, and `<n>-<stage>/fold-<k>/` with weights and scores."
     def __init__(self, folder):
@@ -317,7 +321,7 @@ class Run:
         for c in ('labels','secondary'):
             if c in self.rows: self.rows[c] = [tuple(o) for o in self.rows[c]]
         self.clips,self._places = scored_clips(self.rows),None
-        self.store = open_store(str(about['store']) if about['store'] else self.folder/'store', self.recipe.stored)
+        self.store = open_store_at(str(about['store']) if about['store'] else self.folder/'store', self.recipe.stored)
 
     def stage_path(self, stage:str)->Path:
         names = [s.name for s in self.planned.stages]
@@ -370,7 +374,7 @@ def _fingerprint(clips, store)->str:
     text = '\n'.join(sorted(f'{r}|{",".join(l)}|{a}' for r,l,a in zip(rows, clips.labels, audio)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../nbs/61_stages.ipynb #6ed8e0e3
+# %% ../nbs/61_stages.ipynb #9d3cab97
 def open_run(
     folder, # made if missing
     recipe:Recipe,
@@ -384,7 +388,7 @@ def open_run(
     folder = claim_folder(folder, 'run')
     if (folder/'recipe.json').exists(): require_same(Run(folder).planned, recipe, where=folder, fix='use another --run folder, or the settings it was begun with')
     rows,stored = known_clips(competition.clips, recipe)
-    features = build_stores(stored, recipe.stored, store or folder/'store', workers=workers)
+    features = build_stores_at(stored, recipe.stored, store or folder/'store', workers=workers)
     clips = rows[[c in features for c in rows.get('recording', rows.clip_id)]].reset_index(drop=True)
     clips = assign_folds(clips, n_folds=recipe.n_folds, seed=derive_seed(recipe.seed, 'folds'))
     mark = _fingerprint(clips, features)
@@ -394,7 +398,7 @@ def open_run(
         write_parquet(folder/'clips.parquet', clips) # the same clips, perhaps at another place
     else:
         write_parquet(folder/'clips.parquet', clips)
-        about = dict(classes=list(competition.classes), competition=competition.name, data=mark, scale=scale, store=str(Path(store).absolute()) if store else None)
+        about = dict(classes=list(competition.classes), competition=competition.name, data=mark, scale=scale, store=str(store if is_url(store) else Path(store).absolute()) if store else None)
         write_json(folder/'recipe.json', {'recipe': recipe.to_dict(), **about})
     return Run(folder)
 
@@ -448,7 +452,7 @@ def model(self:Run, stage:str, fold:int)->torch.nn.Module:
     "The trained network of a stage and fold, in eval mode."
     return load_weights(self.recipe.model.build(len(self.classes)), self.fold_path(stage, fold)/'weights.safetensors').eval()
 
-# %% ../nbs/61_stages.ipynb #ce46fd11
+# %% ../nbs/61_stages.ipynb #920d3581
 @patch
 def _train(self:Run, stage:Stage, fold:int, label:str, cbs=()):
     "Train one fold of one stage, or go on with it."
@@ -463,14 +467,23 @@ def _train(self:Run, stage:Stage, fold:int, label:str, cbs=()):
     watch = mine[mine.source=='curated'] if (mine.source=='curated').any() else mine
     computed,frames,crops = recipe.front_end if recipe.features=='computed' else None, recipe.windows.frames, recipe.crops
     if crops and computed: crops = crops.scaled(computed.samples_for(2)-computed.samples_for(1))
-    dls = fold_loaders(train, watch, self.store, self.classes, frames=computed.samples_for(frames) if computed else frames, short=recipe.windows.train_at, crops=crops, batch_size=stage.batch_size, seed=seed,
-                       y=self.training_targets(stage, train, fold), probability=train.probability, draw=epoch_draw(stage.sampling, train) if stage.sampling else None)
+    dls = self._loaders(folder, train, watch, frames=computed.samples_for(frames) if computed else frames, short=recipe.windows.train_at, crops=crops, batch_size=stage.batch_size, seed=seed,
+                       y=self.training_targets(stage, train, fold), draw=epoch_draw(stage.sampling, train) if stage.sampling else None)
     if torch.cuda.is_available(): dls.to('cuda')
     epochs = max(1, round(stage.steps/len(dls.train))) if stage.steps else stage.epochs
     keeper = Ema(stage.ema) if stage.ema else BestEpoch(stage.patience) if stage.best_epoch else None
     train_fold(model, dls, folder, loss=stage.loss or recipe.loss, epochs=epochs, lr=stage.lr, wd=stage.wd, schedule=stage.schedule, optimizer=stage.optimizer,
                augment=recipe.augment if stage.augment is None else stage.augment, metric=stage.metric or recipe.metric, front_end=computed,
-               precision=recipe.precision, keeper=keeper, seed=seed, label=label, cbs=cbs)
+               precision=recipe.precision, compile=recipe.compile, keeper=keeper, seed=seed, label=label, cbs=cbs)
+
+# %% ../nbs/61_stages.ipynb #f216fb3c
+@patch
+def _loaders(self:Run, folder, train, watch, *, draw, crops, **options):
+    "The loaders of a fold, in memory or streamed."
+    known = draw or getattr(crops, 'beside', None) or not hasattr(self.store, 'clips')
+    if len(train)<self.recipe.stream_from or known:
+        return fold_loaders(train, watch, self.store, self.classes, probability=train.probability, draw=draw, crops=crops, **options)
+    return stream_loaders(train, watch, self.store, self.classes, folder/'.stream', near=20_000, crops=crops, **options)
 
 # %% ../nbs/61_stages.ipynb #893e62fd
 @patch
