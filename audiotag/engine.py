@@ -6,11 +6,11 @@
 __all__ = ['ENGINES', 'Job', 'code_mark', 'work', 'Engine', 'Here', 'Lines', 'Processes', 'train_job', 'fold_jobs', 'timeline',
            'draw_timeline', 'Ray', 'predict_job', 'predict_chunks', 'get_engine']
 
-# %% ../nbs/62_engine.ipynb #36a651ae
+# %% ../nbs/62_engine.ipynb #b57ff9b3
 import contextlib, hashlib, importlib.metadata, io, os, signal, socket, tempfile, threading, time, traceback
 import numpy as np, pandas as pd, torch
 from collections import Counter, deque
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from fastai.callback.core import Callback
@@ -113,7 +113,7 @@ class Engine:
     def __enter__(self): return self
     def __exit__(self, *args): self.close()
 
-# %% ../nbs/62_engine.ipynb #6f75548a
+# %% ../nbs/62_engine.ipynb #5f4a1aef
 @patch
 def each(self:Engine, jobs):
     "Yield pairs (job, value) in the order in which jobs end; at the end raise one `AudiotagError` for those that failed."
@@ -134,7 +134,7 @@ def each(self:Engine, jobs):
     except BaseException: self.stop(); raise
     if bad := [o for o in desk.failed.values() if o]:
         left = len(desk.failed)-len(bad)
-        raise AudiotagError('; '.join(bad)+(f'; {left} jobs that need them were left out' if left else ''), fix='what is finished stays: the same command goes on')
+        raise AudiotagError('; '.join(bad)+(f'; left out, as they need what failed: {left}' if left else ''), fix='what is finished stays: the same command goes on')
 
 # %% ../nbs/62_engine.ipynb #b59da3ba
 @patch
@@ -185,7 +185,7 @@ def _work_and_tell(job, mark, path):
     "`work`, with what is said appended to a file: no lock is held that a killed worker could keep."
     with open(path, 'a', buffering=1, encoding='utf-8') as f: return work(job, mark, out=Lines(lambda line: f.write(line+'\n')))
 
-# %% ../nbs/62_engine.ipynb #e1e5194c
+# %% ../nbs/62_engine.ipynb #b98a1824
 class Processes(Engine):
     "Jobs in worker processes of this machine; by default as many as have a core for each of their threads."
     def __init__(self, workers:int|None=None, *, attempts:int=3):
@@ -195,12 +195,15 @@ class Processes(Engine):
     def submit(self, job):
         slot = min(set(range(len(self.busy)+1))-set(self.busy.values()))
         path = Path(self.folder.name)/f'{len(self.files)}.txt'
-        future = self._pool(slot, job).submit(_work_and_tell, job, self.mark, str(path))
+        try: future = self._pool(slot, job).submit(_work_and_tell, job, self.mark, str(path))
+        except BrokenExecutor: # its worker died while it had nothing to do
+            self.pools.pop(slot).shutdown(wait=False, kill_workers=True)
+            return self.submit(job)
         self.busy[future],self.files[path] = slot,[job.name, 0]
         return future
     def leave(self, future):
         slot = self.busy.pop(future)
-        if future.exception(): self.pools.pop(slot).shutdown(wait=False, kill_workers=True)
+        if future.exception() and slot in self.pools: self.pools.pop(slot).shutdown(wait=False, kill_workers=True)
     def _pool(self, slot, job):
         from joblib.externals.loky import ProcessPoolExecutor
         if slot not in self.pools:
@@ -343,7 +346,7 @@ def _import_ray():
     except ImportError as e: raise AudiotagError(f"the engine 'ray' needs Ray ({e})", fix="pip install 'audiotag[cluster]'") from None
     return ray
 
-# %% ../nbs/62_engine.ipynb #fee4c9d8
+# %% ../nbs/62_engine.ipynb #2541f512
 class Ray(Engine):
     "Jobs on a Ray cluster: the one at `address`, or the one that this process is connected to, or a new one on this machine."
     def __init__(self,
@@ -353,7 +356,7 @@ class Ray(Engine):
         attempts:int=3,
     ):
         super().__init__(workers, attempts=attempts)
-        self.ray,self.address,self.began,self.refs = _import_ray(),address,False,{}
+        self.ray,self.address,self.began,self.refs,self.looked = _import_ray(),address,False,{},time.monotonic()
     def begin(self):
         "Connect, and start the actor that collects what jobs say."
         if self.began and self.ray.is_initialized(): return
@@ -370,7 +373,7 @@ class Ray(Engine):
         self.began = True
     def room(self, job, running): return running < (self.workers or 1000)
 
-# %% ../nbs/62_engine.ipynb #6c47c684
+# %% ../nbs/62_engine.ipynb #a0deb31c
 @patch
 def reserve(self:Ray, job:Job)->dict: # num_cpus, num_gpus
     "What Ray is asked for; raises `AudiotagError` when no node could ever have it."
@@ -393,8 +396,11 @@ def leave(self:Ray, future): self.refs.pop(future)
 
 @patch
 def heard(self:Ray):
-    try: return self.ray.get(self.box.take.remote(), timeout=5) if self.began else ()
-    except self.ray.exceptions.RayError: return ()
+    if self.refs and time.monotonic()-self.looked>10:
+        self.looked = time.monotonic()
+        if not any(n['Alive'] and n['Resources'].get('CPU') for n in self.ray.nodes()): yield '', 'no node of the cluster is left: waiting for one (Ctrl-C ends this, and the same command goes on)'
+    try: yield from self.ray.get(self.box.take.remote(), timeout=5) if self.began else ()
+    except self.ray.exceptions.RayError: pass
 
 # %% ../nbs/62_engine.ipynb #5dedca19
 @patch

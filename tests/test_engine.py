@@ -1,0 +1,387 @@
+"The engines: the same bytes wherever folds are trained, and what happens when nodes, workers, drivers or jobs die."
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from fastai.callback.core import Callback
+
+sys.path.insert(0, str(Path(__file__).parent))
+from tiny import AUDIOTAG, SETS, train_words  # noqa: E402
+
+from audiotag import engine as engines  # noqa: E402
+from audiotag.competitions import load_competition  # noqa: E402
+from audiotag.core import AudiotagError, locked, write_json  # noqa: E402
+from audiotag.engine import Engine, Here, Job, Lines, Processes, Ray, _alone, fold_jobs, get_engine, predict_chunks, timeline, work  # noqa: E402
+from audiotag.kaggle import pack_weights  # noqa: E402
+from audiotag.recipes import get_recipe  # noqa: E402
+from audiotag.stages import open_run, run_stages, stage_groups  # noqa: E402
+from audiotag.synth import make_competition  # noqa: E402
+
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install 'audiotag[cluster]')")
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+SMALL = dict(object_store_memory=80 * 2**20, include_dashboard=False)
+ONE = [*SETS, "cpus=1"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("engine")
+    make_competition(home / "data", seed=3, n_curated=40, n_noisy=40, n_test=12)
+    return home
+
+
+@pytest.fixture(scope="module")
+def begin(home):
+    "`begin('name')` begins a tiny run; all share one store."
+    competition = load_competition(home / "data")
+    return lambda name, sets=ONE: open_run(home / name, get_recipe("freesound2019", scale="small", changes=sets), competition, store=home / "store")
+
+
+@pytest.fixture(scope="module")
+def whole(begin):
+    "What a run without any engine ends with."
+    return content(run_stages(begin("whole")))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    "Three nodes on this machine: a head that takes no jobs, and two that do and may be killed; `fill()` puts others in their place."
+    os.environ.update({k: ENV[k] for k in ("RAY_worker_niceness", "RAY_USAGE_STATS_ENABLED")})
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, **SMALL))
+    made.victims = []
+    made.fill = lambda: made.victims.extend(made.add_node(num_cpus=1, **SMALL) for _ in range(2 - len(made.victims)))
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+def grid(cluster):
+    cluster.fill()
+    with Ray(cluster.address) as made:
+        yield made
+
+
+def content(run):
+    "The bytes of the bundle and of all that the next stage would read."
+    folder = pack_weights(run, run.folder.parent / f"{run.folder.name}-b{time.monotonic_ns()}" / "tiny-weights")
+    kept = [p for name in ("oof.parquet", "weights.safetensors", "trained_on.json", "ledger.parquet") for p in run.folder.rglob(name)]
+    return {p.name: p.read_bytes() for p in folder.iterdir()} | {str(p.relative_to(run.folder)): p.read_bytes() for p in kept}
+
+
+def when(ready, act, seconds=90):
+    "In a thread: `act()` as soon as `ready()` is true; `join()` it."
+
+    def wait():
+        end = time.monotonic() + seconds
+        while not ready() and time.monotonic() < end:
+            time.sleep(0.003)
+        act()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def left_alone(run):
+    "No worker holds a fold, and nothing half-written is left."
+    assert not list(run.folder.rglob("owner.txt")) and not list(run.folder.rglob("*.part")) and not list(run.folder.rglob("checkpoint.*"))
+
+
+# --- the same numbers whichever way --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["here", "processes", pytest.param("ray", marks=needs_ray)])
+def test_the_same_bytes(way, begin, whole, request):
+    made = request.getfixturevalue("grid") if way == "ray" else get_engine(way, workers=2 if way == "processes" else None)
+    with made:
+        run = run_stages(begin(way), engine=made)
+    assert content(run) == whole
+    left_alone(run)
+    log = timeline(made)
+    assert len(log) == 8 and log.ok.all()
+    first = log[log.job.str.contains("agreed")].began.min()
+    assert (log[log.job.str.contains("noisy|curated")].ended <= first).all(), "the rule of stage 3 needs all folds"
+    assert log.place.nunique() == (1 if way == "here" else 2) or way == "ray"
+
+
+def test_threads_belong_to_the_run(begin):
+    "A run that was begun with three threads goes on with three, wherever that is."
+    run = begin("threads", SETS)
+    write_json(run.folder / "threads.json", {"threads": 3})
+    jobs = fold_jobs(run, [("noisy", 0), ("curated", 0), ("curated", 1)])
+    assert [j.threads for j in jobs] == [3, 3, 3] and jobs[1].after == (jobs[0].name,) and jobs[2].after == ()
+    assert [j.threads for j in fold_jobs(begin("one"), [("noisy", 0)])] == [1]
+    assert [[s.name for s in g] for g in stage_groups(run.recipe)] == [["noisy", "curated"], ["agreed"], ["certain"]]
+
+
+# --- a node, a worker, a driver dies -------------------------------------------------------------
+
+MOMENTS = {
+    "a fold has just been begun": lambda run: (run / "1-noisy/fold-1/owner.txt").exists(),
+    "between two epochs of the second stage": lambda run: (run / "2-curated/fold-0/checkpoint.safetensors").exists(),
+    "trained and not yet scored": lambda run: (run / "1-noisy/fold-1/weights.safetensors").exists(),
+}
+
+
+class Hold(Callback):
+    "Holds trainings of the second stage after an epoch, as long as a file is there."
+    order = 99
+
+    def __init__(self, file):
+        self.file = file
+
+    def after_epoch(self):
+        while self.file.exists() and "2-curated" in str(self.learn.checkpoint.path):
+            time.sleep(0.02)
+
+
+@needs_ray
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_node_costs_nothing_that_was_finished(moment, begin, whole, cluster, grid, capfd):
+    run = begin("node " + moment)
+    grid.begin()
+    grid.ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    hold = run.folder / "hold"
+    hold.touch()
+    with ThreadPoolExecutor(1) as pool:  # nodes are added by the main thread
+        done, end = pool.submit(run_stages, run, engine=grid, cbs=[Hold(hold)]), time.monotonic() + 90
+        while not MOMENTS[moment](run.folder) and time.monotonic() < end:
+            time.sleep(0.003)
+        kept = {p: p.stat().st_mtime_ns for p in run.folder.rglob("weights.safetensors") if (p.parent / "oof.parquet").exists()}
+        while cluster.victims:
+            cluster.remove_node(cluster.victims.pop(), allow_graceful=False)
+        hold.unlink()
+        cluster.fill()
+        done.result()
+    assert content(run) == whole
+    left_alone(run)
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    assert "its worker was lost" in capfd.readouterr().err
+
+
+def test_a_killed_worker_is_replaced(begin, whole, capfd):
+    run = begin("worker")
+    with Processes(2) as made:
+        killer = when(lambda: (run.folder / "2-curated/fold-0/checkpoint.safetensors").exists(),
+                      lambda: [os.kill(pid, signal.SIGKILL) for pool in list(made.pools.values()) for pid in list(pool._processes)])
+        run_stages(run, engine=made)
+        killer.join()
+    assert content(run) == whole
+    left_alone(run)
+    assert "its worker was lost (TerminatedWorkerError" in capfd.readouterr().err
+
+
+def command(home, run, *words):
+    sets = [w for s in ("cpus=1",) for w in ("--set", s)]
+    return [*AUDIOTAG, *train_words(home / "data", run), *sets, "--store", str(home / "store"), *words]
+
+
+@pytest.mark.parametrize("way", ["processes", pytest.param("ray", marks=needs_ray)])
+def test_a_killed_driver_goes_on_where_it_stopped(way, home, begin, whole, request):
+    words = ["--engine", way, "--workers", "2"]
+    if way == "ray":
+        words += ["--address", request.getfixturevalue("grid").address]
+    run = home / f"driver {way}"
+    with open(home / "killed.log", "w") as log:
+        driver = subprocess.Popen(command(home, run, *words), stdout=log, stderr=log, env=ENV)
+        when(lambda: (run / "2-curated/fold-1/checkpoint.safetensors").exists() or driver.poll() is not None, driver.kill).join()
+    assert driver.wait() == -signal.SIGKILL, (home / "killed.log").read_text()[-2000:]
+    assert not (run / "4-certain").exists()
+    again = subprocess.run(command(home, run, *words), capture_output=True, text=True, env=ENV, timeout=100)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "stage 1/4" not in again.stderr and content(begin(run.name)) == whole
+    left_alone(begin(run.name))
+
+
+def test_ctrl_c_stops_the_workers_and_leaves_checkpoints(home, begin, whole):
+    run = home / "ctrl-c"
+    words = command(home, run, "--engine", "processes", "--workers", "2")
+    driver = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV, start_new_session=True)
+    when(lambda: (run / "2-curated/fold-0/checkpoint.safetensors").exists() or driver.poll() is not None, lambda: os.killpg(driver.pid, signal.SIGINT)).join()
+    _, said = driver.communicate(timeout=60)
+    assert driver.returncode == 130 and "Traceback" not in said and "goes on where it was" in said, said[-3000:]
+    workers = subprocess.run(["pgrep", "-g", str(driver.pid), "-f", "LokyProcess"], capture_output=True, text=True).stdout
+    assert not workers, "workers of the driver are left"
+    assert content(run_stages(begin("ctrl-c"))) == whole
+
+
+TICK = """
+import sys, time
+from audiotag.engine import Job, get_engine
+def tick(path):
+    for i in range(600):
+        with open(path, 'a') as f: f.write('.')
+        time.sleep(.05)
+get_engine(sys.argv[1], address=sys.argv[3] or None).run([Job(name='tick', call=tick, inputs={'path': sys.argv[2]})])
+"""
+
+
+@pytest.mark.parametrize("way", ["processes", pytest.param("ray", marks=needs_ray)])
+def test_workers_of_a_killed_driver_stop_writing(way, tmp_path, request):
+    (tmp_path / "driver.py").write_text(TICK)
+    path = tmp_path / "ticks"
+    address = request.getfixturevalue("grid").address if way == "ray" else ""
+    driver = subprocess.Popen([sys.executable, tmp_path / "driver.py", way, path, address], env=ENV, stderr=subprocess.DEVNULL)
+    when(lambda: path.exists() and path.stat().st_size > 3, driver.kill).join()
+    driver.wait()
+    time.sleep(4)
+    ticks = path.stat().st_size
+    time.sleep(1)
+    assert 3 < ticks == path.stat().st_size
+
+
+def test_two_drivers_refuse_each_other(begin):
+    run = begin("two")
+    with locked(run.folder), pytest.raises(AudiotagError, match="in use by process"):
+        run_stages(run, engine=Here())
+
+
+def test_a_worker_that_was_given_up_leaves_to_the_next_one(tmp_path):
+    "The one that was taken for dead holds the folder until it looks; the new one waits for it."
+    left, inside = [], threading.Event()
+
+    def old():
+        try:
+            with _alone(tmp_path / "fold-0") as mine:
+                inside.set()
+                while True:
+                    time.sleep(0.05)
+                    mine.look()
+        except AudiotagError as e:
+            left.append((time.monotonic(), str(e)))
+
+    thread = threading.Thread(target=old)
+    thread.start()
+    inside.wait()
+    with _alone(tmp_path / "fold-0") as mine:
+        now = time.monotonic()
+        mine.look()
+    thread.join()
+    assert left and left[0][0] <= now + 0.01 and "another worker" in left[0][1]
+
+
+# --- jobs that fail ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["processes", pytest.param("ray", marks=needs_ray)])
+def test_a_job_that_fails_three_times_is_named_and_the_others_finish(way, begin, whole, request, capfd):
+    made = request.getfixturevalue("grid") if way == "ray" else Processes(2)
+    run = begin(f"failing {way}")
+    fault = run.folder / "2-curated/fold-0/trained_on.json"
+    fault.mkdir(parents=True)  # a folder where a file should be
+    with pytest.raises(AudiotagError) as found:
+        run_stages(run, engine=made)
+    said = str(found.value)
+    assert "stage 2/4 curated, fold 1/2 failed 3 times" in said and "cannot write" in said and "\n" not in said
+    assert run.is_done("noisy", 0) and run.is_done("noisy", 1) and run.is_done("curated", 1) and not (run.folder / "3-agreed").exists()
+    assert capfd.readouterr().err.count("of 3 (") == 2
+    fault.rmdir()
+    assert content(run_stages(run, engine=made)) == whole
+    made.close()
+
+
+class Odd(Exception):
+    def __init__(self, a, b):
+        super().__init__(f"{a} {b}")  # does not unpickle
+
+
+def odd():
+    raise Odd(1, 2)
+
+
+def fine(x):
+    return x
+
+
+def test_failures_and_what_follows_them():
+    jobs = [Job(name="a", call=odd, inputs={}), Job(name="b", call=fine, inputs={"x": 1}, after=("a",)),
+            Job(name="c", call=fine, inputs={"x": 2}, after=("b",)), Job(name="d", call=fine, inputs={"x": 3})]
+    here = Here(attempts=3)
+    with pytest.raises(AudiotagError, match=r"a failed 3 times, .*Odd: 1 2 \(test_engine.py, line \d+\); left out, as they need what failed: 2"):
+        here.run(jobs)
+    assert [o["job"] for o in here.log if o["ok"]] == ["d"] and len(here.log) == 4
+    assert here.run(jobs[3:]) == {"d": 3}
+
+
+class Losing(Engine):
+    "Loses its worker each time."
+    def room(self, job, running): return True
+
+    def submit(self, job):
+        future = engines.Future()
+        future.set_exception(OSError("gone"))
+        return future
+
+
+def test_a_job_that_takes_every_worker_with_it_ends():
+    with pytest.raises(AudiotagError, match="lost ten times"):
+        Losing().run([Job(name="greedy", call=fine, inputs={"x": 1})])
+
+
+def test_another_version_is_refused_and_not_tried_again(begin, capfd):
+    made = Processes(1)
+    made.mark = {**made.mark, "audiotag": "0.0.9 (12345678)"}
+    with made, pytest.raises(AudiotagError, match=r"worker on .* has audiotag .* and not 0.0.9 \(12345678\)"):
+        made.run([Job(name="a", call=fine, inputs={"x": 1})])
+    assert "attempt" not in capfd.readouterr().err
+    assert work(Job(name="a", call=fine, inputs={"x": 1}), engines._loaded)["value"] == 1
+
+
+def test_what_is_missing_or_wrong_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(AudiotagError, match=r"pip install 'audiotag\[cluster\]'"):
+        get_engine("ray")
+    for bad in (dict(name="ry"), dict(name="processes", workers=0), dict(name="here", address="auto")):
+        with pytest.raises(AudiotagError):
+            get_engine(**bad)
+    with pytest.raises(AudiotagError, match="not on this machine"):
+        engines.train_job(str(tmp_path / "elsewhere"), "noisy", 0)
+
+
+@needs_ray
+def test_a_cluster_that_cannot_do_it(begin, grid):
+    run = begin("gpus", [*ONE, "gpus=2"])
+    with pytest.raises(AudiotagError, match="wants 2 GPUs, and no node of the cluster has more than 0"):
+        run_stages(run, engine=grid)
+    wide = begin("wide", [*SETS, "cpus=64"])  # more threads than any node has CPUs: it is given a whole node
+    assert grid.reserve(fold_jobs(wide, [("noisy", 0)])[0]) == dict(num_cpus=1, num_gpus=0)
+
+
+# --- lines, shards, chunks -----------------------------------------------------------------------
+
+
+def test_lines_are_whole():
+    got = []
+    out = Lines(got.append)
+    for piece in ("a", "b\n", "\n", "c\nd", "e", "\n"):
+        out.write(piece)
+    assert got == ["ab", "c", "de"] and not out.isatty()
+
+
+def test_each_line_is_said_once(begin, capfd):
+    with Processes(2) as made:
+        run_stages(begin("lines", [*ONE, "stages.*.epochs=1"]), engine=made)
+    said = [s for s in capfd.readouterr().err.splitlines() if "epoch" in s]
+    assert len(said) == len({s.split(":")[0] for s in said}) == 8 and all(s.startswith("stage ") for s in said)
+
+
+def test_chunks_are_predicted_once(begin, home, tmp_path):
+    run = run_stages(begin("whole"))
+    ids = list(run.clips.clip_id)
+    with Processes(2) as made:
+        got = predict_chunks(run, "certain", ids, tmp_path, engine=made, chunk=30)
+        assert len(list(tmp_path.glob("*.parquet"))) == 6 and list(got.index) == ids
+        times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.parquet")}
+        again = predict_chunks(run, "certain", ids, tmp_path, engine=made, chunk=30)
+    assert again.equals(got) and {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.parquet")} == times
+    mean = sum(run.predict("certain", k, ids) for k in range(2)) / 2
+    assert abs(mean - got).max().max() < 1e-6
