@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['is_url', 'Remote', 'Cache', 'RemoteStore', 'build_remote', 'repair_remote', 'build_stores_at', 'open_store_at',
-           'Mirror', 'at_hand']
+           'Mirror', 'at_hand', 'origin', 'refresh']
 
 # %% ../nbs/13_remote.ipynb #5250f946
 import errno, fcntl, hashlib, json, os, shutil, threading, time
@@ -380,7 +380,7 @@ def open_store_at(folder, front_end):
     "`audiotag.store.open_store`, also behind a URL."
     return open_store(str(folder).rstrip('/') if is_url(folder) else folder, front_end, **{k: v for k,v in _away(folder).items() if k=='opened'})
 
-# %% ../nbs/13_remote.ipynb #dcea8645
+# %% ../nbs/13_remote.ipynb #69498887
 class Mirror:
     "A local copy of a run behind a URL: `pull` before the work, `push` during and after it."
     def __init__(self, url, *, cache:Cache|None=None):
@@ -392,10 +392,22 @@ class Mirror:
         try: return read_json(self.folder/'.sent.json')
         except AudiotagError: return {}
 
+    @contextmanager
+    def _alone(self):
+        "Among the threads and processes of this machine."
+        with self.lock, open(self.folder/'.sync', 'a') as f:
+            fcntl.flock(f, fcntl.LOCK_EX)
+            yield
+
     def pull(self)->Path:
         "Fetch what is new there; what was finished here and not sent yet stays."
         self.remote.claim('run')
         claim_folder(self.folder, 'run')
+        write_text(self.folder/'.origin', self.remote.url)
+        with self._alone(): self._pull()
+        return self.folder
+
+    def _pull(self):
         notes,there = self._notes(),{k: v for k,v in self.remote.files().items() if not k.startswith('store')}
         for name,stamp in there.items():
             note = notes.get(name) or {}
@@ -405,20 +417,19 @@ class Mirror:
         for name in [n for n in notes if n not in there]:
             if _local(self.folder/name)==notes.pop(name)['here']: (self.folder/name).unlink() # removed there, not changed here
         write_json(self.folder/'.sent.json', notes)
-        return self.folder
 
 def _local(path)->list|None:
     try: s = os.stat(path)
     except FileNotFoundError: return None
     return [s.st_size, s.st_mtime_ns]
 
-# %% ../nbs/13_remote.ipynb #4aba68a1
+# %% ../nbs/13_remote.ipynb #c6ff577e
 _last = 'scored.json','recipe.json' # these vouch for files beside them
 
 @patch
 def push(self:Mirror):
     "Send what is new here, and remove there what was removed here."
-    with self.lock:
+    with self._alone():
         notes = self._notes()
         found = {str(p.relative_to(self.folder)): p for p in sorted(self.folder.rglob('*')) if p.is_file()}
         mine = [n for n in found if not any(o.startswith('.') for o in n.split('/')) and not n.endswith('.part') and not n.startswith('store')]
@@ -455,3 +466,16 @@ def at_hand(
     mirror = Mirror(folder, cache=cache)
     say(f'{folder}: the local copy is {mirror.pull()}')
     with _meanwhile(mirror.push, every): yield mirror.folder
+
+# %% ../nbs/13_remote.ipynb #a87792e9
+def origin(folder)->str|None:
+    "The URL that a folder is the local copy of; None for any other folder."
+    note = Path(folder)/'.origin'
+    return note.read_text(encoding='utf-8') if note.is_file() else None
+
+def refresh(folder):
+    "Fetch what other machines have finished meanwhile, if `folder` is the copy of a run behind a URL."
+    if url := origin(folder):
+        mirror = Mirror(url)
+        if mirror.folder.absolute()!=Path(folder).absolute(): raise AudiotagError('is a copy in another cache than AUDIOTAG_CACHE names', file=folder, fix='set AUDIOTAG_CACHE as it was')
+        mirror.push(); mirror.pull()

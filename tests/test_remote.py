@@ -1,4 +1,5 @@
 "Stores and runs behind a URL: kills in the middle of a transfer, two writers, the bound of the cache, damage, no credentials."
+import fcntl
 import importlib.util
 import json
 import os
@@ -237,14 +238,18 @@ print('all read')
 
 
 def held(cache):
-    "Bytes in the cache, those of unfinished downloads included."
-    n = 0
-    for p in (cache / "shards").glob("*") if (cache / "shards").exists() else ():
-        try:
-            n += p.stat().st_size
-        except FileNotFoundError:
-            pass
-    return n
+    "Bytes in the cache at one moment, those of unfinished downloads included."
+    if not (cache / "shards").exists():
+        return 0
+    with open(cache / ".lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # nothing is thrown out, and nothing new begun, while we look
+        files, n = list((cache / "shards").iterdir()), 0
+        for p in files:
+            try:
+                n += p.stat().st_size
+            except FileNotFoundError:  # a download that has ended
+                n += cache.joinpath("shards", p.name[1:].rsplit(".", 2)[0]).stat().st_size if p.suffix == ".part" else 0
+        return n
 
 
 def test_the_bound_holds_with_three_readers(clips, reference, url, tmp_path):
