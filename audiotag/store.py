@@ -338,9 +338,10 @@ def _start_worker(parent:int):
     import torch
     torch.set_num_threads(1)
 
-# %% ../nbs/12_store.ipynb #47c9ac8b
-def _run(jobs, workers, folder):
+# %% ../nbs/12_store.ipynb #a407eff7
+def _run(jobs, workers, folder, engine=None):
     "Yield what `_do` gives, in any order."
+    if engine: yield from engine.map(_do, jobs, label='shard'); return
     if workers==1:
         with _one_thread(): yield from map(_do, jobs)
         return
@@ -409,8 +410,8 @@ def _publish(folder, settings, plan, done):
     for p in folder.glob('.lookup-*'): shutil.rmtree(p, ignore_errors=True)
     if bad: say(f"{len(bad)} of {len(rows)} clips could not be read, see {folder/'quarantine.csv'}; the first: {bad[0]['path']}: {bad[0]['what']}")
 
-# %% ../nbs/12_store.ipynb #ef936df3
-def _build(folder, rows, settings, workers, check=False):
+# %% ../nbs/12_store.ipynb #62f28ff1
+def _build(folder, rows, settings, workers, check=False, engine=None):
     "Make all shards that are not there, and publish the index."
     (folder/'shards').mkdir(exist_ok=True)
     for p in [*folder.glob('.*.part'), *(folder/'shards').glob('.*.part')]: p.unlink(missing_ok=True)
@@ -419,9 +420,9 @@ def _build(folder, rows, settings, workers, check=False):
         found = progress(pool.map(lambda p: _declared(p, seen.get(p)), paths), label='looking at files', unit='files', total=len(paths))
         looks = dict(zip(paths, found))
     plan,done = _plan(rows, settings, looks), {}
-    jobs = (_Job(folder, settings, label, rs, {r[1]: looks[r[1]] for r in rs}, check, workers>1) for label,rs in plan.items())
+    jobs = (_Job(folder, settings, label, rs, {r[1]: looks[r[1]] for r in rs}, check, workers>1 or engine is not None) for label,rs in plan.items())
     def clips():
-        for label,name,side,seen_now in _run(jobs, workers, folder):
+        for label,name,side,seen_now in _run(jobs, workers, folder, engine):
             done[label] = name,side
             looks.update(seen_now)
             _add_seen(folder, seen_now)
@@ -442,7 +443,7 @@ def _at_work(folder):
         raise AudiotagError(f'cannot write ({e.strerror or e})', file=e.filename or folder,
                             fix='free some space and make the same call again' if full else 'nothing that was finished is lost') from e
 
-# %% ../nbs/12_store.ipynb #8fd59fba
+# %% ../nbs/12_store.ipynb #ad5514e0
 def build_store(
     clips:pd.DataFrame, # clip_id, path, and where there are such columns start_s, end_s (seconds, NaN is the whole file)
     front_end:FrontEnd, # what the network hears
@@ -453,6 +454,7 @@ def build_store(
     shard_mb:float=64, # no shard is meant to be larger (10**6 bytes)
     longest_s:float=3600, # seconds; longer clips go to the quarantine
     rebuild:bool=False, # take the place of a store with another front end or number format
+    engine=None, # of `audiotag.engine`: where shards are made, in place of `workers`
 )->'FeatureStore':
     "Make a store of exactly these clips; killed at any point, the same call goes on. Raises `AudiotagError`."
     dtype = dtype or ('int16' if isinstance(front_end, Waveform) else 'float16')
@@ -462,7 +464,7 @@ def build_store(
     folder = claim_folder(folder, 'store').absolute()
     with _at_work(folder):
         _check_settings(folder, settings, rebuild)
-        _build(folder, rows, settings, workers)
+        _build(folder, rows, settings, workers, engine=engine)
     return FeatureStore(folder)
 
 # %% ../nbs/12_store.ipynb #d98858c6
