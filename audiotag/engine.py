@@ -6,7 +6,7 @@
 __all__ = ['ENGINES', 'Job', 'code_mark', 'work', 'Engine', 'Here', 'Lines', 'Processes', 'train_job', 'fold_jobs', 'timeline',
            'draw_timeline', 'Ray', 'predict_job', 'predict_chunks', 'get_engine']
 
-# %% ../nbs/62_engine.ipynb #b57ff9b3
+# %% ../nbs/62_engine.ipynb #797ffcaf
 import contextlib, hashlib, importlib.metadata, io, os, signal, socket, tempfile, threading, time, traceback
 import numpy as np, pandas as pd, torch
 from collections import Counter, deque
@@ -17,6 +17,7 @@ from fastai.callback.core import Callback
 from fastcore.basics import patch
 import audiotag
 from .core import AudiotagError, a_few, did_you_mean, file_sha256, locked, read_json, read_parquet, say, write_json, write_parquet
+from .remote import at_hand, is_url, origin, refresh
 from .stages import Run, finish_fold
 
 # %% ../nbs/62_engine.ipynb #75601404
@@ -247,7 +248,7 @@ class _Mine(Callback):
         if time.monotonic()-self.looked>1: self.look()
     def after_epoch(self): self.look()
 
-# %% ../nbs/62_engine.ipynb #d4cdf14e
+# %% ../nbs/62_engine.ipynb #0897aad4
 @contextlib.contextmanager
 def _alone(folder:Path, patience:float=180.):
     "Hold the folder of a fold; gives the callback that watches over it."
@@ -270,13 +271,15 @@ def _alone(folder:Path, patience:float=180.):
             if name.exists() and name.read_text()==token: name.unlink()
 
 def train_job(run:str, stage:str, fold:int, cbs=()):
-    "Finish one fold of one stage of a run folder; the job that engines do."
+    "Finish one fold of one stage of a run, in a folder or behind a URL; the job that engines do."
+    if is_url(run):
+        with at_hand(run) as folder: return train_job(str(folder), stage, fold, cbs)
     if not Path(run).is_dir(): raise AudiotagError('the run folder is not on this machine', file=run, fix='put it on a file system that all machines share')
     run = Run(run)
     if run.is_done(stage, fold): return
     with _alone(run.fold_path(stage, fold)) as mine: finish_fold(run, stage, fold, cbs=[*cbs, mine])
 
-# %% ../nbs/62_engine.ipynb #f8bbe717
+# %% ../nbs/62_engine.ipynb #e3d275a8
 def fold_jobs(
     run:Run,
     todo, # pairs (stage, fold) between two barriers
@@ -287,14 +290,16 @@ def fold_jobs(
     stages,n = [s.name for s in run.recipe.stages],run.recipe.n_folds
     def name(stage, fold): return f'stage {stages.index(stage)+1}/{len(stages)} {stage}, fold {fold+1}/{n}'
     before = {s.name: s.start_from for s in run.recipe.stages}
-    return [Job(name=name(s, k), call=train_job, inputs=dict(run=str(run.folder.absolute()), stage=s, fold=k, cbs=tuple(cbs)),
+    return [Job(name=name(s, k), call=train_job, inputs=dict(run=origin(run.folder) or str(run.folder.absolute()), stage=s, fold=k, cbs=tuple(cbs)),
                 after=(name(before[s], k),) if (before[s], k) in todo else (), threads=run.threads(), gpus=run.recipe.gpus) for s,k in todo]
 
 @patch
 def folds(self:Engine, run:Run, todo, cbs=()):
     "What `run_stages` calls between two barriers."
+    refresh(run.folder) # of a run behind a URL: send what the workers need, fetch what they made
     try: self.run(fold_jobs(run, todo, cbs=cbs))
     except AudiotagError as e: raise AudiotagError(e.what, file=run.folder, fix=e.fix) from None
+    finally: refresh(run.folder)
 
 # %% ../nbs/62_engine.ipynb #3c98fce0
 def timeline(
@@ -322,15 +327,15 @@ def draw_timeline(
     ax.legend(fontsize=6, ncols=len(stages), loc='upper center', bbox_to_anchor=(.5, 1.5 if len(places)<3 else 1.2), frameon=False)
     return ax
 
-# %% ../nbs/62_engine.ipynb #29a8a923
+# %% ../nbs/62_engine.ipynb #5be225a8
 def _for_ray():
     "The task and the actor; nested, so that they travel as source."
     def on_node(order, mark, box, name):
-        import socket, time, ray
+        import importlib, socket, time, ray
         place = f'{socket.gethostname()} {ray.get_runtime_context().get_node_id()[:6]}'
-        try: from audiotag.engine import Lines, work
+        try: engine = importlib.import_module('audiotag.engine')
         except ImportError as e: return dict(place=place, began=time.time(), ended=time.time(), final=True, error=f'audiotag cannot be imported on {place} ({e}): install it there')
-        return work(ray.cloudpickle.loads(order), mark, place=place, out=Lines(lambda line: box.put.remote(name, line)))
+        return engine.work(ray.cloudpickle.loads(order), mark, place=place, out=engine.Lines(lambda line: box.put.remote(name, line)))
 
     class Box:
         "Lines on their way to the driver."
@@ -419,7 +424,7 @@ def close(self:Ray):
         if self.mine: self.ray.shutdown()
     self.began = False
 
-# %% ../nbs/62_engine.ipynb #430c16e3
+# %% ../nbs/62_engine.ipynb #fa68918e
 def _apply(function, item): return function(item)
 
 @patch
@@ -428,6 +433,7 @@ def map(self:Engine, function, items, *, label:str, threads:int=1):
     jobs = (Job(name=f'{label} {i}', call=_apply, inputs=dict(function=function, item=o), threads=threads) for i,o in enumerate(items, 1))
     for _,value in self.each(jobs): yield value
 
+# %% ../nbs/62_engine.ipynb #b910ee94
 def predict_job(run:str, stage:str, fold:int, clips, out:str):
     "Write what one model of a run says of some clips, unless that is there."
     if not Path(out).exists(): write_parquet(out, Run(run).predict(stage, fold, clips).reset_index())
