@@ -66,7 +66,7 @@ class Remote:
 
 def _stamp(info): return [int(info['size']), str(next((info[k] for k in ('ETag','etag','md5','mtime','LastModified','created') if info.get(k)), ''))]
 
-# %% ../nbs/13_remote.ipynb #1546beca
+# %% ../nbs/13_remote.ipynb #a4da10f4
 @patch
 def get(self:Remote, name:str, path):
     "Fetch a file; it appears at `path` when it is complete."
@@ -86,6 +86,7 @@ def put(self:Remote, path, name:str):
         finally:
             if self.fs.exists(part): self.fs.rm_file(part)
 
+# %% ../nbs/13_remote.ipynb #1853a055
 @patch
 def remove(self:Remote, name:str):
     "Remove a file, if it is there."
@@ -229,7 +230,7 @@ def _check(self:RemoteStore, name, path):
         if int(found, 16)!=int(r['checksum']):
             raise AudiotagError(f'is damaged: clip {self.clips.name(int(i))!r} has other bytes than were written', file=where, fix='repair it by `audiotag store URL --repair`')
 
-# %% ../nbs/13_remote.ipynb #e5f58701
+# %% ../nbs/13_remote.ipynb #9a8a030c
 @patch
 def _open_shard(self:RemoteStore, name)->np.ndarray:
     file = f'shards/{name}.npy'
@@ -252,6 +253,7 @@ def _shard_bytes(self:RemoteStore, name):
         raise AudiotagError('is not there', file=f'{self.url}/shards/{name}.npy', fix='open the store again if it was built again meanwhile, else repair it')
     return found[0]
 
+# %% ../nbs/13_remote.ipynb #5a790af3
 @patch
 def verify(self:RemoteStore, *, audio:bool=False)->pd.DataFrame: # shard, clip_id, what
     "Fetch every shard anew and compare every clip with its checksum."
@@ -270,7 +272,7 @@ def describe(self:RemoteStore)->str:
     size = sum(n for k,(n,_) in self.there.items() if k.startswith('shards/'))
     return '\n'.join([f"{'store':17}{self.url}", *lines[1:3], f"{'there':17}{size/1e6:.1f} MB, {len(self.clips.about['shards'])} shards", *lines[4:]])
 
-# %% ../nbs/13_remote.ipynb #87215ffd
+# %% ../nbs/13_remote.ipynb #e6012254
 def _pull_notes(remote, folder):
     "Make `folder` know what `remote` holds."
     claim_folder(folder, 'store')
@@ -291,6 +293,7 @@ def _agree(remote, folder, rebuild):
         raise AudiotagError('another store was begun here at the same time, with another front end or number format', file=remote.url, fix='name another place')
     for name in ('audiotag.json','store.json') if theirs is None or rebuild else (): remote.put(folder/name, name)
 
+# %% ../nbs/13_remote.ipynb #e92bcb93
 def _send_shards(remote, folder, rebuild=False):
     "Send the shards that are finished, and leave a note in their place."
     if (folder/'store.json').exists() and not (folder/'.agreed').exists(): _agree(remote, folder, rebuild); (folder/'.agreed').touch()
@@ -380,7 +383,7 @@ def open_store_at(folder, front_end):
     "`audiotag.store.open_store`, also behind a URL."
     return open_store(str(folder).rstrip('/') if is_url(folder) else folder, front_end, **{k: v for k,v in _away(folder).items() if k=='opened'})
 
-# %% ../nbs/13_remote.ipynb #69498887
+# %% ../nbs/13_remote.ipynb #a93d8a70
 class Mirror:
     "A local copy of a run behind a URL: `pull` before the work, `push` during and after it."
     def __init__(self, url, *, cache:Cache|None=None):
@@ -407,16 +410,18 @@ class Mirror:
         with self._alone(): self._pull()
         return self.folder
 
-    def _pull(self):
-        notes,there = self._notes(),{k: v for k,v in self.remote.files().items() if not k.startswith('store')}
-        for name,stamp in there.items():
-            note = notes.get(name) or {}
-            if note.get('there')==stamp and (self.folder/name).exists(): continue
-            self.remote.get(name, self.folder/name)
-            notes[name] = {'there': stamp, 'here': _local(self.folder/name)}
-        for name in [n for n in notes if n not in there]:
-            if _local(self.folder/name)==notes.pop(name)['here']: (self.folder/name).unlink() # removed there, not changed here
-        write_json(self.folder/'.sent.json', notes)
+# %% ../nbs/13_remote.ipynb #7e1c5d91
+@patch
+def _pull(self:Mirror):
+    notes,there = self._notes(),{k: v for k,v in self.remote.files().items() if not k.startswith('store')}
+    for name,stamp in there.items():
+        note = notes.get(name) or {}
+        if note.get('there')==stamp and (self.folder/name).exists(): continue
+        self.remote.get(name, self.folder/name)
+        notes[name] = {'there': stamp, 'here': _local(self.folder/name)}
+    for name in [n for n in notes if n not in there]:
+        if (here := notes.pop(name)['here']) and _local(self.folder/name)==here: (self.folder/name).unlink() # removed there, not changed here
+    write_json(self.folder/'.sent.json', notes)
 
 def _local(path)->list|None:
     try: s = os.stat(path)

@@ -78,7 +78,7 @@ class Order:
         b = np.searchsorted(ends, at, side='right')
         return starts[b]+at-np.concatenate([[0], ends])[b]
 
-# %% ../nbs/24_stream.ipynb #c4fa3f8e
+# %% ../nbs/24_stream.ipynb #4526acee
 CLIP = np.dtype([('row','<i8'), ('first','<i8'), ('last','<i8'), ('length','<i8'), ('end','<i8'), ('shard','<i4'), ('probability','<f4')])
 TARGET = np.dtype([('class','<i4'), ('value','<f4')])
 
@@ -96,6 +96,7 @@ def _records(clips, store, classes, y, end):
     out['end'] = end+np.cumsum(np.bincount(i, minlength=len(clips)))
     return out, values, y.shape[1]
 
+# %% ../nbs/24_stream.ipynb #3f04086f
 def write_clips(
     folder, # takes the place of one that is there
     tables, # clip tables: pieces of one, in any order; or pairs (piece, its soft targets)
@@ -228,7 +229,7 @@ def stream_loaders(
         return write_clips(Path(folder)/name, ((table.iloc[i:i+50_000], None if y is None else y[i:i+50_000]) for i in at), store, classes)
     return DataLoaders(StreamLoader(written(train, 'train', y), store, train=True, **options), StreamLoader(written(valid, 'valid'), store, train=False, **options))
 
-# %% ../nbs/24_stream.ipynb #70362152
+# %% ../nbs/24_stream.ipynb #f1d69151
 def plan_scores(
     store:FeatureStore,
     folder, # of the scores
@@ -245,6 +246,7 @@ def plan_scores(
         raise AudiotagError(f"holds scores of another kind: {off[0]} differs", file=folder, fix='name another folder')
     return [k for k in range(-(-len(store)//piece)) if not _score_file(folder, k).exists()]
 
+# %% ../nbs/24_stream.ipynb #40b80f74
 def _score_file(folder, k): return Path(folder)/f'scores-{k:06d}.parquet'
 
 def score_piece(
@@ -273,7 +275,7 @@ def read_scores(folder):
     plan = read_json(Path(folder)/'plan.json')
     for k in range(-(-plan['clips']//plan['piece'])): yield read_parquet(_score_file(folder, k), columns=('clip_id',*plan['classes']))
 
-# %% ../nbs/24_stream.ipynb #53dff5da
+# %% ../nbs/24_stream.ipynb #b2bea572
 def sparse_store(
     folder, # the store; made
     *,
@@ -301,6 +303,7 @@ def sparse_store(
     (folder/'index.sha256').write_text(f"{file_sha256(folder/'index.parquet')}  index.parquet\n")
     return FeatureStore(folder)
 
+# %% ../nbs/24_stream.ipynb #1de91aa6
 def _sparse_rows(i, shards, frames, bands, per_shard, schema):
     import pyarrow as pa
     same = dict(frames=frames, channels=1, bands=bands, scale=1., zero=0., checksum=hashlib.sha256(bytes(2*frames*bands)).hexdigest()[:16])

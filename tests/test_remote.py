@@ -469,7 +469,8 @@ def test_another_machine_goes_on_with_a_run(url, tmp_path):
     p.kill()
     p.wait()
     p.stdout.close()
-    first = {k: v for k, v in Remote(url).files().items() if k.endswith(("oof.parquet", "weights.safetensors"))}
+    there = Remote(url).files()
+    first = {k: v for k, v in there.items() if k.endswith(("oof.parquet", "weights.safetensors")) and k.rsplit("/", 1)[0] + "/scored.json" in there}
     p = train(tmp_path / "data", url, tmp_path / "two")
     assert p.wait() == 0, p.stdout.read()
     far, compared = content(url), 0
@@ -479,9 +480,35 @@ def test_another_machine_goes_on_with_a_run(url, tmp_path):
             assert far[name] == path.read_bytes(), name
             compared += 1
     assert compared >= 26
-    done = {k for k in first if k.rsplit("/", 1)[0] + "/scored.json" in far}
-    assert {k: first[k] for k in done}.items() <= Remote(url).files().items(), "what was finished was not trained again"
+    there = Remote(url).files()
+    assert first and all(there[k] == v for k, v in first.items()), "what was finished was not trained again"
     assert not [k for k in far if "checkpoint" in k] and any(k.startswith("store/shards/") for k in far)
+
+
+JOB = """
+import sys
+from audiotag.engine import train_job
+train_job(sys.argv[1], 'noisy', 1)
+"""
+
+
+def test_a_worker_without_the_disk_of_the_driver(url, own_cache, tmp_path):
+    from audiotag.competitions import load_competition
+    from audiotag.recipes import get_recipe
+    from audiotag.remote import origin, refresh
+    from audiotag.stages import open_run
+    from audiotag.synth import make_competition
+    make_competition(tmp_path / "data", seed=1, n_curated=16, n_noisy=16, n_test=4)
+    recipe = get_recipe("freesound2019", scale="small", changes=SETS)
+    with at_hand(url) as folder:
+        run = open_run(folder, recipe, load_competition(tmp_path / "data"), store=f"{url}/store")
+        run.threads()
+        assert origin(folder) == url and not run.is_done("noisy", 1)
+        refresh(folder)
+        subprocess.run([sys.executable, "-c", JOB, url], check=True, env={**os.environ, "AUDIOTAG_CACHE": str(tmp_path / "worker"), "OMP_NUM_THREADS": "1"})
+        refresh(folder)
+        assert run.is_done("noisy", 1) and not run.is_done("noisy", 0)
+        assert list((tmp_path / "worker/shards").iterdir()), "it had shards of its own"
 
 
 # --- what does not ask for a URL does not pay
