@@ -312,3 +312,25 @@ def test_scores_of_two_networks_are_not_mixed(small, tmp_path):
         plan_scores(small, tmp_path, ["b"], by="one")
     with pytest.raises(AudiotagError, match="not found"):
         next(read_scores(tmp_path))
+
+
+# --- in a run
+
+
+def test_a_stage_on_many_clips_is_streamed(tmp_path, monkeypatch):
+    from audiotag import stages, stream
+    from audiotag.competitions import load_competition
+    from audiotag.recipes import get_recipe
+    from audiotag.synth import make_competition
+
+    from . import tiny
+    make_competition(tmp_path / "data", seed=1, n_curated=24, n_noisy=24, n_test=4)
+    comp, loaders, weights = load_competition(tmp_path / "data"), [], {}
+    real = stream.stream_loaders
+    monkeypatch.setattr(stages, "stream_loaders", lambda *o, **k: loaders.append(1) or real(*o, **k))
+    for name, more in (("plain", []), ("one", ["stream_from=1"]), ("two", ["stream_from=1"])):
+        recipe = get_recipe("freesound2019", scale="small", changes=[*tiny.SETS, *more])
+        run = stages.open_run(tmp_path / name, recipe, comp, store=tmp_path / "store")
+        stages.finish_fold(run, "noisy", 0)
+        weights[name] = (run.fold_path("noisy", 0) / "weights.safetensors").read_bytes()
+    assert len(loaders) == 2 and weights["one"] == weights["two"] != weights["plain"]
