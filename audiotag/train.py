@@ -275,7 +275,7 @@ def compiled_by(
     try: yield model
     finally: model._compiled_call_impl = None # what `Module.compile` has set
 
-# %% ../nbs/60_train.ipynb #207fc351
+# %% ../nbs/60_train.ipynb #b6541a15
 def train_fold(
     model:nn.Module, # already seeded, or with the weights of the stage before
     dls, # `audiotag.data.fold_loaders`
@@ -290,20 +290,18 @@ def train_fold(
     augment=(), # settings objects of `audiotag.augment`
     front_end=None, # computed on each batch of waves; None: the batch is what the network takes
     metric:str='lwlrap', # one of `audiotag.metrics.METRICS`
-    precision:str='auto',
+    precision:str='auto', seed:int=0,
     compile:str='', # a backend of torch.compile, such as 'inductor'; '': none
     keeper:Keeper|None=None, # `Ema` or `BestEpoch`; None: end with the last weights
-    seed:int=0,
     label:str='', # how progress lines begin
     cbs=(), # further fastai callbacks, such as ProgressCallback in a notebook
 )->list[dict]: # the history: epoch, train_loss, valid_loss, valid_<metric>, seconds, memory_mb
     "Train to the end, from the last finished epoch if there is one; `model` ends with the final weights."
-    folder = Path(folder)
-    if not _is_whole(folder/'weights.safetensors'):
+    if not _is_whole((folder := Path(folder))/'weights.safetensors'):
         learn = Learner(dls, model.to(memory_format=torch.channels_last), loss_func=loss, opt_func=OPTIMIZERS[optimizer], lr=lr, wd=wd, metrics=fold_metric(metric))
         save = Checkpoint(folder/'checkpoint.safetensors', label, keeper=keeper, metric=metric)
-        with compiled_by(compile, model):
-            _fit(learn, save, epochs, lr, schedule, [EpochSeed(seed), Augment(augment, seed, front_end), Precision(autocast_dtype(precision, _device(dls))), *cbs])
+        mine = [EpochSeed(seed), Augment(augment, seed, front_end), Precision(autocast_dtype(precision, _device(dls)))]
+        with compiled_by(compile, model): _fit(learn, save, epochs, lr, schedule, [*mine, *cbs])
     (folder/'checkpoint.safetensors').unlink(missing_ok=True)
     load_weights(model, folder/'weights.safetensors')
     return read_json(folder/'history.json')
