@@ -41,7 +41,7 @@ def _until_end(made):
         if e is not None: raise e
         yield b
 
-# %% ../nbs/14_ahead.ipynb #4b2afc6e
+# %% ../nbs/14_ahead.ipynb #833d3510
 class Sender:
     "Batches, tuples of tensors, to a GPU on a stream of their own; without a GPU they stay where they are."
     def __init__(self, device): # such as 'cuda' or 'cpu'
@@ -66,6 +66,7 @@ class Sender:
         for o in batch: o.record_stream(now) # its memory is not given away before this stream has used it
         return batch
 
+# %% ../nbs/14_ahead.ipynb #2e493fc7
 def ahead_on(
     batches:Iterable, # of tuples of tensors
     device, # where they are wanted

@@ -312,7 +312,7 @@ def claim_folder(
     if found is None: write_json(path/'audiotag.json', {'kind': kind, 'format': 1})
     return path
 
-# %% ../nbs/00_core.ipynb #51d2f21a
+# %% ../nbs/00_core.ipynb #826a708f
 @contextmanager
 def locked(
     path, # a folder that exists
@@ -324,6 +324,7 @@ def locked(
             f.seek(0)
             raise AudiotagError(f'is in use by process {f.read().strip() or "?"}', file=path,
                                 fix='wait for it, or stop it') from None
+        except OSError as e: raise AudiotagError(f'cannot be locked ({e.strerror})', file=path, fix='mount it with locks, or take a local folder or a URL') from None
         f.truncate(0); f.write(str(os.getpid())); f.flush()
         yield
 
