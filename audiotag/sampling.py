@@ -34,7 +34,7 @@ def _own(sampler, clips)->tuple: # the rows of its source by name, and where the
     at = at[np.argsort(clips.clip_id.to_numpy()[at].astype(str), kind='stable')]
     return clips.iloc[at].reset_index(drop=True), at
 
-# %% ../nbs/23_sampling.ipynb #8cd0979d
+# %% ../nbs/23_sampling.ipynb #d3fd61be
 def epoch_draw(
     samplers, # settings, one a source
     clips:pd.DataFrame, # a clip table, the rows of the loader
@@ -42,7 +42,8 @@ def epoch_draw(
     "What the loader asks each epoch; raises `AudiotagError` on a source without clips, and one that two samplers want."
     sources = [s.source for s in samplers]
     if twice := [s for s in sources if sources.count(s)>1]: raise AudiotagError(f'two samplers draw from {twice[0]!r}', field='sampling', fix='one a source')
-    own,mates = [(s, *_own(s, clips)) for s in samplers],[s for s in samplers if isinstance(s, Partners)]
+    mates = [s for s in samplers if isinstance(s, Partners)]
+    own = [(s, *_own(s, clips)) for s in samplers if s not in mates or (clips.source==s.source).any()] # a rule may have left no partners
     if len(mates)>1: raise AudiotagError('there are two kinds of partners', field='sampling', fix='give one `Partners`')
     rest = np.flatnonzero(~clips.source.isin(sources).to_numpy())
     rest = rest[np.argsort(clips.clip_id.to_numpy()[rest].astype(str), kind='stable')]

@@ -402,7 +402,7 @@ def open_run(
         write_json(folder/'recipe.json', {'recipe': recipe.to_dict(), **about})
     return Run(folder)
 
-# %% ../nbs/61_stages.ipynb #7c6a87cc
+# %% ../nbs/61_stages.ipynb #67572025
 @patch
 def training_clips(self:Run, stage:Stage, fold:int)->pd.DataFrame:
     "The clips that `stage` trains on in `fold`, without the fold itself; `soft` and `probability` are those of the rule that picked them."
@@ -414,7 +414,7 @@ def training_clips(self:Run, stage:Stage, fold:int)->pd.DataFrame:
             ledger = self.ledger(stage.name)
             part = self.rows[self.rows.get('recording', self.rows.clip_id).isin(ledger.clip_id[ledger.picked & (ledger.source==rule.source)]) & (self.rows.source==rule.source)]
         else: part = self.rows[self.rows.source==source]
-        if not len(part) and not rule:
+        if not len(part) and isinstance(source, str):
             raise AudiotagError(f'there are no {source!r} clips', field=f'stages.{stage.name}.train_on', fix=did_you_mean(source, self.rows.source.unique()))
         parts.append(part.assign(soft=rule.soft if rule else 0., probability=rule.probability if rule else 1.))
     union = pd.concat(parts).drop_duplicates('clip_id')
