@@ -105,7 +105,7 @@ def universal2020_ladder()->list[Recipe]:
     "The steps of system 4's write-up; its scores: .9526, .9697, .9731, and .9754 and .9759 with five folds, without and with TTA."
     return [universal2020(side=64, backbone='resnet50', tta=False), universal2020(side=128, tta=False), universal2020(tta=False), universal2020()]
 
-# %% ../nbs/63_recipes.ipynb #3a0d99fe
+# %% ../nbs/63_recipes.ipynb #b47f7394
 def student_rounds(
     first:Stage, # the stage that teaches the first round
     powers=(1., 1/.65, 1/.55, 1/.6), # one a round, of the probabilities; BirdCLEF 2025, 1st
@@ -117,13 +117,14 @@ def student_rounds(
     share:float=.5, # of the window in the mix
     model=None, # settings of the network in the rounds, such as more drop-path
     go_on:bool=False, # begin with the teacher's weights, and not from scratch
+    epochs:int|None=None, # of a round; None: as many as `first` has
 )->tuple: # of stages, `first` among them
     "`first`, and a stage for each power, taught by the one before it, on labelled clips and soundscapes."
     out = [first]
     for i,power in enumerate(powers, 1):
         told = Pseudo(teachers=(out[-1].name,), power=power, keep=keep, zero=zero, weight=weight)
         drawn = (*(s for s in first.sampling if not isinstance(s, Partners)), Partners(p=mix, share=share))
-        out.append(first.replace(name=f'round{i}', train_on=('curated', told), sampling=drawn, model=model, start_from=out[-1].name if go_on else None))
+        out.append(first.replace(name=f'round{i}', train_on=('curated', told), sampling=drawn, model=model, start_from=out[-1].name if go_on else None, epochs=epochs or first.epochs))
     return tuple(out)
 
 # %% ../nbs/63_recipes.ipynb #fe5325eb
@@ -138,7 +139,7 @@ def _bird_ears(ears:str, small:bool, drop_path:float)->tuple: # front end, netwo
     half = mel.replace(sample_rate=rate, n_fft=1024, hop_length=mel.hop_length//2, f_max=8000.)
     return Waveform(sample_rate=rate), Hybrid(mel=body(), raw=body(fold.channels, 8), front=Joined(main=half, beside=(fold,), sample_rate=rate), dropout=0. if small else .2), 5*rate, 'stored'
 
-# %% ../nbs/63_recipes.ipynb #8297308b
+# %% ../nbs/63_recipes.ipynb #3aa4def1
 def birdclef2024(
     scale:str='full', # 'full' (the entrants', for a GPU) or 'small' (minutes on two CPU cores)
     *,
@@ -148,9 +149,9 @@ def birdclef2024(
     if ears not in ('mel','rows80','rows128','hybrid'): raise AudiotagError(f'there are no ears {ears!r}', field='ears', fix="choose 'mel', 'rows80', 'rows128' or 'hybrid'")
     small = scale=='small'
     front_end,model,frames,features = _bird_ears(ears, small, 0.)
-    length = dict(epochs=30, lr=3e-3, batch_size=32) if small else dict(epochs=40, lr=1e-3, batch_size=64, schedule=Cosine(last=.01))
+    length = dict(epochs=60, lr=3e-3, batch_size=32) if small else dict(epochs=40, lr=1e-3, batch_size=64, schedule=Cosine(last=.01))
     first = Stage(name='labelled', train_on=('curated','unlabeled'), sampling=(InverseRoot(), Partners(column=None, p=.3)), **length)
-    stages = student_rounds(first, (1.,1/.65) if small else (1.,1/.65,1/.55,1/.6), model=None if small else _bird_ears(ears, small, .15)[1], go_on=small)
+    stages = student_rounds(first, (1.,1/.65) if small else (1.,1/.65,1/.55,1/.6), model=None if small else _bird_ears(ears, small, .15)[1], go_on=small, epochs=30 if small else None)
     noise = (Gain(low_db=-6., high_db=6.), *(() if small else (Noise(p=.25),)), Noise(p=.25, exponent=1.))
     return Recipe(name='birdclef2024' if ears=='mel' else f'birdclef2024_{ears}', layout='birdclef2024', front_end=front_end, features=features, model=model,
                   loss=SEDLoss(), labels=Labels(secondary_weight=0.), augment=(*noise, MixUp(p=.5)), crops=Crops(), stages=stages, n_folds=5,
