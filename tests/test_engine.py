@@ -209,7 +209,11 @@ def test_ctrl_c_stops_the_workers_and_leaves_checkpoints(home, begin, whole):
     when(lambda: (run / "2-curated/fold-0/checkpoint.safetensors").exists() or driver.poll() is not None, lambda: os.killpg(driver.pid, signal.SIGINT)).join()
     _, said = driver.communicate(timeout=60)
     assert driver.returncode == 130 and "Traceback" not in said and "goes on where it was" in said, said[-3000:]
-    workers = subprocess.run(["pgrep", "-g", str(driver.pid), "-f", "LokyProcess"], capture_output=True, text=True).stdout
+    for _ in range(100):  # they look every fifth of a second whether their driver is there
+        workers = subprocess.run(["pgrep", "-g", str(driver.pid), "-f", "LokyProcess"], capture_output=True, text=True).stdout
+        if not workers:
+            break
+        time.sleep(0.1)
     assert not workers, "workers of the driver are left"
     assert content(run_stages(begin("ctrl-c"))) == whole
 

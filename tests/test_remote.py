@@ -264,7 +264,7 @@ def test_the_bound_holds_with_three_readers(clips, reference, url, tmp_path):
         time.sleep(0.002)
     for p in readers:
         assert p.communicate()[0].strip() == "all read" and p.returncode == 0
-    assert largest < most <= limit
+    assert largest < most <= limit + largest  # we look at file after file, and one that is replaced meanwhile is seen with its successor
 
 
 def test_killed_while_it_fetches(clips, reference, own_cache, tmp_path):
