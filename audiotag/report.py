@@ -6,7 +6,7 @@
 __all__ = ['as_text', 'plot_history', 'class_table', 'plot_classes', 'confusion_table', 'most_confused', 'plot_confusion',
            'cooccurrence', 'calibration_table', 'calibration_error', 'plot_calibration', 'member_table', 'plot_stages',
            'cost_table', 'recipe_table', 'ledger_counts', 'ledger_overlap', 'selection_quality', 'plot_ledger',
-           'report_html', 'report']
+           'round_labels', 'rounds_said', 'plot_rounds', 'report_html', 'report']
 
 # %% ../nbs/92_report.ipynb #e1306401
 from collections import Counter
@@ -18,8 +18,9 @@ from .core import AudiotagError, read_json, say, write_text
 from .desk import Desk, _css, _js, run_suspects
 from .metrics import class_report, METRICS, per_class_lwlrap
 from .page import PALETTE, esc, facts_html, figures_html, page, svg, table_html
+from .pseudo import Pseudo, judge_rounds
 from .recipes import get_recipe
-from .stages import Picked, Run, is_finished, stage_table
+from .stages import Picked, Run, is_finished, round_table, stage_table
 from .synth import read_truth
 from .trust import gains, judged_source, score_intervals
 
@@ -260,6 +261,36 @@ def plot_ledger(run:Run):
     ax.set_yticks(range(n), table.index); ax.invert_yaxis(); ax.set_xlabel('clips'); ax.legend(fontsize=8)
     return fig
 
+# %% ../nbs/92_report.ipynb #a4e87b35
+def round_labels(
+    run:Run,
+)->pd.DataFrame: # a row a class, a column a round: windows in which the teachers were surer than ½ of the class, mean over folds
+    "Which classes the networks of the round before have written."
+    taught = [s.name for s in run.recipe.stages if any(isinstance(r, Pseudo) for r in s.train_on)]
+    def count(l): return l[l.picked].explode('labels').labels.value_counts().reindex(run.classes, fill_value=0)/max(1, l.fold.nunique())
+    return pd.DataFrame({s: count(run.ledger(s)) for s in taught}, index=pd.Index(run.classes, name='class'))
+
+def rounds_said(
+    run:Run, # finished
+)->str:
+    "What the stop rule did, in words; '' for a run without rounds."
+    if not (scores := run.rounds()): return ''
+    found,least = judge_rounds(scores, min_gain=run.planned.min_gain),run.planned.min_gain
+    left,last = [r for r in run.planned.rounds if r not in found.table.index],found.table.index[-1]
+    rule = f'at least {least:g}' if least else 'more than 0'
+    if not found.stopped: return f'Every round gained {rule} out of fold, so all were carried out; the best is {found.best}.'
+    return f'{last} gained {found.table.gain[last]:+.4f} out of fold and not {rule}: the series stopped there{", without "+", ".join(left) if left else ""}. The best is {found.best}.'
+
+# %% ../nbs/92_report.ipynb #fe0ce3dd
+def plot_rounds(run:Run):
+    "`round_labels` as bars, one colour a round; returns the figure."
+    import matplotlib.pyplot as plt
+    table = round_labels(run).iloc[:40]
+    fig,ax = plt.subplots(figsize=(5,.24*len(table)+.8))
+    for i,s in enumerate(table): ax.barh(np.arange(len(table))+(i-(len(table.columns)-1)/2)*.8/len(table.columns), table[s], .7/len(table.columns), color=PALETTE[i%len(PALETTE)], label=s)
+    ax.set_yticks(range(len(table)), table.index); ax.invert_yaxis(); ax.set_xlabel('windows, mean over folds'); ax.legend(fontsize=8)
+    return fig
+
 # %% ../nbs/92_report.ipynb #95e50ac8
 def _known(run, name):
     "A JSON file that another command has left in the run folder, or None."
@@ -314,6 +345,12 @@ def _ledger_html(run):
     truth = read_truth(Path(noisy.path.iloc[0]).parent.parent, 'noisy') if len(noisy) else None
     return text+(f'<h3>Against the truth</h3>{table_html(selection_quality(run, truth), bars=("precision","recall"))}' if truth else '')
 
+def _rounds_html(run):
+    if not len(table := round_table(run)): return ''
+    text = f'<p>{esc(rounds_said(run))}</p>' if run.rounds() else ''
+    return text+figures_html(table_html(table.infer_objects(), bars=(run.recipe.metric,)), *([svg(plot_rounds, run)] if len(round_labels(run).columns) else []),
+                             caption='Windows without labels in which the networks of the round before were surer than ½ of a class.')
+
 # %% ../nbs/92_report.ipynb #0a53bd69
 def _trust_html(run, scores, found):
     "Whether the scores can be trusted: in full after `audiotag trust`, otherwise the part that needs no sounds."
@@ -337,7 +374,8 @@ def _recipe_html(run):
 
 # %% ../nbs/92_report.ipynb #d8411f6a
 def _headline(run, scores, found):
-    best,counts = scores.iloc[-1],run.clips.source.value_counts()
+    members = run.recipe.members
+    best,counts = scores.loc['mean of members' if len(members)>1 else members[0]],run.clips.source.value_counts() # a last round that lost makes no submission
     facts = {f'{run.recipe.metric}, {judged_source(run)}, out of fold': f'{best.score:.3f}', 'half a 95 % interval': f'± {(best.high-best.low)/2:.3f}',
              **{f'{s} clips': n for s,n in counts.items()}, 'classes': len(run.classes), 'folds': run.recipe.n_folds, 'minutes of training': f'{cost_table(run).minutes.sum():.1f}'}
     return f'<p class=mute>{esc(run.recipe.name)}{", "+esc(run.scale) if run.scale else ""} · {esc(run.competition)} · {esc(run.folder)}</p>{facts_html(facts)}'
@@ -358,7 +396,7 @@ def report_html(
     baseline = run.folder/'baseline.parquet'
     cost = table_html(cost_table(run), digits=2)
     sections = [('Stages', _stages_html(run, scores)), ('Trust', _trust_html(run, scores, found)), ('Curves', _curves_html(run)), ('Classes', _classes_html(run)), ('Confusion', _confusion_html(run)),
-                ('Calibration', _calibration_html(run)), ('Ledger', _ledger_html(run)), ('Listening desk', _desk_of(run, found, clips).html() if clips else ''),
+                ('Calibration', _calibration_html(run)), ('Rounds', _rounds_html(run)), ('Ledger', _ledger_html(run)), ('Listening desk', _desk_of(run, found, clips).html() if clips else ''),
                 ('Time and memory', cost), ('Recipe', _recipe_html(run))]
     if baseline.exists(): sections[0] = ('Stages', sections[0][1]+f'<h3>The one-minute baseline</h3>{table_html(pd.read_parquet(baseline))}')
     return page(f'{run.folder.resolve().name}: {run.recipe.name}', sections, head=_headline(run, scores, found), css=_css, js=_js)

@@ -47,8 +47,9 @@ def imports(source):
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
 def test_a_notebook_imports_only_lower_floors(path):
+    "In all of its cells: a lesson that needs what stands above it cannot be read from below."
     own = FLOOR[module_of(path)]
-    for source in exported(path):
+    for source in cells(path):
         for module in imports(source):
             if module:
                 assert FLOOR[module] < own, f"{path.name} imports {module}, which is on floor {FLOOR[module]}"

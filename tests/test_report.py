@@ -12,12 +12,13 @@ from browser import opened  # noqa: E402
 from tiny import audiotag, train_words  # noqa: E402
 
 from audiotag.competitions import load_competition  # noqa: E402
-from audiotag.core import AudiotagError  # noqa: E402
+from audiotag.core import AudiotagError, write_json  # noqa: E402
 from audiotag.desk import Desk, read_corrections  # noqa: E402
 from audiotag.page import page, table_html  # noqa: E402
-from audiotag.report import calibration_table, confusion_table, report  # noqa: E402
-from audiotag.stages import Run  # noqa: E402
-from audiotag.synth import make_competition  # noqa: E402
+from audiotag.recipes import get_recipe  # noqa: E402
+from audiotag.report import calibration_table, confusion_table, report, report_html, round_labels, rounds_said  # noqa: E402
+from audiotag.stages import Run, open_run, run_stages  # noqa: E402
+from audiotag.synth import make_competition, make_soundscapes  # noqa: E402
 from audiotag.trust import trust  # noqa: E402
 
 
@@ -221,3 +222,47 @@ def test_a_closed_pipe_is_no_error():
     from tiny import AUDIOTAG
     done = subprocess.run(f"{AUDIOTAG[0]} recipe --recipe freesound2019 | head -1", shell=True, capture_output=True, text=True)
     assert done.stdout.strip() == "{" and not done.stderr
+
+
+# rounds of pseudo-labels
+
+
+@pytest.fixture(scope="module")
+def flock(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("flock")
+    data = make_soundscapes(folder / "data", seed=3, n_train=24, n_test=1, n_unlabeled=2, seconds=20.0)
+    changes = ["model.width=2", "front_end.n_mels=32", "front_end.hop_length=1280", "windows.frames=125", "windows.hop=125", "windows.views.1.offset=62", "stages.*.steps=4", "stages.*.batch_size=8", "n_folds=2"]
+    with pytest.MonkeyPatch.context() as m:  # so that no series ends
+        m.setattr(Run, "scores", lambda self, *s, fold=None: {"macro_auc curated": 0.5 + 0.01 * [o.name for o in self.planned.stages].index(s[0])})
+        run = run_stages(open_run(folder / "run", get_recipe("birdclef2024", scale="small", changes=changes), load_competition(data, "birdclef2024")))
+    return run
+
+
+@pytest.mark.parametrize("scores, best, said, gone", [
+    ({"labelled": 0.6, "round1": 0.7, "round2": 0.75}, "round2", "Every round gained more than 0 out of fold, so all were carried out; the best is round2.", ()),
+    ({"labelled": 0.6, "round1": 0.7, "round2": 0.69}, "round1", "round2 gained -0.0100 out of fold and not more than 0: the series stopped there. The best is round1.", ()),
+    ({"labelled": 0.6, "round1": 0.5}, "labelled", "round1 gained -0.1000 out of fold and not more than 0: the series stopped there, without round2. The best is labelled.", ("round2",))])
+def test_the_report_tells_of_the_rounds_and_of_the_stop_rule(flock, tmp_path, scores, best, said, gone):
+    shutil.copytree(flock.folder, tmp_path / "run", ignore=lambda _, names: [n for n in names if n.endswith(gone)] if gone else [])
+    write_json(tmp_path / "run" / "rounds.json", scores)
+    run = Run(tmp_path / "run")
+    assert run.recipe.members == (best,) and rounds_said(run) == said
+    text = report_html(run, clips=0)
+    section = text.split("<h2>Rounds</h2>")[1].split("<section")[0]
+    assert said in section.replace("&#x27;", "'") and "<svg" in section
+    for name, score in scores.items():
+        assert f">{name}<" in section and f"{score:.3f}" in section
+    assert not any(f">{name}<" in section for name in gone)
+    headline = text.split("<h2>")[0]
+    assert f"{run.scores(best)['macro_auc curated']:.3f}" in headline
+
+
+def test_the_written_labels_are_counted_by_class_and_fold(flock):
+    table, ledger = round_labels(flock), flock.ledger("round1")
+    assert list(table.columns) == ["round1", "round2"] and list(table.index) == list(flock.classes)
+    picked = ledger[ledger.picked]
+    assert table.round1.sum() == pytest.approx(picked.labels.map(len).sum() / 2)
+
+
+def test_a_run_without_rounds_has_no_such_section(path, run):
+    assert "<h2>Rounds</h2>" not in path.read_text(encoding="utf-8") and rounds_said(run) == ""

@@ -158,7 +158,7 @@ def hear(run, stage, table, views=None):
 
     windows = run.recipe.windows if views is None else run.recipe.windows.replace(views=views)
     fe, out = run.recipe.front_end, np.zeros((len(table), len(run.classes)), np.float32)
-    for fold in range(FOLDS):
+    for fold in sorted(set(table.fold)):
         model = run.model(stage, fold)
         for path, mine in table[table.fold == fold].groupby("path"):
             jobs = jobs_of(path, list(zip(mine.index, mine.start_s, mine.end_s)), fe, windows)
