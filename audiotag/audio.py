@@ -315,7 +315,8 @@ def _decode(f, path, reading, lo, hi, budget):
     wave = np.empty(min(hi-lo, budget//f.channels), dtype=np.float32) # pages that are not written take no memory
     block = np.empty((max(1, min(2**18//f.channels, len(wave))), f.channels), dtype=kind)
     try:
-        if sf.SoundFile.seekable(f): at = f.seek(_run_up(f, lo))
+        start = _run_up(f, lo)
+        if sf.SoundFile.seekable(f) and (start or f.format!='OGG'): at = f.seek(start) # to seek the start would cost a short Vorbis file a sixth of its decoding
         while n<hi-lo:
             want = lo-at if at<lo else min(hi, f.frames)-at
             got = len(f.read(out=block[:max(0, min(want, len(block)))]))
@@ -332,7 +333,7 @@ def _decode(f, path, reading, lo, hi, budget):
 # %% ../nbs/10_audio.ipynb #37f4e3a4
 def _run_up(f, lo):
     "The frame to seek to, so that frame `lo` comes out as it does in a read of the whole file."
-    if f.length==_UNKNOWN: return 0
+    if not lo or f.length==_UNKNOWN: return 0
     if f.subtype=='VORBIS': lo = min(lo, _last_page(f.name))
     return max(0, lo-{'VORBIS': 2**13, 'OPUS': 2**16}.get(f.subtype, 0))
 

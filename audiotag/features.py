@@ -196,14 +196,6 @@ def _filters(sample_rate, n_fft, n_mels, f_min, f_max, htk, norm):
         warnings.simplefilter('ignore') # its warning of empty filters is our `empty_bands`
         return librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=n_mels, fmin=f_min, fmax=f_max, htk=htk, norm=norm)
 
-@lru_cache(32)
-def _sparse_filters(*settings):
-    "The filterbank as a sparse matrix, the greatest sum of a filter's weights, and which bands hear something."
-    from scipy.sparse import csr_matrix
-    weights = _filters(*settings)
-    heard = weights.any(1)
-    return csr_matrix(weights), float(weights.sum(1).max()), slice(None) if heard.all() else np.flatnonzero(heard)
-
 @patch
 def _bank(self:LogMel): return self.sample_rate, self.n_fft, self.n_mels, self.f_min, self.f_max, self.htk, self.norm
 
@@ -211,6 +203,24 @@ def _bank(self:LogMel): return self.sample_rate, self.n_fft, self.n_mels, self.f
 def empty_bands(self:LogMel)->tuple: # numbers of mel bands
     "The bands whose filter falls between two frequency bins and hears nothing."
     return tuple(int(i) for i in np.flatnonzero(~_filters(*self._bank()).any(1)))
+
+# %% ../nbs/11_features.ipynb #5c1d7e02
+def _bins(weights):
+    "The bins that some filters hear, from the first to the last."
+    at = np.flatnonzero(weights.any(0))
+    return slice(at[0], at[-1]+1) if len(at) else slice(0, 0)
+
+@lru_cache(32)
+def _pieces(*settings, bands=16, bins=256):
+    "The filterbank as [(bands, bins, weights (bins, bands))], the greatest sum of a filter's weights, and which bands hear something."
+    weights,pieces,a = _filters(*settings),[],0
+    while a<len(weights):
+        b,at = min(a+bands, len(weights)),_bins(weights[a:a+bands])
+        while b>a+1 and at.stop-at.start>bins: b,at = b-1,_bins(weights[a:b-1])
+        pieces.append((slice(a, b), at, np.ascontiguousarray(weights[a:b,at].T)))
+        a = b
+    heard = weights.any(1)
+    return pieces, float(weights.sum(1).max()), slice(None) if heard.all() else np.flatnonzero(heard)
 
 # %% ../nbs/11_features.ipynb #9bbba462
 @patch
@@ -241,18 +251,19 @@ def _frames(self:LogMel, wave):
 
 # %% ../nbs/11_features.ipynb #880ee27f
 @patch
-def _power(self:LogMel, frames, dtype):
-    "Mel power (n_mels, frames) float32 with the FFT in `dtype`, and the mean power of a frequency bin in each frame."
+def _power(self:LogMel, frames, dtype, at_once=64):
+    "Mel power (frames, n_mels) float32 with the FFT in `dtype`, and the mean power of a frequency bin in each frame."
     import torch
-    out,level = [],[]
-    window,bank = torch.from_numpy(_window(self.n_fft, dtype)), _sparse_filters(*self._bank())[0]
-    mean = np.full(bank.shape[1], 1/bank.shape[1], np.float32)
-    for some in frames.chunk(-(-len(frames)//256)):
-        x = np.abs(torch.fft.rfft(some*window).numpy().astype(np.complex64, copy=False))
+    window,pieces = torch.from_numpy(_window(self.n_fft, dtype)), _pieces(*self._bank())[0]
+    out,level = np.empty((len(frames), self.n_mels), np.float32), np.empty(len(frames), np.float32)
+    mean = np.full(self.n_fft//2+1, 1/(self.n_fft//2+1), np.float32)
+    for i in range(0, len(frames), at_once):
+        some = slice(i, i+at_once)
+        x = np.abs(torch.fft.rfft(frames[some]*window).numpy().astype(np.complex64, copy=False))
         if self.power==2: np.square(x, out=x)
-        level.append((x if self.power==2 else np.square(x)) @ mean)
-        out.append(bank @ x.T)
-    return (out[0], level[0]) if len(out)==1 else (np.concatenate(out, 1), np.concatenate(level))
+        np.matmul(x if self.power==2 else np.square(x), mean, out=level[some])
+        for bands,bins,weights in pieces: np.matmul(x[:,bins], weights, out=out[some,bands])
+    return out, level
 
 # %% ../nbs/11_features.ipynb #e341968a
 @patch
@@ -261,11 +272,12 @@ def _mel(self:LogMel, wave):
     import torch
     frames = self._frames(wave)
     x,level = self._power(frames, 'float32')
-    _,weight,heard = _sparse_filters(*self._bank())
+    _,weight,heard = _pieces(*self._bank())
     floor = 0 if self.pcen else self.amin if self.top_db is None else max(self.amin, float(x.max())*10**(-self.top_db/10))
-    quiet = np.maximum(x[heard].min(0), floor)/weight # the least power of a frequency bin that matters
-    rough = np.flatnonzero((quiet if self.power==2 else quiet**2) < 2e-6*level)
-    if len(rough): x[:,rough] = self._power(frames[rough], 'float64')[0]
+    quiet = np.maximum(x[:,heard].min(1), floor)/weight # the least power of a frequency bin that matters
+    rough = np.flatnonzero((quiet if self.power==2 else quiet**2) < 5e-7*level)
+    if len(rough): x[rough] = self._power(frames[rough], 'float64')[0]
+    x = np.ascontiguousarray(x.T)
     torch.from_numpy(x).clamp_(min=floor) # the same memory; NumPy's maximum takes longer than its logarithm
     return x
 
