@@ -12,15 +12,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-STEPS, FOLDS, SEEDS = 1600, 3, (0, 1)
-OPTIONS_SEEDS = (0,)  # an option is tried with one seed; what helps goes into the last row, with both
+FOLDS, BATCH, FRAMES = 3, 16, 64  # crops of a second
+STEPS, SEEDS = 1600, (0, 1)  # optimiser steps a fold, whatever the stages
+OPTION_STEPS, OPTION_SEEDS = 800, (0,)  # an option is tried at half the length with one seed, and compared with the same stages without it
+BASE, PLAIN = "curated only", "four stages, half the steps"  # what the rows of the two tables are compared with
 
 
 def stages(*, steps=STEPS // 4, noisy_loss=None, picked_loss=None, ema=None, soft=0.0, probability=1.0, student=False):
     "The four stages of system 1, `steps` optimiser steps each, with options."
     from audiotag.stages import Picked, Stage
 
-    common = dict(steps=steps, lr=3e-3, batch_size=32, ema=ema)
+    common = dict(steps=steps, lr=3e-3, batch_size=BATCH, ema=ema)
     picked = dict(soft=soft, probability=probability)
     agreed = Picked(scores=("noisy", "curated"), at_least=0.5, at_most=5, **picked)
     certain = Picked(scores=("agreed",), at_least=1.0, **picked)
@@ -38,38 +40,44 @@ def arms():
     from audiotag.losses import BCE, BootstrappedBCE, LqLoss
     from audiotag.stages import Stage
 
-    one = dict(lr=3e-3, batch_size=32)
+    one = dict(lr=3e-3, batch_size=BATCH)
     alone = (Stage(name="curated", train_on=("curated",), steps=STEPS, **one),)
     three = ("curated", "agreed", "certain")
     pictures = (SpecAugment(p=0.5), ZoomCrop(), Lighting())
-    option = {
-        "+ moving average of weights (.98)": stages(ema=0.98),
-        "+ L_q loss on noisy": stages(noisy_loss=LqLoss(q=0.5)),
-        "+ bootstrapped targets": stages(noisy_loss=BootstrappedBCE(beta=0.8), picked_loss=BootstrappedBCE(beta=0.8)),
-        "+ label smoothing .1 on noisy": stages(noisy_loss=BCE(label_smoothing=0.1)),
-        "+ soft targets (half) for picked": stages(soft=0.5),
-        "+ picked drawn with p = .5": stages(probability=0.5),
-        "+ noisy student in stage 4": stages(student=True),
+    def option(**how):
+        return stages(steps=OPTION_STEPS // 4, **how), three
+
+    options = {
+        PLAIN: (*option(), ()),
+        "+ moving average of weights (.98)": (*option(ema=0.98), ()),
+        "+ L_q loss on noisy": (*option(noisy_loss=LqLoss(q=0.5)), ()),
+        "+ bootstrapped targets": (*option(noisy_loss=BootstrappedBCE(beta=0.8), picked_loss=BootstrappedBCE(beta=0.8)), ()),
+        "+ label smoothing .1 on noisy": (*option(noisy_loss=BCE(label_smoothing=0.1)), ()),
+        "+ soft targets (half) for picked": (*option(soft=0.5), ()),
+        "+ picked drawn with p = .5": (*option(probability=0.5), ()),
+        "+ noisy student in stage 4": (*option(student=True), ()),
+        "+ mixup, SpecMix": (*option(), (MixUp(), SpecMix())),
+        "+ SpecAugment, zoom, lighting": (*option(), pictures),
     }
     return {
-        "curated only": (alone, ("curated",), (), SEEDS),
+        BASE: (alone, ("curated",), (), SEEDS),
         "curated only + SpecAugment, zoom, lighting": (alone, ("curated",), pictures, SEEDS),
         "curated + noisy, mixed": ((Stage(name="mixed", train_on=("curated", "noisy"), steps=STEPS, **one),), ("mixed",), (), SEEDS),
         "noisy, then curated": ((Stage(name="noisy", train_on=("noisy",), steps=STEPS // 2, **one),
                                  Stage(name="curated", train_on=("curated",), start_from="noisy", steps=STEPS // 2, **one)), ("curated",), (), SEEDS),
         "four stages": (stages(), three, (), SEEDS),
         "four stages + best options": (stages(), three, pictures, SEEDS),
-        **{name: (s, three, (), OPTIONS_SEEDS) for name, s in option.items()},
-        "+ mixup, SpecMix": (stages(), three, (MixUp(), SpecMix()), OPTIONS_SEEDS),
-        "+ SpecAugment, zoom, lighting": (stages(), three, pictures, OPTIONS_SEEDS),
+        **{name: (*how, OPTION_SEEDS) for name, how in options.items()},
     }
 
 
 def recipe(name, seed):
     from audiotag.recipes import freesound2019
+    from audiotag.windows import Windows
 
     made, members, augment, _ = arms()[name]
-    return freesound2019("small").replace(stages=made, members=members, augment=augment, n_folds=FOLDS, seed=seed)
+    return freesound2019("small").replace(stages=made, members=members, augment=augment, n_folds=FOLDS, seed=seed,
+                                          windows=Windows(frames=FRAMES, hop=24))
 
 
 def open_arm(work, data, name, seed):
@@ -98,16 +106,16 @@ def scores(run):
     return targets(curated, run.classes), run.oof(*run.recipe.members).loc[curated.clip_id].to_numpy()
 
 
-def summary(runs):
-    "A row an arm: lwlrap of the ensemble and its gain over curated only, both with an interval over clips, and the selection."
+def summary(runs, against):
+    "A row an arm: lwlrap of the ensemble, its gain over the arm `against` with an interval over clips, and the selection."
     import numpy as np
     import pandas as pd
 
     from audiotag.metrics import bootstrap_interval, lwlrap
     from audiotag.stages import stage_table
 
-    base, rows = {seed: scores(run)[1] for (name, seed), run in runs.items() if name == "curated only"}, {}
-    for name in arms():
+    base, rows = {seed: scores(run)[1] for (name, seed), run in runs.items() if name == against}, {}
+    for name in dict.fromkeys(n for n, _ in runs):
         mine = {seed: run for (n, seed), run in runs.items() if n == name}
         if not mine:
             continue
@@ -142,6 +150,36 @@ def markdown(table, digits=3):
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines).replace("nan", "–")
 
 
+def report(runs):
+    "Both tables, the stages one by one, and the forest, as Markdown."
+    from audiotag.baseline import baseline_table
+
+    short = {job: run for job, run in runs.items() if arms()[job[0]][3] == OPTION_SEEDS}
+    full = {job: run for job, run in runs.items() if job not in short}
+    tables = [(part, base) for part, base in ((full, BASE), (short, PLAIN)) if any(name == base for name, _ in part)]
+    main_table, options = ([markdown(summary(part, base)) for part, base in tables] + ["", ""])[:2]
+    return f"""# Does the warm-up pay?
+
+`python -m tests.bench.warmup --save`, {datetime.date.today()}, {os.cpu_count()} cores of {platform.processor() or platform.machine()}.
+`freesound` sample set, {FOLDS} folds, {STEPS} optimiser steps a fold in every row (batch {BATCH}, 16-wide CNN-model-1, 64 × {FRAMES} crops).
+The gain is over "{BASE}" with the same seeds; its interval is a bootstrap over clips.
+
+{main_table}
+
+The options, each alone, with {OPTION_STEPS} steps: the gain is over the same stages without it.
+
+{options}
+
+The four stages, one by one (mean over seeds):
+
+{markdown(stage_means(runs, "four stages")) if ("four stages", 0) in runs else ""}
+
+The one-minute baseline on the same folds:
+
+{markdown(baseline_table(next(iter(runs.values()))))}
+"""
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--work", type=Path, default=Path("runs/warmup"), help="run folders; kept, so that it can go on (default: runs/warmup)")
@@ -152,31 +190,13 @@ def main():
     from conftest import sample_folder
     from joblib import Parallel, delayed
 
-    from audiotag.baseline import baseline_table
-
     data, reason = sample_folder("freesound")
     if data is None:
         raise SystemExit(f"skipped: {reason}")
     jobs = [(name, seed) for name, (_, _, _, seeds) in arms().items() for seed in seeds if o.only in name]
     Parallel(n_jobs=o.jobs)(delayed(train)(o.work, data, *job) for job in jobs)
     runs = {job: open_arm(o.work, data, *job) for job in jobs}
-    forest = baseline_table(next(iter(runs.values())))
-    text = f"""# Does the warm-up pay?
-
-`python -m tests.bench.warmup --save`, {datetime.date.today()}, {os.cpu_count()} cores of {platform.processor() or platform.machine()}.
-`freesound` sample set, {FOLDS} folds, {STEPS} optimiser steps a fold in every row (batch 32, 16-wide CNN-model-1, 64 × 128 crops).
-The gain is over "curated only" with the same seeds; its interval is a bootstrap over clips.
-
-{markdown(summary(runs))}
-
-The four stages, one by one (mean over seeds):
-
-{markdown(stage_means(runs, "four stages")) if ("four stages", 0) in runs else ""}
-
-The one-minute baseline on the same folds:
-
-{markdown(forest)}
-"""
+    text = report(runs)
     print(text)
     if o.save:
         results = Path(__file__).parent / "results"
