@@ -8,6 +8,7 @@ __all__ = ['SCHEMA', 'LARGEST', 'LARGEST_FILE', 'golden_wave', 'versions', 'seal
 
 # %% ../nbs/80_bundle.ipynb #79bf1053
 import hashlib, importlib.metadata, json, math, platform, re, shutil
+from collections import Counter
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -217,10 +218,17 @@ def _read_about(path:Path, folder)->dict:
     "What a bundle.json says, if it is one."
     if not path.is_file(): raise AudiotagError('is not a bundle: there is no bundle.json', file=folder, fix='name the folder that `audiotag pack weights` made')
     if path.stat().st_size > LARGEST['bundle.json']: raise AudiotagError('is too large to be a bundle.json', file=path)
-    about = read_json(path)
+    about = _read_once(path)
     schema = about.get('schema') if isinstance(about, dict) else None
     if type(schema) is not int or schema!=SCHEMA: raise AudiotagError(f'has schema {schema!r}, this audiotag reads {SCHEMA}', file=path, fix='update audiotag, or pack the run again')
     return about
+
+def _read_once(path:Path):
+    "JSON in which no key is there twice: readers differ in which of the two they take."
+    def once(pairs):
+        if twice := [k for k,n in Counter(k for k,_ in pairs).items() if n>1]: raise AudiotagError(f'has {twice[0]!r} twice', file=path, fix='do not use a bundle whose origin you do not know')
+        return dict(pairs)
+    return read_json(path, object_pairs_hook=once)
 
 def _check_seal(about:dict, path:Path):
     if about.get('sha256')!=_seal_of(about): raise AudiotagError('was changed since it was sealed', file=path, fix='pack the run again, or fetch the dataset again')

@@ -10,7 +10,7 @@ __all__ = ['AudiotagError', 'did_you_mean', 'a_few', 'Config', 'config_from_dict
 
 # %% ../nbs/00_core.ipynb #3b660c7a
 import ctypes, difflib, errno, fcntl, hashlib, json, os, shutil, sys, time, types, typing
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 import numpy as np
@@ -225,7 +225,8 @@ def atomic_path(
         with open(part, 'rb') as f: os.fsync(f.fileno())
         os.replace(part, path)
     except OSError as e: raise _disk_error(e, path) from e
-    finally: part.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError): part.unlink() # it has become `path`, or it is on a disk that cannot be written
 
 # %% ../nbs/00_core.ipynb #a6151ffc
 def write_bytes(path, data:bytes):
@@ -240,9 +241,9 @@ def write_json(path, obj):
     "Write `obj` atomically, as indented JSON with a line end; the same object gives the same bytes."
     write_text(path, json.dumps(obj, indent=1, ensure_ascii=False)+'\n')
 
-def read_json(path):
-    "The content of a JSON file; raises `AudiotagError` when it is missing or is not JSON."
-    try: return json.loads(Path(path).read_text(encoding='utf-8'))
+def read_json(path, **kwargs):
+    "The content of a JSON file, `kwargs` as for `json.loads`; raises `AudiotagError` when it is missing or is not JSON."
+    try: return json.loads(Path(path).read_text(encoding='utf-8'), **kwargs)
     except FileNotFoundError: raise AudiotagError('file not found', file=path) from None
     except OSError as e: raise AudiotagError(f'cannot be read ({e.strerror})', file=path) from None
     except (ValueError, RecursionError) as e: raise AudiotagError(f'is not valid JSON ({e})', file=path) from None

@@ -101,14 +101,17 @@ def _check_rows(got:list, competition:Competition)->list:
     return found
 
 def _alike(lacks, more)->str:
-    "How the ids that are there became the ids that are wanted, if one rule explains some of it."
+    "How the ids that are there became the ids that are wanted, by the rule that explains most."
     rules = {'differ in upper and lower case': str.lower, 'have spaces around them': str.strip, 'have quotes around them': lambda o: o.strip('"\' '),
              'lack the extension': lambda o: o.rsplit('.', 1)[0], 'have a folder before them': lambda o: re.split(r'[/\\]', o)[-1],
-             'have become numbers': lambda o: re.sub(r'^0+|\.0*$', '', o)}
-    for what,rule in rules.items():
-        wanted = {rule(o) for o in lacks}
-        if (same := sum(rule(o) in wanted for o in more)): return f'{same} ids {what}'
-    return ''
+             'have become numbers': _as_number}
+    found = {what: sum(rule(o) in wanted for o in more) for what,rule in rules.items() for wanted in [{rule(p) for p in lacks}]}
+    what = max(found, key=found.get)
+    return f'{found[what]} ids {what}' if found[what] else ''
+
+def _as_number(o:str)->str:
+    try: return str(float(o)) # '007' and '7', '1e5' and '100000.0'
+    except ValueError: return o
 
 # %% ../nbs/75_doctor.ipynb #9ed14bf1
 _PLAIN = re.compile(r'[^0-9eE+\-. ]')

@@ -287,7 +287,7 @@ class Inference:
     def __init__(self, file:Submission, deadline:Deadline, *, begin, hearing=Hearing(), how=None, after=None, batch_size=64, every=20.):
         self.file,self.deadline,self.hearing,self.how,self.after,self.batch_size,self.every = file,deadline,hearing,how,after,batch_size,every
         self.begin = self.written = self.told = begin
-        self.lost,self.entries,self.prior,self.plan = {},[],None,None
+        self.lost,self.entries,self.prior,self.plan,self.stale = {},[],None,None,False # the last: the file could not be replaced by what is known
         limit = None if deadline.limit==math.inf else deadline.limit
         self.report = Report(str(file.path), rows=len(file.ids), limit=limit)
 
@@ -332,7 +332,8 @@ def publish(self:Inference, entries, *, last=False):
             scores = better
         except Exception as e: self.remark(f'the step after the ensemble failed and was left out: {type(e).__name__}: {e}')
     self.file.scores = scores
-    try: self.write(begin)
+    self.stale = True
+    try: self.write(begin); self.stale = False
     except AudiotagError as e:
         if last: raise
         self.remark(f'the file could not be replaced: {e}')
@@ -517,7 +518,7 @@ def _last_words():
 def finish(self:Inference, *, whole:bool):
     "The last write, and the report; `whole` is False when we were interrupted."
     entries,r = self.best(),self.report
-    if entries and (not whole or entries[0].state!='done' or not self.done()):
+    if entries and (not whole or self.stale or entries[0].state!='done'):
         try: self.publish(entries, last=whole)
         except Exception as e:
             if whole: raise

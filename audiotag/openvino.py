@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'to_graph', 'compiled', 'graph_run', 'head_of', 'to_int8', 'Gate', 'Evidence', 'evidence_of',
-           'evidence_in', 'judge', 'export_bundle', 'graph_table', 'open_members']
+           'evidence_in', 'judge', 'export_bundle', 'graph_table', 'at_most_memory', 'open_members']
 
 # %% ../nbs/81_openvino.ipynb #7fa33ef1
 import math, re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -407,6 +408,21 @@ def _check_xml(path:Path, xml:bytes, n_weights:int):
         parser.close()
     except (ElementTree.ParseError, ValueError) as e: refuse(f'is no readable graph ({e})')
 
+# %% ../nbs/81_openvino.ipynb #b88a0601
+@contextmanager
+def at_most_memory(
+    more:float, # bytes
+):
+    "Let this process allocate no more than that on top of what it has; where the system cannot do it, there is no bound."
+    try:
+        import resource
+        now,before = int(open('/proc/self/statm').read().split()[0])*resource.getpagesize(), resource.getrlimit(resource.RLIMIT_AS)
+    except (ImportError, OSError, ValueError): yield; return
+    limits = [o for o in (now+int(more), *before) if o!=resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), before[1]))
+    try: yield
+    finally: resource.setrlimit(resource.RLIMIT_AS, before)
+
 # %% ../nbs/81_openvino.ipynb #5b9110d6
 def _check_constant(layer, n_weights:int, refuse:Callable):
     "A constant lies in the weights, and is of numbers."
@@ -422,9 +438,10 @@ def _read_graph(bundle:Bundle, file:str):
     if paths[0].stat().st_size > 100_000_000: raise AudiotagError('is too large for a graph', file=paths[0])
     xml,weights = (p.read_bytes() for p in paths)
     _check_xml(paths[0], xml, len(weights))
-    try: return ov.Core().read_model(model=xml, weights=weights)
-    except (RuntimeError, ValueError, TypeError) as e:
-        raise AudiotagError(f'OpenVINO cannot read it ({str(e).strip().splitlines()[-1][:200]})', file=paths[0], fix='export the bundle again with this version of OpenVINO') from None
+    try:
+        with at_most_memory(1e9+3*len(weights)+20*len(xml)): return ov.Core().read_model(model=xml, weights=weights)
+    except (RuntimeError, ValueError, TypeError, MemoryError) as e:
+        raise AudiotagError(f'OpenVINO cannot read it ({_last_line(e)})', file=paths[0], fix='export the bundle again with this version of OpenVINO') from None
 
 # %% ../nbs/81_openvino.ipynb #2f29648f
 def _graph_of(bundle:Bundle, whole, entry:dict, example):
@@ -439,11 +456,21 @@ def _graph_of(bundle:Bundle, whole, entry:dict, example):
     if len(one.inputs)!=len(inputs): refuse(f'takes {len(one.inputs)} inputs, the front end gives {len(inputs)}')
     if one.outputs[0].partial_shape.rank.is_dynamic or list(one.outputs[0].partial_shape)[1:]!=[ov.Dimension(len(bundle.classes))]: refuse(f'gives {one.outputs[0].partial_shape}, the bundle has {len(bundle.classes)} classes')
     sized = one.clone()
-    try: sized.reshape({i: ov.PartialShape([min(4, o.partial_shape[0].get_length()) if o.partial_shape[0].is_static else 4, *s[1:]]) for i,(o,s) in enumerate(zip(one.inputs, inputs))})
-    except (RuntimeError, ValueError, TypeError) as e: refuse(f'does not take the windows of this bundle ({str(e).strip().splitlines()[-1][:200]})')
-    for o in (o for op in sized.get_ops() for o in op.outputs()):
-        if o.partial_shape.is_dynamic or math.prod(o.shape)>2**28: refuse(f'has an intermediate result of {o.partial_shape}')
+    try:
+        with at_most_memory(1e9): sized.reshape({i: ov.PartialShape([min(4, o.partial_shape[0].get_length()) if o.partial_shape[0].is_static else 4, *s[1:]]) for i,(o,s) in enumerate(zip(one.inputs, inputs))})
+    except (RuntimeError, ValueError, TypeError, MemoryError) as e: refuse(f'does not take the windows of this bundle ({_last_line(e)})')
+    _check_sizes([o.partial_shape for op in sized.get_ops() for o in op.outputs()], refuse)
     return one
+
+def _check_sizes(shapes, refuse:Callable):
+    "Intermediate results of known size, each within a gigabyte and all of them within four."
+    total = 0
+    for s in shapes:
+        if s.is_dynamic or math.prod(s.to_shape())>2**28: refuse(f'has an intermediate result of {s}')
+        total += math.prod(s.to_shape())
+    if total>2**30: refuse(f'has intermediate results of {total:,} numbers in all')
+
+def _last_line(e)->str: return (str(e).strip().splitlines() or ['it asks for too much memory'])[-1][:200]
 
 # %% ../nbs/81_openvino.ipynb #0c3c5bea
 def open_members(

@@ -5,6 +5,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from audiotag.bundle import LARGEST, Bundle, _facts, _seal_of, by_front_end, ope
 from audiotag.core import AudiotagError, Config, read_json, write_json
 from audiotag.features import GlobalFeatures, Joined, Length, LogMel, Standardize, Waveform
 from audiotag.models.cnn import CNNModel1
+from audiotag.models.timm import Timm
 from audiotag.openvino import open_members
 from audiotag.windows import View, Windows
 
@@ -225,6 +227,13 @@ def test_json_that_is_nested_deeper_than_python(copy):
     refused(copy, "bundle.json")
 
 
+def test_json_with_a_key_twice(copy):
+    "One reader takes the first, another the last: what was looked at may not be what is used."
+    text = (copy / "bundle.json").read_text()
+    (copy / "bundle.json").write_text(text.replace('"classes":', '"classes": ["x"], "classes":', 1))
+    refused(copy, "bundle.json", "twice")
+
+
 def test_json_that_is_too_large(copy):
     (copy / "bundle.json").write_text('{"schema": 1, "x": "' + "y" * LARGEST["bundle.json"] + '"}')
     refused(copy, "too large")
@@ -247,6 +256,14 @@ def test_settings_that_ask_for_too_much_memory(copy, what):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused(copy, "too much memory")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+def test_the_largest_network_that_timm_knows_is_not_built(copy):
+    "Some have tables that are no weights; they are made as the network is, in memory, and here that would be 17 GB."
+    seal_again(copy, models={"main": Timm(name="eva02_enormous_patch14_clip_224", size=(224, 224)).to_dict()})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(copy, "billion parameters")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
 
 
 @pytest.mark.parametrize("name", ["../other/curated.safetensors", "/etc/passwd", "a/b.safetensors", "..", ".hidden.safetensors", "curated.safetensors\n", "con:x", "ａ.safetensors", ""])
@@ -413,11 +430,27 @@ def test_a_difference_is_named_with_its_place(copy):
 
 # --- another torch --------------------------------------------------------------------------------
 
+SEALED = Path(__file__).parent / "sealed"  # by `sealed_small` under the torch that the folder is named after
+
+
+def sealed_small(folder):
+    net = NET.replace(width=2)
+    return sealed(folder, front_end=FRONT.replace(sample_rate=4000, n_fft=256, hop_length=64, n_mels=16, f_max=2000.0), model=net, members=[dict(stage="curated", fold=0, oof={"curated": 0.5}, state=state(0, net))])
+
+
+@pytest.mark.parametrize("version", ["2.4.1", "2.14.1"])
+def test_what_another_torch_has_sealed(version):
+    "An older and a newer one: the golden example comes out as it did there."
+    bundle, models = open_bundle(SEALED / f"torch-{version}")
+    assert bundle.about["versions"]["torch"].split("+")[0] == version and len(models) == 1
+    if torch.__version__.split("+")[0] == version:
+        pytest.skip(f"this is torch {version} itself")
+
 
 def test_other_torch(toy):
-    """Opens under another torch: AUDIOTAG_OTHER_TORCH names a Python that has one (and, beside it, what audiotag needs).
+    """Opens under another torch: AUDIOTAG_OTHER_TORCH names Pythons that have one (and, beside it, what audiotag needs).
 
-    A venv with `torch==2.4.1` alone and a .pth file that names this one's site-packages is enough.
+    A venv with `torch==2.4.1` and its nvidia packages alone, and a .pth file that names this one's site-packages, is enough.
     """
     other = os.environ.get("AUDIOTAG_OTHER_TORCH")
     if not other:

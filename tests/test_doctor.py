@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from audiotag.competitions import load_competition
+from audiotag.competitions import Competition, clip_table, load_competition
 from audiotag.doctor import check_submission, refused
 from audiotag.synth import make_competition
 
@@ -153,6 +153,19 @@ def test_a_file_made_for_the_public_rows(tmp_path, comp):
     t.to_csv(tmp_path / "s.csv", index=False)
     found = check_submission(tmp_path / "s.csv", hidden)
     assert refused(found) and any("take the ids from the files" in f.what for f in found)
+
+
+@pytest.mark.parametrize("ids,became", [(["1e5", "007", "12"], ["100000.0", "7", "12.0"]), (["1234e5678", "00012", "3e1"], ["inf", "12.0", "30"])])
+def test_ids_that_a_table_took_for_numbers(tmp_path, ids, became):
+    clips = clip_table(ids, path=[""] * 3, labels=[()] * 3, source="test")
+    comp = Competition("toy", tmp_path, ("a", "b"), clips, pd.DataFrame([[i, "0", "0"] for i in ids], columns=["id", "a", "b"]), "id", "lwlrap")
+
+    def said(names):
+        return verdict(tmp_path, comp, "id,a,b\n" + "".join(f"{n},.1,.{k}\n" for k, n in enumerate(names)))
+
+    assert not refused(said(ids)), said(ids)
+    found = said(became)
+    assert refused(found) and any("3 ids have become numbers" in f.what for f in found), found
 
 
 def test_zero_test_files_want_a_header_and_nothing_else(tmp_path, comp, good):

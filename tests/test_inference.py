@@ -541,6 +541,68 @@ def test_a_disk_that_fills_up_in_the_middle(comp, bundle, tmp_path, monkeypatch)
     assert report.members == 3 and any("No space" in n for n in report.notes) and table(tmp_path / "s.csv").nunique().min() > 1
 
 
+DISKS = """
+import os, subprocess, sys
+from pathlib import Path
+import audiotag.inference as inference
+from audiotag.core import AudiotagError
+bundle, data, full, fixed = sys.argv[1:]
+def attempt(out):
+    try: return inference.infer(bundle, data, out, deadline=60)
+    except AudiotagError as e: return e
+subprocess.run(['mount', '-t', 'tmpfs', '-o', 'ro', 'tmpfs', fixed], check=True)
+print(attempt(fixed+'/s.csv'))
+inference.infer(bundle, data, full+'.csv', deadline=.01) # how large is it?
+pages = -(-Path(full+'.csv').stat().st_size//4096)
+subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={4*pages}k', 'tmpfs', full], check=True)
+print(attempt(full+'/s.csv'))
+print(Path(full+'/s.csv').read_text()==Path(full+'.csv').read_text(), os.listdir(full))
+"""
+
+
+def test_a_disk_that_is_full_and_one_that_cannot_be_written(data, bundle, tmp_path):
+    "Real ones: a disk that has room for one file and not for a second beside it, and a read-only one."
+    probe = subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, text=True)
+    if probe.returncode:
+        pytest.skip(f"no user namespaces to mount a small disk in: {probe.stderr.strip()}")
+    for name in ("full", "fixed"):
+        (tmp_path / name).mkdir()
+    done = subprocess.run(["unshare", "-rm", sys.executable, "-c", DISKS, bundle, data, tmp_path / "full", tmp_path / "fixed"], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    fixed, full, same = done.stdout.splitlines()
+    assert "fixed/s.csv: cannot write (Read-only file system): choose a folder that you may write to" in fixed
+    assert "full/s.csv: cannot write (No space left on device)" in full
+    assert same == "True ['s.csv']", "the first file is there, and nothing half-written beside it"
+
+
+def test_two_processes_that_write_one_file(data, bundle, comp, tmp_path):
+    code = "import sys; from audiotag.inference import infer; infer(*sys.argv[1:], every=0., batch_size=4)"
+    words = [sys.executable, "-c", code, str(bundle), str(data), str(tmp_path / "s.csv")]
+    both = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]
+    states = 0
+    while any(p.poll() is None for p in both):
+        if (tmp_path / "s.csv").exists():
+            states += 1
+            assert not refused(check_submission(tmp_path / "s.csv", comp))
+        time.sleep(.01)
+    said = [p.communicate()[1] for p in both]
+    assert [p.returncode for p in both] == [0, 0] and states > 10, said
+    infer(bundle, comp, tmp_path / "alone.csv")
+    assert (tmp_path / "s.csv").read_text() == (tmp_path / "alone.csv").read_text()
+    assert sorted(p.name for p in tmp_path.iterdir() if "alone" not in p.name) == ["s.csv", "s.csv.report.json"]
+
+
+def test_nothing_but_broken_files(data, bundle, tmp_path):
+    import shutil
+
+    shutil.copytree(data, tmp_path / "d")
+    for i, p in enumerate(sorted((tmp_path / "d/test").iterdir())):
+        p.write_bytes((b"", b"<html>", b"RIFF\xff\xff\xff\xffWAVEfmt ", bytes(5000))[i % 4])
+    report = infer(bundle, tmp_path / "d", tmp_path / "s.csv", deadline="5min")
+    assert not refused(check_submission(tmp_path / "s.csv", load_competition(tmp_path / "d", train=False)))
+    assert report.scored == report.members == 0 and len(report.prior) == N and all(report.prior.values()) and "no network" not in str(report.prior)
+
+
 def test_somebody_elses_file_is_not_touched(comp, bundle, tmp_path):
     for text in ("chapter,pages\n", "", "\0\1", "fname,Bark\n"):
         (tmp_path / "s.csv").write_text(text)

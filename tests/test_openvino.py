@@ -1,6 +1,7 @@
 "Graphs: kept only if they agree, judged out of fold, replayed where they run; and a stranger's graph does no harm."
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -464,6 +465,49 @@ def test_a_graph_of_another_kind_is_refused(copy):
         with pytest.raises(AudiotagError, match=word):
             open_members(copy, precision="fp32")
         assert time.perf_counter() - start < 20
+
+
+@pytest.mark.parametrize("kind", ["broadcast", "range"])
+def test_a_graph_that_is_large_while_it_is_read(copy, kind):
+    "OpenVINO computes what a target shape hangs on as soon as it sees it: here forty gigabytes and more."
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    x, mark = ops.parameter([-1, 1, 32, -1], np.float32), 7777
+    mean = ops.reduce_mean(x, ops.constant(np.array([2, 3])), False)
+    if kind == "broadcast":
+        many = ops.broadcast(ops.constant(np.int32(1)), ops.constant(np.array([mark])))
+    else:
+        many = ops.range(ops.constant(np.int64(1)), ops.constant(np.int64(mark)), ops.constant(np.int64(1)), "i32")
+    one = ops.convert(ops.reduce_min(many, ops.constant(np.array([0])), True), "i64")
+    out = ops.reshape(ops.concat([mean] * 4, 1), ops.concat([ops.constant(np.array([-1])), ops.multiply(one, ops.constant(np.array([4])))], 0), False)
+    graph_bundle(copy, ov.Model([out] * 2, [x], "x"))
+    path = copy / "curated-fp32.bin"
+    raw = path.read_bytes()
+    assert raw.count(np.int64(mark).tobytes()) == 1
+    path.write_bytes(raw.replace(np.int64(mark).tobytes(), np.int64(10**10).tobytes()))
+    seal_again(copy)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(AudiotagError, match="curated-fp32.xml"):
+        open_members(copy, precision="fp32")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_500_000  # kB
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+
+
+def test_many_large_intermediate_results(copy):
+    "Each is within the bounds, and they are alive together."
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    x = ops.parameter([-1, 1, 32, -1], np.float32)
+    mean = ops.reduce_mean(x, ops.constant(np.array([2, 3])), False)
+    out = ops.concat([mean] * 4, 1)
+    for k in range(8):
+        wide = ops.broadcast(ops.constant(np.float32(k)), ops.constant(np.array([2**20, 2**8])))
+        out = ops.add(out, ops.reduce_max(wide, ops.constant(np.array([0, 1])), False))
+    graph_bundle(copy, ov.Model([out] * 2, [x], "x"))
+    with pytest.raises(AudiotagError, match="in all"):
+        open_members(copy, precision="fp32")
 
 
 def test_a_graph_whose_scores_are_constant_falls_back(copy):

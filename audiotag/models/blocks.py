@@ -289,6 +289,7 @@ def _fill_buffers(net, make):
     "Give a network on `meta` the buffers that its state dict does not hold."
     empty = [(where, k) for where,m in net.named_modules() for k in m._non_persistent_buffers_set if m._buffers[k] is not None]
     if not empty: return
+    if (n := sum(p.numel() for p in net.parameters()))>10**9: raise AudiotagError(f'a network of {n/1e9:.1f} billion parameters is too large', field='name', fix='choose a smaller one')
     with torch.device('cpu'): full = make()
     for where,k in empty: net.get_submodule(where)._buffers[k] = full.get_submodule(where)._buffers[k]
 

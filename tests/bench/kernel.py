@@ -23,6 +23,8 @@ from pathlib import Path
 WANTED = {("cnn", "fp32"): 2, ("cnn", "int8"): 7, ("effnet", "fp32"): 3.2, ("effnet", "int8"): 5}  # two threads
 AGREE, LOSS = 1e-4, .002
 FILES, CORES, LIMIT = 700, 4, 90  # BirdCLEF: one-minute files, cores, minutes
+STAGES = {"seconds": "files to submission.csv, s", "opening": "opening, replay, s", "decode": "decoding, s (over threads)", "features": "features, s (over threads)", "network": "networks, s",
+          "write": "joining, writing, s", "importing": "imports before that, s"}
 
 
 # --- one way, in a process of its own -------------------------------------------------------------
@@ -37,7 +39,7 @@ def theirs(job):
     from audiotag.bundle import Bundle
     torch.set_num_threads(job["threads"])
     bundle, data = Bundle(job["bundle"]), Path(job["data"])
-    fe, w, took = bundle.front_end, bundle.windows, dict(decode=0., features=0., network=0.)
+    fe, w, took = bundle.front_end, bundle.windows, dict(opening=0., decode=0., features=0., network=0.)
 
     def image(wave):
         x = librosa.power_to_db(librosa.feature.melspectrogram(y=wave, sr=fe.sample_rate, n_fft=fe.n_fft, hop_length=fe.hop_length, n_mels=fe.n_mels,
@@ -70,19 +72,21 @@ def theirs(job):
             windows += cut
             counts.append(len(cut))
         took["features"] += time.perf_counter() - start
+    start = time.perf_counter()
+    nets = bundle.models()
+    took["opening"] = time.perf_counter() - start
     start, total = time.perf_counter(), 0
     x = torch.from_numpy(np.stack(windows)[:, None].astype(np.float32))
-    for i in range(len(bundle.members)):
-        net = bundle.model(i)
+    for net in nets:
         with torch.no_grad():
             total = total + torch.cat([net(x[a:a + 32]).sigmoid() for a in range(0, len(x), 32)]).numpy()
-    took["network"] = time.perf_counter() - start
+    took["network"], start = time.perf_counter() - start, time.perf_counter()
     ends = np.cumsum(counts)
     scores = np.stack([(total[e - n:e] / len(bundle.members)).mean(0) for n, e in zip(counts, ends)])
     template.iloc[:, 1:] = template.iloc[:, 1:].astype(float)
     template[template.columns[1:]] = scores
     template.to_csv(job["out"], index=False)
-    return dict(seconds=time.perf_counter() - begin, windows=len(x), **took)
+    return dict(seconds=time.perf_counter() - begin, windows=len(x), write=time.perf_counter() - start, **took)
 
 
 def ours(job):
@@ -92,9 +96,7 @@ def ours(job):
     report = infer(job["bundle"], job["data"], job["out"], layout=job["layout"], precision=job["precision"], threads=job["threads"], hearing=Hearing(together=False))
     seconds = time.perf_counter() - begin
     assert not report.prior and {r["precision"] for r in report.ran} == {job["precision"]}, str(report)
-    s = report.stages
-    return dict(seconds=seconds, windows=report.ran[0]["windows"], busy=report.busy, decode=s["decode"], features=s["features"], network=s["network"],
-                other=s.get("opening", 0.) + s.get("write", 0.))
+    return dict(seconds=seconds, windows=report.ran[0]["windows"], busy=report.busy, **report.stages)
 
 
 def way(job):
@@ -119,31 +121,45 @@ def work(job):
 # --- what is run ----------------------------------------------------------------------------------
 
 
-def train(net, x, y, steps, seed, lr=2e-3):
-    "A few steps on crops in bf16; a net that has learnt something, no more."
+def lessons(fe, n, seconds, *, seed, rate):
+    "Synthesised sounds in noise: (features, kind)."
+    import numpy as np
+    from audiotag.core import rng
+    from audiotag.synth import SOUNDS, sound
+    for i in range(n):
+        g, k = rng(seed, i), i % len(SOUNDS)
+        wave = sound(SOUNDS[k], g, seconds=seconds, sample_rate=rate)
+        noise = g.standard_normal(len(wave)) * np.sqrt(np.mean(wave**2)) * 10 ** (-g.uniform(6, 24) / 20)
+        yield fe((wave + noise).astype("float32")), k
+
+
+def train(net, x, y, steps, seed, lr):
+    "Some steps of 12 crops of up to half a window in bf16."
     import torch
     torch.manual_seed(seed)
-    net = net.to(memory_format=torch.channels_last).train()
+    net, size, said = net.to(memory_format=torch.channels_last).train(), min(96, x.shape[-1] // 2), []
     opt = torch.optim.AdamW(net.parameters(), lr, weight_decay=.01)
     cycle = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps + 1)
-    for _ in range(steps):
-        at = torch.randint(0, len(x), (16,))
+    for i in range(steps):
+        at, start = torch.randint(0, len(x), (12,)), int(torch.randint(0, x.shape[-1] - size, ()))
         with torch.autocast("cpu", torch.bfloat16):
-            p = net(x[at].contiguous(memory_format=torch.channels_last))
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(p.float(), y[at])
+            p = net(x[at, ..., start:start + size].contiguous(memory_format=torch.channels_last))
+        loss = torch.nn.functional.cross_entropy(p.float(), y[at])
         opt.zero_grad(), loss.backward(), opt.step(), cycle.step()
+        said.append((p.argmax(1) == y[at]).float().mean().item())
+        if i % 25 == 24:
+            print(f"step {i + 1} of {steps}: {sum(said[-25:]) / 25:.2f} of the crops right", flush=True)
     return net.eval()
 
 
-def evidence_in(clips, n_classes):
-    "Clips by name, those that are trained on, and what graphs are judged by: every fifth clip is held out."
+def evidence_in(clips, held, calibrate, n_classes):
+    "The clips that are trained on by name, and what graphs are judged by: the last `held` clips."
     import numpy as np
     from audiotag.openvino import Evidence
     features = {f"clip-{i}": x for i, (x, _) in enumerate(clips)}
     truth = {f"clip-{i}": np.eye(n_classes)[k] for i, (_, k) in enumerate(clips)}
-    ids = list(features)
-    shown, held = [c for i, c in enumerate(ids) if i % 5], ids[::5]
-    return features, shown, Evidence(features.__getitem__, [held] * 5, [shown[:100 if len(shown) > 100 else 6]] * 5, truth)
+    shown, judged = list(features)[:-held], list(features)[-held:]
+    return shown, Evidence(features.__getitem__, [judged] * 5, [shown[:calibrate]] * 5, truth)
 
 
 def export(folder, evidence, precision, **how):
@@ -152,29 +168,29 @@ def export(folder, evidence, precision, **how):
     print(export_bundle(Bundle(folder), evidence, precision=precision, gate=Gate(metric_loss=1.), **how).drop(columns="why").round(4).to_string(), flush=True)
 
 
-def make_bundle(folder, name, spec, front_end, windows, classes, clips, steps):
-    "Five briefly trained folds, sealed and exported; `clips` are (features, column)."
+def make_bundle(folder, name, spec, front_end, windows, classes, clips, held, calibrate, steps):
+    "Five folds, sealed and exported: one network is trained, and each fold goes on from it for some steps; `clips` are (features, column)."
     import copy
     import numpy as np
     import torch
     from audiotag.bundle import seal
-    features, shown, evidence = evidence_in(clips, len(classes))
-    truth = evidence.truth
-    cuts = [windows.cut(features[c])[:3] for c in shown]
-    x = torch.from_numpy(np.concatenate(cuts))
-    y = torch.from_numpy(np.concatenate([np.repeat(truth[c][None], len(o), 0) for c, o in zip(shown, cuts)])).float()
-    torch.manual_seed(0)
-    base = train(spec.build(len(classes)), x, y, steps, 0)
-    nets = [train(copy.deepcopy(base), x[k::2], y[k::2], max(2, steps // 16), k + 1, lr=5e-4) for k in range(5)]
-    members = [dict(stage="folds", fold=k, oof={}, state={n: v.contiguous() for n, v in net.state_dict().items()}) for k, net in enumerate(nets)]
-    seal(folder, name=name, classes=classes, front_end=front_end, windows=windows, activation="sigmoid", model=spec, members=members, prior=[1 / len(classes)] * len(classes))
+    shown, evidence = evidence_in(clips, held, calibrate, len(classes))
+    if not folder.exists():  # else it was interrupted while it exported
+        cuts = [windows.cut(evidence.features(c))[:1] for c in shown]
+        x, y = torch.from_numpy(np.concatenate(cuts)), torch.tensor([int(evidence.truth[c].argmax()) for c in shown])
+        torch.manual_seed(0)
+        base = train(spec.build(len(classes)), x, y, steps, 0, 2e-3)
+        nets = [train(copy.deepcopy(base), x[k::2], y[k::2], max(2, steps // 20), k + 1, 2e-4) for k in range(5)]
+        members = [dict(stage="folds", fold=k, oof={}, state={n: v.contiguous() for n, v in net.state_dict().items()}) for k, net in enumerate(nets)]
+        seal(folder, name=name, classes=classes, front_end=front_end, windows=windows, activation="sigmoid", model=spec, members=members, prior=[1 / len(classes)] * len(classes))
     export(folder, evidence, ("fp32", "int8"))
 
 
-def make_shared(folder, bundle, classes, clips, **_):
+def make_shared(folder, bundle, classes, clips, held, calibrate, **_):
     "The same members with one int8 pass over overlapping windows."
+    shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(bundle, folder)
-    export(folder, evidence_in(clips, len(classes))[2], "int8", shared=True)
+    export(folder, evidence_in(clips, held, calibrate, len(classes))[1], "int8", shared=True)
 
 
 def sample(name):
@@ -182,78 +198,84 @@ def sample(name):
     return sample_folder(name)[0]
 
 
-def prepare_cnn(folder, tiny, n):
+def cnn_about(tiny):
+    from audiotag.features import PRESETS
+    from audiotag.models.cnn import CNNModel1
+    from audiotag.synth import SOUNDS
+    from audiotag.windows import Windows
+    fe = PRESETS["freesound_kernel"]
+    return dict(name="cnn", spec=CNNModel1(width=8 if tiny else 64), front_end=fe, windows=Windows(frames=128, hop=48), classes=[*SOUNDS, *(f"class_{i:02d}" for i in range(80 - len(SOUNDS)))],
+                clips=list(lessons(fe, 30 if tiny else 800, 2, seed=1, rate=44100)), held=6 if tiny else 200, calibrate=24, steps=4 if tiny else 300)
+
+
+def cnn_files(folder, n, classes):
+    "Test clips of `freesound`, or synthesised ones of the same length where there is no such set."
     import pandas as pd
     import soundfile as sf
     from audiotag.core import rng
-    from audiotag.features import PRESETS
-    from audiotag.models.cnn import CNNModel1
     from audiotag.synth import SOUNDS, sound
+    source = sample("freesound")
+    (folder / "test").mkdir(parents=True)
+    for i in range(n):
+        if source is not None:
+            files = sorted((source / "test").iterdir())
+            shutil.copy(files[i % len(files)], folder / "test" / f"{i:04d}.wav")
+        else:
+            sf.write(folder / "test" / f"{i:04d}.wav", sound(SOUNDS[i % 12], rng(0, i), seconds=1 + i % 6, sample_rate=44100), 44100)
+    pd.DataFrame(0, index=pd.Index([f"{i:04d}.wav" for i in range(n)], name="fname"), columns=classes).to_csv(folder / "sample_submission.csv")
+
+
+def effnet_about(tiny):
+    from audiotag.features import PRESETS
+    from audiotag.models.timm import Timm
+    from audiotag.synth import SOUNDS
     from audiotag.windows import Windows
-    source, fe = sample("freesound"), PRESETS["freesound_kernel"]
-    (folder / "data" / "test").mkdir(parents=True, exist_ok=True)
-    if source is not None:
-        files = sorted((source / "test").iterdir())[:n]
-        for p in files:
-            shutil.copy(p, folder / "data" / "test")
-        table = pd.read_csv(source / "train_curated.csv")
-        table = table[~table.labels.str.contains(",")][:30 if tiny else None]
-        classes = sorted(table.labels.unique())
-        clips = [(fe.from_file(source / "train_curated" / r.fname), classes.index(r.labels)) for r in table.itertuples()]
-    else:
-        classes = list(SOUNDS[:8])
-        for i in range(n):
-            sf.write(folder / "data" / "test" / f"{i:04d}.wav", sound(SOUNDS[i % 8], rng(0, i), seconds=1 + i % 5, sample_rate=44100), 44100)
-        clips = [(fe(sound(SOUNDS[i % 8], rng(1, i), seconds=2.5, sample_rate=44100).astype("float32")), i % 8) for i in range(30 if tiny else 240)]
-    classes += [f"class_{i:02d}" for i in range(80 - len(classes))]
-    names = sorted(p.name for p in (folder / "data" / "test").iterdir())
-    pd.DataFrame(0, index=pd.Index(names, name="fname"), columns=classes).to_csv(folder / "data" / "sample_submission.csv")
-    return dict(name="cnn", spec=CNNModel1(width=8 if tiny else 64), front_end=fe, windows=Windows(frames=128, hop=48), classes=classes, clips=clips, steps=4 if tiny else 256)
+    fe = PRESETS["birdclef_mel"]
+    return dict(name="effnet", spec=Timm(name="mobilenetv3_small_050" if tiny else "efficientnet_b0"), front_end=fe, windows=Windows(frames=313, hop=313),
+                classes=[*SOUNDS, *(f"species_{i:03d}" for i in range(206 - len(SOUNDS)))], clips=list(lessons(fe, 30 if tiny else 800, 5, seed=2, rate=32000)), held=6 if tiny else 200, calibrate=8, steps=4 if tiny else 100)
 
 
-def prepare_effnet(folder, tiny, n):
+def effnet_files(folder, n, classes):
+    "One-minute soundscapes in OGG."
     import numpy as np
     import pandas as pd
     import soundfile as sf
     from audiotag.core import rng
-    from audiotag.features import PRESETS
-    from audiotag.models.timm import Timm
     from audiotag.synth import SOUNDS, sound
-    from audiotag.windows import Windows
-    source, fe, rate = sample("soundscape"), PRESETS["birdclef_mel"], 32000
-    test = folder / "data" / "test_soundscapes"
-    test.mkdir(parents=True, exist_ok=True)
+    source, test = sample("soundscape"), folder / "test_soundscapes"
+    test.mkdir(parents=True)
     for i in range(n):
         if source is not None:
             files = sorted((source / "test_soundscapes").glob("*.ogg"))
             shutil.copy(files[i % len(files)], test / f"soundscape_{i:04d}.ogg")
         else:
-            wave = np.concatenate([sound(SOUNDS[j % 8], rng(0, i, j), seconds=5, sample_rate=rate) for j in range(12)])
-            sf.write(test / f"soundscape_{i:04d}.ogg", wave, rate)
-    many = 30 if tiny else 240
-    clips = [(fe(sound(SOUNDS[i % 8], rng(1, i), seconds=5, sample_rate=rate).astype("float32")), i % 8) for i in range(many)]
-    classes = [f"species_{i:03d}" for i in range(206)]
-    rows = [f"{p.stem}_{5 * k}" for p in sorted(test.iterdir()) for k in range(1, 13)]
-    pd.DataFrame(0., index=pd.Index(rows, name="row_id"), columns=classes).to_csv(folder / "data" / "sample_submission.csv")
-    return dict(name="effnet", spec=Timm(name="mobilenetv3_small_050" if tiny else "efficientnet_b0"), front_end=fe, windows=Windows(frames=313, hop=313), classes=classes, clips=clips, steps=4 if tiny else 160)
+            sf.write(test / f"soundscape_{i:04d}.ogg", np.concatenate([sound(SOUNDS[j % 12], rng(0, i, j), seconds=5, sample_rate=32000) for j in range(12)]), 32000)
+    rows = [f"soundscape_{i:04d}_{5 * k}" for i in range(n) for k in range(1, 13)]
+    pd.DataFrame(0., index=pd.Index(rows, name="row_id"), columns=classes).to_csv(folder / "sample_submission.csv")
 
 
-SYSTEMS = {"cnn": (prepare_cnn, "freesound2019", "test", "5 × CNN-model-1, 64 wide"), "effnet": (prepare_effnet, "birdclef2024", "test_soundscapes", "5 × efficientnet_b0, one-minute files")}
+SYSTEMS = {"cnn": (cnn_about, cnn_files, "freesound2019", "test", "5 × CNN-model-1, 64 wide"),
+           "effnet": (effnet_about, effnet_files, "birdclef2024", "test_soundscapes", "5 × efficientnet_b0, one-minute files")}
 
 
-def prepared(root, name, tiny, n):
-    folder = root / f"{name}-{n}{'-tiny' if tiny else ''}"
-    wanted = [f for f in ("bundle", "shared")[:1 + (name == "cnn")] if not (folder / f"{f}-ready").exists()]
-    if wanted:
-        from audiotag.core import keep_memory
+def prepared(root, name, tiny, n, shared=False):
+    "The folders of the bundles, and of `n` files; made where they are missing."
+    from audiotag.bundle import Bundle
+    from audiotag.core import keep_memory
+    folder, about = root / f"{name}{'-tiny' if tiny else ''}", None
+    for f in ("bundle", "shared")[:1 + shared]:
+        if (folder / f"{f}-ready").exists():
+            continue
         keep_memory()
-        print(f"{name}: {' and '.join(wanted)}: training five networks briefly, and exporting them", flush=True)
-        about = SYSTEMS[name][0](folder, tiny, n)
-        for f in wanted:
-            shutil.rmtree(folder / f, ignore_errors=True)
-            make_bundle(folder / f, **about) if f == "bundle" else make_shared(folder / f, folder / "bundle", **about)
-            (folder / f"{f}-ready").touch()
-    return folder
+        print(f"{name}: {f}: five networks are trained briefly and exported", flush=True)
+        about = about or SYSTEMS[name][0](tiny)
+        make_bundle(folder / f, **about) if f == "bundle" else make_shared(folder / f, folder / "bundle", **about)
+        (folder / f"{f}-ready").touch()
+    data = folder / f"data-{n}"
+    if not (data / "sample_submission.csv").exists():
+        shutil.rmtree(data, ignore_errors=True)
+        SYSTEMS[name][1](data, n, list(Bundle(folder / "bundle").classes))
+    return folder, data
 
 
 # --- and what comes out ---------------------------------------------------------------------------
@@ -294,29 +316,36 @@ def median(values):
     return statistics.median(values)
 
 
+def whole_job(took, n_files):
+    "Seconds for BirdCLEF's files, by those of a part: opening is done once."
+    return took["opening"] + (took["seconds"] - took["opening"]) * FILES / n_files
+
+
 def system(say, root, name, args, peak):
     from audiotag.bundle import Bundle
-    folder = prepared(root, name, args.tiny, args.clips if name == "cnn" else args.minutes)
-    bundle, (_, layout, test, title) = Bundle(folder / "bundle"), SYSTEMS[name]
+    shared = args.shared and name == "cnn"
+    folder, data = prepared(root, name, args.tiny, args.clips if name == "cnn" else args.minutes, shared)
+    bundle, (_, _, layout, test, title) = Bundle(folder / "bundle"), SYSTEMS[name]
     gflop, met = flops(bundle), []
     ways = {"theirs": ("bundle", "torch", "entrant's way"), "fp32": ("bundle", "fp32", "ours, fp32"), "int8": ("bundle", "int8", "ours, int8"),
-            **({"shared": ("shared", "int8", "ours, int8, shared pass")} if name == "cnn" else {})}  # folder, precision, title
-    n_files = len(list((folder / "data" / test).iterdir()))
+            **({"shared": ("shared", "int8", "ours, int8, shared pass")} if shared else {})}  # folder, precision, title
+    n_files = len(list((data / test).iterdir()))
     for threads in args.threads:
-        got = {w: [] for w in ways}
+        kept = data / f"rounds-{threads}.json"
+        got = {**{w: [] for w in ways}, **(json.loads(kept.read_text()) if args.go_on and kept.exists() else {})}
         for r in range(args.rounds):
             for w in ways:
-                job = dict(name=name, way="theirs" if w == "theirs" else "ours", precision=ways[w][1], threads=threads, bundle=str(folder / ways[w][0]), data=str(folder / "data"), layout=layout,
+                job = dict(name=name, way="theirs" if w == "theirs" else "ours", precision=ways[w][1], threads=threads, bundle=str(folder / ways[w][0]), data=str(data), layout=layout,
                            test=test, out=str(folder / f"{w}-{threads}.csv"))
                 Path(job["out"]).unlink(missing_ok=True)
                 got[w].append(way(job))
+            kept.write_text(json.dumps(got))
         windows = got["theirs"][0]["windows"]
         say(f"\n### {title}, {threads} thread{'s' if threads > 1 else ''}\n\n{n_files} files, {windows} windows, {gflop:.2f} GFLOP a window and member; "
-            f"peak of the matrix product {peak[threads]:.0f} GFLOP/s; medians of {args.rounds} rounds.\n")
+            f"peak of the matrix product {peak[threads]:.0f} GFLOP/s; medians of {len(got['theirs'])} round{'s' if len(got['theirs']) > 1 else ''}.\n")
         say(f"| | {' | '.join(o[2] for o in ways.values())} |\n|---|{'---|' * len(ways)}")
-        line = {w: {k: median([g[k] for g in got[w] if k in g] or [float("nan")]) for k in ("seconds", "decode", "features", "network", "other", "busy", "importing")} for w in ways}
-        for what, key in (("files to submission.csv, s", "seconds"), ("decoding, s (over threads)", "decode"), ("features, s (over threads)", "features"), ("networks, s", "network"),
-                          ("opening, replay, writing, s", "other"), ("network busy", "busy"), ("imports before that, s", "importing")):
+        line = {w: {k: median([g[k] for g in got[w] if k in g] or [float("nan")]) for k in (*STAGES, "busy")} for w in ways}
+        for key, what in {**STAGES, "busy": "network busy, from its first batch to its last"}.items():
             say(f"| {what} | {' | '.join('–' if line[w][key] != line[w][key] else f'{line[w][key]:.2f}' for w in ways)} |")
         rate = {w: 5 * windows / line[w]["network"] for w in ways}
         say(f"| windows/s through a network | {' | '.join(f'{rate[w]:.0f}' for w in ways)} |")
@@ -329,13 +358,17 @@ def system(say, root, name, args, peak):
         say(f"| submissions: greatest difference | {' | '.join(f'{off[w]:.1g}' for w in ways)} |")
         say(f"| loss of lwlrap, the worst member | {' | '.join(f'{loss[w]:.4f}' for w in ways)} |")
         if name == "effnet":
-            minutes = {w: (line[w]["seconds"] - (line[w]["other"] if w != "theirs" else 0)) / n_files * FILES * threads / CORES / 60 for w in ways}
-            say(f"| {FILES} one-minute files on {CORES} such cores, minutes of {LIMIT} | {' | '.join(f'{minutes[w]:.0f}' for w in ways)} |")
+            job = {w: median([whole_job(g, n_files) for g in got[w]]) for w in ways}
+            ratio = {w: median([whole_job(t, n_files) / whole_job(o, n_files) for t, o in zip(got["theirs"], got[w])]) for w in ways}
+            say(f"| {FILES} one-minute files, s | {' | '.join(f'{job[w]:.0f}' for w in ways)} |")
+            say(f"| **ratio for {FILES} files** | {' | '.join(f'**{ratio[w]:.2f}**' for w in ways)} |")
+            say(f"| the same on {CORES} such cores, minutes of {LIMIT} | {' | '.join(f'{job[w] * threads / CORES / 60:.1f}' for w in ways)} |")
         if threads == max(args.threads):
             met += [(f"{name} {w}: {ratio[w]:.2f} of {WANTED[name, w]}", ratio[w] >= WANTED[name, w]) for w in ("fp32", "int8")]
             busy = min(line[w]["busy"] for w in ("fp32", "int8"))
             met += [(f"{name} fp32 submissions differ by {off['fp32']:.1g}, {AGREE:g} allowed", off["fp32"] <= AGREE), (f"{name} int8 loses {loss['int8']:.4f}, {LOSS} allowed", loss["int8"] <= LOSS),
                     (f"{name} network busy {busy:.0%}, 90 % wanted", busy >= .9)]
+    say(f"\nTorch's lwlrap of {name}: {', '.join(sorted({format(g['metric'][0], '.3f') for g in bundle.graphs}))} on {bundle.graphs[0]['clips']} clips.")
     return met
 
 
@@ -343,10 +376,12 @@ def main():
     parse = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parse.add_argument("--save", action="store_true", help="write tests/bench/results/kernel.md")
     parse.add_argument("--rounds", type=int, default=3)
-    parse.add_argument("--clips", type=int, default=60, help="files of the CNN's test folder")
+    parse.add_argument("--clips", type=int, default=120, help="files of the CNN's test folder")
     parse.add_argument("--minutes", type=int, default=12, help="one-minute files")
     parse.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parse.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
+    parse.add_argument("--go-on", action="store_true", help="rounds that were measured before count; with `--rounds 0` the table is made of them alone")
+    parse.add_argument("--shared", action="store_true", help="also a shared convolutional pass of the CNN")
     parse.add_argument("--tiny", action="store_true", help="small networks, to try the bench itself")
     parse.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "audiotag-kernel-bench", help="what was trained and exported is kept here")
     parse.add_argument("--job", help=argparse.SUPPRESS)
@@ -362,11 +397,12 @@ def main():
     import openvino
     import torch
     cpu = next((o.split(":")[1].strip() for o in Path("/proc/cpuinfo").read_text().splitlines() if o.startswith("model name")), platform.processor())
-    folders = [(name, prepared(args.folder, name, args.tiny, args.clips if name == "cnn" else args.minutes)) for name in args.systems]
+    for name in args.systems:
+        prepared(args.folder, name, args.tiny, args.clips if name == "cnn" else args.minutes, args.shared and name == "cnn")
     say("# Kernel\n")
     say(f"{datetime.date.today()}, {cpu}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start; Python {platform.python_version()}, torch {torch.__version__}, OpenVINO {openvino.__version__.split('-')[0]}.")
     peak = {t: limits(t) for t in args.threads}
-    met = [m for name, _ in folders for m in system(say, args.folder, name, args, peak)]
+    met = [m for name in args.systems for m in system(say, args.folder, name, args, peak)]
     say("\nWanted on two threads: " + "; ".join(f"{what} ({'met' if ok else 'MISSED'})" for what, ok in met) + f". {time.perf_counter() - began:.0f} s in all.")
     if args.save:
         from audiotag.core import write_text
