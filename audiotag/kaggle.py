@@ -282,12 +282,14 @@ def pack_weights(
     *,
     owner:str='', # Kaggle user name; empty: as in the metadata that is there
     title:str='',
-    after=(), # steps of `audiotag.postprocess` that `infer` is to take at the end
+    after=None, # steps of `audiotag.postprocess` that `infer` is to take at the end; None: the recipe's, () for nothing
 )->Path:
     "Seal the members of a run as a bundle that can be uploaded; the same run gives the same bytes."
     from audiotag.competitions import class_prior
+    from audiotag.postprocess import steps_named
     from audiotag.stages import is_finished, stage_table
     folder,recipe = Path(folder).resolve(),run.recipe
+    if after is None: after = steps_named(recipe.after)
     if not is_finished(run): raise AudiotagError('is not finished', file=run.folder, fix='run the same `audiotag train` again: it goes on where it stopped')
     check_replaceable(folder, ('.safetensors','.xml','.bin'), kind='bundle')
     table = stage_table(run).filter(like=recipe.metric).round(6)

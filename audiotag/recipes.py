@@ -118,19 +118,20 @@ def student_rounds(
     model=None, # settings of the network in the rounds, such as more drop-path
     go_on:bool=False, # begin with the teacher's weights, and not from scratch
     epochs:int|None=None, # of a round; None: as many as `first` has
+    lr:float|None=None, # of a round; None: as `first` has
 )->tuple: # of stages, `first` among them
     "`first`, and a stage for each power, taught by the one before it, on labelled clips and soundscapes."
     out = [first]
     for i,power in enumerate(powers, 1):
         told = Pseudo(teachers=(out[-1].name,), power=power, keep=keep, zero=zero, weight=weight)
         drawn = (*(s for s in first.sampling if not isinstance(s, Partners)), Partners(p=mix, share=share))
-        out.append(first.replace(name=f'round{i}', train_on=('curated', told), sampling=drawn, model=model, start_from=out[-1].name if go_on else None, epochs=epochs or first.epochs))
+        out.append(first.replace(name=f'round{i}', train_on=('curated', told), sampling=drawn, model=model, start_from=out[-1].name if go_on else None, epochs=epochs or first.epochs, lr=lr or first.lr))
     return tuple(out)
 
 # %% ../nbs/63_recipes.ipynb #fe5325eb
 def _bird_ears(ears:str, small:bool, drop_path:float)->tuple: # front end, network, frames of five seconds, how features are had
     "What a network of system 5 hears, and what it is."
-    mel = LogMel(sample_rate=32000, n_fft=2048, hop_length=640 if small else 500, n_mels=64 if small else 128, f_min=40., f_max=15000., top_db=None, scaling=FixedStats(mean=-25., std=15.))
+    mel = LogMel(sample_rate=32000, n_fft=2048, hop_length=1000 if small else 500, n_mels=64 if small else 128, f_min=40., f_max=15000., top_db=None, scaling=FixedStats(mean=-25., std=15.))
     def body(channels=1, width=16): return CNNModel1(width=width, in_channels=channels) if small else Timm(name='efficientnet_b0', in_channels=channels, drop_path=drop_path)
     if ears=='mel': return mel, body() if small else body().replace(dropout=.2), 160000//mel.hop_length, 'computed'
     fold = FOLDS['rows80' if ears=='rows80' else 'rows128']
@@ -151,12 +152,12 @@ def birdclef2024(
     front_end,model,frames,features = _bird_ears(ears, small, 0.)
     length = dict(epochs=60, lr=3e-3, batch_size=32) if small else dict(epochs=40, lr=1e-3, batch_size=64, schedule=Cosine(last=.01))
     first = Stage(name='labelled', train_on=('curated','unlabeled'), sampling=(InverseRoot(), Partners(column=None, p=.3)), **length)
-    stages = student_rounds(first, (1.,1/.65) if small else (1.,1/.65,1/.55,1/.6), model=None if small else _bird_ears(ears, small, .15)[1], go_on=small, epochs=30 if small else None)
+    stages = student_rounds(first, (1.,1/.65) if small else (1.,1/.65,1/.55,1/.6), model=None if small else _bird_ears(ears, small, .15)[1], go_on=small, **(dict(epochs=10, lr=1e-3) if small else {}))
     noise = (Gain(low_db=-6., high_db=6.), *(() if small else (Noise(p=.25),)), Noise(p=.25, exponent=1.))
     return Recipe(name='birdclef2024' if ears=='mel' else f'birdclef2024_{ears}', layout='birdclef2024', front_end=front_end, features=features, model=model,
                   loss=SEDLoss(), labels=Labels(secondary_weight=0.), augment=(*noise, MixUp(p=.5)), crops=Crops(), stages=stages, n_folds=5,
                   windows=Windows(frames=frames, hop=frames//2, views=(View(), View(offset=frames//2))), metric='macro_auc',
-                  members=('labelled',), rounds=tuple(s.name for s in stages))
+                  members=('labelled',), rounds=tuple(s.name for s in stages), after=('neighbour-max:share=0.25','file-max:power=0.4'))
 
 # %% ../nbs/63_recipes.ipynb #68693f13
 recipes = {'freesound2019': freesound2019, 'freesound2019_waveform': freesound2019_waveform, 'rainforest2021': rainforest2021, 'universal2020': universal2020, 'birdclef2024': birdclef2024,

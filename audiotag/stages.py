@@ -148,6 +148,7 @@ class Recipe(Config):
     members:tuple[str,...] # the stages whose models make the submission
     rounds:tuple[str,...]=() # stages that are tried one after the other until one does not gain; as a member, each of them stands for the best
     min_gain:float=0. # out of fold, that a round needs for the next one to be tried
+    after:tuple[str,...]=() # steps of `audiotag.postprocess`, in words, that are sealed with the weights unless others are asked for
     activation:str='sigmoid' # 'softmax' where a clip has one label
     metric:str='lwlrap' # what the competition scores; 'lrap', 'accuracy' and 'macro_auc' are the others
     n_folds:int=10

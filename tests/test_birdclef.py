@@ -14,7 +14,7 @@ from audiotag.data import CropLoader
 from audiotag.doctor import check_submission
 from audiotag.inference import infer
 from audiotag.kaggle import pack_weights
-from audiotag.postprocess import FileMax, Smooth, apply_steps
+from audiotag.postprocess import FileMax, NeighbourMax, Smooth, apply_steps
 from audiotag.pseudo import Pseudo, judge_rounds, pseudo_ledger
 from audiotag.recipes import get_recipe
 from audiotag.sampling import InverseRoot, Partners, PerClass, RowsOf, Weighted, class_counts, epoch_draw, systematic
@@ -314,6 +314,8 @@ def test_steps_are_sealed_and_an_empty_test_folder_works(whole, data, tmp_path):
     assert np.allclose(scores(sealed), expected, atol=1e-6) and not np.allclose(a, expected, atol=1e-3)
     assert np.allclose(scores(sealed, after=()), a, atol=1e-6)
     assert np.allclose(scores(plain, after=(Smooth(), FileMax(power=0.4))), expected, atol=1e-6)
+    own = apply_steps((NeighbourMax(share=0.25), FileMax(power=0.4)), a, test.path)
+    assert np.allclose(scores(pack_weights(whole, tmp_path / "own-weights")), own, atol=1e-6) and not np.allclose(own, expected, atol=1e-4)  # nobody has said: the recipe's
     bare = shutil.copytree(data, tmp_path / "bare")
     for f in (bare / "test_soundscapes").iterdir():
         f.unlink()
@@ -329,7 +331,7 @@ def test_the_ears_of_the_wave(ears, narrow, data, tmp_path):
     from audiotag.bundle import Bundle
     from audiotag.openvino import evidence_of, export_bundle
 
-    recipe = get_recipe(f"birdclef2024_{ears}", scale="small", changes=[*narrow, "stages.*.steps=1", "stages.*.batch_size=8", "n_folds=2", "rounds=[]"])
+    recipe = get_recipe(f"birdclef2024_{ears}", scale="small", changes=[*narrow, "stages.*.steps=1", "stages.*.batch_size=8", "n_folds=2", "rounds=[]", "after=[]"])
     recipe = recipe.replace(stages=recipe.stages[:1], windows=recipe.windows.replace(views=recipe.windows.views[:1]))
     run = run_stages(open_run(tmp_path / "run", recipe, load_competition(data, "birdclef2024")))
     folder = pack_weights(run, tmp_path / "tiny-weights")

@@ -206,6 +206,32 @@ def test_a_threshold_a_class_and_no_detection_at_all():
     assert len(axes[1].patches) == 1
 
 
+def test_true_boxes_lie_on_their_frequencies():
+    "A tone of 1 kHz in the spectrogram lies inside of the box from 900 to 1100 Hz that is drawn over it, and outside of that of another class."
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from audiotag.features import LogMel
+
+    fe = LogMel(sample_rate=16000, n_fft=1024, hop_length=256, n_mels=48, f_max=8000.0)
+    x = fe(np.sin(2 * np.pi * 1000 * np.arange(32000) / 16000).astype(np.float32))
+    loudest = x.mean(1).argmax() + 0.5
+    true = pd.DataFrame({"class": ["b", "a"], "start": [0.5, 1.0], "end": [1.5, 1.25], "f_min": [900.0, 3000.0], "f_max": [1100.0, 4000.0]})
+    heard = pd.DataFrame({"recording": ["r"], "class": ["b"], "start": [0.25], "end": [0.75], "score": [0.9]})
+    top, below = plot_detections(x, heard, "ab", frame_s=256 / 16000, true=true, front_end=fe)
+    span, tone, other = top.patches
+    assert (span.get_x(), span.get_width(), span.get_y(), span.get_height()) == (0.25, 0.5, 0, 48) and span.get_fill()
+    assert (tone.get_x(), tone.get_width()) == (0.5, 1.0) and tone.get_y() < loudest < tone.get_y() + tone.get_height() and not tone.get_fill()
+    assert other.get_y() > loudest
+    assert tone.get_edgecolor() != other.get_edgecolor() and tone.get_edgecolor()[:3] == span.get_facecolor()[:3]
+    middles = [p.get_y() + p.get_height() / 2 for p in below.patches]
+    assert middles == pytest.approx([1, 1, 0]) and below.get_ylim()[0] > below.get_ylim()[1]  # the first class on top
+    labels = [float(t.get_text()) for t in top.get_yticklabels()]
+    assert labels == sorted(labels) and labels[-1] == 8 and top.get_ylabel() == "kHz"
+    unknown = plot_detections(x, heard, "ab", frame_s=256 / 16000, true=true.assign(f_min=np.nan), front_end=fe)[0]
+    assert [p.get_height() for p in unknown.patches] == [48] * 3
+
+
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 

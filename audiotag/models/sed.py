@@ -168,6 +168,30 @@ def _runs(on, gap):
         else: out.append([s, e])
     return [(int(s), int(e)) for s,e in out]
 
+# %% ../../nbs/43_models.sed.ipynb #00d51461
+def _bands_of(front_end, hz): # heights in a picture of mel bands
+    from librosa import mel_frequencies
+    middles = mel_frequencies(n_mels=front_end.n_mels+2, fmin=front_end.f_min, fmax=front_end.f_max or front_end.sample_rate/2, htk=front_end.htk)[1:-1]
+    return np.interp(hz, middles, np.arange(front_end.n_mels)+.5)
+
+def _height_axis(ax, bands, front_end):
+    "Ticks at octaves where the front end says which band is which frequency."
+    if front_end is None: ax.set_ylabel('mel band'); return
+    hz = [o for o in (125,250,500,1000,2000,4000,8000,16000) if front_end.f_min<=o<=(front_end.f_max or front_end.sample_rate/2)]
+    at = _bands_of(front_end, hz)
+    kept = [i for i in range(len(hz)) if i+1==len(hz) or at[i+1]-at[i]>.06*bands] # low octaves have few bands
+    ax.set_yticks(at[kept], [f'{hz[i]/1000:g}' for i in kept])
+    ax.set(ylabel='kHz', ylim=(0,bands))
+
+def _draw(top, below, row, o, bands, front_end, *, below_alpha=1., alpha=1., **look):
+    "One call: a box on the spectrogram, as high as it is known to be, and a bar on the line of its class."
+    from matplotlib.patches import Rectangle
+    known = front_end is not None and not np.isnan([o.get('f_min', np.nan), o.get('f_max', np.nan)]).any()
+    low,high = _bands_of(front_end, (o['f_min'], o['f_max'])) if known else (0, bands)
+    top.add_patch(Rectangle((o['start'], low), o['end']-o['start'], high-low, alpha=alpha, **look))
+    tall = .95 if 'fill' in look else .7
+    below.add_patch(Rectangle((o['start'], row[o['class']]-tall/2), o['end']-o['start'], tall, alpha=below_alpha, **(look | ({'edgecolor': 'k', 'lw': 1} if 'fill' in look else {}))))
+
 # %% ../../nbs/43_models.sed.ipynb #b8ce6511
 def plot_detections(
     features, # (bands, frames) of a recording
@@ -175,18 +199,20 @@ def plot_detections(
     classes,
     *,
     frame_s:float, # seconds from frame to frame
-    true=None, # DataFrame with class, start, end; None: not known
-    axes=None,
+    true=None, # DataFrame with class, start, end, and f_min, f_max (Hz) if they are known; None: not known
+    front_end=None, # the `LogMel` that made the features: heights are in kHz, and boxes have theirs
+    axes=None, # two
 ):
-    "The spectrogram, and below it a line a class: detections (filled) and the true calls (outlined)."
+    "Detections (filled) and the true boxes (outlined) over the spectrogram, and below it, a line a class; returns the axes."
     import matplotlib.pyplot as plt
-    top,below = plt.subplots(2, 1, figsize=(8,3), sharex=True, height_ratios=(2,1), layout='constrained')[1] if axes is None else axes
-    top.imshow(features, origin='lower', aspect='auto', extent=(0, features.shape[1]*frame_s, 0, features.shape[0]), cmap='magma', interpolation='nearest')
-    top.set_ylabel('mel band')
-    row = {c: i for i,c in enumerate(classes)}
-    for o in table.to_dict('records'): below.barh(row[o['class']], o['end']-o['start'], left=o['start'], height=.7, color=f"C{row[o['class']]%10}", alpha=.3+.6*o['score'])
-    for o in ([] if true is None else true.to_dict('records')):
-        below.barh(row[o['class']], o['end']-o['start'], left=o['start'], height=.95, fill=False, edgecolor='k', lw=1)
-    below.set(yticks=range(len(classes)), yticklabels=classes, ylim=(-.6, len(classes)-.4), xlabel='s')
-    below.tick_params(axis='y', labelsize=max(3, min(9, 56/len(classes))))
+    top,below = plt.subplots(2, 1, figsize=(10,3+.14*len(classes)), sharex=True, height_ratios=(2.6,.5+.14*len(classes)), layout='constrained')[1] if axes is None else axes
+    low,high = np.percentile(features, (5,99.7))
+    top.imshow(features, origin='lower', aspect='auto', extent=(0, features.shape[1]*frame_s, 0, features.shape[0]), cmap='gray_r', vmin=low, vmax=max(high, low+1e-6), interpolation='antialiased')
+    _height_axis(top, features.shape[0], front_end)
+    row,colour = {c: i for i,c in enumerate(classes)},lambda c: f'C{(0,1,2,3,4,5,6,8,9)[row[c]%9]}' # C7 is grey, as the spectrogram
+    for o in table.to_dict('records'): _draw(top, below, row, o, features.shape[0], None, facecolor=colour(o['class']), alpha=.3, below_alpha=.3+.6*o['score'])
+    for o in ([] if true is None else true.to_dict('records')): _draw(top, below, row, o, features.shape[0], front_end, fill=False, edgecolor=colour(o['class']), lw=1.5)
+    below.set(yticks=range(len(classes)), yticklabels=classes, ylim=(len(classes)-.4, -.6), xlabel='s')
+    below.tick_params(axis='y', labelsize=max(3, min(9, 80/len(classes))))
+    below.set_title('filled: heard; outlined: annotated', fontsize=7, loc='right', pad=2)
     return top,below

@@ -273,6 +273,10 @@ def main():
     plain = {kind: hear(first, "labelled", table, (View(),)) for kind, table in scapes.items()}
     truth = {kind: np.stack(list(t.truth)) for kind, t in scapes.items()}
     tta = {kind: gain(truth[kind], heard["mel CNN", "labelled"][kind], plain[kind], t.group.to_numpy()) for kind, t in scapes.items()}
+    from audiotag.postprocess import apply_steps, steps_named
+
+    own = steps_named(first.recipe.after)
+    sealed = {kind: gain(truth[kind], apply_steps(own, p, t.group), p, t.group.to_numpy()) for kind, t in scapes.items() for p in [heard["mel CNN", "labelled"][kind]]}
     steps = step_tables(heard["mel CNN", "labelled"], scapes)
     rounds = judge_rounds(first.rounds()).table
     n = {k: int(len(t)) for k, t in scapes.items()}
@@ -301,6 +305,8 @@ The stop rule sees the clips alone:
 TTA by half a window, of the first line: {', '.join(f'{k} {v}' for k, v in tta.items())}.
 
 ## Steps of post-processing
+
+The steps that the recipe seals ({', '.join(first.recipe.after)}), of the first line: {', '.join(f'{k} {v}' for k, v in sealed.items())}.
 
 The tuner on the first line's scores: each family chosen on four fifths of the recordings, and judged on the other.
 
