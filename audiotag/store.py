@@ -450,14 +450,14 @@ def build_store(
     folder, # the store; made if missing, else brought up to date
     *,
     workers:int=1, # processes
-    dtype:str|None=None, # float16, float32, uint8 or int16 on disk; None is int16 for a `Waveform` and else float16
+    dtype:str|None=None, # float16, float32, uint8 or int16 on disk; None is what the store was begun with, else int16 for a `Waveform` and float16
     shard_mb:float=64, # no shard is meant to be larger (10**6 bytes)
     longest_s:float=3600, # seconds; longer clips go to the quarantine
     rebuild:bool=False, # take the place of a store with another front end or number format
     engine=None, # of `audiotag.engine`: where shards are made, in place of `workers`
 )->'FeatureStore':
     "Make a store of exactly these clips; killed at any point, the same call goes on. Raises `AudiotagError`."
-    dtype = dtype or ('int16' if isinstance(front_end, Waveform) else 'float16')
+    dtype = dtype or (None if rebuild else _begun_dtype(folder)) or ('int16' if isinstance(front_end, Waveform) else 'float16')
     settings = StoreSettings(front_end=front_end, dtype=dtype, shard_mb=shard_mb, longest_s=longest_s)
     rows = _clip_rows(clips)
     if workers<1: raise AudiotagError(f'{workers} workers cannot work', field='workers', fix='give 1 or more')
@@ -476,6 +476,11 @@ def _check_settings(folder, settings, rebuild):
         require_same(found.replace(shard_mb=settings.shard_mb, longest_s=settings.longest_s), settings, where=str(file),
                      fix='name another folder, or replace this store by rebuild=True')
     write_json(file, settings.to_dict())
+
+def _begun_dtype(folder)->str|None:
+    "The number format of a store that is there; None where none is, or where its settings cannot be read."
+    try: return read_json(Path(folder)/'store.json').get('dtype')
+    except (AudiotagError, AttributeError): return None
 
 # %% ../nbs/12_store.ipynb #7c5520ac
 class FeatureStore:
@@ -507,7 +512,7 @@ class FeatureStore:
 
 # %% ../nbs/12_store.ipynb #250f4808
 def _map_index(folder)->tuple: # index.parquet, mapped; its SHA-256
-    if folder_kind(folder)!='store': raise AudiotagError('is no feature store', file=folder, fix='make one with build_store')
+    if folder_kind(folder)!='store': raise AudiotagError('is no feature store', file=folder, fix='make one with `audiotag features`, or build_store')
     file,sums = folder/'index.parquet', folder/'index.sha256'
     try:
         with open(file, 'rb') as f: data = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ) if os.fstat(f.fileno()).st_size else b''
