@@ -313,6 +313,7 @@ def test_less_than_five_per_cent_of_a_training_step(capsys):
             return min(took)
         whole, g = seconds(step, 3), gen()
         shares = {type(a).__name__: seconds(lambda: a(x, y, g), 15) / whole for a in (MixUp(), SpecMix(), SpecAugment(), Cutout(), ZoomCrop(), Lighting())}
+        shares["the entrant's four"] = seconds(lambda: augment_batch((ZoomCrop(), Lighting(), MixUp(), SpecMix()), x, y, g), 15) / whole
     finally:
         torch.set_num_threads(threads)
     with capsys.disabled():
