@@ -27,7 +27,7 @@ from .sampling import Sampler, epoch_draw
 from .sed_loss import SEDLoss, with_weights
 from .remote import build_stores_at, is_url, open_store_at
 from .stream import stream_loaders
-from .train import OPTIMIZERS, BestEpoch, Ema, OneCycle, Schedule, load_weights, train_fold
+from .train import OPTIMIZERS, BestEpoch, Ema, OneCycle, Schedule, load_weights, mark_of, train_fold
 from .windows import Windows, score_clips
 
 # %% ../nbs/61_stages.ipynb #f1809fd8
@@ -447,6 +447,22 @@ def trained_on(self:Run, stage:str, fold:int)->set:
     "All clip_ids that are in the weights of this model: its own, and those of the models it started from."
     return {c for s in ancestry(self.recipe, stage) for c in read_json(self.fold_path(s.name, fold)/'trained_on.json')}
 
+# %% ../nbs/61_stages.ipynb #aa973fee
+@patch
+def mark(self:Run, stage:str, fold:int)->str:
+    "What the weights of a model carry: stage, fold and the clips of `trained_on.json`, as 16 hexadecimal digits."
+    ids = read_json(self.fold_path(stage, fold)/'trained_on.json')
+    return hashlib.sha256(json.dumps([stage, fold, ids]).encode()).hexdigest()[:16]
+
+@patch
+def prove(self:Run, stage:str, fold:int, scored):
+    "Raise `AudiotagError` unless the clips `scored` are out of fold for this model and its ancestors, as their weights testify."
+    check_out_of_fold(scored, self.trained_on(stage, fold), self.known, where=self.fold_path(stage, fold))
+    for s in ancestry(self.recipe, stage):
+        path = self.fold_path(s.name, fold)/'weights.safetensors'
+        if path.exists() and mark_of(path) not in ('', self.mark(s.name, fold)): # without a mark: of an older version
+            raise AudiotagError('holds weights of another fold, or of other clips than trained_on.json names', file=path, fix='remove this folder: the fold is trained again')
+
 # %% ../nbs/61_stages.ipynb #0d642e3f
 @patch
 def model(self:Run, stage:str, fold:int)->torch.nn.Module:
@@ -460,6 +476,7 @@ def _train(self:Run, stage:Stage, fold:int, label:str, cbs=()):
     folder,recipe = self.fold_path(stage.name, fold),self.recipe
     train = self.training_clips(stage, fold)
     write_json(folder/'trained_on.json', list(train.clip_id))
+    mark = self.mark(stage.name, fold)
     seed = derive_seed(recipe.seed, stage.name, fold)
     torch.manual_seed(derive_seed(seed, 'weights'))
     model = (stage.model or recipe.model).build(len(self.classes))
@@ -475,7 +492,7 @@ def _train(self:Run, stage:Stage, fold:int, label:str, cbs=()):
     keeper = Ema(stage.ema) if stage.ema else BestEpoch(stage.patience) if stage.best_epoch else None
     train_fold(model, dls, folder, loss=stage.loss or recipe.loss, epochs=epochs, lr=stage.lr, wd=stage.wd, schedule=stage.schedule, optimizer=stage.optimizer,
                augment=recipe.augment if stage.augment is None else stage.augment, metric=stage.metric or recipe.metric, front_end=computed,
-               precision=recipe.precision, compile=recipe.compile, keeper=keeper, seed=seed, label=label, cbs=cbs)
+               precision=recipe.precision, compile=recipe.compile, keeper=keeper, seed=seed, mark=mark, label=label, cbs=cbs)
 
 # %% ../nbs/61_stages.ipynb #f216fb3c
 @patch
@@ -514,7 +531,7 @@ def _score(self:Run, stage:Stage, fold:int):
     "Score the clips of the fold, all sources, after proving that the model does not know them."
     clips = self.clips[self.clips.fold==fold]
     folder = self.fold_path(stage.name, fold)
-    check_out_of_fold(clips.clip_id, self.trained_on(stage.name, fold), self.known, where=folder)
+    self.prove(stage.name, fold, clips.clip_id)
     table = self.predict(stage.name, fold, clips.clip_id).reset_index()
     write_json(folder/'scored.json', {'weights': file_sha256(folder/'weights.safetensors')})
     write_parquet(folder/'oof.parquet', table)
@@ -530,9 +547,20 @@ def is_done(self:Run, stage:str, fold:int)->bool:
 
 # %% ../nbs/61_stages.ipynb #4339ac92
 @patch
+def _scored(self:Run, stage:str, fold:int)->pd.DataFrame: # index clip_id, one column a class
+    "The scores of one model, once they are proven to be its fold's and out of fold."
+    path,proven = self.fold_path(stage, fold)/'oof.parquet',vars(self).setdefault('_proven', set())
+    table = read_parquet(path, columns=['clip_id']).set_index('clip_id')
+    if (stage,fold) not in proven:
+        if set(table.index)!=set(self.clips.clip_id[self.clips.fold==fold]): raise AudiotagError(f'holds scores of other clips than those of fold {fold}', file=path, fix='remove this folder: the fold is trained again')
+        self.prove(stage, fold, table.index)
+        proven.add((stage,fold))
+    return table
+
+@patch
 def oof(self:Run, *stages:str)->pd.DataFrame: # index clip_id, one column a class
     "Out-of-fold probabilities of every labelled clip; of several stages, their mean."
-    tables = [pd.concat([read_parquet(self.fold_path(s, k)/'oof.parquet') for k in range(self.recipe.n_folds)]).set_index('clip_id') for s in stages]
+    tables = [pd.concat([self._scored(s, k) for k in range(self.recipe.n_folds)]) for s in stages]
     return sum(t.loc[self.clips.clip_id] for t in tables)/len(tables)
 
 @patch
@@ -666,12 +694,17 @@ def run_stages(
     *,
     cbs=(), # further fastai callbacks for every training
     engine=None, # where folds are trained: called as engine.folds(run, [(stage, fold), …], cbs); None: here
+    until:str|None=None, # the last stage to be carried out; None: all of them
 )->Run:
     "Run every stage over every fold, from where it stopped; what is finished is not touched."
+    names = [s.name for s in run.planned.stages]
+    if until: _known(until, names, 'until', 'stage')
     if run.recipe.keep_memory: keep_memory()
     with locked(run.folder):
         run.threads() # noted by one process
         for group in stage_groups(run.planned):
+            group = [s for s in group if not until or names.index(s.name)<=names.index(until)]
+            if not group: break
             if not any(s.name==group[0].name for s in run.recipe.stages): continue # a round that is not tried any more
             run._select(group[0])
             todo = [(s.name,k) for s in group for k in range(run.recipe.n_folds) if not run.is_done(s.name, k)]
@@ -687,14 +720,16 @@ def is_finished(run:Run)->bool:
 
 # %% ../nbs/61_stages.ipynb #d7597dbd
 def stage_table(
-    run:Run, # finished
+    run:Run,
 )->pd.DataFrame: # a row a stage, and one for the mean of the members
-    "Out-of-fold score on noisy and curated clips, clips trained on, and minutes, for each stage."
+    "Out-of-fold score on noisy and curated clips, clips trained on, and minutes, for each stage that all folds have come through."
     rows = []
     for s in run.recipe.stages:
         paths = [run.fold_path(s.name, k) for k in range(run.recipe.n_folds)]
+        if not all((p/'oof.parquet').exists() for p in paths): continue
         clips = np.mean([len(read_json(p/'trained_on.json')) for p in paths])
         seconds = sum(h['seconds'] for p in paths for h in read_json(p/'history.json'))
         rows.append({'stage': s.name, **run.scores(s.name), 'clips a fold': round(clips), 'minutes': seconds/60})
-    if len(run.recipe.members)>1: rows.append({'stage': 'mean of '+', '.join(run.recipe.members), **run.scores(*run.recipe.members)})
+    if not rows: raise AudiotagError('no stage is finished', file=run.folder, fix='go on with `audiotag train`')
+    if len(run.recipe.members)>1 and set(run.recipe.members)<={r['stage'] for r in rows}: rows.append({'stage': 'mean of '+', '.join(run.recipe.members), **run.scores(*run.recipe.members)})
     return pd.DataFrame(rows).set_index('stage').dropna(axis=1, how='all').astype({'clips a fold': 'Int64'})

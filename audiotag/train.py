@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPTIMIZERS', 'autocast_dtype', 'EpochSeed', 'Augment', 'Precision', 'fold_metric', 'Schedule', 'OneCycle',
            'Milestones', 'Cosine', 'Keeper', 'Ema', 'BestEpoch', 'peak_memory', 'Checkpoint', 'load_weights',
-           'compiled_by', 'train_fold', 'find_lr']
+           'compiled_by', 'train_fold', 'mark_of', 'find_lr']
 
 # %% ../nbs/60_train.ipynb #39b90fd0
 import copy, json, math, resource, tempfile, time, numpy as np, torch, torch.nn as nn
@@ -224,8 +224,8 @@ def peak_memory()->int: # MB
 class Checkpoint(Callback):
     "After each epoch, write all that the next one needs to `path`; note the losses in `history` and say a line."
     order = 90
-    def __init__(self, path, label:str='', start:int=0, history=None, keeper:Keeper|None=None, metric:str='lwlrap'):
-        self.path,self.label,self.start,self.history,self.keeper,self.metric = path,label,start,list(history or []),keeper,metric
+    def __init__(self, path, label:str='', start:int=0, history=None, keeper:Keeper|None=None, metric:str='lwlrap', mark:str=''):
+        self.path,self.label,self.start,self.history,self.keeper,self.metric,self.mark = path,label,start,list(history or []),keeper,metric,mark
     def before_epoch(self): self.began,self.losses = time.perf_counter(),[]
     def after_batch(self):
         if self.training: self.losses.append(float(self.loss.detach()))
@@ -236,7 +236,7 @@ class Checkpoint(Callback):
         seconds = round(time.perf_counter()-self.began, 2)
         self.history.append({'epoch': self.epoch, 'train_loss': train, 'valid_loss': float(valid), f'valid_{self.metric}': float(score), 'seconds': seconds, 'memory_mb': peak_memory()})
         kept,facts = (self.keeper.tensors,self.keeper.facts) if self.keeper else ({},{})
-        write_bytes(self.path, _pack(self.model.state_dict(), self.opt, kept, epoch=self.epoch+1, history=self.history, keeper=facts))
+        write_bytes(self.path, _pack(self.model.state_dict(), self.opt, kept, epoch=self.epoch+1, history=self.history, keeper=facts, mark=self.mark))
         say(f'{self.label} epoch {self.epoch+1}/{self.n_epoch}: loss {train:.4f}, valid {valid:.4f}, {self.metric} {score:.3f} ({seconds:.1f} s)')
 
 # %% ../nbs/60_train.ipynb #1a7b6607
@@ -290,16 +290,16 @@ def train_fold(
     augment=(), # settings objects of `audiotag.augment`
     front_end=None, # computed on each batch of waves; None: the batch is what the network takes
     metric:str='lwlrap', # one of `audiotag.metrics.METRICS`
-    precision:str='auto', seed:int=0,
+    precision:str='auto', seed:int=0, mark:str='', # the mark is written into the file; weights and checkpoints with another one do not count
     compile:str='', # a backend of torch.compile, such as 'inductor'; '': none
     keeper:Keeper|None=None, # `Ema` or `BestEpoch`; None: end with the last weights
     label:str='', # how progress lines begin
     cbs=(), # further fastai callbacks, such as ProgressCallback in a notebook
 )->list[dict]: # the history: epoch, train_loss, valid_loss, valid_<metric>, seconds, memory_mb
     "Train to the end, from the last finished epoch if there is one; `model` ends with the final weights."
-    if not _is_whole((folder := Path(folder))/'weights.safetensors'):
+    if not _is_whole((folder := Path(folder))/'weights.safetensors', mark):
         learn = Learner(dls, model.to(memory_format=torch.channels_last), loss_func=loss, opt_func=OPTIMIZERS[optimizer], lr=lr, wd=wd, metrics=fold_metric(metric))
-        save = Checkpoint(folder/'checkpoint.safetensors', label, keeper=keeper, metric=metric)
+        save = Checkpoint(folder/'checkpoint.safetensors', label, keeper=keeper, metric=metric, mark=mark)
         mine = [EpochSeed(seed), Augment(augment, seed, front_end), Precision(autocast_dtype(precision, _device(dls)))]
         with compiled_by(compile, model): _fit(learn, save, epochs, lr, schedule, [*mine, *cbs])
     (folder/'checkpoint.safetensors').unlink(missing_ok=True)
@@ -307,21 +307,27 @@ def train_fold(
     return read_json(folder/'history.json')
 
 # %% ../nbs/60_train.ipynb #ae419bb2
-def _is_whole(path:Path)->bool:
-    "Whether a file of weights is there and can be read to its end."
-    try: return path.exists() and bool(_unpack(path)[0]['model'])
+def _is_whole(path:Path, mark:str='')->bool:
+    "Whether a file of weights is there, carries this mark, and can be read to its end."
+    try: return path.exists() and bool(_unpack(path)[0]['model']) and mark_of(path)==mark
     except AudiotagError: return False
+
+def mark_of(path)->str:
+    "What `train_fold` was told to write into a file of weights; '' where that was nothing."
+    try:
+        with safe_open(str(path), framework='pt') as f: return json.loads((f.metadata() or {}).get('audiotag', '{}')).get('mark', '')
+    except Exception as e: raise AudiotagError(f'is not a readable file of weights ({e})', file=path, fix='remove it: this fold starts again') from None
 
 def _fit(learn, save, epochs, lr, schedule, cbs):
     "Train from the last checkpoint to the end, and write what is left of it."
-    if save.path.exists(): save.start,save.history = _restore(learn, save.path, save.keeper)
+    if save.path.exists() and mark_of(save.path)==save.mark: save.start,save.history = _restore(learn, save.path, save.keeper)
     cbs = [*cbs, save, *([save.keeper] if save.keeper else [])]
     with learn.no_bar(), learn.no_logging():
         if isinstance(schedule, OneCycle): learn.fit_one_cycle(epochs, lr, start_epoch=save.start, cbs=cbs)
         else: learn.fit(epochs, lr, start_epoch=save.start, cbs=[ParamScheduler({'lr': lambda pct: lr*schedule.share(pct*epochs, epochs)}), *cbs])
     if save.keeper: save.keeper.finish(learn.model)
     write_json(save.path.with_name('history.json'), save.history)
-    write_bytes(save.path.with_name('weights.safetensors'), _pack(learn.model.state_dict()))
+    write_bytes(save.path.with_name('weights.safetensors'), _pack(learn.model.state_dict(), mark=save.mark))
 
 # %% ../nbs/60_train.ipynb #ea8616be
 def find_lr(

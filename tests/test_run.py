@@ -145,6 +145,35 @@ def test_a_fold_that_is_leaked_on_purpose_stops_the_run(data, whole, tmp_path, s
         run._score(next_stage, 0)
 
 
+def test_weights_of_another_fold_are_noticed_and_trained_again(whole, tmp_path):
+    "They are whole, and `trained_on.json` beside them looks innocent: only the mark inside of them tells."
+    run = Run(copy_of(whole, tmp_path))
+    mine, other = (run.fold_path("noisy", k) / "weights.safetensors" for k in (0, 1))
+    good = mine.read_bytes()
+    shutil.copy(other, mine)
+    with pytest.raises(AudiotagError, match="another fold"):
+        run._score(run.recipe.stages[0], 0)
+    run_stages(run, until="noisy")
+    assert mine.read_bytes() == good
+
+
+def test_scores_of_a_finished_run_are_refused_once_its_files_were_changed(whole, tmp_path):
+    run = Run(copy_of(whole, tmp_path))
+    ids = list(run.clips.clip_id[run.clips.fold == 0])
+    path = run.fold_path("noisy", 0) / "trained_on.json"
+    honest = read_json(path)
+    for said, words in ((honest + ids[:1], "trained on them"), (honest[1:], "other clips than trained_on.json names")):
+        write_json(path, said)
+        for stage in ("noisy", "certain"):
+            with pytest.raises(AudiotagError, match=words):
+                Run(run.folder).scores(stage)
+    write_json(path, honest)
+    assert Run(run.folder).scores("certain")
+    shutil.rmtree(path.parent)
+    shutil.copytree(run.fold_path("noisy", 1), path.parent)
+    assert_one_sentence(audiotag("report", run.folder), "fold 0")
+
+
 def test_training_without_the_fold_itself_is_what_keeps_the_promise(whole, monkeypatch, tmp_path):
     "If the engine forgot to leave the fold out, the guard would stop it before anything is scored."
     run = Run(copy_of(whole, tmp_path))
