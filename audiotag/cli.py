@@ -82,7 +82,7 @@ def print_results(
     print(f'\n{run.recipe.metric} out of fold, {run.recipe.n_folds} folds\n\n{as_text(table)}')
     if baseline:
         if not path.exists(): write_parquet(path, baseline_table(run))
-        forest,best = read_parquet(path),table[f'{run.recipe.metric} curated'].iloc[-1]
+        forest,best = read_parquet(path),run.scores(*run.recipe.members)[f'{run.recipe.metric} curated'] # a last round may have lost
         print(f'\nthe one-minute baseline, on the same folds\n\n{as_text(forest)}')
         gain = best-forest[f'{run.recipe.metric} curated'].max()
         print(f"\nthe networks' {best:.3f} is {abs(gain):.3f} {'above' if gain>0 else 'BELOW'} the better forest")
@@ -119,13 +119,13 @@ def _list_again(folder):
 @command('pack weights', arg('run', metavar='RUN'), arg('folder', metavar='DIR', help='usually kaggle_datasets/NAME'),
          arg('--owner', default='', help='Kaggle user name, for dataset-metadata.json'),
          arg('--title', default='', help='6 to 50 characters'),
-         arg('--after', nargs='+', default=[], metavar='STEP', help='steps after the ensemble, such as smooth file-max:power=0.4'))
+         arg('--after', nargs='+', default=[], metavar='STEP', help="steps after the ensemble, such as smooth file-max:power=0.4, or none (default: the recipe's)"))
 def pack(o):
     "seal a finished run as a dataset folder: safetensors and JSON, no pickle"
     from audiotag.kaggle import pack_weights
     from audiotag.stages import Run
     from audiotag.postprocess import steps_named
-    folder = pack_weights(Run(o.run), o.folder, owner=o.owner, title=o.title, after=steps_named(o.after))
+    folder = pack_weights(Run(o.run), o.folder, owner=o.owner, title=o.title, after=steps_named(o.after) if o.after else None)
     size = sum(p.stat().st_size for p in folder.iterdir())
     print(f'{folder}: {len(list(folder.iterdir()))} files, {size/1e6:.1f} MB')
 
