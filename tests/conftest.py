@@ -20,6 +20,10 @@ def sample_folder(name):
     return SAMPLES / name, ""
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "apart: wants Ray or an S3 server, and a process in which nothing else runs (`make cluster`)")
+
+
 @pytest.fixture(scope="session")
 def sample_set():
     "`sample_set('freesound')` gives the folder of an unpacked sample set, and skips the test where there is none."

@@ -13,6 +13,7 @@ import pytest
 from fastai.callback.core import Callback
 
 sys.path.insert(0, str(Path(__file__).parent))
+from bounds import bounded  # noqa: E402, F401
 from tiny import AUDIOTAG, SETS, train_words  # noqa: E402
 
 from audiotag import engine as engines  # noqa: E402
@@ -25,6 +26,7 @@ from audiotag.stages import open_run, run_stages, stage_groups  # noqa: E402
 from audiotag.synth import make_competition  # noqa: E402
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install 'audiotag[cluster]')")
+apart = pytest.mark.apart
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 SMALL = dict(object_store_memory=80 * 2**20, include_dashboard=False)
 ONE = [*SETS, "cpus=1"]
@@ -77,7 +79,7 @@ def content(run):
     return {p.name: p.read_bytes() for p in folder.iterdir()} | {str(p.relative_to(run.folder)): p.read_bytes() for p in kept}
 
 
-def when(ready, act, seconds=90):
+def when(ready, act, seconds=200):
     "In a thread: `act()` as soon as `ready()` is true; `join()` it."
 
     def wait():
@@ -93,13 +95,13 @@ def when(ready, act, seconds=90):
 
 def left_alone(run):
     "No worker holds a fold, and nothing half-written is left."
-    assert not list(run.folder.rglob("owner.txt")) and not list(run.folder.rglob("*.part")) and not list(run.folder.rglob("checkpoint.*"))
+    assert not list(run.folder.rglob(".owner")) and not list(run.folder.rglob("*.part")) and not list(run.folder.rglob("checkpoint.*"))
 
 
 # --- the same numbers whichever way --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["here", "processes", pytest.param("ray", marks=needs_ray)])
+@pytest.mark.parametrize("way", ["here", "processes", pytest.param("ray", marks=[apart, needs_ray])])
 def test_the_same_bytes(way, begin, whole, request):
     made = request.getfixturevalue("grid") if way == "ray" else get_engine(way, workers=2 if way == "processes" else None)
     with made:
@@ -126,7 +128,7 @@ def test_threads_belong_to_the_run(begin):
 # --- a node, a worker, a driver dies -------------------------------------------------------------
 
 MOMENTS = {
-    "a fold has just been begun": lambda run: (run / "1-noisy/fold-1/owner.txt").exists(),
+    "a fold has just been begun": lambda run: (run / "1-noisy/fold-1/.owner").exists(),
     "between two epochs of the second stage": lambda run: (run / "2-curated/fold-0/checkpoint.safetensors").exists(),
     "trained and not yet scored": lambda run: (run / "1-noisy/fold-1/weights.safetensors").exists(),
 }
@@ -144,6 +146,7 @@ class Hold(Callback):
             time.sleep(0.02)
 
 
+@apart
 @needs_ray
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_node_costs_nothing_that_was_finished(moment, begin, whole, cluster, grid, capfd):
@@ -153,7 +156,7 @@ def test_a_killed_node_costs_nothing_that_was_finished(moment, begin, whole, clu
     hold = run.folder / "hold"
     hold.touch()
     with ThreadPoolExecutor(1) as pool:  # nodes are added by the main thread
-        done, end = pool.submit(run_stages, run, engine=grid, cbs=[Hold(hold)]), time.monotonic() + 90
+        done, end = pool.submit(run_stages, run, engine=grid, cbs=[Hold(hold)]), time.monotonic() + 200
         while not MOMENTS[moment](run.folder) and time.monotonic() < end:
             time.sleep(0.003)
         kept = {p: p.stat().st_mtime_ns for p in run.folder.rglob("weights.safetensors") if (p.parent / "oof.parquet").exists()}
@@ -185,7 +188,7 @@ def command(home, run, *words):
     return [*AUDIOTAG, *train_words(home / "data", run), *sets, "--store", str(home / "store"), *words]
 
 
-@pytest.mark.parametrize("way", ["processes", pytest.param("ray", marks=needs_ray)])
+@pytest.mark.parametrize("way", ["processes", pytest.param("ray", marks=[apart, needs_ray])])
 def test_a_killed_driver_goes_on_where_it_stopped(way, home, begin, whole, request):
     words = ["--engine", way, "--workers", "2"]
     if way == "ray":
@@ -196,7 +199,7 @@ def test_a_killed_driver_goes_on_where_it_stopped(way, home, begin, whole, reque
         when(lambda: (run / "2-curated/fold-1/checkpoint.safetensors").exists() or driver.poll() is not None, driver.kill).join()
     assert driver.wait() == -signal.SIGKILL, (home / "killed.log").read_text()[-2000:]
     assert not (run / "4-certain").exists()
-    again = subprocess.run(command(home, run, *words), capture_output=True, text=True, env=ENV, timeout=100)
+    again = subprocess.run(command(home, run, *words), capture_output=True, text=True, env=ENV, timeout=200)
     assert again.returncode == 0, again.stderr[-3000:]
     assert "stage 1/4" not in again.stderr and content(begin(run.name)) == whole
     left_alone(begin(run.name))
@@ -229,7 +232,7 @@ get_engine(sys.argv[1], address=sys.argv[3] or None).run([Job(name='tick', call=
 """
 
 
-@pytest.mark.parametrize("way", ["processes", pytest.param("ray", marks=needs_ray)])
+@pytest.mark.parametrize("way", ["processes", pytest.param("ray", marks=[apart, needs_ray])])
 def test_workers_of_a_killed_driver_stop_writing(way, tmp_path, request):
     (tmp_path / "driver.py").write_text(TICK)
     path = tmp_path / "ticks"
@@ -276,7 +279,7 @@ def test_a_worker_that_was_given_up_leaves_to_the_next_one(tmp_path):
 # --- jobs that fail ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["processes", pytest.param("ray", marks=needs_ray)])
+@pytest.mark.parametrize("way", ["processes", pytest.param("ray", marks=[apart, needs_ray])])
 def test_a_job_that_fails_three_times_is_named_and_the_others_finish(way, begin, whole, request, capfd):
     made = request.getfixturevalue("grid") if way == "ray" else Processes(2)
     run = begin(f"failing {way}")
@@ -351,6 +354,7 @@ def test_what_is_missing_or_wrong_is_one_sentence(monkeypatch, tmp_path):
         engines.train_job(str(tmp_path / "elsewhere"), "noisy", 0)
 
 
+@apart
 @needs_ray
 def test_a_cluster_that_cannot_do_it(begin, grid):
     run = begin("gpus", [*ONE, "gpus=2"])

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -22,11 +23,13 @@ from audiotag.remote import Cache, Mirror, Remote, RemoteStore, _Full, at_hand, 
 from audiotag.store import FeatureStore, build_store
 
 from . import s3_server, tiny
+from .bounds import bounded  # noqa: F401
 
 RATE = 16000
 FRONT_END = LogMel(sample_rate=RATE, n_fft=512, hop_length=160, n_mels=32, f_max=8000)
 SETTINGS = dict(shard_mb=0.05)
 needs_s3 = pytest.mark.skipif(not all(map(importlib.util.find_spec, ("moto", "s3fs", "flask"))), reason="needs moto[server] and s3fs (pip install audiotag[remote] moto[server])")
+apart = pytest.mark.apart
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("AUDIOTAG_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.fixture(params=["file", pytest.param("s3", marks=needs_s3)])
+@pytest.fixture(params=["file", pytest.param("s3", marks=[apart, needs_s3])])
 def url(request, tmp_path, monkeypatch, own_cache):
     "A place that other processes reach, too."
     if request.param == "file":
@@ -328,6 +331,7 @@ def test_a_full_cache_of_others_is_told(clips, own_cache, tmp_path, monkeypatch)
 # --- what goes wrong is one sentence
 
 
+@apart
 @needs_s3
 def test_no_credentials(s3, tmp_path):
     env = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")} | {"AWS_ENDPOINT_URL": s3["AWS_ENDPOINT_URL"], "AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path), "AUDIOTAG_CACHE": str(tmp_path / "c")}
@@ -448,6 +452,145 @@ def test_an_error_in_the_work_is_not_hidden(own_cache, tmp_path):
             write_text(folder / "a", "made before")
             1 / 0
     assert content(f"file://{tmp_path}/far")["a"] == b"made before"
+
+
+# --- one driver at a time
+
+DRIVE = """
+import sys, time
+from audiotag.remote import at_hand
+with at_hand(sys.argv[1]) as folder:
+    print('drives', flush=True)
+    time.sleep(100)
+"""
+
+
+def lease_of(url):
+    return json.loads(Remote(url).read(".driver.json") or b"null")
+
+
+def elsewhere(url, **more):
+    "As if a driver on another machine had written."
+    Remote(url).write(".driver.json", json.dumps({"machine": ["alpha"], "pid": 7, "began": "1", "token": "theirs", "beats": 1, **more}).encode())
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(remote_module, "BEAT", 0.1)
+    monkeypatch.setattr(remote_module, "SILENCE", 1.0)
+
+
+def test_a_second_driver_is_told_and_one_after_a_kill_goes_on_at_once(url, tmp_path):
+    first = subprocess.Popen([sys.executable, "-c", DRIVE, url], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, "AUDIOTAG_CACHE": str(tmp_path / "one")})
+    assert first.stdout.readline().strip() == "drives"
+    with pytest.raises(AudiotagError, match=f"is driven by process {first.pid} on .*: wait for it, or stop it") as e:
+        with at_hand(url, cache=Cache(tmp_path / "two")):
+            pass
+    assert str(e.value).startswith(url) and "\n" not in str(e.value) and ".driver.json" not in Remote(url).files()
+    assert first.poll() is None and lease_of(url)["pid"] == first.pid, "the first one is not disturbed"
+    first.kill()
+    began = time.monotonic()
+    with at_hand(url, cache=Cache(tmp_path / "two")):  # it was not waited for: a zombie is dead, too
+        assert time.monotonic() - began < 10 and lease_of(url)["pid"] == os.getpid()
+    assert lease_of(url) is None
+    first.wait()
+    first.stdout.close()
+
+
+def test_a_driver_on_another_machine(quick, own_cache, tmp_path, capfd):
+    url = f"file://{tmp_path}/far"
+    elsewhere(url)
+    with at_hand(url):  # it says nothing any more
+        assert lease_of(url)["pid"] == os.getpid()
+    said = capfd.readouterr().err
+    assert "process 7 on alpha drove this run; if it gives no sign of life within 1 s it is dead" in said
+    stop, n = threading.Event(), [0]
+
+    def lives():
+        while not stop.wait(0.1):
+            n[0] += 1
+            elsewhere(url, beats=n[0])
+
+    thread = threading.Thread(target=lives)
+    thread.start()
+    wait_for(lambda: n[0] > 0)
+    with pytest.raises(AudiotagError, match="is driven by process 7 on alpha"):
+        with at_hand(url):
+            pass
+    stop.set()
+    thread.join()
+    assert lease_of(url)["token"] == "theirs"
+
+
+def test_one_that_was_taken_over_stops_and_sends_nothing(quick, own_cache, tmp_path):
+    url, end = f"file://{tmp_path}/far", time.monotonic() + 60
+    with pytest.raises(AudiotagError, match="has been taken over by process 7 on alpha"):
+        with at_hand(url, every=0.05) as folder:
+            write_text(folder / "a", "mine")
+            wait_for(lambda: Remote(url).read("a") == b"mine")
+            elsewhere(url)
+            write_text(folder / "a", "late")
+            time.sleep(60)  # it is interrupted
+            raise AssertionError("it went on")
+    assert time.monotonic() < end - 30 and lease_of(url)["token"] == "theirs" and Remote(url).read("a") == b"mine"
+
+
+def test_of_many_at_once_one_drives(quick, own_cache, tmp_path):
+    "Two that have written in the same moment may both begin; at the next sign of life one of them hears it."
+    url, stayed, refused = f"file://{tmp_path}/far", [], []
+    gate, over = threading.Barrier(6), threading.Event()
+
+    def drive():
+        gate.wait()
+        try:
+            with remote_module.Lease(Remote(url)) as lease:
+                over.wait(5)
+                lease.check()
+                stayed.append(lease.me["token"])
+        except AudiotagError as e:
+            refused.append(str(e))
+
+    threads = [threading.Thread(target=drive) for _ in range(6)]
+    for t in threads:
+        t.start()
+    time.sleep(2)
+    now = lease_of(url)["token"]
+    over.set()
+    for t in threads:
+        t.join()
+    assert stayed == [now] and len(refused) == 5 and all("process" in e for e in refused)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"pid": 1}'])
+def test_a_lease_that_is_none(quick, own_cache, tmp_path, text):
+    url = f"file://{tmp_path}/far"
+    Remote(url).write(".driver.json", text)
+    with at_hand(url):
+        assert lease_of(url)["pid"] == os.getpid()
+
+
+def test_a_worker_is_no_driver(quick, own_cache, tmp_path):
+    url = f"file://{tmp_path}/far"
+    with at_hand(url), at_hand(url, cache=Cache(tmp_path / "worker"), drive=False) as folder:
+        write_text(folder / "b", "made there")
+    assert Remote(url).read("b") == b"made there"
+
+
+def test_the_network_goes_while_it_drives(quick, own_cache, tmp_path, monkeypatch):
+    url, real = f"file://{tmp_path}/far", Remote.read
+
+    def read(self, name):
+        with remote_module._at(url, "read"):
+            raise ConnectionError("no route to host")
+
+    with at_hand(url, every=100) as folder:
+        monkeypatch.setattr(Remote, "read", read)
+        time.sleep(0.5)
+        monkeypatch.setattr(Remote, "read", real)
+        before = lease_of(url)["beats"]
+        wait_for(lambda: lease_of(url)["beats"] > before)
+        write_text(folder / "a", "after it")
+    assert Remote(url).read("a") == b"after it" and lease_of(url) is None
 
 
 SETS = [s.replace("epochs=2", "epochs=1") for s in tiny.SETS]
