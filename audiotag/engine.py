@@ -7,7 +7,7 @@ __all__ = ['ENGINES', 'Job', 'code_mark', 'work', 'Engine', 'Here', 'Lines', 'Pr
            'draw_timeline', 'Ray', 'predict_job', 'predict_chunks', 'get_engine']
 
 # %% ../nbs/62_engine.ipynb #797ffcaf
-import contextlib, hashlib, importlib.metadata, io, os, signal, socket, tempfile, threading, time, traceback
+import contextlib, hashlib, importlib.metadata, io, math, os, socket, tempfile, time, traceback
 import numpy as np, pandas as pd, torch
 from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
@@ -19,6 +19,7 @@ import audiotag
 from .core import AudiotagError, a_few, did_you_mean, file_sha256, locked, read_json, read_parquet, say, write_json, write_parquet
 from .remote import at_hand, is_url, origin, refresh
 from .stages import Run, finish_fold
+from .together import Tail, begin_worker
 
 # %% ../nbs/62_engine.ipynb #75601404
 @dataclass(frozen=True, kw_only=True)
@@ -174,14 +175,6 @@ class Lines(io.TextIOBase):
             if line.strip(): self.send(line)
         return len(text)
 
-def _begin_worker(driver:int):
-    "Leave soon after the driver was killed, and leave Ctrl-C to it."
-    def watch():
-        while os.getppid()==driver: time.sleep(.2)
-        os._exit(1)
-    threading.Thread(target=watch, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
 def _work_and_tell(job, mark, path):
     "`work`, with what is said appended to a file: no lock is held that a killed worker could keep."
     with open(path, 'a', buffering=1, encoding='utf-8') as f: return work(job, mark, out=Lines(lambda line: f.write(line+'\n')))
@@ -191,8 +184,8 @@ class Processes(Engine):
     "Jobs in worker processes of this machine; by default as many as have a core for each of their threads."
     def __init__(self, workers:int|None=None, *, attempts:int=3):
         super().__init__(workers, attempts=attempts)
-        self.pools,self.busy,self.files,self.folder = {},{},{},tempfile.TemporaryDirectory()
-    def room(self, job, running): return running < (self.workers or max(1, len(os.sched_getaffinity(0))//job.threads))
+        self.pools,self.busy,self.files,self.folder = {},{},[],tempfile.TemporaryDirectory()
+    def room(self, job, running): return running < (self.workers or max(1, min(len(os.sched_getaffinity(0))//job.threads, _places(job))))
     def submit(self, job):
         slot = min(set(range(len(self.busy)+1))-set(self.busy.values()))
         path = Path(self.folder.name)/f'{len(self.files)}.txt'
@@ -200,7 +193,8 @@ class Processes(Engine):
         except BrokenExecutor: # its worker died while it had nothing to do
             self.pools.pop(slot).shutdown(wait=False, kill_workers=True)
             return self.submit(job)
-        self.busy[future],self.files[path] = slot,[job.name, 0]
+        self.busy[future] = slot
+        self.files.append((job.name, Tail(path)))
         return future
     def leave(self, future):
         slot = self.busy.pop(future)
@@ -209,25 +203,27 @@ class Processes(Engine):
         from joblib.externals.loky import ProcessPoolExecutor
         if slot not in self.pools:
             env = {f'{k}_NUM_THREADS': str(job.threads) for k in ('OMP','MKL','OPENBLAS')}
-            self.pools[slot] = ProcessPoolExecutor(1, timeout=60, env={**env, **_gpu_of(slot)}, initializer=_begin_worker, initargs=(os.getpid(),))
+            self.pools[slot] = ProcessPoolExecutor(1, timeout=60, env={**env, **_gpus_of(slot, job)}, initializer=begin_worker, initargs=(os.getpid(),))
         return self.pools[slot]
 
 # %% ../nbs/62_engine.ipynb #c99071e7
-def _gpu_of(slot:int)->dict:
-    "The part of the environment that shows a worker one GPU of several."
-    if torch.cuda.device_count()<2: return {}
-    given = os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(torch.cuda.device_count())))
-    return {'CUDA_VISIBLE_DEVICES': given.split(',')[slot%torch.cuda.device_count()]}
+def _several(job)->int: return int(job.gpus) if job.gpus and job.gpus>1 else 1
+
+def _places(job)->int|float:
+    "How many jobs this machine's GPUs have room for, where a job has several."
+    return torch.cuda.device_count()//_several(job) if _several(job)>1 and torch.cuda.is_available() else math.inf
+
+def _gpus_of(slot:int, job)->dict:
+    "The part of the environment that shows a worker its GPUs of several: one, or as many as its job shares."
+    if (have := torch.cuda.device_count())<2: return {}
+    given,n = (os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(have)))).split(','),_several(job)
+    first = slot%max(1, have//n)*n
+    return {'CUDA_VISIBLE_DEVICES': ','.join(given[first:first+n])}
 
 @patch
 def heard(self:Processes):
-    for path,at in self.files.items():
-        if not path.exists() or path.stat().st_size==at[1]: continue
-        with open(path, 'rb') as f:
-            f.seek(at[1])
-            whole = f.read().rpartition(b'\n')[0]
-        at[1] += len(whole)+1 if whole else 0
-        for line in whole.decode('utf-8', 'replace').splitlines(): yield at[0], line
+    for name,lines in self.files:
+        for line in lines(): yield name, line
 
 @patch
 def stop(self:Processes):
@@ -253,7 +249,7 @@ class _Mine(Callback):
 def _alone(folder:Path, patience:float=180.):
     "Hold the folder of a fold; gives the callback that watches over it."
     folder.mkdir(parents=True, exist_ok=True)
-    name,token,end = folder/'owner.txt',os.urandom(8).hex(),time.monotonic()+patience
+    name,token,end = folder/'.owner',os.urandom(8).hex(),time.monotonic()+patience
     name.write_text(token)
     mine = _Mine(name, token)
     with contextlib.ExitStack() as held:
@@ -273,7 +269,7 @@ def _alone(folder:Path, patience:float=180.):
 def train_job(run:str, stage:str, fold:int, cbs=()):
     "Finish one fold of one stage of a run, in a folder or behind a URL; the job that engines do."
     if is_url(run):
-        with at_hand(run) as folder: return train_job(str(folder), stage, fold, cbs)
+        with at_hand(run, drive=False) as folder: return train_job(str(folder), stage, fold, cbs)
     if not Path(run).is_dir(): raise AudiotagError('the run folder is not on this machine', file=run, fix='put it on a file system that all machines share')
     run = Run(run)
     if run.is_done(stage, fold): return

@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['CLIP', 'TARGET', 'Permutation', 'Order', 'write_clips', 'StreamClips', 'StreamLoader', 'stream_loaders',
-           'plan_scores', 'score_piece', 'score_store', 'read_scores', 'sparse_store']
+           'plan_scores', 'score_piece', 'score_store', 'read_scores', 'join_parquet', 'sparse_store']
 
 # %% ../nbs/24_stream.ipynb #567cb4d8
 import hashlib, json
+from contextlib import ExitStack
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastcore.basics import patch
-from .core import AudiotagError, atomic_folder, derive_seed, file_sha256, progress, read_json, read_parquet, rng, write_bytes, write_json
+from .core import AudiotagError, atomic_folder, atomic_path, derive_seed, file_sha256, progress, read_json, read_parquet, read_parquet_table, rng, write_bytes, write_json
 from .competitions import targets
-from .data import Crops, place_frames
+from .data import CropLoader, Crops, place_frames
 from .mapped import Pages
 from .store import COLUMNS, FeatureStore, StoreSettings
 
@@ -156,13 +157,15 @@ class StreamLoader(DataLoader):
         crops:Crops|None=None, # how crops are drawn from places in recordings
         near:int|None=None, # so many clips are shuffled at a time; None: all, for stores that are at hand
         num_workers:int=0, # worker processes of the loader
+        ahead:int|None=None, # batches that a thread makes ready, as for `CropLoader`
     ):
         self.clips,self.store,self.frames,self.train,self.seed,self.short = clips,store,frames,train,seed,short
-        self.crops,self.near,self.epoch = crops or Crops(),near,0
+        self.crops,self.near,self.epoch,self.ahead,self.goal = crops or Crops(),near,0,ahead,torch.device('cpu')
         super().__init__(range(len(clips)), bs=batch_size, num_workers=num_workers, shuffle=False)
         self.set_epoch(0)
 
     def get_idxs(self): return range(self.n)
+    to,__iter__ = CropLoader.to,CropLoader.__iter__ # ahead of time, pinned, on their device
 
 # %% ../nbs/24_stream.ipynb #5de52fb0
 @patch
@@ -217,7 +220,7 @@ def stream_loaders(
     classes,
     folder, # for what the loaders know of the clips; a few tens of bytes a clip
     *,
-    y=None, # soft targets of the training clips
+    y=None, # soft targets of the training clips, or a function that gives those of a piece of their table
     **options, # frames, batch_size, seed, short, crops, near, num_workers: of `StreamLoader`
 )->DataLoaders:
     "`audiotag.data.fold_loaders`, streamed."
@@ -226,7 +229,7 @@ def stream_loaders(
     if not hasattr(store, 'clips'): raise AudiotagError('a joined front end cannot be streamed', fix='use one with a single part, or fewer clips')
     def written(table, name, y=None):
         at = range(0, len(table), 50_000)
-        return write_clips(Path(folder)/name, ((table.iloc[i:i+50_000], None if y is None else y[i:i+50_000]) for i in at), store, classes)
+        return write_clips(Path(folder)/name, ((table.iloc[i:i+50_000], y(table.iloc[i:i+50_000]) if callable(y) else None if y is None else y[i:i+50_000]) for i in at), store, classes)
     return DataLoaders(StreamLoader(written(train, 'train', y), store, train=True, **options), StreamLoader(written(valid, 'valid'), store, train=False, **options))
 
 # %% ../nbs/24_stream.ipynb #f1d69151
@@ -274,6 +277,16 @@ def read_scores(folder):
     "Yield the scores as DataFrames (clip_id, one column a class), a piece at a time; raises `AudiotagError` when one is missing."
     plan = read_json(Path(folder)/'plan.json')
     for k in range(-(-plan['clips']//plan['piece'])): yield read_parquet(_score_file(folder, k), columns=('clip_id',*plan['classes']))
+
+def join_parquet(path, pieces):
+    "Write one Parquet file out of several with the same columns, holding one of them at a time; the same pieces give the same bytes."
+    import pyarrow.parquet as pq
+    with atomic_path(path) as part, ExitStack() as opened:
+        out = None
+        for table in map(read_parquet_table, pieces):
+            table = table.replace_schema_metadata() # pandas notes the number of rows there
+            out = out or opened.enter_context(pq.ParquetWriter(str(part), table.schema))
+            out.write_table(table)
 
 # %% ../nbs/24_stream.ipynb #b2bea572
 def sparse_store(

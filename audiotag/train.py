@@ -25,6 +25,7 @@ from safetensors.torch import save as to_safetensors
 from .augment.spec import augment_batch
 from .core import AudiotagError, Config, derive_seed, did_you_mean, read_json, say, write_bytes, write_json
 from .metrics import metric_named
+from .together import bare, n_ranks, rank, together
 
 # %% ../nbs/60_train.ipynb #78896a05
 def autocast_dtype(
@@ -40,13 +41,14 @@ def autocast_dtype(
 
 # %% ../nbs/60_train.ipynb #56826289
 def _device(dls): return getattr(dls, 'device', None) or 'cpu'
+def _own(): return (rank(),) if rank() else () # chance of one's own, where several processes train together
 
 class EpochSeed(Callback):
     "At the start of each epoch: seed torch, and send the training loader to the draws of this epoch."
     order = -5
     def __init__(self, seed:int): self.seed = seed
     def before_epoch(self):
-        torch.manual_seed(derive_seed(self.seed, 'epoch', self.epoch))
+        torch.manual_seed(derive_seed(self.seed, 'epoch', self.epoch, *_own()))
         if hasattr(self.dls.train, 'set_epoch'): self.dls.train.set_epoch(self.epoch)
 
 # %% ../nbs/60_train.ipynb #72213b5a
@@ -58,10 +60,10 @@ class Augment(Callback):
         gpu = torch.device(_device(self.dls)).type!='cpu'
         if self.front_end: self.hear = self.front_end.layer().to(self.dls.device) if gpu else partial(_one_by_one, self.front_end)
         if any(getattr(a, 'inside', False) for a in self.augmentations): self.model.forward = partial(self._mixing, self.model.forward)
-    def after_fit(self): vars(self.model).pop('forward', None)
+    def after_fit(self): vars(bare(self.model)).pop('forward', None)
     def before_batch(self):
         now = [a for a in self.augmentations if self.training and (a.until_epoch is None or self.epoch<a.until_epoch)]
-        g = torch.Generator().manual_seed(derive_seed(self.seed, 'augment', self.epoch, self.iter))
+        g = torch.Generator().manual_seed(derive_seed(self.seed, 'augment', self.epoch, self.iter, *_own()))
         x,y = self.xb,self.y
         if self.front_end:
             x,y = self._apply([a for a in now if a.on_wave], x, y, g)
@@ -92,7 +94,7 @@ def _mixing(self:Augment, forward, *x):
     "The forward pass of a network, mixed inside where a batch waits for that."
     with ExitStack() as hooks:
         if self.training:
-            for attach in self.pending: hooks.enter_context(attach(self.model))
+            for attach in self.pending: hooks.enter_context(attach(bare(self.model)))
         return forward(*x)
 
 # %% ../nbs/60_train.ipynb #91390d29
@@ -102,7 +104,7 @@ class Precision(Callback):
     def __init__(self, dtype:torch.dtype|None): self.dtype = dtype
     def before_fit(self):
         if self.dtype: self.model.forward = torch.autocast(torch.device(_device(self.dls)).type, dtype=self.dtype)(self.model.forward)
-    def after_fit(self): vars(self.model).pop('forward', None)
+    def after_fit(self): vars(bare(self.model)).pop('forward', None)
     def before_batch(self): self.learn.xb = tuple(x.contiguous(memory_format=torch.channels_last) if x.ndim==4 else x for x in self.xb)
     def after_pred(self): self.learn.pred = self.pred.float()
 
@@ -154,7 +156,7 @@ class Keeper(Callback):
     def __init__(self): self.tensors,self.facts = {},{}
     def finish(self, model):
         if self.tensors: model.load_state_dict(self.tensors)
-    def _copy(self): self.tensors = {k: v.detach().clone() for k,v in self.model.state_dict().items()}
+    def _copy(self): self.tensors = {k: v.detach().clone() for k,v in bare(self.model).state_dict().items()}
 
 class Ema(Keeper):
     "Exponential moving average of weights and BatchNorm statistics, over the batches."
@@ -163,7 +165,7 @@ class Ema(Keeper):
         if not self.tensors: self._copy()
     def after_batch(self):
         if not self.training: return
-        for k,v in self.model.state_dict().items():
+        for k,v in bare(self.model).state_dict().items():
             if v.is_floating_point(): self.tensors[k].lerp_(v.detach(), 1-self.decay)
             else: self.tensors[k].copy_(v)
 
@@ -235,8 +237,9 @@ class Checkpoint(Callback):
         if train!=train: raise AudiotagError('the loss is not a number', file=self.path, fix='lower the learning rate of this stage')
         seconds = round(time.perf_counter()-self.began, 2)
         self.history.append({'epoch': self.epoch, 'train_loss': train, 'valid_loss': float(valid), f'valid_{self.metric}': float(score), 'seconds': seconds, 'memory_mb': peak_memory()})
+        if rank(): return # they have the same weights
         kept,facts = (self.keeper.tensors,self.keeper.facts) if self.keeper else ({},{})
-        write_bytes(self.path, _pack(self.model.state_dict(), self.opt, kept, epoch=self.epoch+1, history=self.history, keeper=facts, mark=self.mark))
+        write_bytes(self.path, _pack(bare(self.model).state_dict(), self.opt, kept, epoch=self.epoch+1, history=self.history, keeper=facts, mark=self.mark))
         say(f'{self.label} epoch {self.epoch+1}/{self.n_epoch}: loss {train:.4f}, valid {valid:.4f}, {self.metric} {score:.3f} ({seconds:.1f} s)')
 
 # %% ../nbs/60_train.ipynb #1a7b6607
@@ -295,16 +298,14 @@ def train_fold(
     keeper:Keeper|None=None, # `Ema` or `BestEpoch`; None: end with the last weights
     label:str='', # how progress lines begin
     cbs=(), # further fastai callbacks, such as ProgressCallback in a notebook
-)->list[dict]: # the history: epoch, train_loss, valid_loss, valid_<metric>, seconds, memory_mb
+)->list[dict]: # the history: epoch, train_loss, valid_loss, valid_<metric>, seconds, memory_mb; of several processes number 0 writes and returns it
     "Train to the end, from the last finished epoch if there is one; `model` ends with the final weights."
     if not _is_whole((folder := Path(folder))/'weights.safetensors', mark):
         learn = Learner(dls, model.to(memory_format=torch.channels_last), loss_func=loss, opt_func=OPTIMIZERS[optimizer], lr=lr, wd=wd, metrics=fold_metric(metric))
         save = Checkpoint(folder/'checkpoint.safetensors', label, keeper=keeper, metric=metric, mark=mark)
-        mine = [EpochSeed(seed), Augment(augment, seed, front_end), Precision(autocast_dtype(precision, _device(dls)))]
+        mine = [EpochSeed(seed), Augment(augment, seed, front_end), Precision(autocast_dtype(precision, _device(dls))), *([together(_device(dls))] if n_ranks()>1 else [])]
         with compiled_by(compile, model): _fit(learn, save, epochs, lr, schedule, [*mine, *cbs])
-    (folder/'checkpoint.safetensors').unlink(missing_ok=True)
-    load_weights(model, folder/'weights.safetensors')
-    return read_json(folder/'history.json')
+    return _finished(model, folder)
 
 # %% ../nbs/60_train.ipynb #ae419bb2
 def _is_whole(path:Path, mark:str='')->bool:
@@ -318,6 +319,13 @@ def mark_of(path)->str:
         with safe_open(str(path), framework='pt') as f: return json.loads((f.metadata() or {}).get('audiotag', '{}')).get('mark', '')
     except Exception as e: raise AudiotagError(f'is not a readable file of weights ({e})', file=path, fix='remove it: this fold starts again') from None
 
+def _finished(model, folder):
+    "Leave what was trained, and nothing else."
+    if rank(): return []
+    (folder/'checkpoint.safetensors').unlink(missing_ok=True)
+    load_weights(model, folder/'weights.safetensors')
+    return read_json(folder/'history.json')
+
 def _fit(learn, save, epochs, lr, schedule, cbs):
     "Train from the last checkpoint to the end, and write what is left of it."
     if save.path.exists() and mark_of(save.path)==save.mark: save.start,save.history = _restore(learn, save.path, save.keeper)
@@ -326,6 +334,7 @@ def _fit(learn, save, epochs, lr, schedule, cbs):
         if isinstance(schedule, OneCycle): learn.fit_one_cycle(epochs, lr, start_epoch=save.start, cbs=cbs)
         else: learn.fit(epochs, lr, start_epoch=save.start, cbs=[ParamScheduler({'lr': lambda pct: lr*schedule.share(pct*epochs, epochs)}), *cbs])
     if save.keeper: save.keeper.finish(learn.model)
+    if rank(): return
     write_json(save.path.with_name('history.json'), save.history)
     write_bytes(save.path.with_name('weights.safetensors'), _pack(learn.model.state_dict(), mark=save.mark))
 

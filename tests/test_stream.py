@@ -231,6 +231,7 @@ def test_the_same_batches_with_workers_and_after_a_restart(real, tmp_path):
 
     a, b = epoch(3), epoch(3, start=3)
     assert len(a) == len(b) > 3 and all(torch.equal(p, q) for p, q in zip(a, b))
+    assert all(torch.equal(p, q) for p, q in zip(a, epoch(3, ahead=2), strict=True)), "and made ready by a thread"
     if "PYTEST_XDIST_WORKER" not in os.environ:  # a loader's workers are forks, and xdist's process is none to fork from
         assert all(torch.equal(p, q) for p, q in zip(a, epoch(3, num_workers=2)))
     assert not torch.equal(a[0], epoch(2)[0])
@@ -335,3 +336,39 @@ def test_a_stage_on_many_clips_is_streamed(tmp_path, monkeypatch):
         stages.finish_fold(run, "noisy", 0)
         weights[name] = (run.fold_path("noisy", 0) / "weights.safetensors").read_bytes()
     assert len(loaders) == 2 and weights["one"] == weights["two"] != weights["plain"]
+
+
+def test_a_fold_is_scored_in_pieces_and_goes_on_after_a_kill(tmp_path, monkeypatch):
+    from audiotag import stages
+    from audiotag.competitions import load_competition
+    from audiotag.core import read_parquet
+    from audiotag.recipes import get_recipe
+    from audiotag.synth import make_competition
+
+    from . import tiny
+    make_competition(tmp_path / "data", seed=1, n_curated=24, n_noisy=24, n_test=4)
+    comp, recipe = load_competition(tmp_path / "data"), get_recipe("freesound2019", scale="small", changes=tiny.SETS)
+    runs = [stages.open_run(tmp_path / name, recipe, comp, store=tmp_path / "store") for name in ("whole", "killed", "large")]
+    folders = [run.fold_path("noisy", 0) for run in runs]
+    stages.finish_fold(runs[2], "noisy", 0)
+    monkeypatch.setattr(stages, "PIECE", 7)
+    stages.finish_fold(runs[0], "noisy", 0)
+    real, asked = stages.Run.predict, []
+
+    def predict(self, stage, fold, ids):
+        asked.append(list(ids))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return real(self, stage, fold, ids)
+
+    monkeypatch.setattr(stages.Run, "predict", predict)
+    with pytest.raises(KeyboardInterrupt):
+        stages.finish_fold(runs[1], "noisy", 0)
+    assert not runs[1].is_done("noisy", 0) and not (folders[1] / "oof.parquet").exists()
+    stages.finish_fold(runs[1], "noisy", 0)
+    assert asked[2] == asked[3] and len(asked) == 1 + -(-int((runs[1].clips.fold == 0).sum()) // 7) and max(map(len, asked)) == 7
+    assert (folders[0] / "oof.parquet").read_bytes() == (folders[1] / "oof.parquet").read_bytes() and not list(folders[1].glob(".scores-*"))
+    pieces, one = (read_parquet(f / "oof.parquet").set_index("clip_id") for f in folders[1:])
+    assert sorted(pieces.index) == sorted(one.index) and np.allclose(pieces.loc[one.index], one, atol=1e-6)
+    places = [runs[1].store.clips.record(runs[1].store.row(c)) for c in pieces.index]
+    assert places == sorted(places, key=lambda r: (r["shard"], r["offset"])), "each shard is read once"
