@@ -211,12 +211,12 @@ def _bins(weights):
     return slice(at[0], at[-1]+1) if len(at) else slice(0, 0)
 
 @lru_cache(32)
-def _pieces(*settings, bands=16, bins=256):
+def _pieces(*settings, bands=16, size=1024):
     "The filterbank as [(bands, bins, weights (bins, bands))], the greatest sum of a filter's weights, and which bands hear something."
     weights,pieces,a = _filters(*settings),[],0
     while a<len(weights):
         b,at = min(a+bands, len(weights)),_bins(weights[a:a+bands])
-        while b>a+1 and at.stop-at.start>bins: b,at = b-1,_bins(weights[a:b-1])
+        while b>a+1 and (at.stop-at.start)*(b-a)>size: b,at = b-1,_bins(weights[a:b-1])
         pieces.append((slice(a, b), at, np.ascontiguousarray(weights[a:b,at].T)))
         a = b
     heard = weights.any(1)
@@ -236,32 +236,37 @@ def samples_for(self:LogMel, n_frames:int)->int:
     "The shortest wave, in samples, that gives `n_frames`."
     return max(1, (n_frames-1)*self.hop_length+self.n_fft-2*(self.n_fft//2)*self.center)
 
+# %% ../nbs/11_features.ipynb #7a20c5b1
 @patch
-def _frames(self:LogMel, wave):
-    "The overlapping frames of the padded wave: a tensor (frames, n_fft), a view."
+def _frames(self:LogMel, wave, first=0, n=None):
+    "The overlapping frames of the padded wave, or `n` of them from `first` on: a tensor (frames, n_fft), a view."
     import torch
-    half,n = self.n_fft//2, self.n_frames(len(wave))
-    if not self.center: padded = wave if wave.flags.writeable else wave.copy() # torch warns of read-only arrays
-    elif self.pad_mode!='constant': padded = np.pad(wave, half, mode=self.pad_mode)
+    n,half = n or self.n_frames(len(wave)), self.n_fft//2*self.center
+    lo = first*self.hop_length-half
+    hi = lo+(n-1)*self.hop_length+self.n_fft
+    if lo>=0 and hi<=len(wave): piece = wave[lo:hi] if wave.flags.writeable else wave[lo:hi].copy() # torch warns of read-only arrays
+    elif self.pad_mode!='constant': piece = np.pad(wave, half, mode=self.pad_mode)[lo+half:hi+half]
     else:
-        padded = np.empty(len(wave)+2*half, wave.dtype)
-        padded[:half] = padded[half+len(wave):] = 0
-        padded[half:half+len(wave)] = wave
-    return torch.from_numpy(padded).as_strided((n, self.n_fft), (self.hop_length, 1))
+        piece,before,after = np.empty(hi-lo, wave.dtype), max(-lo, 0), min(hi, len(wave))-lo
+        piece[:before] = piece[after:] = 0
+        piece[before:after] = wave[max(lo, 0):hi]
+    return torch.from_numpy(piece).as_strided((n, self.n_fft), (self.hop_length, 1))
 
 # %% ../nbs/11_features.ipynb #880ee27f
 @patch
-def _power(self:LogMel, frames, dtype, at_once=64):
-    "Mel power (frames, n_mels) float32 with the FFT in `dtype`, and the mean power of a frequency bin in each frame."
+def _power(self:LogMel, wave, dtype, which=None, at_once=96):
+    "Mel power (frames, n_mels) float32 with the FFT in `dtype`, of all frames or of some numbers, and the mean power of a frequency bin in each."
     import torch
     window,pieces = torch.from_numpy(_window(self.n_fft, dtype)), _pieces(*self._bank())[0]
-    out,level = np.empty((len(frames), self.n_mels), np.float32), np.empty(len(frames), np.float32)
-    mean = np.full(self.n_fft//2+1, 1/(self.n_fft//2+1), np.float32)
-    for i in range(0, len(frames), at_once):
+    n,mean = self.n_frames(len(wave)) if which is None else len(which), np.full(self.n_fft//2+1, 1/(self.n_fft//2+1), np.float32)
+    whole = None if which is None else self._frames(wave)
+    out,level = np.empty((n, self.n_mels), np.float32), np.empty(n, np.float32)
+    for i in range(0, n, at_once):
         some = slice(i, i+at_once)
-        x = np.abs(torch.fft.rfft(frames[some]*window).numpy().astype(np.complex64, copy=False))
+        frames = self._frames(wave, i, min(at_once, n-i)) if which is None else whole[which[some]]
+        x = np.abs(torch.fft.rfft(frames*window).numpy().astype(np.complex64, copy=False))
         if self.power==2: np.square(x, out=x)
-        np.matmul(x if self.power==2 else np.square(x), mean, out=level[some])
+        np.vecdot(x if self.power==2 else np.square(x), mean, out=level[some])
         for bands,bins,weights in pieces: np.matmul(x[:,bins], weights, out=out[some,bands])
     return out, level
 
@@ -270,13 +275,12 @@ def _power(self:LogMel, frames, dtype, at_once=64):
 def _mel(self:LogMel, wave):
     "Mel power (n_mels, frames), cut off below as `amin` and `top_db` say, exact above that."
     import torch
-    frames = self._frames(wave)
-    x,level = self._power(frames, 'float32')
+    x,level = self._power(wave, 'float32')
     _,weight,heard = _pieces(*self._bank())
     floor = 0 if self.pcen else self.amin if self.top_db is None else max(self.amin, float(x.max())*10**(-self.top_db/10))
     quiet = np.maximum(x[:,heard].min(1), floor)/weight # the least power of a frequency bin that matters
     rough = np.flatnonzero((quiet if self.power==2 else quiet**2) < 5e-7*level)
-    if len(rough): x[rough] = self._power(frames[rough], 'float64')[0]
+    if len(rough): x[rough] = self._power(wave, 'float64', rough)[0]
     x = np.ascontiguousarray(x.T)
     torch.from_numpy(x).clamp_(min=floor) # the same memory; NumPy's maximum takes longer than its logarithm
     return x
