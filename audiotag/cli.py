@@ -11,7 +11,7 @@ __all__ = ['arg', 'command', 'train', 'print_results', 'export', 'pack', 'infer'
 # %% ../nbs/93_cli.ipynb #bd4744ef
 import argparse, json, os, shlex, sys
 from pathlib import Path
-from .core import AudiotagError, say
+from .core import AudiotagError, did_you_mean, say
 
 # %% ../nbs/93_cli.ipynb #0f353bfd
 _commands = {}
@@ -377,7 +377,10 @@ def ledger(o):
     emit(o, lambda: {k or 'by label': t.to_dict('index') for k,t in tables.items()}, lambda: '\n\n'.join(f'{k}\n\n{as_text(t)}' if k else as_text(t) for k,t in tables.items()))
 
 # %% ../nbs/93_cli.ipynb #ddd6730a
-@command('features', *_recipe_args, _data, arg('--store', required=True, metavar='DIR', help='a folder, or a URL such as s3://bucket/mels'), arg('--workers', type=int, default=1))
+@command('features', *_recipe_args, _data, arg('--store', required=True, metavar='DIR', help='a folder, or a URL such as s3://bucket/mels'),
+         arg('--workers', type=int, default=1, metavar='N', help='processes (default: 1)'),
+         arg('--dtype', metavar='TYPE', help='numbers on disk: float16, float32, uint8 or int16 (default: as the store was begun, else int16 for waves and float16)'),
+         arg('--rebuild', action='store_true', help='take the place of a store with another front end or number format'))
 def features(o):
     "compute the features of a competition's training clips, or go on with it"
     from audiotag.competitions import load_competition
@@ -386,7 +389,7 @@ def features(o):
     from audiotag.stages import known_clips
     recipe = get_recipe(o.recipe, scale=o.scale, changes=o.changes)
     _,stored = known_clips(load_competition(o.data, recipe.layout).clips, recipe)
-    print(build_stores_at(stored, recipe.stored, o.store, workers=o.workers).describe())
+    print(build_stores_at(stored, recipe.stored, o.store, workers=o.workers, dtype=o.dtype, rebuild=o.rebuild).describe())
 
 @command('store', arg('store', metavar='DIR', help='a folder, or a URL'), arg('--verify', action='store_true', help='read every shard and compare checksums'),
          arg('--audio', action='store_true', help='with --verify: also compare the audio files with what was heard'),
@@ -485,6 +488,17 @@ def completion(o):
     "print what a shell needs to complete commands and options"
     print(completion_script(o.shell))
 
+# %% ../nbs/93_cli.ipynb #bc10142d
+def _check_command(words):
+    "Raise `AudiotagError` when the first word, or the first two, are no command."
+    names = [tuple(c.split()) for c in _commands]
+    for n in (1,2):
+        said = tuple(words[:n])
+        if said in names or any(o.startswith('-') for o in said): return
+        known = sorted({k[n-1] for k in names if k[:n-1]==said[:n-1]})
+        if said[n-1:] and said[-1] in known: continue
+        raise AudiotagError(f"there is no command {' '.join(said)!r}", fix=did_you_mean((*said,'')[n-1], known))
+
 # %% ../nbs/93_cli.ipynb #3e0fda5c
 def _parser():
     raw = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -513,8 +527,10 @@ def main(
     argv=None, # words of the command line; None takes those of the process
 )->int: # exit code: 0, 2 for an error of ours, 130 for Ctrl-C
     "Run one command."
+    words = [str(o) for o in (sys.argv[1:] if argv is None else argv)] or ['--help']
     try:
-        o = _parser().parse_args(argv)
+        _check_command(words)
+        o = _parser().parse_args(words)
         code = o.run_command(o) or 0
         sys.stdout.flush()
         return code

@@ -474,7 +474,7 @@ def _check_settings(folder, settings, rebuild):
     if file.exists() and not rebuild:
         found = config_from_dict(read_json(file), where=str(file))
         require_same(found.replace(shard_mb=settings.shard_mb, longest_s=settings.longest_s), settings, where=str(file),
-                     fix='name another folder, or replace this store by rebuild=True')
+                     fix='name another folder, or replace this store by rebuild=True (--rebuild)')
     write_json(file, settings.to_dict())
 
 def _begun_dtype(folder)->str|None:
