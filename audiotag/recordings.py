@@ -24,7 +24,7 @@ class Hearing(Config):
     together:bool=True # clips of one recording are cut out of the features of the whole recording
     piece_s:float=240. # seconds; what is longer is read in pieces
     ahead_s:float=600. # seconds of sound that may be in work ahead of the network
-    workers:int|None=None # threads that read and compute features; None: one for two cores, at least one
+    workers:int|None=None # threads that read and compute features; None: one a core
     memory_mb:float|None=None # features that are kept for the next member; None: a quarter of the free memory, at most 8000
     def check(self):
         self.require(5<=self.piece_s<=86400, 'piece_s', 'give 5 to 86400 seconds')
@@ -33,7 +33,7 @@ class Hearing(Config):
         self.require(self.memory_mb is None or self.memory_mb>=0, 'memory_mb', 'give megabytes')
 
     @property
-    def n_workers(self): return self.workers or max(1, cores()//2)
+    def n_workers(self): return self.workers or cores()
     @property
     def budget(self)->float: # bytes
         return (min(8000, free_memory()/4e6) if self.memory_mb is None else self.memory_mb)*1e6

@@ -855,6 +855,22 @@ def test_importing_takes_less_than_two_and_a_half_seconds():
     assert min(seconds() for _ in range(2)) < 2.5
 
 
+def test_the_kernels_notebook_takes_several_bundles_in_one_folder(data, comp, bundle, tmp_path, monkeypatch):
+    "What `audiotag ensemble` packs is one dataset, as any other; the cell that installs wheels and the last look are left out."
+    from audiotag.bundle import join_bundles
+    from audiotag.ensemble import Mean
+
+    other = sealed(tmp_path / "other", comp.classes, name="other", n=1, first=9)
+    join_bundles(tmp_path / "both", [bundle, other], name="both", combiner=Mean(weights=(0.5, 0.5)))
+    book = json.loads((Path(__file__).parent.parent / "nbs" / "kaggle" / "infer_freesound2019.ipynb").read_text())
+    cells = ["".join(c["source"]) for c in book["cells"] if c["cell_type"] == "code"]
+    monkeypatch.chdir(tmp_path)
+    space = {}
+    for source in ["from audiotag.kaggle import find_input", *cells[1:2], f"DATA, WEIGHTS = {str(data)!r}, {str(tmp_path / 'both')!r}", *cells[2:-1]]:
+        exec(source, space)
+    assert not refused(check_submission(tmp_path / "submission.csv", comp)) and len(table(tmp_path / "submission.csv").drop_duplicates()) == N
+
+
 def test_the_command(data, comp, bundle, tmp_path, capsys):
     from audiotag.cli import main
 
