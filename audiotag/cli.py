@@ -153,7 +153,7 @@ def _print_findings(path, findings, as_json=False)->int:
     else: print(*findings, f"{path}: {'Kaggle would refuse this file' if fatal else 'Kaggle would score this file'}", sep='\n')
     return 2 if fatal else 0
 
-@command('doctor', arg('submission', metavar='FILE'), _data, arg('--layout', default='freesound2019'), arg('--json', action='store_true', help='print the result as JSON, for scripts'))
+@command('doctor', arg('submission', metavar='FILE'), _data, arg('--layout', help="how the competition's folder is read (default: as its template says)"), arg('--json', action='store_true', help='print the result as JSON, for scripts'))
 def doctor(o):
     "say what is wrong with a submission, in the words that Kaggle would use"
     from audiotag.competitions import load_competition
@@ -185,7 +185,7 @@ def pack_kernel(o):
 
 # %% ../nbs/93_cli.ipynb #2d8c6168
 @command('rehearse', arg('notebook', metavar='NOTEBOOK'), _data_of_a_rehearsal, arg('--bundle', nargs='+', default=[], metavar='DIR', help='folders of the datasets that are attached: weights, wheels'),
-         arg('--layout', default='freesound2019', help="how the competition's folder is read (default: freesound2019)"), arg('--mounts', default='new', help="Kaggle's mount layout: new or old (default: new)"),
+         arg('--layout', help="how the competition's folder is read (default: as its template says)"), arg('--mounts', default='new', help="Kaggle's mount layout: new or old (default: new)"),
          arg('--limit', default='90min', help='wall clock (default: 90min)'), arg('--cores', type=int, default=4), arg('--memory', default='30GB', help='resident, all processes (default: 30GB)'), arg('--disk', default='20GB'),
          arg('--slower', type=float, default=1.5, help="how much slower a core of Kaggle's is thought to be (default: 1.5)"),
          arg('--test-times', type=float, default=3., metavar='N', help='how many times the public number of test files (default: 3)'), arg('--test-files', type=int, metavar='N', help='or how many'),
@@ -265,7 +265,7 @@ def ensemble(o):
 # %% ../nbs/93_cli.ipynb #104a6544
 @command('embed', arg('bundle', metavar='BUNDLE'), _data, arg('--out', required=True, metavar='FILE', help='a table, such as emb.parquet'),
          arg('--member', type=int, nargs='+', default=[0], metavar='N', help='networks of the bundle, by number (default: the first)'),
-         arg('--layout', default='freesound2019', help="how the competition's folder is read (default: freesound2019)"))
+         arg('--layout', help="how the competition's folder is read (default: as its template says)"))
 def embed(o):
     "write what a network knows of each clip, a row of numbers a clip, for trees and other tables"
     from audiotag.bundle import Bundle
@@ -283,7 +283,7 @@ def embed(o):
 
 # %% ../nbs/93_cli.ipynb #0cd73fe2
 @command('baseline', _data, arg('--out', default='submission.csv', metavar='FILE', help='(default: submission.csv)'),
-         arg('--layout', default='freesound2019', help="how the competition's folder is read (default: freesound2019)"),
+         arg('--layout', help="how the competition's folder is read (default: as its template says)"),
          arg('--trees', type=int, default=300, help='(default: 300)'), arg('--seed', type=int, default=0), arg('--workers', type=int, default=4, help='threads that hear the files'))
 def baseline(o):
     "a random forest on statistics of each clip, in about a minute: its score out of fold, and a submission"
@@ -316,7 +316,7 @@ def report(o):
     path = report(Run(o.run), o.out, clips=o.clips)
     emit(o, lambda: {'report': str(path), 'bytes': path.stat().st_size}, lambda: f'{path}: {path.stat().st_size/1e6:.1f} MB; open it in a browser')
 
-@command('audit', _data, arg('--layout', default='freesound2019', help="how the competition's folder is read (default: freesound2019)"),
+@command('audit', _data, arg('--layout', help="how the competition's folder is read (default: as its template says)"),
          arg('--out', default='audit.html', metavar='FILE', help='(default: audit.html; the list is written beside it as .csv)'),
          arg('--clips', type=int, default=48, help='on the list (default: 48)'), arg('--workers', type=int, default=1, help='threads that read sounds'), _json)
 def audit(o):

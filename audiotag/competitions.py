@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SOURCES', 'CLIP_COLUMNS', 'MORE_COLUMNS', 'WINDOW_S', 'read_table', 'clip_table', 'check_clips', 'Competition',
-           'layout', 'layouts', 'load_competition', 'join_same_content', 'recordings', 'targets', 'target_weights',
-           'class_prior']
+           'layout', 'layouts', 'layout_of', 'load_competition', 'join_same_content', 'recordings', 'targets',
+           'target_weights', 'class_prior']
 
 # %% ../nbs/20_competitions.ipynb #04c4ac23
 import ast, csv, io, os, re
@@ -217,12 +217,13 @@ class Competition:
         return f'Competition {self.name} ({len(self.classes)} classes, {self.metric}): {counts} clips in {self.root}'
 
 # %% ../nbs/20_competitions.ipynb #093277d5
-_layouts = {}
+_layouts,_first_columns = {},{}
 
-def layout(name:str):
-    "Decorator: enter a function `(root:Path, train:bool, classes:tuple) -> Competition` under `name`."
+def layout(name:str, first_column:str=''):
+    "Decorator: enter a function `(root:Path, train:bool, classes:tuple) -> Competition` under `name`, to be known by the first column of the template."
     def enter(f):
         _layouts[name] = f
+        if first_column: _first_columns[first_column] = name
         return f
     return enter
 
@@ -230,14 +231,26 @@ def layouts()->tuple:
     "The names that `load_competition` knows."
     return tuple(_layouts)
 
+# %% ../nbs/20_competitions.ipynb #4be71c21
+def layout_of(
+    root, # folder of a competition
+)->str: # 'freesound2019', whose errors say what is missing, where no layout knows the template
+    "The layout that a folder has by the first column of its template."
+    for path in (Path(root)/'sample_submission.csv', Path(root)/'submission.csv'):
+        try: _,header = next(_records(path), (0, []))
+        except AudiotagError: continue
+        if found := _first_columns.get(next(iter(header), None)): return found
+    return 'freesound2019'
+
 def load_competition(
     root, # folder of the competition
-    layout:str='freesound2019', # one of `layouts()`
+    layout:str|None=None, # one of `layouts()`; None: as `layout_of` finds it
     *,
     train:bool=True, # False leaves the training clips out: all that inference needs
     classes=(), # of the bundle, for a folder that does not name them itself
 )->Competition:
     "Read and check a competition; raises `AudiotagError` naming file and row of the first fault; says what is merely odd."
+    layout = layout or layout_of(root)
     if layout not in _layouts: raise AudiotagError(f'unknown layout {layout!r}', field='layout', fix=did_you_mean(layout, _layouts))
     root = Path(root).resolve()
     if not root.is_dir(): raise AudiotagError('there is no such folder', file=root, fix='name the folder that holds the sample submission')
@@ -293,7 +306,7 @@ def _competition(name, root, classes, parts, template, id_column, metric, *, tra
     return Competition(name, root, classes, joined, template.drop(columns='row'), id_column, metric,
                        tuple(n for _,notes in parts for n in notes)+tuple(same), label_column)
 
-@layout('freesound2019')
+@layout('freesound2019', 'fname')
 def _freesound2019(root, train, classes):
     path = root/'sample_submission.csv'
     template,classes = _template(path, 'fname')
@@ -364,7 +377,7 @@ def _foldered(root, classes):
     return clips, notes+([f'{mute} files do not name their speaker: folds cannot keep the speakers apart'] if mute else [])
 
 # %% ../nbs/20_competitions.ipynb #96a83a00
-@layout('universal2020')
+@layout('universal2020', 'file_name')
 def _universal2020(root, train, classes):
     path,template = _label_template(root, 'submission.csv', 'sample_submission.csv')
     classes = _class_folders(root/'train') or classes
@@ -393,7 +406,7 @@ def _boxes(root, part, source):
     _refuse(clips, (f0<0) | (f1<=f0), lambda o: f'{o.f_min:g} to {o.f_max:g} Hz is not a band', field='f_max', fix='end above the start')
     return clips
 
-@layout('rainforest2021')
+@layout('rainforest2021', 'recording_id')
 def _rainforest2021(root, train, classes):
     path = root/'sample_submission.csv'
     template,classes = _template(path, 'recording_id')
@@ -495,7 +508,7 @@ def _window_test(root, template, path):
     return _window_rows(there, wanted, 'test', folder, rows), notes
 
 # %% ../nbs/20_competitions.ipynb #86307171
-@layout('birdclef2024')
+@layout('birdclef2024', 'row_id')
 def _birdclef2024(root, train, classes):
     path = root/'sample_submission.csv'
     template,classes = _template(path, 'row_id')

@@ -429,7 +429,7 @@ def rehearse(
     competition, # folder of the competition at home
     bundles=(), # folders of the datasets that are attached: weights, wheels
     out, # folder for the report, the executed notebooks and what they wrote
-    layout:str='freesound2019', # how the competition's folder is read
+    layout:str|None=None, # how the competition's folder is read; None: as its template says
     mounts:str='new', # which of Kaggle's two mount layouts: 'new' or 'old'
     limits:Limits=Limits(),
     times:float=3., # how many times the public number of test files

@@ -47,3 +47,13 @@ def test_a_store_keeps_its_number_format_and_is_replaced_only_when_asked(tmp_pat
     done = audiotag(*words, "--set", "front_end.top_db=60", "--rebuild")
     assert done.returncode == 0 and FeatureStore(store).front_end.top_db == 60 and FeatureStore(store).settings.dtype == "float16"
     assert audiotag("store", store, "--verify", "--audio").returncode == 0
+
+
+@pytest.mark.parametrize("name", ["freesound", "speech", "rainforest", "soundscape"])
+def test_the_doctor_knows_the_layout_by_the_template(name, sample_set, tmp_path, capsys):
+    "Nobody should have to say --layout for a competition that audiotag knows."
+    folder = sample_set(name)
+    template = next(p for p in (folder / "sample_submission.csv", folder / "submission.csv") if p.is_file())
+    (tmp_path / "submission.csv").write_bytes(template.read_bytes())
+    assert main(["doctor", str(tmp_path / "submission.csv"), "--data", str(folder)]) == 0
+    assert "Kaggle would score this file" in capsys.readouterr().out
