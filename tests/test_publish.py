@@ -91,8 +91,9 @@ def test_a_new_dataset_and_then_a_version_of_it(server, folder):
 @pytest.mark.parametrize("status", [403, 503])
 def test_an_upload_that_fails_is_an_error_though_the_client_exits_0(server, folder, status):
     server.fail_put["b.safetensors"] = status
-    refused("publish", folder, *FAST, says=("did not arrive", "b.safetensors"))
-    assert "b.safetensors" not in server.datasets[REF]["files"], "the client makes the dataset all the same"
+    said = refused("publish", folder, *FAST, says="b.safetensors")  # kaggle 2.2.4 makes the dataset all the same, 2.2.5 gives up
+    assert "did not arrive" in said or "Upload unsuccessful" in said
+    assert "b.safetensors" not in server.datasets.get(REF, {"files": {}})["files"]
 
 
 def test_an_upload_that_fails_for_a_moment_is_tried_again(server, folder):
