@@ -66,7 +66,8 @@ def arms():
         "noisy, then curated": ((Stage(name="noisy", train_on=("noisy",), steps=STEPS // 2, **one),
                                  Stage(name="curated", train_on=("curated",), start_from="noisy", steps=STEPS // 2, **one)), ("curated",), (), SEEDS),
         "four stages": (stages(), three, (), SEEDS),
-        "four stages + best options": (stages(), three, pictures, SEEDS),
+        "four stages + SpecAugment, zoom, lighting": (stages(), three, pictures, SEEDS),
+        "four stages + best options (moving average, soft targets)": (stages(ema=0.98, soft=0.5), three, (), SEEDS),
         **{name: (*how, OPTION_SEEDS) for name, how in options.items()},
     }
 
