@@ -124,6 +124,7 @@ def hear_statistics(
         span = {k: v for k,v in (('start_s',c.start_s), ('end_s',c.end_s)) if v==v}
         try: return clip_statistics(front_end.from_file(c.path, **span))
         except AudiotagError as e: return str(e)
+        except ImportError as e: raise AudiotagError(f'a library is missing here: {e}', fix='install audiotag again in this environment') from None
         except Exception as e: return f'{c.path}: unexpected {type(e).__name__}: {e}' # one odd file must not cost the others
     with ThreadPoolExecutor(workers) as pool:
         heard = list(progress(pool.map(hear, clips.itertuples()), label=label, total=len(clips)))

@@ -7,7 +7,7 @@ __all__ = ['SCHEMA', 'LARGEST', 'LARGEST_FILE', 'golden_wave', 'versions', 'seal
            'Member', 'Ensemble', 'join_bundles', 'open_bundles', 'by_front_end']
 
 # %% ../nbs/80_bundle.ipynb #79bf1053
-import hashlib, importlib.metadata, json, math, platform, re, shutil
+import audiotag, hashlib, importlib.metadata, json, math, platform, re, shutil
 from collections import Counter
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -36,8 +36,8 @@ def golden_wave(
 
 def versions()->dict:
     "Which Python and libraries are at work; for information, never compared."
-    names = ('audiotag','torch','numpy','scipy','soundfile','safetensors')
-    return {'python': platform.python_version(), **{n: importlib.metadata.version(n) for n in names}}
+    names = ('torch','numpy','scipy','soundfile','safetensors')
+    return {'python': platform.python_version(), 'audiotag': audiotag.__version__, **{n: importlib.metadata.version(n) for n in names}}
 
 # %% ../nbs/80_bundle.ipynb #534f162b
 def seal(

@@ -384,7 +384,8 @@ def _pcen_tensor(self:LogMel, x):
     p,t = self.pcen, self.pcen.time_constant*self.sample_rate/self.hop_length
     b = (math.sqrt(1+4*t*t)-1)/(2*t*t)
     x = x*p.scale
-    slow = lfilter(x, x.new_tensor([1., b-1]), x.new_tensor([b, 0.]), clamp=False)
+    with torch.backends.cudnn.flags(enabled=False): # cuDNN would round the power to TF32: .003 off
+        slow = lfilter(x, x.new_tensor([1., b-1]), x.new_tensor([b, 0.]), clamp=False)
     slow = slow + (1-b)**torch.arange(1, x.shape[-1]+1, device=x.device)
     gain = torch.exp(-p.gain*(math.log(p.eps)+torch.log1p(slow/p.eps)))
     return p.bias**p.power * torch.expm1(p.power*torch.log1p(x*gain/p.bias))

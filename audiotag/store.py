@@ -252,7 +252,7 @@ def _features(job, row)->np.ndarray:
         path.encode()
         x = job.settings.front_end.from_file(path, start_s=start, end_s=end)
     except UnicodeEncodeError: raise AudiotagError('has a name that is not UTF-8', fix='rename the file', kind='bad_name') from None
-    except (AudiotagError, MemoryError): raise
+    except (AudiotagError, MemoryError, ImportError): raise # the last two are no fault of the clip
     except Exception as e: raise AudiotagError(f'{type(e).__name__}: {e}', kind='unexpected') from None
     if not x.size: raise AudiotagError('gives no frames', kind='zero_frames')
     if not np.isfinite(x).all(): raise AudiotagError('gives features that are no finite numbers', kind='non_finite')
@@ -275,6 +275,7 @@ def _clip(job, row, old):
     try: x = _features(job, row)
     except AudiotagError as e: return None, dict(**where, kind=e.kind or 'error', what=f'{e.what}: {e.fix}' if e.fix else e.what)
     except MemoryError: raise AudiotagError('does not fit into memory', file=row[1], fix='give a smaller longest_s') from None
+    except ImportError as e: raise AudiotagError(f'a library is missing here: {e}', fix='install audiotag again in this environment') from None
     codes,entry = _encoded(job, row, x)
     return codes, {**where, **entry}
 

@@ -53,6 +53,14 @@ def test_broken_files_are_named_and_get_the_prior(toy, tmp_path):
     assert np.isfinite(found.test.to_numpy()).all() and others.drop_duplicates().shape == others.shape
 
 
+def test_a_missing_library_is_no_fault_of_the_clips(toy, tmp_path, monkeypatch):
+    def load(*a, **k):
+        raise ModuleNotFoundError("No module named 'soxr'")
+    monkeypatch.setattr("audiotag.features.read_audio", load)
+    with pytest.raises(AudiotagError, match="library is missing here: No module named 'soxr'"):
+        run_baseline(load_competition(toy), trees=10, n_folds=3)
+
+
 def test_somebody_elses_file_is_left_alone(toy, tmp_path, capsys):
     thesis = tmp_path / "thesis.csv"
     thesis.write_text("chapter,pages\n1,30\n")

@@ -470,6 +470,8 @@ class Deadly(LogMel):
                 return np.full((32, 9), np.nan, np.float32)
             if self.on == "bands":
                 return np.zeros((33, 9), np.float32)
+            if self.on == "library":
+                raise ModuleNotFoundError("No module named 'soxr'", name="soxr")
             raise KeyError("bug")
         return LogMel.from_file(self, path, **kwargs)
 
@@ -489,6 +491,13 @@ def test_a_front_end_that_does_not_fit_stops_the_build(clips, tmp_path, on, word
     with pytest.raises(AudiotagError, match=words) as e:
         build(clips, tmp_path / "store", front_end=deadly(on))
     assert "005.wav" in str(e.value)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_missing_library_is_no_fault_of_the_clips(clips, tmp_path, workers):
+    with pytest.raises(AudiotagError, match="library is missing here: No module named 'soxr'") as e:
+        build(clips, tmp_path / "store", front_end=deadly("library"), workers=workers)
+    assert e.value.fix and not (tmp_path / "store" / "quarantine.csv").exists()
 
 
 def test_a_bug_on_one_clip_does_not_stop_the_others(clips, tmp_path):

@@ -3,12 +3,15 @@
 CNN-model-1, 64 wide, 80 classes, 128×128, batch 128, trained as `audiotag train` does (`train_fold`: loader, augmentation, precision, metric),
 from stored log-mels and from stored waves whose log-mel is computed on the device; beside it what an entrant writes: a fastai Learner whose
 DataLoader workers compute librosa's mel clip by clip. Images per second are those of the epochs after the first; the share of time in which
-the GPU waits is 1 - (time in kernels)/(wall time) of some steps under torch's profiler.
+the GPU waits, for whatever, is 1 - (time in kernels)/(wall time) of an epoch under torch's profiler; the share in which Python waits for a
+batch is measured in the epochs without it.
 """
 import argparse
 import datetime
 import os
 import platform
+import statistics
+import sys
 import tempfile
 import time
 from functools import partial
@@ -17,12 +20,20 @@ from pathlib import Path
 from fastai.callback.core import Callback
 
 
+class Fed(Callback):
+    "Seconds from the end of a batch to the next one's coming, before any callback works on it."
+    order, seconds, ended = -100, 0.0, 0.0
+
+    def before_batch(self):
+        self.seconds += time.perf_counter() - self.ended
+
+
 class Watch(Callback):
-    "Images and seconds of the training batches of each epoch, and a profile of one of them."
+    "Images and seconds of the training batches of each epoch, and a profile of the last one."
     order = 100
 
     def __init__(self, profile_at=None):
-        self.rates, self.profile_at, self.waiting = [], profile_at, None
+        self.rates, self.unfed, self.profile_at, self.waiting, self.fed = [], [], profile_at, None, Fed()
 
     def _now(self):
         import torch
@@ -32,21 +43,29 @@ class Watch(Callback):
 
     def before_train(self):
         from torch.profiler import ProfilerActivity, profile
-        self.n, self.begin = 0, self._now()
         self.profile = profile(activities=[ProfilerActivity.CUDA]) if self.epoch == self.profile_at else None
         if self.profile:
             self.profile.__enter__()
+        self.n, self.fed.seconds, self.begin = 0, 0.0, self._now()
+        self.fed.ended = self.begin
 
     def after_batch(self):
         self.n += len(self.y) if self.training else 0
+        self.fed.ended = time.perf_counter()
 
     def after_train(self):
         seconds = self._now() - self.begin
-        self.rates.append(self.n / seconds)
-        if self.profile:
-            self.profile.__exit__(None, None, None)
-            kernels = sum(e.device_time_total for e in self.profile.events() if "cuda" in str(e.device_type).lower()) / 1e6
-            self.waiting = max(0.0, 1 - kernels / seconds)
+        if not self.profile:
+            self.rates.append(self.n / seconds)
+            self.unfed.append(self.fed.seconds / seconds)
+            return
+        self.profile.__exit__(None, None, None)
+        kernels = sum(e.device_time_total for e in self.profile.events() if "cuda" in str(e.device_type).lower()) / 1e6
+        self.waiting = max(0.0, 1 - kernels / seconds)
+
+    def medians(self):
+        "Images per second, and the share of time without a batch, of the epochs after the first that nobody profiled."
+        return statistics.median(self.rates[1:]), statistics.median(self.unfed[1:])
 
 
 def sounds(n):
@@ -91,7 +110,7 @@ def ours(clips, folder, o, *, precision, computed, compile=""):
     watch = Watch(o.epochs - 1 if o.device == "cuda" and not compile else None)
     with tempfile.TemporaryDirectory() as run:
         train_fold(CNNModel1(width=o.width).build(80), dls, run, loss=BCE(), epochs=o.epochs, augment=(MixUp(), SpecMix(), ZoomCrop(), Lighting()),
-                   front_end=fe if computed else None, precision=precision, cbs=[watch], **({"compile": compile} if compile else {}))
+                   front_end=fe if computed else None, precision=precision, cbs=[watch, watch.fed], **({"compile": compile} if compile else {}))
     return watch
 
 
@@ -117,16 +136,18 @@ class LibrosaItems:
 
 def theirs(clips, o, *, precision):
     import fastai.callback.fp16, fastai.callback.progress, fastai.callback.schedule  # noqa: E401, F401  they add methods to Learner
+    import librosa
     import torch
     from audiotag.models.cnn import CNNModel1
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader
     from fastai.learner import Learner
     torch.manual_seed(0)
+    librosa.power_to_db(librosa.feature.melspectrogram(y=librosa.load(clips.path[0], sr=44100)[0]))  # loaded and compiled before the workers are forked
     train, valid = (DataLoader(LibrosaItems(c), bs=o.batch, shuffle=s, num_workers=o.workers, pin_memory=o.device == "cuda", drop_last=s)
                     for c, s in ((clips[clips.fold > 0], True), (clips[clips.fold == 0], False)))
     watch = Watch(o.epochs - 1 if o.device == "cuda" else None)
-    learn = Learner(DataLoaders(train, valid).to(o.device), CNNModel1(width=o.width).build(80), loss_func=torch.nn.BCEWithLogitsLoss(), cbs=[watch])
+    learn = Learner(DataLoaders(train, valid).to(o.device), CNNModel1(width=o.width).build(80), loss_func=torch.nn.BCEWithLogitsLoss(), cbs=[watch, watch.fed])
     if precision == "bf16":
         learn = learn.to_bf16()
     with learn.no_bar(), learn.no_logging():
@@ -139,7 +160,7 @@ def main():
     parse.add_argument("--save", action="store_true", help="write tests/bench/results/gpu.md")
     parse.add_argument("--device", default="cuda")
     parse.add_argument("--clips", type=int, default=8000)
-    parse.add_argument("--epochs", type=int, default=3)
+    parse.add_argument("--epochs", type=int, default=4)
     parse.add_argument("--batch", type=int, default=128)
     parse.add_argument("--width", type=int, default=64)
     parse.add_argument("--workers", type=int, default=min(16, os.cpu_count()), help="of the entrant's DataLoader")
@@ -155,20 +176,29 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         clips = clip_table(folder, o.clips)
-        ways = {"entrant: fastai, librosa in DataLoader workers": partial(theirs, clips, o), "ours, stored log-mels": partial(ours, clips, folder, o, computed=False),
-                "ours, log-mel on the device": partial(ours, clips, folder, o, computed=True)}
-        rows = {(w, p): f(precision=p) for p in ("fp32", "bf16") for w, f in ways.items()}
+        ways = {"ours, stored log-mels": partial(ours, clips, folder, o, computed=False), "ours, log-mel on the device": partial(ours, clips, folder, o, computed=True),
+                "entrant: fastai, librosa in DataLoader workers": partial(theirs, clips, o)}
+        todo = [(w, p, partial(f, precision=p)) for p in ("fp32", "bf16") for w, f in ways.items()]
         if o.compile:
-            rows["ours, stored log-mels, torch.compile", "bf16"] = ours(clips, folder, o, precision="bf16", computed=False, compile=o.compile)
-    rate = {k: sorted(v.rates[1:])[len(v.rates[1:]) // 2] for k, v in rows.items()}
+            todo.append(("ours, stored log-mels, torch.compile", "bf16", partial(ours, clips, folder, o, precision="bf16", computed=False, compile=o.compile)))
+        rows = {}
+        for way, precision, measure in todo:
+            began = time.perf_counter()
+            rows[way, precision] = watch = measure()
+            print(f"{way}, {precision}: {watch.medians()[0]:.0f} images/s ({time.perf_counter() - began:.0f} s in all)", file=sys.stderr, flush=True)
+    lines = []
+    for (way, precision), watch in rows.items():
+        rate, unfed = watch.medians()
+        base = rows["entrant: fastai, librosa in DataLoader workers", precision].medians()[0]
+        lines.append(f"| {way} | {precision} | {rate:.0f} | {rate / base:.2f} | {unfed:.0%} | {'–' if watch.waiting is None else f'{watch.waiting:.0%}'} |\n")
     text = f"""# How busy is the GPU?
 
 `python -m tests.bench.gpu`, {datetime.date.today()}, {name}, {os.cpu_count()} cores, torch {torch.__version__}.
 CNN-model-1, {o.width} wide, 128 × 128, batch {o.batch}, {o.clips} clips of 2.5 s; {o.workers} workers for the entrant.
 
-| | precision | images/s | over the entrant | GPU waits |
-|---|---|---|---|---|
-""" + "".join(f"| {w} | {p} | {rate[w, p]:.0f} | {rate[w, p] / rate['entrant: fastai, librosa in DataLoader workers', p]:.2f} | {'–' if v.waiting is None else f'{v.waiting:.0%}'} |\n" for (w, p), v in rows.items())
+| | precision | images/s | over the entrant | waits for a batch | GPU waits |
+|---|---|---|---|---|---|
+""" + "".join(lines)
     print(text)
     if o.save:
         from audiotag.core import write_text
