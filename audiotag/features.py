@@ -7,7 +7,7 @@ __all__ = ['PERCENTILES', 'PRESETS', 'Scaling', 'Standardize', 'MinMax', 'FixedS
            'crop_frames', 'window_starts', 'GlobalFeatures', 'RawFold', 'Waveform', 'Length', 'Joined', 'parts']
 
 # %% ../nbs/11_features.ipynb #3e5ed01f
-import math, warnings
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 import numpy as np
@@ -188,13 +188,25 @@ def _window(n_fft, dtype):
     "Periodic Hann window (n_fft,), equal to `scipy.signal.get_window`, whose import takes most of a second."
     return (.5-.5*np.cos(2*np.pi*np.arange(n_fft)/n_fft)).astype(dtype)
 
+def _mel_of(hz, htk):
+    "Hz to mel: O'Shaughnessy's formula as in HTK, or Slaney's, which is linear up to 1 kHz and logarithmic above."
+    if htk: return 2595*np.log10(1+hz/700)
+    return np.where(hz<1000, hz*3/200, 15+np.log(np.maximum(hz, 1000)/1000)/(math.log(6.4)/27))
+
+def _hz_of(mel, htk):
+    "The way back."
+    if htk: return 700*(10**(mel/2595)-1)
+    return np.where(mel<15, mel*200/3, 1000*np.exp(math.log(6.4)/27*(mel-15)))
+
+# %% ../nbs/11_features.ipynb #af28d911
 @lru_cache(32)
 def _filters(sample_rate, n_fft, n_mels, f_min, f_max, htk, norm):
-    "librosa's mel filterbank, float32 (n_mels, n_fft//2+1)."
-    import librosa.filters
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore') # its warning of empty filters is our `empty_bands`
-        return librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=n_mels, fmin=f_min, fmax=f_max, htk=htk, norm=norm)
+    "Triangles from each band's lower neighbour to its upper one, float32 (n_mels, n_fft//2+1), equal to `librosa.filters.mel`."
+    ends = np.array([f_min, sample_rate/2 if f_max is None else f_max], dtype=float)
+    hz = _hz_of(np.linspace(*_mel_of(ends, htk), n_mels+2), htk)
+    above,step = hz[:,None]-np.fft.rfftfreq(n_fft, 1/sample_rate),np.diff(hz)[:,None]
+    x = np.maximum(0, np.minimum(-above[:-2]/step[:-1], above[2:]/step[1:])).astype(np.float32)
+    return x if norm is None else (x*(2/(hz[2:]-hz[:-2]))[:,None]).astype(np.float32)
 
 @patch
 def _bank(self:LogMel): return self.sample_rate, self.n_fft, self.n_mels, self.f_min, self.f_max, self.htk, self.norm

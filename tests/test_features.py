@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch")
 
 from audiotag.audio import Reading, crop_or_pad
 from audiotag.core import AudiotagError, Config, config_from_dict
-from audiotag.features import (PCEN, PERCENTILES, PRESETS, FixedStats, FrontEnd, GlobalFeatures, Joined,
-                               Length, LogMel, MinMax, RawFold, Standardize, Waveform, crop_frames, parts, window_starts)
+from audiotag.features import (PCEN, PERCENTILES, PRESETS, FixedStats, FrontEnd, GlobalFeatures, Joined, Length, LogMel,
+                               MinMax, RawFold, Standardize, Waveform, _filters, crop_frames, parts, window_starts)
 
 RATE = 44100
 
@@ -190,6 +190,25 @@ def test_layer_on_the_gpu(name):
     clips = np.stack([synthetic()[k][:20000] for k in ("noise", "chirp", "decay")])
     got = fe.layer().cuda()(torch.from_numpy(clips).cuda()).cpu().numpy()
     assert np.abs(got - fe.layer()(torch.from_numpy(clips)).numpy()).max() <= 1e-3
+
+
+def test_the_filterbank_is_librosas_to_the_last_bit():
+    draw = np.random.default_rng(0)
+    for _ in range(300):
+        rate, n_fft, mels = int(draw.choice([8000, 16000, 22050, 32000, 44100, 48000])), int(draw.choice([256, 400, 1000, 1024, 2048, 2560])), int(draw.integers(1, 257))
+        low, high, htk, norm = float(draw.choice([0, 20, 27.5, 50, 1200])), draw.choice([None, rate / 2, rate / 2.2, rate / 2 - 1.5]), bool(draw.integers(2)), draw.choice([None, "slaney"])
+        ours = LogMel(sample_rate=rate, n_fft=n_fft, n_mels=mels, f_min=low, f_max=high, htk=htk, norm=norm)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # empty filters
+            theirs = librosa.filters.mel(sr=rate, n_fft=n_fft, n_mels=mels, fmin=low, fmax=high, htk=htk, norm=norm)
+        found = _filters(*ours._bank())
+        assert found.dtype == theirs.dtype and np.array_equal(found, theirs), ours
+
+
+def test_a_log_mel_needs_no_librosa():
+    said = subprocess.run([sys.executable, "-c", "import numpy as np, sys; from audiotag.features import LogMel; LogMel()(np.ones(9000, 'f4')); print([m for m in ('librosa', 'scipy', 'numba') if m in sys.modules])"],
+                          capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"  # they take a second
 
 
 def test_scalings():
