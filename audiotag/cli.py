@@ -135,6 +135,7 @@ def pack(o):
          arg('--deadline', metavar='TIME', help="such as 90min or 4h, counted from the start of this process; the last tenth stays unused (default: take all the time)"),
          arg('--precision', default='best', help='int8, fp16, fp32, torch, or best: the fastest that passed its gate (default)'),
          arg('--weights', nargs='+', type=float, metavar='W', help='one a bundle'),
+         arg('--cache', metavar='DIR', help='a folder for compiled graphs, from which the next run opens faster (default: none)'),
          arg('--after', nargs='+', default=[], metavar='STEP', help='steps after the ensemble, such as smooth file-max:power=0.4, or none (default: those sealed with the bundle)'))
 def infer(o):
     "score the test files with a bundle, in time, and write the submission"
@@ -143,7 +144,7 @@ def infer(o):
     from audiotag.inference import bundle_classes, bundle_layout, check_submission, infer
     from audiotag.postprocess import steps_named
     competition = load_competition(o.data, o.layout or bundle_layout(o.bundle), train=False, classes=bundle_classes(o.bundle))
-    print(infer(o.bundle, competition, o.out, deadline=Deadline(o.deadline, started='process'), precision=o.precision, weights=o.weights, after=steps_named(o.after) if o.after else None))
+    print(infer(o.bundle, competition, o.out, deadline=Deadline(o.deadline, started='process'), precision=o.precision, weights=o.weights, cache=o.cache, after=steps_named(o.after) if o.after else None))
     return _print_findings(o.out, check_submission(o.out, competition))
 
 # %% ../nbs/93_cli.ipynb #2712c726

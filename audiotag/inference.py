@@ -287,7 +287,7 @@ class Inference:
     def __init__(self, file:Submission, deadline:Deadline, *, begin, hearing=Hearing(), how=None, after=None, batch_size=64, every=20.):
         self.file,self.deadline,self.hearing,self.how,self.after,self.batch_size,self.every = file,deadline,hearing,how,after,batch_size,every
         self.begin = self.written = self.told = begin
-        self.lost,self.entries,self.prior,self.plan,self.stale = {},[],None,None,False # the last: the file could not be replaced by what is known
+        self.lost,self.unopened,self.entries,self.kinds,self.prior,self.plan,self.stale = {},{},[],[],None,None,False # the last: the file could not be replaced by what is known
         limit = None if deadline.limit==math.inf else deadline.limit
         self.report = Report(str(file.path), rows=len(file.ids), limit=limit)
 
@@ -323,8 +323,7 @@ def sealed_steps(self:Inference, bundles): # function, or None
 def publish(self:Inference, entries, *, last=False):
     "Replace the file by what `entries` say together."
     begin = time.monotonic()
-    kinds = list(dict.fromkeys(e.kind for e in self.entries))
-    scores = combined_scores(entries, self.prior, self.how, kinds) if isinstance(self.how, Combiner) else ensemble_scores(entries, self.prior, how=self.how)
+    scores = combined_scores(entries, self.prior, self.how, self.kinds) if isinstance(self.how, Combiner) else ensemble_scores(entries, self.prior, how=self.how)
     if self.after is not None:
         try:
             better = np.asarray(self.after(scores.copy(), self.file.competition.of('test')), dtype=float)
@@ -359,28 +358,42 @@ def best(self:Inference)->list:
 
 # %% ../nbs/82_inference.ipynb #ffedcc88
 @patch
-def open(self:Inference, bundles, *, precision, weights, threads):
+def open(self:Inference, bundles, *, weights, **opening):
     "Open the members and put them on the clock."
-    begin,competition = time.monotonic(),self.file.competition
+    begin = time.monotonic()
     ensemble = open_bundles(bundles)
     if self.after is None: self.after = self.sealed_steps(ensemble.bundles)
-    order,n = class_order(ensemble.classes, competition.classes, where=ensemble.bundles[0].folder),len(ensemble.bundles)
-    self.prior = np.asarray(ensemble.prior, dtype=np.float64)[order]
+    order,n = class_order(ensemble.classes, self.file.competition.classes, where=ensemble.bundles[0].folder),len(ensemble.bundles)
+    self.prior,self.kinds = np.asarray(ensemble.prior, dtype=np.float64)[order],list(dict.fromkeys(ensemble.kinds))
     if weights is not None and (len(weights)!=n or not all(0<=w<math.inf for w in weights) or not sum(weights)):
         raise AudiotagError(f'{weights!r} are no weights for {n} bundles', field='weights', fix='give one number a bundle, none negative, not all 0')
-    members = open_members(ensemble, precision=precision, threads=threads)
-    heard = {(m.front_end.hash, m.windows.hash): m for m in members}
-    listeners = {k: Listener(competition.of('test'), m.front_end, m.windows, hearing=self.hearing, budget=self.hearing.budget/len(heard)) for k,m in heard.items()}
-    for m in members:
-        b,facts,called = ensemble.bundles.index(m.bundle),m.bundle.members[m.index],m.bundle.called(m.index)
-        m.order = order if m.order is None else [m.order[i] for i in order]
-        self.entries.append(Entry(called if n==1 else f'{m.bundle.name}: {called}', gain_of(m.oof), Pace(), kind=(b, facts['model'], facts['stage']), member=m,
-                                  listener=listeners[m.front_end.hash, m.windows.hash], group=0 if weights is None else b, weight=1. if weights is None else float(weights[b])))
     if self.how is None: self.how = 'mean' if ensemble.combiner is None or weights is not None else ensemble.combiner
     if isinstance(self.how, Combiner): self.how = self.how.for_classes(order)
-    if isinstance(self.how, Combiner): self.how.apply(np.full((len({e.kind for e in self.entries}), 1, len(order)), .5)) # does it fit?
+    if isinstance(self.how, Combiner): self.how.apply(np.full((len(self.kinds), 1, len(order)), .5)) # does it fit?
+    self.enter(open_members(ensemble, enough=self.enough(), **opening), ensemble, order, weights)
     self.plan = Plan(self.deadline, self.entries, write=self.file.seconds)
     self.report.stages['opening'] = round(time.monotonic()-begin, 3)
+
+@patch
+def enough(self:Inference)->Callable: # number of open members -> whether that is enough
+    "Opening may take a third of the time; one member is opened as long as there is any."
+    keep = self.deadline.left()*2/3
+    return lambda opened: self.deadline.left()<=0 or (opened>0 and self.deadline.left()<keep<math.inf)
+
+# %% ../nbs/82_inference.ipynb #ffedcc89
+@patch
+def enter(self:Inference, members, ensemble, order, weights):
+    "The members as entries; those that were not opened are named in the report."
+    heard = {(m.front_end.hash, m.windows.hash): m for m in members}
+    listeners = {k: Listener(self.file.competition.of('test'), m.front_end, m.windows, hearing=self.hearing, budget=self.hearing.budget/len(heard)) for k,m in heard.items()}
+    def called(bundle, i): return bundle.called(i) if len(ensemble.bundles)==1 else f'{bundle.name}: {bundle.called(i)}'
+    for m in members:
+        b,facts = ensemble.bundles.index(m.bundle),m.bundle.members[m.index]
+        m.order = order if m.order is None else [m.order[i] for i in order]
+        self.entries.append(Entry(called(m.bundle, m.index), gain_of(m.oof), Pace(), kind=(b, facts['model'], facts['stage']), member=m,
+                                  listener=listeners[m.front_end.hash, m.windows.hash], group=0 if weights is None else b, weight=1. if weights is None else float(weights[b])))
+    every = [called(b, i) for b in ensemble.bundles for i in range(len(b.members))]
+    self.unopened = dict.fromkeys(every[len(members):], 'there was no time to open it')
 
 # %% ../nbs/82_inference.ipynb #c8ff6024
 @patch
@@ -537,7 +550,7 @@ def _fill(self:Inference, entries):
     r.prior = {ids[i]: self.lost.get(i, 'no network came so far') for i in np.flatnonzero(~scored)}
     if more := {ids[i]: w for i,w in self.lost.items() if scored[i]}: self.remark(f'{len(more)} rows were scored by a part of the networks ({a_few(more)})')
     r.ran = [dict(name=e.name, precision=e.member.precision, seconds=round(e.seconds, 3), windows=e.pace.n, why=e.why, slower=e.member.why) for e in entries]
-    r.left_out = {e.name: e.why or 'it was interrupted' for e in self.entries if e not in entries}
+    r.left_out = {e.name: e.why or 'it was interrupted' for e in self.entries if e not in entries}|self.unopened
     listeners,network = {e.listener for e in self.entries},[o for o in r.events if o[0]=='network']
     for l in listeners: r.events += [(k, a-self.begin, b-self.begin, '') for k,a,b in l.events]
     stages = {k: sum(l.seconds[k] for l in listeners) for k in ('decode','features')}
@@ -562,6 +575,7 @@ def infer(
     hearing:Hearing=Hearing(), # how the recordings are read
     batch_size:int=64, # windows
     threads:int|None=None, # of the network; None: all
+    cache=None, # a folder for compiled graphs, for runs that come after this one; None: compile anew
     every:float=20., # seconds between two writings of the file while the first member runs
 )->Report:
     "Score the test files and write the submission, in time; also `<out>.report.json`."
@@ -570,7 +584,7 @@ def infer(
     file = Submission(competition, out, first_prior(bundles, competition.classes))
     run = Inference(file, deadline, begin=begin, hearing=hearing, how=how, after=in_time(after) if isinstance(after, (list,tuple)) else after, batch_size=batch_size, every=every)
     run.write(begin)
-    return run.go(bundles, precision=precision, weights=weights, threads=threads)
+    return run.go(bundles, precision=precision, weights=weights, threads=threads, cache=cache)
 
 # %% ../nbs/82_inference.ipynb #7b6daebc
 @patch

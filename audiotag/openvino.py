@@ -481,15 +481,18 @@ def open_members(
     threads:int|None=None, # of the processor that one member may use; None: all
     cache=None, # a folder for compiled graphs; None: none
     replay:bool=True, # compute the golden example
+    enough=lambda opened: False, # asked before each member: True leaves it and those after it unopened
 )->list: # of `Member`, in the order of bundles and their members
     "Check the files and make every member run: by its graph where there is one, and else by torch, with the reason in `why`."
     known = ('best', *PRECISIONS, 'torch')
     if precision not in known: raise AudiotagError(f'{precision!r} is no precision', field='precision', fix=did_you_mean(precision, known))
     ensemble,out = open_bundles(bundle),[]
     for b,order in zip(ensemble.bundles, ensemble.orders):
+        if enough(len(out)): return out
         b.check_files()
         looks,files = b.replay_features(),{}
         for i in range(len(b.members)):
+            if enough(len(out)): return out
             run,kind,why = _by_graph(b, i, precision, looks, files, threads, cache)
             if run is None: run,kind = _by_torch(b, i, threads),'torch'
             if replay and kind=='torch': b.replay_scores(i, run, looks)

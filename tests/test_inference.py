@@ -657,6 +657,37 @@ def test_a_deadline_that_is_over_leaves_the_prior(comp, bundle, tmp_path):
     assert report.scored == 0 and len(report.left_out) == 3 and not refused(check_submission(tmp_path / "s.csv", comp))
 
 
+@pytest.mark.parametrize("combined", [False, True])
+def test_opening_does_not_eat_the_time(comp, tmp_path, monkeypatch, combined):
+    "Six networks that take half a second each to open, under four seconds: some are opened, and they are heard."
+    from audiotag.bundle import Bundle, join_bundles
+    from audiotag.ensemble import Mean
+    b = sealed(tmp_path / "b", comp.classes, n=6)
+    if combined:
+        other = sealed(tmp_path / "other", comp.classes, n=3, name="other", first=6)
+        join_bundles(tmp_path / "both", [b, other], name="both", combiner=Mean(weights=(0.25, 0.75)))
+        b = tmp_path / "both"
+    honest = Bundle.model
+    monkeypatch.setattr(Bundle, "model", lambda *a, **k: time.sleep(0.5) or honest(*a, **k))
+    report = infer(b, comp, tmp_path / "s.csv", deadline=Deadline(5, margin=0.2))
+    assert report.seconds < 5 and 1 <= report.members < 6 and report.scored == N and not refused(check_submission(tmp_path / "s.csv", comp))
+    late = [k for k, why in report.left_out.items() if why == "there was no time to open it"]
+    assert late and report.members + len(report.left_out) == 6 + 3 * combined and "no time to open it" in str(report)
+    assert not combined or {k for k in late if k.startswith("other")} == {f"other: curated fold {k}" for k in range(3)}
+
+
+def test_compiled_graphs_can_be_kept(comp, tmp_path):
+    from audiotag.openvino import Evidence, Gate, export_bundle
+    b = sealed(tmp_path / "b", comp.classes, n=2)
+    images = {f"clip-{i}": FE(rng(0, i).normal(size=RATE).astype("f4") * 0.1) for i in range(4)}
+    export_bundle(b, Evidence(images.__getitem__, [list(images)] * 2, [list(images)] * 2), precision="fp32", gate=Gate())
+    first = infer(b, comp, tmp_path / "a.csv", cache=tmp_path / "cache")
+    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").glob("*.blob")}
+    again = infer(b, comp, tmp_path / "b.csv", cache=tmp_path / "cache")
+    assert kept == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").glob("*.blob")} and {r["precision"] for r in [*first.ran, *again.ran]} == {"fp32"}
+    assert len(kept) == 2 and (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+
+
 def test_a_disk_that_hangs_does_not_hang_us(comp, bundle, tmp_path, monkeypatch):
     "A thread that never comes back from a read."
     honest, stop = LogMel.read, threading.Event()
