@@ -134,6 +134,12 @@ class LibrosaItems:
         return torch.from_numpy(x[None, :, at:at + 128].astype("float32")), torch.eye(80)[self.labels[i]]
 
 
+def one_thread():
+    "In each worker: sixteen of them with sixteen BLAS threads each would wait for one another."
+    from threadpoolctl import threadpool_limits
+    threadpool_limits(1)
+
+
 def theirs(clips, o, *, precision):
     import fastai.callback.fp16, fastai.callback.progress, fastai.callback.schedule  # noqa: E401, F401  they add methods to Learner
     import librosa
@@ -144,7 +150,7 @@ def theirs(clips, o, *, precision):
     from fastai.learner import Learner
     torch.manual_seed(0)
     librosa.power_to_db(librosa.feature.melspectrogram(y=librosa.load(clips.path[0], sr=44100)[0]))  # loaded and compiled before the workers are forked
-    train, valid = (DataLoader(LibrosaItems(c), bs=o.batch, shuffle=s, num_workers=o.workers, pin_memory=o.device == "cuda", drop_last=s)
+    train, valid = (DataLoader(LibrosaItems(c), bs=o.batch, shuffle=s, num_workers=o.workers, wif=one_thread, pin_memory=o.device == "cuda", drop_last=s)
                     for c, s in ((clips[clips.fold > 0], True), (clips[clips.fold == 0], False)))
     watch = Watch(o.epochs - 1 if o.device == "cuda" else None)
     learn = Learner(DataLoaders(train, valid).to(o.device), CNNModel1(width=o.width).build(80), loss_func=torch.nn.BCEWithLogitsLoss(), cbs=[watch, watch.fed])

@@ -240,7 +240,7 @@ def effnet_about(tiny):
     from audiotag.windows import Windows
     fe = PRESETS["birdclef_mel"]
     return dict(name="effnet", spec=Timm(name="mobilenetv3_small_050" if tiny else "efficientnet_b0"), front_end=fe, windows=Windows(frames=313, hop=313),
-                classes=[*SOUNDS, *(f"species_{i:03d}" for i in range(206 - len(SOUNDS)))], clips=list(lessons(fe, 30 if tiny else 800, 5, seed=2, rate=32000)), held=6 if tiny else 200, calibrate=8, steps=4 if tiny else 100)
+                classes=[*SOUNDS, *(f"species_{i:03d}" for i in range(206 - len(SOUNDS)))], clips=list(lessons(fe, 30 if tiny else 800, 5, seed=2, rate=32000)), held=6 if tiny else 200, calibrate=48, steps=4 if tiny else 1500)
 
 
 def effnet_files(folder, n, classes):
