@@ -288,12 +288,12 @@ def _mel(self:LogMel, wave):
     "Mel power (n_mels, frames), cut off below as `amin` and `top_db` say, exact above that."
     import torch
     x,level = self._power(wave, 'float32')
+    x = np.ascontiguousarray(x.T)
     _,weight,heard = _pieces(*self._bank())
     floor = 0 if self.pcen else self.amin if self.top_db is None else max(self.amin, float(x.max())*10**(-self.top_db/10))
-    quiet = np.maximum(x[:,heard].min(1), floor)/weight # the least power of a frequency bin that matters
+    quiet = np.maximum(x[heard].min(0), floor)/weight # the least power of a frequency bin that matters
     rough = np.flatnonzero((quiet if self.power==2 else quiet**2) < 5e-7*level)
-    if len(rough): x[rough] = self._power(wave, 'float64', rough)[0]
-    x = np.ascontiguousarray(x.T)
+    if len(rough): x[:,rough] = self._power(wave, 'float64', rough)[0].T
     torch.from_numpy(x).clamp_(min=floor) # the same memory; NumPy's maximum takes longer than its logarithm
     return x
 

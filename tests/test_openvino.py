@@ -18,7 +18,7 @@ from audiotag.bundle import Bundle, _facts, _seal_of, seal
 from audiotag.core import AudiotagError, Config, read_json, rng, write_json
 from audiotag.features import GlobalFeatures, Joined, LogMel, Standardize
 from audiotag.models.cnn import CNNModel1, VGG16BN
-from audiotag.openvino import Evidence, Gate, evidence_in, export_bundle, graph_run, graph_table, head_of, judge, open_members, to_graph, to_int8
+from audiotag.openvino import Evidence, Gate, evidence_in, export_bundle, gates_of, graph_run, graph_table, head_of, judge, open_members, to_graph, to_int8
 from audiotag.synth import SOUNDS, sound
 from audiotag.windows import View, Windows
 
@@ -334,6 +334,38 @@ def test_the_head_and_the_pooling_stay_in_32_bits(world):
     quantised = {i.get_source_output().get_node().get_type_name() for o in int8.get_ops() if o.get_type_name() == "MatMul" for i in o.inputs()}
     convs = [i.get_source_output().get_node().get_type_name() for o in int8.get_ops() if o.get_type_name() == "Convolution" for i in o.inputs()]
     assert "FakeQuantize" not in quantised and convs.count("FakeQuantize") == 8
+
+
+class Gated(torch.nn.Module):
+    "Convolutions with activations that fall below zero, and a gate for each channel."
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.after, self.gate, self.head = torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 1), torch.nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = torch.nn.functional.silu(self.before(x))
+        x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
+        y = self.after(x)
+        return self.head((y * torch.sigmoid(y)).mean((2, 3)))  # the last one is an activation, whatever it is written as
+
+
+def test_gates_stay_in_32_bits_and_ranges_need_not_be_even():
+    torch.manual_seed(0)
+    net = Gated().eval()
+    x = np.random.default_rng(0).normal(size=(8, 1, 16, 16)).astype("float32")
+    graph = to_graph(net, x[:2])
+    assert len(gates_of(graph)) == 1
+    int8 = to_int8(graph, [x[i:i + 1] for i in range(8)])
+
+    def feeds(name):
+        return [i.get_source_output().get_node().get_type_name() for o in int8.get_ops() if o.get_friendly_name() == name for i in o.inputs()]
+    assert "FakeQuantize" not in feeds(gates_of(graph)[0])
+    ranges = [[float(np.min(o.input_value(k).get_node().data)) for k in (1, 2)] for o in int8.get_ops() if o.get_type_name() == "FakeQuantize" and o.input_value(1).get_node().data.size == 1]
+    assert any(low < 0 and abs(low + high) > 0.5 * high for low, high in ranges), ranges
+    with torch.no_grad():
+        want = net(torch.from_numpy(x)).sigmoid().numpy()
+    assert np.abs(graph_run(ovmod.compiled(int8), "sigmoid")(x) - want).max() < 0.01
 
 
 # --- members that run -----------------------------------------------------------------------------

@@ -298,6 +298,18 @@ print(2*2048**3/best/1e9)"""
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
+def ceiling(threads):
+    "What so many cores could do at most in fp32 and int8, GFLOP/s, each with a loop that touches no memory; None without a C compiler or AVX-512."
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            subprocess.run(["cc", "-O2", "-funroll-loops", "-mavx512f", "-mavx512vnni", str(Path(__file__).with_name("peak.c")), "-o", f"{folder}/peak"], check=True, capture_output=True)
+            runs = [subprocess.Popen(["taskset", "-c", str(core), f"{folder}/peak"], stdout=subprocess.PIPE, text=True) for core in sorted(os.sched_getaffinity(0))[:threads]]
+            fp32, int8 = zip(*(map(float, run.communicate()[0].split()) for run in runs))
+        except (OSError, subprocess.CalledProcessError, ValueError):
+            return None
+    return {"theirs": sum(fp32), "fp32": sum(fp32), "int8": sum(int8), "shared": sum(int8)}
+
+
 def flops(bundle):
     "GFLOP of one window of one member (a multiplication and an addition are two)."
     import torch
@@ -329,7 +341,7 @@ def whole_job(took, n_files):
     return took["opening"] + (took["seconds"] - took["opening"]) * FILES / n_files
 
 
-def system(say, root, name, args, peak):
+def system(say, root, name, args, peak, tops):
     from audiotag.bundle import Bundle
     shared = args.shared and name == "cnn"
     folder, _ = prepared(root, name, args.tiny, 4, shared)
@@ -360,6 +372,10 @@ def system(say, root, name, args, peak):
         say(f"| windows/s through a network | {' | '.join(f'{rate[w]:.0f}' for w in ways)} |")
         say(f"| GFLOP/s | {' | '.join(f'{rate[w] * gflop:.0f}' for w in ways)} |")
         say(f"| share of the fp32 peak | {' | '.join(f'{rate[w] * gflop / peak[threads]:.0%}' for w in ways)} |")
+        if most := tops[threads]:
+            say(f"| share of what the cores could do at most | {' | '.join(f'{rate[w] * gflop / most[w]:.0%}' for w in ways)} |")
+            best = {w: line["theirs"]["seconds"] / (line[w]["seconds"] - line[w]["network"] + 5 * windows * gflop / most[w]) for w in ways}
+            say(f"| ratio, if the networks ran at that | {' | '.join('–' if w == 'theirs' else f'{best[w]:.2f}' for w in ways)} |")
         ratio = {w: median([t["seconds"] / o["seconds"] for t, o in zip(got["theirs"], got[w])]) for w in ways}
         say(f"| **ratio, end to end** | {' | '.join(f'**{ratio[w]:.2f}**' for w in ways)} |")
         off = {w: difference(folder / f"theirs-{threads}.csv", folder / f"{w}-{threads}.csv") for w in ways}
@@ -410,8 +426,10 @@ def main():
         prepared(args.folder, name, args.tiny, 4, args.shared and name == "cnn")
     say("# Kernel\n")
     say(f"{datetime.date.today()}, {cpu}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start; Python {platform.python_version()}, torch {torch.__version__}, OpenVINO {openvino.__version__.split('-')[0]}.")
-    peak = {t: limits(t) for t in args.threads}
-    met = [m for name in args.systems for m in system(say, args.folder, name, args, peak)]
+    peak, tops = {t: limits(t) for t in args.threads}, {t: ceiling(t) for t in args.threads}
+    for t, top in tops.items():
+        say(f"\nWhat {t} core{'s' if t > 1 else ''} could do at most (instructions on registers): " + (f"{top['fp32']:.0f} GFLOP/s in fp32, {top['int8']:.0f} GOP/s in int8." if top else "not measured, for want of a C compiler or of AVX-512."))
+    met = [m for name in args.systems for m in system(say, args.folder, name, args, peak, tops)]
     say("\nWanted on two threads: " + "; ".join(f"{what} ({'met' if ok else 'MISSED'})" for what, ok in met) + f". {time.perf_counter() - began:.0f} s in all.")
     if args.save:
         from audiotag.core import write_text
