@@ -224,15 +224,14 @@ def _bins(weights):
 
 @lru_cache(32)
 def _pieces(*settings, bands=16, size=1024):
-    "The filterbank as [(bands, bins, weights (bins, bands))], the greatest sum of a filter's weights, and which bands hear something."
+    "The filterbank as [(bands, bins, weights (bins, bands))]."
     weights,pieces,a = _filters(*settings),[],0
     while a<len(weights):
         b,at = min(a+bands, len(weights)),_bins(weights[a:a+bands])
         while b>a+1 and (at.stop-at.start)*(b-a)>size: b,at = b-1,_bins(weights[a:b-1])
         pieces.append((slice(a, b), at, np.ascontiguousarray(weights[a:b,at].T)))
         a = b
-    heard = weights.any(1)
-    return pieces, float(weights.sum(1).max()), slice(None) if heard.all() else np.flatnonzero(heard)
+    return pieces
 
 # %% ../nbs/11_features.ipynb #9bbba462
 @patch
@@ -269,7 +268,7 @@ def _frames(self:LogMel, wave, first=0, n=None):
 def _power(self:LogMel, wave, dtype, which=None, at_once=96):
     "Mel power (frames, n_mels) float32 with the FFT in `dtype`, of all frames or of some numbers, and the mean power of a frequency bin in each."
     import torch
-    window,pieces = torch.from_numpy(_window(self.n_fft, dtype)), _pieces(*self._bank())[0]
+    window,pieces = torch.from_numpy(_window(self.n_fft, dtype)), _pieces(*self._bank())
     n,mean = self.n_frames(len(wave)) if which is None else len(which), np.full(self.n_fft//2+1, 1/(self.n_fft//2+1), np.float32)
     whole = None if which is None else self._frames(wave)
     out,level = np.empty((n, self.n_mels), np.float32), np.empty(n, np.float32)
@@ -282,6 +281,16 @@ def _power(self:LogMel, wave, dtype, which=None, at_once=96):
         for bands,bins,weights in pieces: np.matmul(x[:,bins], weights, out=out[some,bands])
     return out, level
 
+# %% ../nbs/11_features.ipynb #9f6e9f17
+@lru_cache(32)
+def _faintness(power, *settings):
+    "Which bands hear something, and what makes their values comparable: over the sum of a filter's weights, times the fourth root of its number of bins for each `power`."
+    weights = _filters(*settings)
+    heard = np.flatnonzero(weights.any(1))
+    some = weights[heard].astype(np.float64)
+    factor = (some.sum(1)**2/(some**2).sum(1))**(power/4)/some.sum(1)
+    return slice(None) if len(heard)==len(weights) else heard, factor.astype(np.float32)[:,None]
+
 # %% ../nbs/11_features.ipynb #e341968a
 @patch
 def _mel(self:LogMel, wave):
@@ -289,12 +298,12 @@ def _mel(self:LogMel, wave):
     import torch
     x,level = self._power(wave, 'float32')
     x = np.ascontiguousarray(x.T)
-    _,weight,heard = _pieces(*self._bank())
     floor = 0 if self.pcen else self.amin if self.top_db is None else max(self.amin, float(x.max())*10**(-self.top_db/10))
-    quiet = np.maximum(x[heard].min(0), floor)/weight # the least power of a frequency bin that matters
-    rough = np.flatnonzero((quiet if self.power==2 else quiet**2) < 5e-7*level)
-    if len(rough): x[:,rough] = self._power(wave, 'float64', rough)[0].T
     torch.from_numpy(x).clamp_(min=floor) # the same memory; NumPy's maximum takes longer than its logarithm
+    heard,factor = _faintness(self.power, *self._bank())
+    faintest = (x[heard]*factor).min(0)**(2/self.power)
+    rough = np.flatnonzero(faintest < 2e-6*level)
+    if len(rough): x[:,rough] = np.maximum(self._power(wave, 'float64', rough)[0].T, floor)
     return x
 
 # %% ../nbs/11_features.ipynb #a8629b65
