@@ -265,7 +265,7 @@ def _frames(self:LogMel, wave, first=0, n=None):
 
 # %% ../nbs/11_features.ipynb #880ee27f
 @patch
-def _power(self:LogMel, wave, dtype, which=None, at_once=96):
+def _power(self:LogMel, wave, dtype, which=None, at_once=64):
     "Mel power (frames, n_mels) float32 with the FFT in `dtype`, of all frames or of some numbers, and the mean power of a frequency bin in each."
     import torch
     window,pieces = torch.from_numpy(_window(self.n_fft, dtype)), _pieces(*self._bank())
