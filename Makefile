@@ -2,6 +2,8 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+# a worker that dies, or a test that hangs, ends the run and is named: xdist would wait for ever
+LOST := --max-worker-restart=0 -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true
 
 .PHONY: help demo test cluster docs
 
@@ -27,7 +29,7 @@ test: $(READY)
 	@echo '2/3 nbdev_test: every lesson runs'
 	@$(VENV)/bin/nbdev_test --n_workers 0
 	@echo '3/3 pytest: parity, faults, end to end; two files at a time, one thread each'
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --durations=10 -m 'not apart' --ignore tests/test_house.py tests
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile $(LOST) --durations=10 -m 'not apart' --ignore tests/test_house.py tests
 
 # the step that `make test` leaves out: it installs Ray and an S3 server, and nothing else may run in its process
 cluster: $(READY)

@@ -14,7 +14,7 @@ import numpy as np, pandas as pd
 from sklearn.ensemble import RandomForestClassifier
 from .audio import Reading, audio_info
 from .competitions import Competition, class_prior, targets
-from .core import AudiotagError, derive_seed, progress
+from .core import AudiotagError, derive_seed, missing_library, progress
 from .features import FrontEnd, LogMel, Waveform, parts
 from .folds import assign_folds
 from .metrics import metric_named
@@ -124,7 +124,7 @@ def hear_statistics(
         span = {k: v for k,v in (('start_s',c.start_s), ('end_s',c.end_s)) if v==v}
         try: return clip_statistics(front_end.from_file(c.path, **span))
         except AudiotagError as e: return str(e)
-        except ImportError as e: raise AudiotagError(f'a library is missing here: {e}', fix='install audiotag again in this environment') from None
+        except ImportError as e: raise missing_library(e) from None
         except Exception as e: return f'{c.path}: unexpected {type(e).__name__}: {e}' # one odd file must not cost the others
     with ThreadPoolExecutor(workers) as pool:
         heard = list(progress(pool.map(hear, clips.itertuples()), label=label, total=len(clips)))

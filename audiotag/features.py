@@ -199,17 +199,26 @@ def _hz_of(mel, htk):
     return np.where(mel<15, mel*200/3, 1000*np.exp(math.log(6.4)/27*(mel-15)))
 
 # %% ../nbs/11_features.ipynb #af28d911
+def _corners(sample_rate, n_mels, f_min, f_max, htk):
+    "Where the triangles begin, peak and end, in Hz: float64 (n_mels+2,), at equal distances in mel."
+    ends = np.array([f_min, sample_rate/2 if f_max is None else f_max], dtype=float)
+    return _hz_of(np.linspace(*_mel_of(ends, htk), n_mels+2), htk)
+
 @lru_cache(32)
 def _filters(sample_rate, n_fft, n_mels, f_min, f_max, htk, norm):
     "Triangles from each band's lower neighbour to its upper one, float32 (n_mels, n_fft//2+1), equal to `librosa.filters.mel`."
-    ends = np.array([f_min, sample_rate/2 if f_max is None else f_max], dtype=float)
-    hz = _hz_of(np.linspace(*_mel_of(ends, htk), n_mels+2), htk)
+    hz = _corners(sample_rate, n_mels, f_min, f_max, htk)
     above,step = hz[:,None]-np.fft.rfftfreq(n_fft, 1/sample_rate),np.diff(hz)[:,None]
     x = np.maximum(0, np.minimum(-above[:-2]/step[:-1], above[2:]/step[1:])).astype(np.float32)
     return x if norm is None else (x*(2/(hz[2:]-hz[:-2]))[:,None]).astype(np.float32)
 
 @patch
 def _bank(self:LogMel): return self.sample_rate, self.n_fft, self.n_mels, self.f_min, self.f_max, self.htk, self.norm
+
+@patch(as_prop=True)
+def band_hz(self:LogMel)->np.ndarray: # (n_mels,) Hz
+    "The frequency at which each band hears most."
+    return _corners(self.sample_rate, self.n_mels, self.f_min, self.f_max, self.htk)[1:-1]
 
 @patch(as_prop=True)
 def empty_bands(self:LogMel)->tuple: # numbers of mel bands

@@ -11,6 +11,7 @@ import base64, html, io, json, re
 import numpy as np, pandas as pd
 from .audio import read_audio, resample
 from .core import AudiotagError
+from .features import LogMel
 
 # %% ../nbs/83_page.ipynb #3609f459
 def esc(text)->str:
@@ -123,11 +124,10 @@ def spectrogram_uri(
     size:tuple[int,int]=(480,120), # pixels
 )->str:
     "A log-mel picture of a sound as a data URI (WebP)."
-    import librosa, matplotlib
+    import matplotlib
     from PIL import Image
     hop = max(1, int(np.ceil(len(wave)/size[0])))
-    mel = librosa.feature.melspectrogram(y=wave, sr=sample_rate, n_fft=2048, hop_length=max(64, hop), n_mels=96, fmin=40)
-    db = librosa.power_to_db(mel, ref=np.max, top_db=70)
+    db = LogMel(sample_rate=sample_rate, n_fft=2048, hop_length=max(64, hop), n_mels=96, f_min=40, f_max=None, top_db=70, reference='max')(wave)
     pixels = matplotlib.colormaps['magma']((db[::-1]+70)/70, bytes=True)[...,:3]
     file = io.BytesIO()
     Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR).save(file, 'WEBP', quality=60)

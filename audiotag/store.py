@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from fastcore.basics import patch
 from .core import (AudiotagError, Config, atomic_path, claim_folder, config_from_dict, did_you_mean, file_sha256, folder_kind,
-    locked, progress, read_json, require_same, say, write_bytes, write_json, write_text)
+    locked, missing_library, progress, read_json, require_same, say, write_bytes, write_json, write_text)
 from .mapped import Lookup, Pages, give_back, make_lookup, read_at_random, read_lookup, records_of, soon, write_lookup
 from .audio import audio_info, write_quarantine
 from .features import FrontEnd, Joined, Waveform, crop_frames, parts
@@ -275,7 +275,7 @@ def _clip(job, row, old):
     try: x = _features(job, row)
     except AudiotagError as e: return None, dict(**where, kind=e.kind or 'error', what=f'{e.what}: {e.fix}' if e.fix else e.what)
     except MemoryError: raise AudiotagError('does not fit into memory', file=row[1], fix='give a smaller longest_s') from None
-    except ImportError as e: raise AudiotagError(f'a library is missing here: {e}', fix='install audiotag again in this environment') from None
+    except ImportError as e: raise missing_library(e) from None
     codes,entry = _encoded(job, row, x)
     return codes, {**where, **entry}
 

@@ -170,9 +170,7 @@ def _runs(on, gap):
 
 # %% ../../nbs/43_models.sed.ipynb #00d51461
 def _bands_of(front_end, hz): # heights in a picture of mel bands
-    from librosa import mel_frequencies
-    middles = mel_frequencies(n_mels=front_end.n_mels+2, fmin=front_end.f_min, fmax=front_end.f_max or front_end.sample_rate/2, htk=front_end.htk)[1:-1]
-    return np.interp(hz, middles, np.arange(front_end.n_mels)+.5)
+    return np.interp(hz, front_end.band_hz, np.arange(front_end.n_mels)+.5)
 
 def _height_axis(ax, bands, front_end):
     "Ticks at octaves where the front end says which band is which frequency."

@@ -161,6 +161,28 @@ def theirs(clips, o, *, precision):
     return watch
 
 
+ENTRANT = "entrant: fastai, librosa in DataLoader workers"
+
+
+def page(rows, o, name):
+    "The table of what was measured so far."
+    import torch
+    lines = []
+    for (way, precision), watch in rows.items():
+        rate, unfed = watch.medians()
+        base = rows.get((ENTRANT, precision))
+        lines.append(f"| {way} | {precision} | {rate:.0f} | {f'{rate / base.medians()[0]:.2f}' if base else '–'} | {unfed:.0%} | "
+                     f"{'–' if watch.waiting is None else f'{watch.waiting:.0%}'} |\n")
+    return f"""# How busy is the GPU?
+
+`python -m tests.bench.gpu`, {datetime.date.today()}, {name}, {os.cpu_count()} cores, torch {torch.__version__}.
+CNN-model-1, {o.width} wide, 128 × 128, batch {o.batch}, {o.clips} clips of 2.5 s; {o.workers} workers for the entrant.
+
+| | precision | images/s | over the entrant | waits for a batch | GPU waits |
+|---|---|---|---|---|---|
+""" + "".join(lines)
+
+
 def main():
     parse = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parse.add_argument("--save", action="store_true", help="write tests/bench/results/gpu.md")
@@ -183,7 +205,7 @@ def main():
         folder = Path(folder)
         clips = clip_table(folder, o.clips)
         ways = {"ours, stored log-mels": partial(ours, clips, folder, o, computed=False), "ours, log-mel on the device": partial(ours, clips, folder, o, computed=True),
-                "entrant: fastai, librosa in DataLoader workers": partial(theirs, clips, o)}
+                ENTRANT: partial(theirs, clips, o)}
         todo = [(w, p, partial(f, precision=p)) for p in ("fp32", "bf16") for w, f in ways.items()]
         if o.compile:
             todo.append(("ours, stored log-mels, torch.compile", "bf16", partial(ours, clips, folder, o, precision="bf16", computed=False, compile=o.compile)))
@@ -192,23 +214,10 @@ def main():
             began = time.perf_counter()
             rows[way, precision] = watch = measure()
             print(f"{way}, {precision}: {watch.medians()[0]:.0f} images/s ({time.perf_counter() - began:.0f} s in all)", file=sys.stderr, flush=True)
-    lines = []
-    for (way, precision), watch in rows.items():
-        rate, unfed = watch.medians()
-        base = rows["entrant: fastai, librosa in DataLoader workers", precision].medians()[0]
-        lines.append(f"| {way} | {precision} | {rate:.0f} | {rate / base:.2f} | {unfed:.0%} | {'–' if watch.waiting is None else f'{watch.waiting:.0%}'} |\n")
-    text = f"""# How busy is the GPU?
-
-`python -m tests.bench.gpu`, {datetime.date.today()}, {name}, {os.cpu_count()} cores, torch {torch.__version__}.
-CNN-model-1, {o.width} wide, 128 × 128, batch {o.batch}, {o.clips} clips of 2.5 s; {o.workers} workers for the entrant.
-
-| | precision | images/s | over the entrant | waits for a batch | GPU waits |
-|---|---|---|---|---|---|
-""" + "".join(lines)
-    print(text)
-    if o.save:
-        from audiotag.core import write_text
-        write_text(Path(__file__).parent / "results" / "gpu.md", text)
+            if o.save:  # what was measured stays, whatever comes
+                from audiotag.core import write_text
+                write_text(Path(__file__).parent / "results" / "gpu.md", page(rows, o, name))
+    print(page(rows, o, name))
 
 
 if __name__ == "__main__":
