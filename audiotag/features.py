@@ -232,13 +232,13 @@ def _bins(weights):
     return slice(at[0], at[-1]+1) if len(at) else slice(0, 0)
 
 @lru_cache(32)
-def _pieces(*settings, bands=16, size=1024):
-    "The filterbank as [(bands, bins, weights (bins, bands))]."
+def _pieces(parts, *settings, bands=24, size=768):
+    "The filterbank as [(bands, bins, weights (bins, bands))], where each bin is there `parts` times, one after the other."
     weights,pieces,a = _filters(*settings),[],0
     while a<len(weights):
         b,at = min(a+bands, len(weights)),_bins(weights[a:a+bands])
         while b>a+1 and (at.stop-at.start)*(b-a)>size: b,at = b-1,_bins(weights[a:b-1])
-        pieces.append((slice(a, b), at, np.ascontiguousarray(weights[a:b,at].T)))
+        pieces.append((slice(a, b), slice(at.start*parts, at.stop*parts), np.ascontiguousarray(np.repeat(weights[a:b,at].T, parts, axis=0))))
         a = b
     return pieces
 
@@ -274,21 +274,21 @@ def _frames(self:LogMel, wave, first=0, n=None):
 
 # %% ../nbs/11_features.ipynb #880ee27f
 @patch
-def _power(self:LogMel, wave, dtype, which=None, at_once=64):
+def _power(self:LogMel, wave, dtype, which=None, at_once=128):
     "Mel power (frames, n_mels) float32 with the FFT in `dtype`, of all frames or of some numbers, and the mean power of a frequency bin in each."
     import torch
-    window,pieces = torch.from_numpy(_window(self.n_fft, dtype)), _pieces(*self._bank())
-    n,mean = self.n_frames(len(wave)) if which is None else len(which), np.full(self.n_fft//2+1, 1/(self.n_fft//2+1), np.float32)
-    whole = None if which is None else self._frames(wave)
+    window,pieces = torch.from_numpy(_window(self.n_fft, dtype)), _pieces(2 if self.power==2 else 1, *self._bank())
+    n,whole = (self.n_frames(len(wave)), None) if which is None else (len(which), self._frames(wave))
     out,level = np.empty((n, self.n_mels), np.float32), np.empty(n, np.float32)
     for i in range(0, n, at_once):
         some = slice(i, i+at_once)
         frames = self._frames(wave, i, min(at_once, n-i)) if which is None else whole[which[some]]
-        x = np.abs(torch.fft.rfft(frames*window).numpy().astype(np.complex64, copy=False))
-        if self.power==2: np.square(x, out=x)
-        np.vecdot(x if self.power==2 else np.square(x), mean, out=level[some])
+        x = torch.fft.rfft(frames*window).numpy().astype(np.complex64, copy=False)
+        parts = x.view(np.float32) # real, imaginary, real, …
+        np.vecdot(parts, parts, out=level[some])
+        x = np.square(parts, out=parts) if self.power==2 else np.abs(x)
         for bands,bins,weights in pieces: np.matmul(x[:,bins], weights, out=out[some,bands])
-    return out, level
+    return out, level/(self.n_fft//2+1)
 
 # %% ../nbs/11_features.ipynb #9f6e9f17
 @lru_cache(32)
