@@ -73,17 +73,20 @@ def work(
     return {**said, 'ended': time.time()}
 
 # %% ../nbs/62_engine.ipynb #f176661f
+def _rest(n:int)->float: return 0. if n<2 else min(10., 2.**(n-2)) # seconds after the n-th loss without a word
+
 class _Desk:
     "Which jobs wait, and what became of the others."
     def __init__(self, jobs, attempts):
         self.source,self.held,self.attempts = iter(jobs),deque(),attempts
-        self.done,self.failed,self.failures,self.losses = set(),{},Counter(),Counter()
+        self.done,self.failed,self.failures,self.losses,self.rests = set(),{},Counter(),Counter(),{} # rests: until when
+    def lost(self)->bool: return any(job.name in self.rests for job in self.held) # some that rest, or may go on
     def next(self):
         "A job that can be done now, or None."
         for _ in range(len(self.held)):
             job = self.held.popleft()
             if any(a in self.failed for a in job.after): self.failed[job.name] = ''; continue
-            if all(a in self.done for a in job.after): return job
+            if all(a in self.done for a in job.after) and self.rests.get(job.name, 0)<=time.monotonic(): return job
             self.held.append(job)
         for job in self.source:
             self.held.append(job)
@@ -94,11 +97,17 @@ class _Desk:
         if n==1 and said.get('trace'): say(said['trace'].rstrip())
         if n<self.attempts and not said.get('final'): say(f'{job.name}: failed, attempt {n} of {self.attempts} ({why})'); self.held.appendleft(job)
         else: self.failed[job.name] = f"{job.name} failed {n} times, the last one with: {why}" if n>1 else f'{job.name}: {why}'
-    def loss(self, job, error):
-        self.losses[job.name] += 1
-        why = f'{type(error).__name__}: {a_few(str(error).split(". "), 1)}'
-        if self.losses[job.name]<10: say(f'{job.name}: its worker was lost ({why}); another one goes on from its last checkpoint'); self.held.appendleft(job)
-        else: self.failed[job.name] = f'{job.name}: its worker was lost ten times before it had said a word, the last time with {why}'
+
+# %% ../nbs/62_engine.ipynb #4c1e8b7a
+@patch
+def loss(self:_Desk, job, error):
+    self.losses[job.name] += 1
+    n,why = self.losses[job.name], f'{type(error).__name__}: {a_few(str(error).split(". "), 1)}'
+    if n==10: self.failed[job.name] = f'{job.name}: its worker was lost ten times before it had said a word, the last time with {why}'; return
+    when = f' in {_rest(n):.0f} s' if _rest(n) else ''
+    say(f'{job.name}: its worker was lost ({why}); another one goes on from its last checkpoint{when}')
+    self.rests[job.name] = time.monotonic()+_rest(n)
+    self.held.appendleft(job)
 
 # %% ../nbs/62_engine.ipynb #880d5ef0
 class Engine:
@@ -126,8 +135,9 @@ def each(self:Engine, jobs):
             if line not in seen: seen.add(line); say(line)
     try:
         job = desk.next()
-        while job or running:
+        while job or running or desk.lost():
             while job and self.room(job, len(running)): running[self.submit(job)],job = job,desk.next()
+            if not running: time.sleep(.2)
             ended,_ = wait(running, timeout=.2, return_when=FIRST_COMPLETED)
             listen()
             for future in ended: self.leave(future); yield from self._judge(desk, running.pop(future), future)

@@ -1,6 +1,7 @@
 "The engines: the same bytes wherever folds are trained, and what happens when nodes, workers, drivers or jobs die."
 import importlib.util
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -128,7 +129,7 @@ def test_threads_belong_to_the_run(begin):
 # --- a node, a worker, a driver dies -------------------------------------------------------------
 
 MOMENTS = {
-    "a fold has just been begun": lambda run: (run / "1-noisy/fold-1/.owner").exists(),
+    "a fold has just been begun": lambda run: (run / "2-curated/fold-1/.owner").exists(),  # one of the first stage would have ended before its node
     "between two epochs of the second stage": lambda run: (run / "2-curated/fold-0/checkpoint.safetensors").exists(),
     "trained and not yet scored": lambda run: (run / "1-noisy/fold-1/weights.safetensors").exists(),
 }
@@ -202,6 +203,50 @@ def test_a_killed_driver_goes_on_where_it_stopped(way, home, begin, whole, reque
     again = subprocess.run(command(home, run, *words), capture_output=True, text=True, env=ENV, timeout=200)
     assert again.returncode == 0, again.stderr[-3000:]
     assert "stage 1/4" not in again.stderr and content(begin(run.name)) == whole
+    left_alone(begin(run.name))
+
+
+def kill_one(kind, g, cluster):
+    "One of Ray's workers, a node, both that work, or what manages a node, which the cluster sees only after seconds; others take the places of nodes."
+    if kind == "worker":
+        found = subprocess.run(["pgrep", "-af", "^ray::"], capture_output=True, text=True).stdout.splitlines()
+        if found := [int(line.split()[0]) for line in found if "Agent" not in line]:
+            os.kill(g.choice(found), signal.SIGKILL)
+        return
+    for _ in range(2 if kind == "nodes" else 1):
+        node = cluster.victims.pop(g.randrange(len(cluster.victims)))
+        if kind == "raylet":
+            node.kill_raylet()
+        else:
+            cluster.remove_node(node, allow_graceful=False)
+    cluster.fill()
+
+
+@apart
+@needs_ray
+@pytest.mark.parametrize("seed", range(int(os.environ.get("AUDIOTAG_KILLS", "3"))))
+def test_kills_at_random_moments(seed, home, begin, whole, cluster, grid):
+    "One or two kills somewhere in a run of some eleven seconds. AUDIOTAG_KILLS=50 makes it fifty runs."
+    g, run = random.Random(seed), home / f"random {seed}"
+    words = command(home, run, "--engine", "ray", "--address", grid.address)
+    with open(home / f"random {seed}.log", "w") as log:
+        def drive():
+            return subprocess.Popen(words, stdout=log, stderr=log, env=ENV)
+
+        driver, began = drive(), time.monotonic()
+        for at in sorted(g.uniform(4, 10.5) for _ in range(g.choice((1, 2)))):
+            while time.monotonic() < began + at and driver.poll() is None:
+                time.sleep(0.003)
+            kind = g.choice(("node", "nodes", "raylet", "worker", "driver"))
+            print(f"{kind} killed after {time.monotonic() - began:.2f} s")
+            if kind == "driver":
+                driver.kill()
+                driver.wait()
+                driver = drive()
+            else:
+                kill_one(kind, g, cluster)
+        assert driver.wait(timeout=200) == 0, (home / f"random {seed}.log").read_text()[-3000:]
+    assert content(begin(run.name)) == whole
     left_alone(begin(run.name))
 
 
@@ -329,9 +374,27 @@ class Losing(Engine):
         return future
 
 
-def test_a_job_that_takes_every_worker_with_it_ends():
+def test_a_job_that_takes_every_worker_with_it_ends(monkeypatch):
+    assert 50 < sum(map(engines._rest, range(1, 10))) < 60 and engines._rest(1) == 0, "long enough for a cluster to see that a node is dead"
+    monkeypatch.setattr(engines, "_rest", lambda n: 0.02 * n)
     with pytest.raises(AudiotagError, match="lost ten times"):
         Losing().run([Job(name="greedy", call=fine, inputs={"x": 1})])
+
+
+class Hole(Here):
+    "A node that has died and still takes jobs, for a second."
+    def submit(self, job):
+        self.tries, self.since = getattr(self, "tries", 0) + 1, getattr(self, "since", time.monotonic())
+        if time.monotonic() > self.since + 1:
+            return Here.submit(self, job)
+        return Losing.submit(self, job)
+
+
+def test_a_dead_node_that_still_takes_jobs_is_given_time(capfd):
+    made = Hole()
+    jobs = [Job(name=n, call=fine, inputs={"x": n}, after=a) for n, a in (("a", ()), ("b", ()), ("c", ("a",)))]
+    assert made.run(jobs) == {"a": "a", "b": "b", "c": "c"} and made.tries <= 7
+    assert "goes on from its last checkpoint in 1 s" in capfd.readouterr().err
 
 
 def test_another_version_is_refused_and_not_tried_again(begin, capfd):
