@@ -39,7 +39,7 @@ _contents = {
 _examples = {
     'ensemble': 'audiotag ensemble runs/first runs/second --out kaggle_datasets/my-ensemble', 'embed': 'audiotag embed kaggle_datasets/my-weights --data DATA --out emb.parquet',
     'baseline': 'audiotag baseline --data DATA --out submission.csv', 'synth': 'audiotag synth toy', 'recipe': 'audiotag recipe --recipe freesound2019 --scale small --set n_folds=3',
-    'features': 'audiotag features --recipe freesound2019 --data DATA --store store --workers 4', 'store': 'audiotag store runs/first/store --verify',
+    'features': 'audiotag features --recipe freesound2019 --data DATA --store store --workers 4\naudiotag features --recipe freesound2019 --data DATA --store store --engine ray --address auto', 'store': 'audiotag store runs/first/store --verify',
     'train': 'audiotag train --recipe freesound2019 --scale small --data DATA --run runs/first\naudiotag train --recipe freesound2019 --data DATA --run runs/second --corrections corrections.csv\naudiotag train --recipe freesound2019 --data DATA --run runs/third --engine ray --address auto',
     'ledger': 'audiotag ledger runs/first', 'tune': 'audiotag tune runs/birds', 'report': 'audiotag report runs/first --out first.html', 'audit': 'audiotag audit --data DATA --out audit.html',
     'trust': 'audiotag trust runs/first --test DATA\naudiotag trust runs/second --against runs/first',
@@ -121,13 +121,14 @@ _recipe_args = (arg('--recipe', required=True, metavar='NAME', help='the system,
                 arg('--scale', default='full', help="'full' (the entrant's, for a GPU) or 'small' (minutes on two cores)"),
                 arg('--set', action='append', default=[], dest='changes', metavar='FIELD=VALUE', help='change one field, such as stages.*.epochs=5; may be repeated'))
 _data = arg('--data', required=True, metavar='DIR', help="the competition's folder")
+_engine_args = (arg('--engine', default='here', metavar='WHERE', help='where folds train and shards are made: here (default), in processes, or on a ray cluster'),
+                arg('--address', metavar='ADDRESS', help='of a Ray cluster, such as auto or host:6379 (default: as Ray finds it, else a new one on this machine)'))
 
 @command('train', *_recipe_args, _data,
          arg('--run', required=True, metavar='DIR', help='the run folder, or a URL such as s3://bucket/run; an interrupted run goes on'),
          arg('--store', metavar='DIR', help='feature store to use or make, or a URL (default: inside of the run)'),
          arg('--workers', type=int, metavar='N', help='processes that compute features (default: 1), and folds that train at the same time (default: all that there is room for)'),
-         arg('--engine', default='here', metavar='WHERE', help="where folds train: here, one after the other (default); in processes; or on a ray cluster"),
-         arg('--address', metavar='ADDRESS', help="of a Ray cluster, such as auto or host:6379 (default: as Ray finds it, else a new one on this machine)"),
+         *_engine_args,
          arg('--corrections', metavar='FILE', help='decisions of the listening desk; the given labels are kept beside the new ones'),
          arg('--no-baseline', action='store_true', help='leave the random forest out'))
 def train(o):
@@ -142,7 +143,7 @@ def train(o):
     competition = load_competition(o.data, recipe.layout)
     if o.corrections: competition = _corrected(competition, o.corrections)
     with at_hand(o.run) as folder:
-        run = open_run(folder, recipe, competition, store=o.store or (f'{o.run}/store' if is_url(o.run) else None), workers=o.workers or 1, scale=o.scale)
+        run = open_run(folder, recipe, competition, store=o.store or (f'{o.run}/store' if is_url(o.run) else None), workers=1 if o.workers is None else o.workers, scale=o.scale)
         if o.corrections: _keep_corrections(run, o.corrections)
         if is_finished(run): say(f'{o.run}: every stage is finished, nothing is left to train')
         with engine: run_stages(run, engine=engine)
@@ -469,19 +470,23 @@ def ledger(o):
 
 # %% ../nbs/93_cli.ipynb #ddd6730a
 @command('features', *_recipe_args, _data, arg('--store', required=True, metavar='DIR', help='a folder, or a URL such as s3://bucket/mels'),
-         arg('--workers', type=int, default=1, metavar='N', help='processes (default: 1)'),
+         arg('--workers', type=int, metavar='N', help='processes (default: 1; on an engine: all that there is room for)'), *_engine_args,
          arg('--dtype', metavar='TYPE', help='numbers on disk: float16, float32, uint8 or int16 (default: as the store was begun, else int16 for waves and float16)'),
          arg('--rebuild', action='store_true', help='take the place of a store with another front end or number format'))
 def features(o):
     "compute the features of a competition's training clips, or go on with it"
     from audiotag.competitions import load_competition
+    from audiotag.engine import get_engine
     from audiotag.recipes import get_recipe
     from audiotag.remote import build_stores_at
     from audiotag.stages import known_clips
     recipe = get_recipe(o.recipe, scale=o.scale, changes=o.changes)
     _,stored = known_clips(load_competition(o.data, recipe.layout).clips, recipe)
-    print(build_stores_at(stored, recipe.stored, o.store, workers=o.workers, dtype=o.dtype, rebuild=o.rebuild).describe())
+    with get_engine(o.engine, address=o.address, workers=o.workers) as engine:
+        store = build_stores_at(stored, recipe.stored, o.store, workers=1 if o.workers is None else o.workers, engine=None if o.engine=='here' else engine, dtype=o.dtype, rebuild=o.rebuild)
+    print(store.describe())
 
+# %% ../nbs/93_cli.ipynb #5ad0c3f1
 @command('store', arg('store', metavar='DIR', help='a folder, or a URL'), arg('--verify', action='store_true', help='read every shard and compare checksums'),
          arg('--audio', action='store_true', help='with --verify: also compare the audio files with what was heard'),
          arg('--repair', action='store_true', help='build again what is damaged, and only that'), arg('--workers', type=int, default=1), _json)

@@ -146,7 +146,7 @@ def each(self:Engine, jobs):
     except BaseException: self.stop(); raise
     if bad := [o for o in desk.failed.values() if o]:
         left = len(desk.failed)-len(bad)
-        raise AudiotagError('; '.join(bad)+(f'; left out, as they need what failed: {left}' if left else ''), fix='what is finished stays: the same command goes on')
+        raise AudiotagError('; '.join(bad[:9])+(f'; and {len(bad)-9} more' if len(bad)>9 else '')+(f'; left out, as they need what failed: {left}' if left else ''), fix='what is finished stays: the same command goes on')
 
 # %% ../nbs/62_engine.ipynb #b59da3ba
 @patch

@@ -7,7 +7,7 @@ __all__ = ['DTYPES', 'COLUMNS', 'LARGE', 'StoreSettings', 'encode', 'decode', 'm
            'repair_store', 'JoinedStore', 'build_stores', 'open_store']
 
 # %% ../nbs/12_store.ipynb #4913e2e2
-import errno, hashlib, json, math, mmap, os, shutil, stat, threading, time
+import errno, hashlib, json, math, mmap, os, shutil, socket, stat, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -340,9 +340,16 @@ def _start_worker(parent:int):
     torch.set_num_threads(1)
 
 # %% ../nbs/12_store.ipynb #a407eff7
+def _do_elsewhere(job):
+    "`_do` where the folders may be missing."
+    seen = (os.path.dirname(path) for path,look in job.looks.items() if look.signature)
+    for folder in sorted({str(job.folder/'shards'), *seen}):
+        if not os.path.isdir(folder): raise AudiotagError(f'is not on {socket.gethostname()}', file=folder, fix='put recordings and store where all machines find them by the same path')
+    return _do(job)
+
 def _run(jobs, workers, folder, engine=None):
     "Yield what `_do` gives, in any order."
-    if engine: yield from engine.map(_do, jobs, label='shard'); return
+    if engine: yield from engine.map(_do_elsewhere, jobs, label='shard'); return
     if workers==1:
         with _one_thread(): yield from map(_do, jobs)
         return
@@ -407,7 +414,7 @@ def _publish(folder, settings, plan, done):
     _write_index(folder, _parquet(settings, rows))
     keep = {name for name,_ in done.values()}
     for p in (folder/'shards').iterdir():
-        if p.name.strip('.').split('.')[0] not in keep: p.unlink()
+        if p.suffix=='.part' or p.name.strip('.').split('.')[0] not in keep: p.unlink() # a worker that was lost leaves a part
     for p in folder.glob('.lookup-*'): shutil.rmtree(p, ignore_errors=True)
     if bad: say(f"{len(bad)} of {len(rows)} clips could not be read, see {folder/'quarantine.csv'}; the first: {bad[0]['path']}: {bad[0]['what']}")
 

@@ -21,9 +21,11 @@ from audiotag import engine as engines  # noqa: E402
 from audiotag.competitions import load_competition  # noqa: E402
 from audiotag.core import AudiotagError, locked, write_json  # noqa: E402
 from audiotag.engine import Engine, Here, Job, Lines, Processes, Ray, _alone, fold_jobs, get_engine, predict_chunks, timeline, work  # noqa: E402
+from audiotag.features import LogMel  # noqa: E402
 from audiotag.kaggle import pack_weights  # noqa: E402
 from audiotag.recipes import get_recipe  # noqa: E402
 from audiotag.stages import open_run, run_stages, stage_groups  # noqa: E402
+from audiotag.store import build_store  # noqa: E402
 from audiotag.synth import make_competition  # noqa: E402
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install 'audiotag[cluster]')")
@@ -248,6 +250,67 @@ def test_kills_at_random_moments(seed, home, begin, whole, cluster, grid):
         assert driver.wait(timeout=200) == 0, (home / f"random {seed}.log").read_text()[-3000:]
     assert content(begin(run.name)) == whole
     left_alone(begin(run.name))
+
+
+# --- a store on an engine ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plain(home):
+    "A store of many small shards, made in this process."
+    return store_of(home, "plain")
+
+
+def store_of(home, name, **options):
+    clips = load_competition(home / "data").clips
+    return build_store(clips, LogMel(sample_rate=16000, n_fft=512, hop_length=256, n_mels=32, f_max=None), home / f"store {name}", shard_mb=0.02, **options)
+
+
+def files_of(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in (".seen", ".lock")}
+
+
+@pytest.mark.parametrize("way", ["here", "processes", pytest.param("ray", marks=[apart, needs_ray])])
+def test_the_same_store(way, home, plain, request):
+    made = request.getfixturevalue("grid") if way == "ray" else get_engine(way, workers=2 if way == "processes" else None)
+    with made:
+        store = store_of(home, way, engine=made)
+    assert files_of(store.folder) == files_of(plain.folder) and len(list(store.folder.rglob("*.npy"))) > 8
+
+
+@apart
+@needs_ray
+def test_a_node_is_killed_while_it_makes_shards(home, plain, cluster, grid):
+    folder = home / "store nodes"
+    grid.begin()
+    with ThreadPoolExecutor(1) as pool:
+        done, end = pool.submit(store_of, home, "nodes", engine=grid), time.monotonic() + 100
+        while len(list(folder.glob("shards/*.npy"))) < 2 and time.monotonic() < end:
+            time.sleep(0.002)
+        kill_one("nodes", random.Random(0), cluster)
+        done.result()
+    assert files_of(folder) == files_of(plain.folder)
+
+
+def test_features_on_an_engine_by_the_command_line(home):
+    words = ["features", "--recipe", "freesound2019", "--scale", "small", "--data", str(home / "data"), *[w for o in SETS for w in ("--set", o)]]
+    for name, more in (("a", []), ("b", ["--engine", "processes", "--workers", "2"])):
+        ran = subprocess.run([*AUDIOTAG, *words, "--store", str(home / f"cli {name}"), *more], capture_output=True, text=True, env=ENV)
+        assert ran.returncode == 0, ran.stderr[-2000:]
+    assert files_of(home / "cli a") == files_of(home / "cli b")
+    for bad, said in ((["--workers", "0"], "0 workers"), (["--address", "auto"], "has no address"), (["--engine", "slurm"], "no engine")):
+        ran = subprocess.run([*AUDIOTAG, *words, "--store", str(home / "cli c"), *bad], capture_output=True, text=True, env=ENV)
+        assert ran.returncode == 2 and said in ran.stderr and "Traceback" not in ran.stderr, ran.stderr[-2000:]
+
+
+def test_a_machine_without_the_recordings_says_so(home, monkeypatch):
+    "Else every clip would be quarantined there, as a file that is missing."
+    there = os.path.isdir
+    monkeypatch.setattr(os.path, "isdir", lambda p: there(p) and "train" not in Path(p).name)
+    with pytest.raises(AudiotagError, match=r"train_\w+: is not on .*by the same path.*; and \d+ more"):
+        store_of(home, "elsewhere", engine=Here())
+    monkeypatch.undo()
+    assert len(store_of(home, "elsewhere").quarantine) == 0
 
 
 def test_ctrl_c_stops_the_workers_and_leaves_checkpoints(home, begin, whole):
