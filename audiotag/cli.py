@@ -124,6 +124,7 @@ _data = arg('--data', required=True, metavar='DIR', help="the competition's fold
 _engine_args = (arg('--engine', default='here', metavar='WHERE', help='where folds train and shards are made: here (default), in processes, or on a ray cluster'),
                 arg('--address', metavar='ADDRESS', help='of a Ray cluster, such as auto or host:6379 (default: as Ray finds it, else a new one on this machine)'))
 
+# %% ../nbs/93_cli.ipynb #0b7e2f94
 @command('train', *_recipe_args, _data,
          arg('--run', required=True, metavar='DIR', help='the run folder, or a URL such as s3://bucket/run; an interrupted run goes on'),
          arg('--store', metavar='DIR', help='feature store to use or make, or a URL (default: inside of the run)'),
