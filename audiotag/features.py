@@ -272,14 +272,19 @@ def _frames(self:LogMel, wave, first=0, n=None):
         piece[before:after] = wave[max(lo, 0):hi]
     return torch.from_numpy(piece).as_strided((n, self.n_fft), (self.hop_length, 1))
 
+# %% ../nbs/11_features.ipynb #2f60d8ce
+@lru_cache(1)
+def _let_the_heap_be(): np.empty(2**24, np.uint8)
+
 # %% ../nbs/11_features.ipynb #880ee27f
 @patch
 def _power(self:LogMel, wave, dtype, which=None, at_once=128):
     "Mel power (frames, n_mels) float32 with the FFT in `dtype`, of all frames or of some numbers, and the mean power of a frequency bin in each."
     import torch
+    _let_the_heap_be()
     window,pieces = torch.from_numpy(_window(self.n_fft, dtype)), _pieces(2 if self.power==2 else 1, *self._bank())
     n,whole = (self.n_frames(len(wave)), None) if which is None else (len(which), self._frames(wave))
-    out,level = np.empty((n, self.n_mels), np.float32), np.empty(n, np.float32)
+    out,level,at_once = np.empty((n, self.n_mels), np.float32), np.empty(n, np.float32), -(-n//-(-n//at_once)) # parts of one size
     for i in range(0, n, at_once):
         some = slice(i, i+at_once)
         frames = self._frames(wave, i, min(at_once, n-i)) if which is None else whole[which[some]]
