@@ -34,7 +34,7 @@ test: $(READY)
 # the step that `make test` leaves out: it installs Ray and an S3 server, and nothing else may run in its process
 cluster: $(READY)
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev,cluster,remote]'
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check 'moto[server]>=5' # apart: together, pip 23's resolver gives up
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check 'moto[server]>=5' s3fs # with all the rest, pip 23's resolver gives up; without s3fs it takes a botocore that s3fs cannot use
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=10 -m apart tests/test_engine.py tests/test_remote.py
 
 docs: $(READY)
