@@ -172,6 +172,10 @@ def print_results(
     print(f'\nrun folder: {run.folder}\nnext: audiotag pack weights {shlex.quote(str(run.folder))} kaggle_datasets/NAME')
 
 # %% ../nbs/93_cli.ipynb #52903f56
+def _print_folder(folder):
+    size = sum(p.stat().st_size for p in folder.iterdir())
+    print(f'{folder}: {len(list(folder.iterdir()))} files, {size/1e6:.1f} MB')
+
 @command('pack weights', arg('run', metavar='RUN'), arg('folder', metavar='DIR', help='usually kaggle_datasets/NAME'),
          arg('--owner', default='', help='Kaggle user name, for dataset-metadata.json'),
          arg('--title', default='', help='6 to 50 characters'),
@@ -181,9 +185,7 @@ def pack(o):
     from audiotag.kaggle import pack_weights
     from audiotag.stages import Run
     from audiotag.postprocess import steps_named
-    folder = pack_weights(Run(o.run), o.folder, owner=o.owner, title=o.title, after=steps_named(o.after) if o.after else None)
-    size = sum(p.stat().st_size for p in folder.iterdir())
-    print(f'{folder}: {len(list(folder.iterdir()))} files, {size/1e6:.1f} MB')
+    _print_folder(pack_weights(Run(o.run), o.folder, owner=o.owner, title=o.title, after=steps_named(o.after) if o.after else None))
 
 # %% ../nbs/93_cli.ipynb #2712c726
 def _print_findings(path, findings, as_json=False)->int:
@@ -249,10 +251,6 @@ def _list_again(folder):
 _owner,_title = arg('--owner', default='', help='Kaggle user name (default: as in the metadata, or who is signed in)'), arg('--title', default='', help='6 to 50 characters')
 _every = arg('--every', type=float, default=5., metavar='S', help='the longest pause between two questions, in seconds')
 _data_of_a_rehearsal = arg('--competition', required=True, metavar='DATA', help="the competition's folder at home")
-
-def _print_folder(folder):
-    size = sum(p.stat().st_size for p in folder.iterdir())
-    print(f'{folder}: {len(list(folder.iterdir()))} files, {size/1e6:.1f} MB')
 
 @command('pack wheels', arg('folder', metavar='DIR', help='usually kaggle_datasets/audiotag-wheels'), _owner, _title,
          arg('--python', nargs='+', default=['3.12'], dest='pythons', metavar='3.12', help='Python versions of the kernel (default: 3.12)'),
