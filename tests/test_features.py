@@ -425,3 +425,12 @@ def test_windows_cover_the_clip():
     for bad in ((0, 1, 1), (5, 0, 1), (5, 2, 0)):
         with pytest.raises(AudiotagError):
             window_starts(*bad)
+
+
+@pytest.mark.parametrize("change", [dict(), dict(htk=True, f_min=300.0, f_max=None), dict(norm=None, n_mels=40)])
+def test_where_the_bands_lie(change):
+    fe = LogMel(n_fft=8192, **change)
+    want = librosa.mel_frequencies(n_mels=fe.n_mels + 2, fmin=fe.f_min, fmax=fe.f_max or fe.sample_rate / 2, htk=fe.htk)[1:-1]
+    np.testing.assert_allclose(fe.band_hz, want)
+    tone = np.sin(2 * np.pi * fe.band_hz[30] * np.arange(44100) / 44100).astype(np.float32)
+    assert fe(tone)[:, 10:-10].mean(1).argmax() == 30
