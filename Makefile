@@ -1,6 +1,7 @@
 # make demo: the main job on data that the project makes itself.   make test: everything that has to hold.
 VENV := .venv
 PY := $(VENV)/bin/python
+PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 READY := $(VENV)/.ready
 # a worker that dies, or a test that hangs, ends the run and is named: xdist would wait for ever
 LOST := --max-worker-restart=0 -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true
@@ -13,10 +14,11 @@ help:
 	@echo 'make cluster   the tests that want a Ray cluster and an S3 server, on this machine'
 	@echo 'make docs   export the package and README.md from nbs/, and clean the notebooks'
 
-$(READY): settings.ini setup.py
+$(READY): settings.ini setup.py constraints.txt
 	@echo 'Installing audiotag and what it needs into $(VENV) (once; a few minutes)'
 	@test -x $(PY) || python3 -m venv $(VENV)
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(PIP) setuptools wheel
+	@$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $(READY)
 
 demo: $(READY)
