@@ -20,8 +20,8 @@ class Python:
     version:str # such as '3.12.13'
     prefixes:list # folders of the environment, and of the Python below it
     sites:list # folders with packages outside of those: of `pip install --user`, or on PYTHONPATH
-    packages:dict # {name in lower case with hyphens: (version, what it requires)}
-    modules:dict # {top-level module: names of the packages that it comes from}
+    packages:dict=field(repr=False) # {name in lower case with hyphens: (version, what it requires)}
+    modules:dict=field(repr=False) # {top-level module: names of the packages that it comes from}
 
 def _facts()->dict:
     "The fields of a `Python`. Another interpreter runs the text of this function, so all that it needs is imported in it."
@@ -70,7 +70,7 @@ class Room:
     working:Path # seen as /kaggle/working
     env:dict # all of the environment
     inside:str='/kaggle/working' # where `working` is seen
-    python:Python=field(default_factory=this_python) # comes along, wherever it is installed
+    python:Python=field(default_factory=this_python, repr=False) # comes along, wherever it is installed
 
 _system = ('/usr','/bin','/sbin','/lib','/lib32','/lib64','/libx32','/etc','/opt','/nix','/gnu','/sys')
 
