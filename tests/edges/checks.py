@@ -1,7 +1,8 @@
-"""What has to work with the versions of an edge: `python tests/edges/checks.py CHECK FOLDER` does one check and prints its result as JSON.
+"""What has to work with the versions of an edge: `python tests/edges/checks.py FOLDER CHECK ...` prints a line of JSON after each check.
 
-It runs in the environment of the edge, where neither pytest nor audiotag is installed, and each check in a process of its own:
-a compiled library that was built for another one may end the process. The checks of an edge are listed by `run.py`.
+It runs in the environment of the edge, where neither pytest nor audiotag is installed. It ends at the first check that fails, as a library that
+is half imported would spoil the next one, or where a compiled library that was built for another one ends it; `run.py`, which lists the checks
+of an edge, begins again behind that one.
 """
 import importlib
 import io
@@ -232,27 +233,32 @@ def blamed(text):
     return [installed(name) for i, name in enumerate(found) if name not in found[:i]]
 
 
-def main(check, folder):
+def do(check, folder):
+    kind, _, name = check.partition(" ")
+    if kind == "import":
+        use(plain(name))
+    elif kind == "recipe":
+        train(name, folder / name)
+    elif kind == "export":
+        export(folder / RECIPES[0])
+    else:
+        notebook(folder / RECIPES[0])
+
+
+def main(folder, *todo):
     import traceback
 
-    kind, _, name = check.partition(" ")
-    folder = Path(folder)
-    try:
-        if kind == "import":
-            use(plain(name))
-        elif kind == "recipe":
-            train(name, folder / name)
-        elif kind == "export":
-            export(folder / RECIPES[0])
-        else:
-            notebook(folder / RECIPES[0])
-        result = {"ok": True}
-    except BaseException as e:  # whatever it is, it is what this check is to tell
-        text = "".join(traceback.format_exception(e))
-        result = {"ok": False, "error": f"{type(e).__name__}: {e}", "blamed": blamed(text), "text": text}
-    print("\n" + json.dumps(result))
-    sys.stdout.flush()
-    os._exit(0)  # a library that dies while it is unloaded says nothing about this check
+    for check in todo:
+        try:
+            do(check, Path(folder))
+            result = {"check": check, "ok": True}
+        except BaseException as e:  # whatever it is, it is what this check is to tell
+            text = "".join(traceback.format_exception(e))
+            result = {"check": check, "ok": False, "error": f"{type(e).__name__}: {e}", "blamed": blamed(text), "text": text}
+        print("\n" + json.dumps(result), flush=True)
+        if not result["ok"]:
+            break
+    os._exit(0)  # a library that dies while it is unloaded says nothing about the checks
 
 
 if __name__ == "__main__":

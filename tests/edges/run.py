@@ -111,22 +111,33 @@ def install(edge, uv, python, folder):
     return ""
 
 
-# --- one check --------------------------------------------------------------------------------------
+# --- the checks -------------------------------------------------------------------------------------
 
 
-def check(python, name, folder, timeout=1800):
-    "What went wrong, in one line, or ''."
+def run_checks(edge, python, folder, timeout=3600):
+    "What went wrong, a line each; `timeout` is in seconds, for all checks together."
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        done = run([python, "-X", "faulthandler", CHECKS, name, folder], cwd=folder, env=environment(), timeout=timeout)
-    except subprocess.TimeoutExpired:
-        return f"{name}: not finished after {timeout} s"
-    (folder / f"{name.replace(' ', '-')}.log").write_text(done.stdout + done.stderr)
-    try:
-        result = json.loads(done.stdout.strip().splitlines()[-1])
-    except (ValueError, IndexError):
-        return line(name, died(python, done.stderr), f"the process ended with {done.returncode}")
-    return "" if result["ok"] else line(name, result["blamed"], result["error"])
+    todo, failures = list(edge.checks), []
+    while todo:
+        print(f"{edge.name}: {', '.join(todo)}", **PRINT)
+        log = folder / f"{len(todo)}-left.log"
+        with open(log, "w+") as out, open(log.with_suffix(".err"), "w+") as err:
+            words = [python, "-X", "faulthandler", CHECKS, folder, *todo]
+            try:
+                how = f"the process ended with {subprocess.run(words, stdout=out, stderr=err, stdin=subprocess.DEVNULL, cwd=folder, env=environment(), timeout=timeout).returncode}"
+            except subprocess.TimeoutExpired:
+                how = f"not finished after {timeout} s"
+        told = [json.loads(o) for o in log.read_text(errors="replace").splitlines() if o.startswith('{"check"')]
+        for result in told:
+            todo.remove(result["check"])
+        wrong = [line(o["check"], o["blamed"], o["error"]) for o in told if not o["ok"]]
+        if todo and not wrong:
+            wrong = [line(todo.pop(0), died(python, log.with_suffix(".err").read_text(errors="replace")), how)]
+        print(*(f"{edge.name}: {o}" for o in wrong), sep="\n", **PRINT)
+        failures += wrong
+        if [o for o in wrong if o.startswith((f"recipe {RECIPES[0]} ", "export "))]:
+            todo = [o for o in todo if o not in ("export", "notebook")]  # they want what that one was to make
+    return failures
 
 
 def died(python, stderr):
@@ -218,7 +229,7 @@ def try_edge(edge, uv, keep):
     failures, inside = [wrong] if wrong else [], home / "venv/bin/python"
     if not wrong:
         versions = {plain(k): v for k, v in json.loads(run([inside, "-c", VERSIONS]).stdout).items()}
-        failures += try_checks(edge, inside, home)
+        failures += run_checks(edge, inside, home / "work")
         n += len(edge.checks) + len(bundles)
         for name, (data, bundle) in bundles.items():
             print(f"{edge.name}: infer_{name}.ipynb without a network", **PRINT)
@@ -230,21 +241,6 @@ def try_edge(edge, uv, keep):
     if not keep:
         shutil.rmtree(home)
     return versions, failures, n
-
-
-def try_checks(edge, python, home):
-    "Failures, one line each."
-    failures, gone = [], False
-    for name in edge.checks:
-        if gone and name in ("export", "notebook"):
-            continue  # there is no run to export: the recipe has failed, and says so
-        print(f"{edge.name}: {name}", **PRINT)
-        wrong = check(python, name, home / "work")
-        if wrong:
-            print(f"{edge.name}: {wrong}", **PRINT)
-            failures.append(wrong)
-            gone = gone or name in (f"recipe {RECIPES[0]}", "export")
-    return failures
 
 
 HEAD = f"""# Do the edges of the requirements hold?
