@@ -27,12 +27,17 @@ def _facts()->dict:
     "The fields of a `Python`. Another interpreter runs the text of this function, so all that it needs is imported in it."
     import os, platform, re, sys
     from importlib import metadata
+    from inspect import getmodulename
     prefixes = [sys.prefix, sys.base_prefix, sys.exec_prefix]
     own = tuple(os.path.realpath(p)+'/' for p in prefixes)
     sites = [p for p in map(os.path.realpath, sys.path) if os.path.basename(p) in ('site-packages','dist-packages') and os.path.isdir(p)]
     plain = lambda name: re.sub('[-_.]+', '-', name).lower()
     packages = {plain(d.metadata['Name']): (d.version, d.requires or []) for d in reversed(list(metadata.distributions())) if d.metadata['Name']}
-    modules = {top: sorted(map(plain, names)) for top,names in metadata.packages_distributions().items()}
+    modules = {}
+    for d in metadata.distributions(): # Python 3.10's own `packages_distributions` leaves out what has no top_level.txt
+        tops = (d.read_text('top_level.txt') or '').split() or {f.parts[0] if len(f.parts)>1 else getmodulename(f.name) for f in d.files or []}
+        for top in tops:
+            if top and top.isidentifier() and d.metadata['Name']: modules.setdefault(top, []).append(plain(d.metadata['Name']))
     return dict(path=sys.executable, version=platform.python_version(), prefixes=prefixes, sites=[p for p in dict.fromkeys(sites) if not p.startswith(own)],
                 packages=packages, modules=modules)
 

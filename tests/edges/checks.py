@@ -10,7 +10,9 @@ import json
 import os
 import re
 import sys
+from functools import lru_cache
 from importlib import metadata
+from inspect import getmodulename
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
@@ -25,9 +27,15 @@ def plain(name):
     return re.sub("[-_.]+", "-", name).lower()
 
 
+@lru_cache
 def modules():
-    "{top-level module: distribution}"
-    return {top: plain(names[0]) for top, names in metadata.packages_distributions().items()}
+    "{top-level module: distribution}; `packages_distributions` of Python 3.10 leaves out whatever has no top_level.txt."
+    found = {}
+    for dist in metadata.distributions():
+        tops = (dist.read_text("top_level.txt") or "").split()
+        tops = tops or {f.parts[0] if len(f.parts) > 1 else getmodulename(f.name) for f in dist.files or []}
+        found |= {top: plain(dist.metadata["Name"]) for top in tops if top and top.isidentifier()}
+    return found
 
 
 def use_torch():
