@@ -6,12 +6,18 @@ READY := $(VENV)/.ready
 # a worker that dies, or a test that hangs, ends the run and is named: xdist would wait for ever
 LOST := --max-worker-restart=0 -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true
 
-.PHONY: help demo test cluster docs
+# uv resolves and installs; in an environment of its own, as it is also wanted when the old constraints do not fit new ranges
+UV := build/uv/bin/uv
+EDGES := newest oldest kaggle
+
+.PHONY: help demo test test-edges constraints cluster docs
 
 help:
 	@echo 'make demo   features, four stages, sealed bundle, inference notebook, submission: on synthesised sounds'
 	@echo 'make test   export in sync, notebooks clean, nbdev_test, pytest'
 	@echo 'make cluster   the tests that want a Ray cluster and an S3 server, on this machine'
+	@echo 'make constraints   constraints.txt anew: the newest versions that the ranges of settings.ini allow'
+	@echo 'make test-edges   do the newest, the oldest and Kaggle'"'"'s versions work? (EDGES=kaggle for one; an hour, 10 GB at a time)'
 	@echo 'make docs   export the package and README.md from nbs/, and clean the notebooks'
 
 $(READY): settings.ini setup.py constraints.txt
@@ -35,6 +41,20 @@ test: $(READY)
 	@$(VENV)/bin/nbdev_test --n_workers 0
 	@echo '3/3 pytest: parity, faults, end to end; two files at a time, one thread each'
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile $(LOST) --durations=10 -m 'not apart' --ignore tests/test_house.py tests
+
+$(UV):
+	@python3 -m venv build/uv
+	@build/uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+
+# Everything is upgraded, and the pins of before do not count. Run `make test` with the new file before it is committed.
+# --refresh-package: uv remembers what setup.py asks for until setup.py itself changes, but the ranges stand in settings.ini
+constraints: $(UV)
+	@UV_CUSTOM_COMPILE_COMMAND='make constraints' $(UV) pip compile setup.py --extra dev --extra cluster --extra remote --universal --python-version 3.10 \
+	  --upgrade --refresh-package audiotag --no-config --quiet --output-file constraints.txt
+
+# not a part of `make test`: it downloads three versions of torch. Results: tests/bench/results/edges.md
+test-edges: $(READY) $(UV)
+	@$(PY) tests/edges/run.py --uv $(UV) $(EDGES)
 
 # the step that `make test` leaves out: it installs Ray and an S3 server, and nothing else may run in its process
 cluster: $(READY)
