@@ -254,7 +254,7 @@ _data_of_a_rehearsal = arg('--competition', required=True, metavar='DATA', help=
 
 @command('pack wheels', arg('folder', metavar='DIR', help='usually kaggle_datasets/audiotag-wheels'), _owner, _title,
          arg('--python', nargs='+', default=['3.12'], dest='pythons', metavar='3.12', help='Python versions of the kernel (default: 3.12)'),
-         arg('--carry', nargs='+', default=[], metavar='WHAT', help='requirements in place of openvino and openvino-telemetry'))
+         arg('--carry', nargs='+', default=[], metavar='WHAT', help='requirements in place of openvino'))
 def pack_wheels(o):
     "download the wheels that a kernel without internet needs, beside audiotag's own"
     from audiotag.wheels import pack_wheels

@@ -17,7 +17,7 @@ from .core import AudiotagError, a_few, claim_folder, did_you_mean, locked, read
 from .doctor import check_submission, refused
 from .guard import equip, read_notes
 from .hidden import hidden_test
-from .kaggle import NOBODY, slug_of
+from .kaggle import NOBODY, missing_graphs, slug_of
 from .sources import code_cells, notebook_sources, read_notebook, with_parameters
 from .walls import Python, Room, Walls, find_python, find_walls, this_python
 
@@ -481,6 +481,7 @@ def _finish(found:Rehearsal, out:Path, comp, wanted, bundles, true_files:int):
     gone = [d for d in wanted.datasets if d.split('/')[-1] not in have]
     found.projection = _project(found.runs, found.limits, true_files)
     _problems(found)
+    found.notes += [o for o in map(missing_graphs, bundles) if o]
     if gone: found.notes.insert(0, f'the notebook names {a_few(gone)}, which was not given with --bundle')
     write_json(out/'report.json', found.to_dict())
     write_text(out/'report.txt', f'{found}\n')
