@@ -1,20 +1,24 @@
 # make demo: the main job on data that the project makes itself.   make test: everything that has to hold.
+# make test-long: the same promises at full numbers.
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALL := $(VENV)/bin/uv pip install --python $(PY) --constraint constraints.txt
 READY := $(VENV)/.ready
 # a worker that dies, or a test that hangs, ends the run and is named: xdist would wait for ever
 LOST := --max-worker-restart=0 -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true
+# two files at a time, one thread each
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile $(LOST) --durations=10
 
 # uv resolves and installs; in an environment of its own, as it is also wanted when the old constraints do not fit new ranges
 UV := build/uv/bin/uv
 EDGES := newest oldest kaggle
 
-.PHONY: help demo test test-edges constraints cluster docs
+.PHONY: help demo test test-long test-edges constraints cluster docs
 
 help:
 	@echo 'make demo   features, four stages, sealed bundle, inference notebook, submission: on synthesised sounds'
-	@echo 'make test   export in sync, notebooks clean, nbdev_test, pytest'
+	@echo 'make test   export in sync, notebooks clean, nbdev_test, pytest: ten minutes on two cores'
+	@echo 'make test-long   what takes long because it repeats: fuzz, kills, rehearsals, grids at full numbers'
 	@echo 'make cluster   the tests that want a Ray cluster and an S3 server, on this machine'
 	@echo 'make constraints   constraints.txt anew: the newest versions that the ranges of settings.ini allow'
 	@echo 'make test-edges   do the newest, the oldest and Kaggle'"'"'s versions work? (EDGES=kaggle for one; an hour, 10 GB at a time)'
@@ -39,8 +43,11 @@ test: $(READY)
 	@$(PY) -m pytest -q tests/test_house.py
 	@echo '2/3 nbdev_test: every lesson runs'
 	@$(VENV)/bin/nbdev_test --n_workers 0
-	@echo '3/3 pytest: parity, faults, end to end; two files at a time, one thread each'
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile $(LOST) --durations=10 -m 'not apart' --ignore tests/test_house.py tests
+	@echo '3/3 pytest: parity, faults, end to end'
+	@$(PYTEST) -m 'not apart and not long' --ignore tests/test_house.py tests
+
+test-long: $(READY)
+	@$(PYTEST) -m 'long and not apart' tests
 
 $(UV):
 	@python3 -m venv build/uv

@@ -258,7 +258,7 @@ class Kill(Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("after", [3, 9])
+@pytest.mark.parametrize("after", [3, pytest.param(9, marks=pytest.mark.long)])
 def test_killed_and_resumed_it_ends_with_the_same_bytes(whole, data, tmp_path, after):
     with pytest.raises(KeyboardInterrupt):
         run_stages(begin(tmp_path / "run", data), cbs=[Kill(after)])
@@ -325,7 +325,7 @@ def test_steps_are_sealed_and_an_empty_test_folder_works(whole, data, tmp_path):
     assert len(pd.read_csv(tmp_path / "empty.csv")) == len(empty.template)
 
 
-@pytest.mark.parametrize("ears, narrow", [("rows128", ["model.backbone.width=1"]), ("rows80", ["model.backbone.width=1"]), ("hybrid", ["model.mel.width=1", "model.raw.width=1"])])
+@pytest.mark.parametrize("ears, narrow", [pytest.param("rows128", ["model.backbone.width=1"], marks=pytest.mark.long), pytest.param("rows80", ["model.backbone.width=1"], marks=pytest.mark.long), ("hybrid", ["model.mel.width=1", "model.raw.width=1"])])
 def test_the_ears_of_the_wave(ears, narrow, data, tmp_path):
     "Trained, sealed, exported and run; a window of the test is those samples of the recording, and nothing else."
     from audiotag.bundle import Bundle

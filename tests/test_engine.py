@@ -193,7 +193,7 @@ def command(home, run, *words):
     return [*AUDIOTAG, *train_words(home / "data", run), *sets, "--store", str(home / "store"), *words]
 
 
-@pytest.mark.parametrize("way", ["processes", pytest.param("ray", marks=[apart, needs_ray])])
+@pytest.mark.parametrize("way", [pytest.param("processes", marks=pytest.mark.long), pytest.param("ray", marks=[apart, needs_ray])])
 def test_a_killed_driver_goes_on_where_it_stopped(way, home, begin, whole, request):
     words = ["--engine", way, "--workers", "2"]
     if way == "ray":
@@ -315,6 +315,7 @@ def test_a_machine_without_the_recordings_says_so(home, monkeypatch):
     assert len(store_of(home, "elsewhere").quarantine) == 0
 
 
+@pytest.mark.long
 def test_ctrl_c_stops_the_workers_and_leaves_checkpoints(home, begin, whole):
     run = home / "ctrl-c"
     words = command(home, run, "--engine", "processes", "--workers", "2")

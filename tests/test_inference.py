@@ -631,7 +631,7 @@ def test_what_fits_runs_and_what_does_not_is_named(comp, tmp_path, monkeypatch):
     assert np.abs(table(tmp_path / "s.csv").to_numpy() - np.stack([want[i] for i in comp.of("test").clip_id])).max() < 2e-6
 
 
-@pytest.mark.parametrize("turn", [0.4, 1.2, 2.2])
+@pytest.mark.parametrize("turn", [pytest.param(0.4, marks=pytest.mark.long), 1.2, pytest.param(2.2, marks=pytest.mark.long)])
 def test_a_machine_that_gets_three_times_slower_ends_in_time(comp, tmp_path, monkeypatch, turn):
     b = sealed(tmp_path / "b", comp.classes, n=8)
     windows = infer(b, comp, tmp_path / "all.csv").ran[0]["windows"]
@@ -751,17 +751,18 @@ for kind in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
 """
 
 
-def test_a_kill_at_any_moment_leaves_a_valid_file(data, comp, tmp_path):
+@pytest.mark.parametrize("n", [3, pytest.param(9, marks=pytest.mark.long)])
+def test_a_kill_at_any_moment_leaves_a_valid_file(data, comp, tmp_path, n):
     "At moments that are spread over the work and not over the time: the machine may be busy."
     sealed(tmp_path / "b", comp.classes, n=4)
-    code = KILLS.format(repo=str(Path(__file__).parent.parent), root=str(tmp_path), data=str(data), n=9)
+    code = KILLS.format(repo=str(Path(__file__).parent.parent), root=str(tmp_path), data=str(data), n=n)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 3
     for line in lines:
         name, bad, states = line.split()
-        assert int(bad) == 0 and int(states) >= 4, (line, done.stderr)
+        assert int(bad) == 0 and int(states) >= (2 if n == 3 else 4), (line, done.stderr)
 
 
 TERM = """

@@ -326,7 +326,7 @@ def toy(tmp_path_factory):
     return tmp
 
 
-@pytest.mark.parametrize("mounts", ["new", "old"])
+@pytest.mark.parametrize("mounts", ["new", pytest.param("old", marks=pytest.mark.long)])
 def test_rehearsed_with_our_wheel_alone(toy, tmp_path, mounts):
     "As on Kaggle: audiotag is not there but as a wheel, openvino is missing, nine of the files are odd, and then there is none."
     from audiotag.rehearse import Limits, rehearse

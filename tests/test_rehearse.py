@@ -20,6 +20,8 @@ from audiotag.synth import make_competition
 from audiotag.walls import Python, Room, find_python, find_walls
 
 WALLS = [w for w in ("bwrap", "unshare") if find_walls(w).files]
+FULL = [*WALLS, "none"]  # the first of them in `make test`, the others in `make test-long`
+EACH = [FULL[0], *(pytest.param(w, marks=pytest.mark.long) for w in FULL[1:])]
 needs_walls = pytest.mark.skipif(not WALLS, reason="this machine gives no user namespaces: " + "; ".join(find_walls().missing))
 START = """import csv, os, pathlib
 homes = ['/kaggle/input', *os.environ.get('AUDIOTAG_INPUT', '').split(':')]
@@ -56,7 +58,7 @@ def problem(found, *words):
     return said[0]
 
 
-@pytest.mark.parametrize("walls,mounts", [*((w, "new") for w in WALLS), ("none", "old")])
+@pytest.mark.parametrize("walls,mounts", [pytest.param(w, "old" if w == "none" else "new", marks=() if w == FULL[0] else pytest.mark.long) for w in FULL])
 def test_a_notebook_that_behaves(tried, walls, mounts):
     found = tried(START, WRITE, "import os, sys\nprint(sorted(k for k in os.environ if 'KEY' in k or 'TOKEN' in k), len(os.sched_getaffinity(0)))", empty=True, walls=walls, mounts=mounts, limits={"cores": 1})
     assert found.ok and found.runs[0].output == ["submission.csv"], found
@@ -81,7 +83,7 @@ def test_in_the_mounts_are_what_kaggle_mounts(tried, data, tmp_path, monkeypatch
         assert at in printed and ("other-name" in printed or "competitions" in printed), printed
 
 
-@pytest.mark.parametrize("walls", [*WALLS, "none"])
+@pytest.mark.parametrize("walls", EACH)
 def test_it_reaches_for_the_network(tried, walls):
     "In Python, behind a `try`; by another program; in a Python of its own."
     cells = ["import socket\ntry: socket.create_connection(('8.8.8.8', 53), timeout=1)\nexcept OSError as e: print(e)",
@@ -100,7 +102,7 @@ def test_a_program_without_a_guard_reaches_for_the_network(tried):
     problem(found, "cell 2 ", "reached for the network", "/dev/tcp")
 
 
-@pytest.mark.parametrize("walls", [*WALLS, "none"])
+@pytest.mark.parametrize("walls", EACH)
 def test_it_writes_elsewhere(tried, data, walls):
     before = {p: p.stat().st_mtime_ns for p in data.rglob("*")}
     cells = ["try: open(root/'test'/'x.txt', 'w')\nexcept OSError as e: print(e)", "try: os.makedirs('/tmp/cache/x')\nexcept OSError as e: print(e)",
@@ -136,6 +138,7 @@ def test_it_eats_memory(tried):
     assert 6e8 < found.runs[0].memory < 3e9 and "Submission CSV Not Found" in str(found)
 
 
+@pytest.mark.long
 def test_its_children_eat_memory(tried):
     "Four processes with 150 MB each."
     eat = "import subprocess, sys\nps = [subprocess.Popen([sys.executable, '-c', 'import time; x = bytearray(150_000_000); time.sleep(60)']) for _ in range(4)]\n[p.wait() for p in ps]"
@@ -153,6 +156,7 @@ def test_it_never_ends_and_nothing_is_left_of_it(tried, tmp_path):
     assert not [p for p in psutil.process_iter(["cmdline"]) if mark in (p.info["cmdline"] or [])]
 
 
+@pytest.mark.long
 def test_nothing_is_left_without_a_pid_namespace_either(tried):
     mark = f"audiotag-test-none-{os.getpid()}"
     tried(START, f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)', '{mark}'], start_new_session=True)\nwhile True: pass", limit="7s", walls="none")
@@ -160,6 +164,7 @@ def test_nothing_is_left_without_a_pid_namespace_either(tried):
     assert not [p for p in psutil.process_iter(["cmdline"]) if mark in (p.info["cmdline"] or [])]
 
 
+@pytest.mark.long
 def test_it_fills_the_disk(tried):
     found = tried(START, "import time\nwith open('big.bin', 'wb') as f:\n    while True: f.write(bytes(5_000_000)); f.flush(); time.sleep(.05)", limits={"disk": "40MB"})
     problem(found, "Notebook Exceeded Allowed Compute", "40MB", "cell 2 ")
@@ -179,6 +184,7 @@ def test_rows_for_the_public_test_only(tried, data):
     problem(found, "with the hidden test: Submission Scoring Error")
 
 
+@pytest.mark.long
 def test_no_submission(tried):
     problem(tried(START), "Submission CSV Not Found")
 
@@ -189,6 +195,7 @@ def test_it_dies_after_a_partial_file(tried):
     problem(found, "what it left behind would not be scored", "missing")
 
 
+@pytest.mark.long
 def test_it_throws(tried):
     found = tried(START, WRITE, "raise ValueError('odd')", "print('never')")
     problem(found, "Notebook Threw Exception", "ValueError: odd", "cell 3 ")
@@ -200,6 +207,7 @@ def test_an_odd_file_is_too_much_for_it(tried):
     problem(found, "with the hidden test: Notebook Threw Exception", "cell 2 ")
 
 
+@pytest.mark.long
 def test_no_test_file_is_too_much_for_it(tried):
     found = tried(START, "first = sorted((root/'test').glob('*.wav'))[0]", WRITE, empty=True)
     assert [r.finished for r in found.runs] == [True, False]

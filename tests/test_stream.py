@@ -24,7 +24,7 @@ FRONT_END = LogMel(n_mels=128)
 # --- the order
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33, 255, 257, 1000, 4096, 4097, 65537, 1_000_000])
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33, 255, 257, 1000, 4096, 4097, 65537, pytest.param(1_000_000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("near", [None, 1, 300, 5000])
 def test_every_clip_once(n, near):
     if near and n > 70_000 and near < 300:

@@ -46,6 +46,7 @@ def test_from_the_bundle_to_a_submission(system, tmp_path):
     assert len(pd.read_csv(tmp_path / "submission.csv")) == 6
 
 
+@pytest.mark.long
 def test_killed_and_restarted_it_ends_with_the_same_bytes(system, tmp_path):
     _, _, words, run, bundle = system
     words = [*words, "--no-baseline", "--run", str(tmp_path / "run")]
@@ -57,6 +58,7 @@ def test_killed_and_restarted_it_ends_with_the_same_bytes(system, tmp_path):
     assert content(tmp_path / "tiny-weights") == content(bundle)
 
 
+@pytest.mark.parametrize("system", [pytest.param(n, marks=() if n == "birdclef2024" else pytest.mark.long) for n in SYSTEMS], indirect=True)
 def test_exported_it_says_the_same(system, tmp_path):
     "Through OpenVINO in fp32, or a reason why not; either way the rows are those of torch."
     import shutil
@@ -78,14 +80,19 @@ def test_exported_it_says_the_same(system, tmp_path):
         assert abs(tables[0] - tables[1]).max().max() < 1e-3
 
 
-def test_the_notebooks_run_from_top_to_bottom(system, tmp_path):
+def test_the_inference_notebook_runs_from_top_to_bottom(system, tmp_path):
     name, data, _, _, bundle = system
+    run_notebook(KAGGLE / f"infer_{name}.ipynb", tmp_path / "infer", timeout=600, parameters={"DATA": str(data), "WEIGHTS": str(bundle)})
+    assert len(pd.read_csv(tmp_path / "infer" / "submission.csv")) == 6
+
+
+@pytest.mark.long
+def test_the_training_notebook_runs_from_top_to_bottom(system, tmp_path):
+    name, data, _, _, _ = system
     done = run_notebook(KAGGLE / f"train_{name}.ipynb", tmp_path / "train", timeout=600,
                         parameters={"DATA": str(data), "CHANGES": SYSTEMS[name][1], "WEIGHTS": str(tmp_path / "tiny-weights")})
     assert (tmp_path / "tiny-weights" / "bundle.json").is_file()
     assert not [o for c in nbformat.read(done, 4).cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"]
-    run_notebook(KAGGLE / f"infer_{name}.ipynb", tmp_path / "infer", timeout=600, parameters={"DATA": str(data), "WEIGHTS": str(bundle)})
-    assert len(pd.read_csv(tmp_path / "infer" / "submission.csv")) == 6
 
 
 def test_the_report(system):

@@ -136,7 +136,7 @@ class Once(Callback):
 ALL = ["stream_from=1", "stages.noisy.ema=0.9", "stages.noisy.optimizer=nadam", "stages.noisy.epochs=3"]
 
 
-@pytest.mark.parametrize("n,who,more", [(2, 1, []), (3, 0, ALL)], ids=["two", "three"])
+@pytest.mark.parametrize("n,who,more", [pytest.param(2, 1, [], id="two"), pytest.param(3, 0, ALL, id="three", marks=pytest.mark.long)])
 def test_one_of_them_is_killed_and_the_training_goes_on(n, who, more, begin, whole, tmp_path):
     "With three, the order of a sum could differ: a resumed training has new buckets."
     sets = [*TWO, f"gpus={n}", *more]
@@ -166,6 +166,7 @@ def wait_for(what, seconds):
     return what()
 
 
+@pytest.mark.long
 def test_the_one_that_started_them_is_killed():
     driver = subprocess.Popen([sys.executable, "-c", DRIVER], stderr=subprocess.DEVNULL, start_new_session=True)
     assert wait_for(lambda: len(helpers(driver.pid)) == 2, 120)
