@@ -39,7 +39,7 @@ demo: $(READY)
 	@$(PY) -c 'from audiotag.demo import main; raise SystemExit(main(["demo"]))'
 
 test: $(READY)
-	@echo '1/3 the house: export in sync, notebooks clean, floors'
+	@echo '1/3 the house: export in sync, notebooks clean, imports in order'
 	@$(PY) -m pytest -q tests/test_house.py
 	@echo '2/3 nbdev_test: every lesson runs'
 	@$(VENV)/bin/nbdev_test --n_workers 0
@@ -66,7 +66,7 @@ test-edges: $(READY) $(UV)
 # the step that `make test` leaves out: it installs Ray and an S3 server, and nothing else may run in its process
 cluster: $(READY)
 	@$(INSTALL) --no-build-isolation --editable '.[dev,cluster,remote]' 'moto[server]>=5'
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=10 -m apart tests/test_engine.py tests/test_remote.py
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=10 -m apart tests/train/test_engine.py tests/data/test_remote.py
 
 docs: $(READY)
 	@$(VENV)/bin/nbdev_export

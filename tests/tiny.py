@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from audiotag.synth import make_competition, make_rainforest, make_soundscapes, make_universal
+from audiotag.audio.synth import make_competition, make_rainforest, make_soundscapes, make_universal
 
 SETS = ["n_folds=2", "model.width=4", "front_end.n_mels=32", "windows.frames=64", "windows.hop=32", "stages.*.epochs=2",
         "stages.*.batch_size=16", "stages.agreed.train_on.1.at_least=0.2", "stages.certain.train_on.1.at_least=0.4"]

@@ -168,10 +168,10 @@ def use(name):
 
 def train(name, folder):
     "One step of every stage of a recipe, on two folds."
-    from audiotag.competitions import load_competition
-    from audiotag.recipes import get_recipe
-    from audiotag.stages import is_finished, open_run, run_stages
-    from tiny import SYSTEMS
+    from audiotag.data.competitions import load_competition
+    from audiotag.train.recipes import get_recipe
+    from audiotag.train.run_folder import is_finished, open_run, run_stages
+    from tests.tiny import SYSTEMS
 
     make, sets, layout = SYSTEMS[name]
     recipe = get_recipe(name, scale="small", changes=[*sets, "stages.*.steps=1"])
@@ -184,7 +184,7 @@ def train(name, folder):
 def other_inputs():
     "A batch through the networks of system 5 that take the wave."
     import torch
-    from audiotag.recipes import birdclef2024
+    from audiotag.train.recipes import birdclef2024
 
     for ears in ("rows80", "rows128", "hybrid"):
         recipe = birdclef2024("small", ears=ears)
@@ -196,10 +196,10 @@ def other_inputs():
 
 def export(folder):
     "The bundle of the first recipe gets a graph that agrees with torch."
-    from audiotag.bundle import Bundle
-    from audiotag.kaggle import pack_weights
-    from audiotag.openvino import evidence_of, export_bundle
-    from audiotag.stages import Run
+    from audiotag.infer.bundle import Bundle
+    from audiotag.kaggle.pack import pack_weights
+    from audiotag.infer.openvino_graphs import evidence_of, export_bundle
+    from audiotag.train.run_folder import Run
 
     run = Run(folder / "run")
     bundle = Bundle(pack_weights(run, folder / "tiny-weights"))
@@ -209,9 +209,9 @@ def export(folder):
 
 def notebook(folder):
     "An inference notebook on that bundle; Kaggle would score what it writes."
-    from audiotag.competitions import load_competition
-    from audiotag.doctor import check_submission, refused
-    from audiotag.rehearse import run_notebook
+    from audiotag.data.competitions import load_competition
+    from audiotag.data.submission import check_submission, refused
+    from audiotag.rehearse.rehearse import run_notebook
 
     run_notebook(REPO / "nbs/kaggle/infer_freesound2019.ipynb", folder / "work", timeout=600,
                  parameters={"DATA": str(folder / "data"), "WEIGHTS": str(folder / "tiny-weights")})

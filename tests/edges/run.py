@@ -65,7 +65,7 @@ def make_edge(name):
     if name == "oldest":
         return Edge(name, PYTHONS[::-1], [*ranges, "--resolution", "lowest-direct"], everything)
     if name == "kaggle":
-        from audiotag.rehearse import IMAGE
+        from audiotag.rehearse.rehearse import IMAGE
 
         there = [*(f"{n}=={v}" for n, v in IMAGE.items() if v), *(r for r in requirements() if package(r) != "openvino"), "pip"]
         return Edge(name, ("3.12",), there, [c for c in everything if c not in ("import openvino", "export", "notebook")])
@@ -168,7 +168,7 @@ def must(done, what):
 
 def make_bundles():
     "{recipe: (competition, bundle with graphs)} and the wheels, trained and packed here, or kept from the last time if the package is the same."
-    from tiny import SYSTEMS
+    from tests.tiny import SYSTEMS
 
     code = b"".join(p.read_bytes() for p in [*sorted((REPO / "audiotag").rglob("*.py")), REPO / "tests/tiny.py"])
     home, made = BUILD / f"bundles-{hashlib.sha256(code).hexdigest()[:12]}", {}
