@@ -22,7 +22,7 @@ help:
 	@echo 'make cluster   the tests that want a Ray cluster and an S3 server, on this machine'
 	@echo 'make constraints   constraints.txt anew: the newest versions that the ranges of settings.ini allow'
 	@echo 'make test-edges   do the newest, the oldest and Kaggle'"'"'s versions work? (EDGES=kaggle for one; an hour, 10 GB at a time)'
-	@echo 'make docs   export the package and README.md from nbs/, and clean the notebooks'
+	@echo 'make docs   format, export the package and README.md from nbs/, and clean the notebooks'
 
 $(READY): settings.ini setup.py constraints.txt
 	@echo 'Installing audiotag into $(VENV), once. Without a cache about 3.2 GB are downloaded (on Linux, PyTorch with CUDA'
@@ -39,7 +39,7 @@ demo: $(READY)
 	@$(PY) -c 'from audiotag.demo import main; raise SystemExit(main(["demo"]))'
 
 test: $(READY)
-	@echo '1/3 the house: export in sync, notebooks clean, imports in order'
+	@echo '1/3 the house: export in sync, notebooks clean, formatted, imports in order'
 	@$(PY) -m pytest -q tests/test_house.py
 	@echo '2/3 nbdev_test: every lesson runs'
 	@$(VENV)/bin/nbdev_test --n_workers 0
@@ -69,6 +69,7 @@ cluster: $(READY)
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=10 -m apart tests/train/test_engine.py tests/data/test_remote.py
 
 docs: $(READY)
+	@$(VENV)/bin/ruff format --quiet .
 	@$(VENV)/bin/nbdev_export
 	@$(PY) tests/readme.py
 	@$(VENV)/bin/nbdev_clean

@@ -1,4 +1,5 @@
 "What `make test-edges` says of an edge: who is named, what is recorded. The edges themselves are not tried here."
+
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -11,10 +12,14 @@ import run  # noqa: E402
 
 
 def test_the_packages_of_a_traceback_are_named_with_their_versions():
-    text = ('File "/x/audiotag/features.py", line 1\n  File "/v/lib/python3.12/site-packages/librosa/core.py", line 2\n'
-            'File "/v/lib/python3.12/site-packages/numba/core.py", line 3\n  File "/v/lib/python3.12/site-packages/numba/np.py"\nImportError: no')
+    text = (
+        'File "/x/audiotag/features.py", line 1\n  File "/v/lib/python3.12/site-packages/librosa/core.py", line 2\n'
+        'File "/v/lib/python3.12/site-packages/numba/core.py", line 3\n  File "/v/lib/python3.12/site-packages/numba/np.py"\nImportError: no'
+    )
     assert checks.blamed(text) == [f"librosa {version('librosa')}", f"numba {version('numba')}"]
-    assert checks.blamed("  File \"/x/audiotag/core.py\"\nAttributeError: module 'torch' has no attribute 'xyz'") == [f"torch {version('torch')}"]
+    assert checks.blamed("  File \"/x/audiotag/core.py\"\nAttributeError: module 'torch' has no attribute 'xyz'") == [
+        f"torch {version('torch')}"
+    ]
     assert checks.blamed("ValueError: 3") == []
 
 
@@ -25,7 +30,12 @@ def test_a_check_that_fails_and_one_that_dies_are_one_line_each(tmp_path, monkey
     assert source.count("def use(") == 1
     monkeypatch.setattr(run, "CHECKS", tmp_path / "checks.py")
     run.CHECKS.write_text(source.replace("def use(", dying).replace("parents[2]", f"parents[0] / {str(run.REPO)!r}"))
-    edge = run.Edge("newest", (), [], ["import no-such-thing", "import soxr", "import numpy", "recipe freesound2019", "export", "import soundfile"])
+    edge = run.Edge(
+        "newest",
+        (),
+        [],
+        ["import no-such-thing", "import soxr", "import numpy", "recipe freesound2019", "export", "import soundfile"],
+    )
     (tmp_path / "work" / "freesound2019").mkdir(parents=True)
     (tmp_path / "work" / "freesound2019" / "data").write_text("in the way")
     first, second, third = run.run_checks(edge, sys.executable, tmp_path / "work")
@@ -39,8 +49,12 @@ def test_every_requirement_is_imported_and_kaggle_has_no_openvino():
     wanted = {f"import {run.package(r)}" for r in run.requirements()}
     assert {"import torch", "import scikit-learn", "import openvino"} <= wanted
     assert all(wanted - {"import openvino"} <= set(e.checks) for e in edges.values())
-    assert "torch==2.10.0" in edges["kaggle"].words and not [w for w in edges["kaggle"].words if w.startswith("openvino")]
-    assert "constraints.txt" in edges["tested-3.12"].words and not [e for e in ("newest", "oldest") if "constraints.txt" in edges[e].words]
+    assert "torch==2.10.0" in edges["kaggle"].words and not [
+        w for w in edges["kaggle"].words if w.startswith("openvino")
+    ]
+    assert "constraints.txt" in edges["tested-3.12"].words and not [
+        e for e in ("newest", "oldest") if "constraints.txt" in edges[e].words
+    ]
     with pytest.raises(SystemExit, match="no edge 'tested'"):
         run.make_edge("tested")
 

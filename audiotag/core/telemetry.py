@@ -9,16 +9,23 @@ __all__ = ['STATISTICS', 'send_no_statistics']
 import os, sys
 
 # %% ../../nbs/core/07_telemetry.ipynb #232cba3b
-STATISTICS = ('openvino_telemetry',) # packages that only send statistics; OpenVINO and NNCF work without them
-_opt_outs = {'HF_HUB_DISABLE_TELEMETRY': '1', 'RAY_USAGE_STATS_ENABLED': '0'} # of huggingface_hub and of ray
+STATISTICS = ("openvino_telemetry",)  # packages that only send statistics; OpenVINO and NNCF work without them
+_opt_outs = {"HF_HUB_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0"}  # of huggingface_hub and of ray
+
 
 def send_no_statistics():
     "Keep libraries from sending statistics, in this process and in those that it starts; for the time before they are imported."
-    for name in STATISTICS: sys.modules.setdefault(name, None) # to import it is a ModuleNotFoundError from now on
-    for name,value in _opt_outs.items(): os.environ.setdefault(name, value)
-    sender = sys.modules.get('openvino_telemetry.utils.sender') # there if OpenVINO was imported before audiotag
-    if sender is not None: sender.TelemetrySender.send = _send_nothing
+    for name in STATISTICS:
+        sys.modules.setdefault(name, None)  # to import it is a ModuleNotFoundError from now on
+    for name, value in _opt_outs.items():
+        os.environ.setdefault(name, value)
+    sender = sys.modules.get("openvino_telemetry.utils.sender")  # there if OpenVINO was imported before audiotag
+    if sender is not None:
+        sender.TelemetrySender.send = _send_nothing
 
-def _send_nothing(*message): "In place of the method that sends."
+
+def _send_nothing(*message):
+    "In place of the method that sends."
+
 
 send_no_statistics()

@@ -16,88 +16,144 @@ from ..core.errors import AudiotagError, did_you_mean
 @dataclass(frozen=True, eq=False)
 class Python:
     "An interpreter: where it lives, and what is installed for it."
-    path:str
-    version:str # such as '3.12.13'
-    prefixes:list # folders of the environment, and of the Python below it
-    sites:list # folders with packages outside of those: of `pip install --user`, or on PYTHONPATH
-    packages:dict=field(repr=False) # {name in lower case with hyphens: (version, what it requires)}
-    modules:dict=field(repr=False) # {top-level module: names of the packages that it comes from}
 
-def _facts()->dict:
+    path: str
+    version: str  # such as '3.12.13'
+    prefixes: list  # folders of the environment, and of the Python below it
+    sites: list  # folders with packages outside of those: of `pip install --user`, or on PYTHONPATH
+    packages: dict = field(repr=False)  # {name in lower case with hyphens: (version, what it requires)}
+    modules: dict = field(repr=False)  # {top-level module: names of the packages that it comes from}
+
+
+def _facts() -> dict:
     "The fields of a `Python`. Another interpreter runs the text of this function, so all that it needs is imported in it."
     import os, platform, re, sys
     from importlib import metadata
     from inspect import getmodulename
+
     prefixes = [sys.prefix, sys.base_prefix, sys.exec_prefix]
-    own = tuple(os.path.realpath(p)+'/' for p in prefixes)
-    sites = [p for p in map(os.path.realpath, sys.path) if os.path.basename(p) in ('site-packages','dist-packages') and os.path.isdir(p)]
-    plain = lambda name: re.sub('[-_.]+', '-', name).lower()
-    packages = {plain(d.metadata['Name']): (d.version, d.requires or []) for d in reversed(list(metadata.distributions())) if d.metadata['Name']}
+    own = tuple(os.path.realpath(p) + "/" for p in prefixes)
+    sites = [
+        p
+        for p in map(os.path.realpath, sys.path)
+        if os.path.basename(p) in ("site-packages", "dist-packages") and os.path.isdir(p)
+    ]
+    plain = lambda name: re.sub("[-_.]+", "-", name).lower()
+    packages = {
+        plain(d.metadata["Name"]): (d.version, d.requires or [])
+        for d in reversed(list(metadata.distributions()))
+        if d.metadata["Name"]
+    }
     modules = {}
-    for d in metadata.distributions(): # Python 3.10's own `packages_distributions` leaves out what has no top_level.txt
-        tops = (d.read_text('top_level.txt') or '').split() or {f.parts[0] if len(f.parts)>1 else getmodulename(f.name) for f in d.files or []}
+    # Python 3.10's own `packages_distributions` leaves out what has no top_level.txt
+    for d in metadata.distributions():
+        tops = (d.read_text("top_level.txt") or "").split() or {
+            f.parts[0] if len(f.parts) > 1 else getmodulename(f.name) for f in d.files or []
+        }
         for top in tops:
-            if top and top.isidentifier() and d.metadata['Name']: modules.setdefault(top, []).append(plain(d.metadata['Name']))
-    return dict(path=sys.executable, version=platform.python_version(), prefixes=prefixes, sites=[p for p in dict.fromkeys(sites) if not p.startswith(own)],
-                packages=packages, modules=modules)
+            if top and top.isidentifier() and d.metadata["Name"]:
+                modules.setdefault(top, []).append(plain(d.metadata["Name"]))
+    return dict(
+        path=sys.executable,
+        version=platform.python_version(),
+        prefixes=prefixes,
+        sites=[p for p in dict.fromkeys(sites) if not p.startswith(own)],
+        packages=packages,
+        modules=modules,
+    )
+
 
 @lru_cache
-def this_python()->Python:
+def this_python() -> Python:
     "The interpreter that runs this."
     return Python(**_facts())
 
-
 # %% ../../nbs/rehearse/01_sandbox.ipynb #5f0c7a13
 def find_python(
-    path, # of the interpreter, or its name on PATH
-)->Python:
+    path,  # of the interpreter, or its name on PATH
+) -> Python:
     "Another interpreter of this machine; raises `AudiotagError` unless it is Python 3.10 or newer and can run a notebook."
-    def wrong(what, fix='give the path of a Python, such as .venv/bin/python'): return AudiotagError(what, file=path, field='--python', fix=fix)
-    program = shutil.which(str(path))
-    if program is None: raise wrong('is not a program that may be run' if Path(path).exists() else 'file not found')
-    def ask(code):
-        try: return subprocess.run([program, '-E', '-c', code], capture_output=True, text=True, errors='replace', timeout=120, stdin=subprocess.DEVNULL).stdout
-        except (OSError, subprocess.SubprocessError): return ''
-    said = re.fullmatch(r'Python (\d+)\.(\d+)\s*', ask('import sys; print("Python %d.%d" % sys.version_info[:2])'))
-    if not said: raise wrong('is no Python')
-    if (int(said[1]), int(said[2]))<(3,10): raise wrong(f'is Python {said[1]}.{said[2]}', 'audiotag needs 3.10 or newer')
-    python = Python(**json.loads(ask(f'{inspect.getsource(_facts)}\nimport json\nprint(json.dumps(_facts()))')))
-    lacks = [name for name in ('ipykernel','nbclient') if name not in python.packages]
-    if lacks: raise wrong(f"lacks {' and '.join(lacks)}, without which it cannot run a notebook", f"{path} -m pip install {' '.join(lacks)}")
-    return python
 
+    def wrong(what, fix="give the path of a Python, such as .venv/bin/python"):
+        return AudiotagError(what, file=path, field="--python", fix=fix)
+
+    program = shutil.which(str(path))
+    if program is None:
+        raise wrong("is not a program that may be run" if Path(path).exists() else "file not found")
+
+    def ask(code):
+        try:
+            return subprocess.run(
+                [program, "-E", "-c", code],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=120,
+                stdin=subprocess.DEVNULL,
+            ).stdout
+        except (OSError, subprocess.SubprocessError):
+            return ""
+
+    said = re.fullmatch(r"Python (\d+)\.(\d+)\s*", ask('import sys; print("Python %d.%d" % sys.version_info[:2])'))
+    if not said:
+        raise wrong("is no Python")
+    if (int(said[1]), int(said[2])) < (3, 10):
+        raise wrong(f"is Python {said[1]}.{said[2]}", "audiotag needs 3.10 or newer")
+    python = Python(**json.loads(ask(f"{inspect.getsource(_facts)}\nimport json\nprint(json.dumps(_facts()))")))
+    lacks = [name for name in ("ipykernel", "nbclient") if name not in python.packages]
+    if lacks:
+        raise wrong(
+            f"lacks {' and '.join(lacks)}, without which it cannot run a notebook",
+            f"{path} -m pip install {' '.join(lacks)}",
+        )
+    return python
 
 # %% ../../nbs/rehearse/01_sandbox.ipynb #3c781e94
 @dataclass
 class Room:
     "What a process inside sees: `mounts` read-only, `working` as the only place to write to."
-    mounts:list # of pairs (path here, path inside); a later one may cover a part of an earlier one
-    working:Path # seen as /kaggle/working
-    env:dict # all of the environment
-    inside:str='/kaggle/working' # where `working` is seen
-    python:Python=field(default_factory=this_python, repr=False) # comes along, wherever it is installed
 
-_system = ('/usr','/bin','/sbin','/lib','/lib32','/lib64','/libx32','/etc','/opt','/nix','/gnu','/sys')
+    mounts: list  # of pairs (path here, path inside); a later one may cover a part of an earlier one
+    working: Path  # seen as /kaggle/working
+    env: dict  # all of the environment
+    inside: str = "/kaggle/working"  # where `working` is seen
+    python: Python = field(default_factory=this_python, repr=False)  # comes along, wherever it is installed
 
-def _python_homes(python:Python)->list:
+
+_system = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/opt", "/nix", "/gnu", "/sys")
+
+
+def _python_homes(python: Python) -> list:
     "The folders that a Python lives in, if they are not the system's."
     homes = {*map(os.path.realpath, python.prefixes), *python.prefixes, *python.sites}
-    return sorted((p for p in homes if not any(p==s or p.startswith(s+'/') for s in _system)), key=len)
-
+    return sorted((p for p in homes if not any(p == s or p.startswith(s + "/") for s in _system)), key=len)
 
 # %% ../../nbs/rehearse/01_sandbox.ipynb #7b2e8e31
-def _bwrap(room:Room, words, *, net:bool, pid:bool)->list:
+def _bwrap(room: Room, words, *, net: bool, pid: bool) -> list:
     "The command line that runs `words` in the room."
-    out = ['bwrap', '--die-with-parent', '--new-session', '--cap-drop', 'ALL', *(['--unshare-net'] if net else []), *(['--unshare-pid','--proc','/proc'] if pid else ['--ro-bind','/proc','/proc'])]
+    out = [
+        "bwrap",
+        "--die-with-parent",
+        "--new-session",
+        "--cap-drop",
+        "ALL",
+        *(["--unshare-net"] if net else []),
+        *(["--unshare-pid", "--proc", "/proc"] if pid else ["--ro-bind", "/proc", "/proc"]),
+    ]
     for p in _system:
-        if os.path.islink(p): out += ['--symlink', os.readlink(p), p]
-        elif os.path.isdir(p): out += ['--ro-bind', p, p]
-    for p in _python_homes(room.python): out += ['--ro-bind', p, p]
-    out += ['--dev', '/dev', '--dir', '/tmp', '--bind', str(room.working), room.inside]
-    for here,there in room.mounts: out += ['--ro-bind', str(here), str(there)]
-    out += ['--remount-ro', '/', '--chdir', room.inside, '--clearenv']
-    for k,v in room.env.items(): out += ['--setenv', k, v]
-    return [*out, '--', *map(str, words)]
+        if os.path.islink(p):
+            out += ["--symlink", os.readlink(p), p]
+        elif os.path.isdir(p):
+            out += ["--ro-bind", p, p]
+    for p in _python_homes(room.python):
+        out += ["--ro-bind", p, p]
+    out += ["--dev", "/dev", "--dir", "/tmp", "--bind", str(room.working), room.inside]
+    for here, there in room.mounts:
+        out += ["--ro-bind", str(here), str(there)]
+    out += ["--remount-ro", "/", "--chdir", room.inside, "--clearenv"]
+    for k, v in room.env.items():
+        out += ["--setenv", k, v]
+    return [*out, "--", *map(str, words)]
 
 # %% ../../nbs/rehearse/01_sandbox.ipynb #d8efcf65
 _script = """set -e
@@ -109,72 +165,137 @@ put() { if [ -d "$1" ]; then mkdir -p "$R$2"; else mkdir -p "$(dirname "$R$2")";
 mount --make-rprivate / 2>/dev/null || true
 mount -t tmpfs -o mode=755 rehearsal "$R"
 """
-_lo_up = "import fcntl,socket,struct; s=socket.socket(); fcntl.ioctl(s, 0x8914, struct.pack('16sH14s', b'lo', 0x49, b''))"
+_lo_up = (
+    "import fcntl,socket,struct; s=socket.socket(); fcntl.ioctl(s, 0x8914, struct.pack('16sH14s', b'lo', 0x49, b''))"
+)
 
-def _unshare(room:Room, words, *, net:bool, pid:bool)->list:
+
+def _unshare(room: Room, words, *, net: bool, pid: bool) -> list:
     "The command line that runs `words` in the room."
     q = shlex.quote
-    lines = [f'{q(sys.executable)} -c {q(_lo_up)} || ip link set lo up || true'] if net else []
+    lines = [f"{q(sys.executable)} -c {q(_lo_up)} || ip link set lo up || true"] if net else []
     for p in _system:
-        if os.path.islink(p): lines.append(f'ln -s {q(os.readlink(p))} "$R{p}"')
-        elif os.path.isdir(p): lines.append(f'put {p} {p}; ro "$R{p}"')
+        if os.path.islink(p):
+            lines.append(f'ln -s {q(os.readlink(p))} "$R{p}"')
+        elif os.path.isdir(p):
+            lines.append(f'put {p} {p}; ro "$R{p}"')
     lines += [f'put {q(p)} {q(p)}; ro "$R"{q(p)}' for p in _python_homes(room.python)]
-    lines += ['put /proc /proc; put /dev /dev; mount -t tmpfs shm "$R/dev/shm" || true; mkdir -p "$R/tmp"', f'put {q(str(room.working))} {q(room.inside)}']
-    lines += [f'put {q(str(a))} {q(str(b))}; ro "$R"{q(str(b))}' for a,b in room.mounts]
-    env = ' '.join(q(f'{k}={v}') for k,v in room.env.items())
-    lines += ['mount -o remount,ro,bind "$R"', 'DROP=$(command -v setpriv >/dev/null && echo "setpriv --bounding-set=-all --inh-caps=-all --no-new-privs --")',
-              f'exec chroot "$R" /bin/sh -c {q(f"cd {q(room.inside)} && exec env -i ")}"$DROP"{q(" env " + env + " " + " ".join(q(str(w)) for w in words))}']
-    flags = ['--mount','--map-root-user', *(['--net'] if net else []), *(['--pid','--fork','--kill-child','--mount-proc'] if pid else [])]
-    return ['unshare', *flags, 'sh', '-c', 'R=$1\n'+_script+'\n'.join(lines), 'sh', _root(room)]
+    lines += [
+        'put /proc /proc; put /dev /dev; mount -t tmpfs shm "$R/dev/shm" || true; mkdir -p "$R/tmp"',
+        f"put {q(str(room.working))} {q(room.inside)}",
+    ]
+    lines += [f'put {q(str(a))} {q(str(b))}; ro "$R"{q(str(b))}' for a, b in room.mounts]
+    env = " ".join(q(f"{k}={v}") for k, v in room.env.items())
+    lines += [
+        'mount -o remount,ro,bind "$R"',
+        'DROP=$(command -v setpriv >/dev/null && echo "setpriv --bounding-set=-all --inh-caps=-all --no-new-privs --")',
+        f'exec chroot "$R" /bin/sh -c {q(f"cd {q(room.inside)} && exec env -i ")}"$DROP"{q(" env " + env + " " + " ".join(q(str(w)) for w in words))}',
+    ]
+    flags = [
+        "--mount",
+        "--map-root-user",
+        *(["--net"] if net else []),
+        *(["--pid", "--fork", "--kill-child", "--mount-proc"] if pid else []),
+    ]
+    return ["unshare", *flags, "sh", "-c", "R=$1\n" + _script + "\n".join(lines), "sh", _root(room)]
 
 # %% ../../nbs/rehearse/01_sandbox.ipynb #690bae31
-def _root(room:Room)->str:
+def _root(room: Room) -> str:
     "A folder for the new root to stand on: one that nothing in the room comes from."
-    needed = [str(room.working), *_python_homes(room.python), *(str(a) for a,_ in room.mounts)]
-    free = [p for p in ('/mnt','/media','/srv','/home') if os.path.isdir(p) and not os.path.islink(p) and not any((n+'/').startswith(p+'/') for n in needed)]
-    return free[0] if free else tempfile.mkdtemp(prefix='audiotag-root-')
+    needed = [str(room.working), *_python_homes(room.python), *(str(a) for a, _ in room.mounts)]
+    free = [
+        p
+        for p in ("/mnt", "/media", "/srv", "/home")
+        if os.path.isdir(p) and not os.path.islink(p) and not any((n + "/").startswith(p + "/") for n in needed)
+    ]
+    return free[0] if free else tempfile.mkdtemp(prefix="audiotag-root-")
 
 # %% ../../nbs/rehearse/01_sandbox.ipynb #bfaceb5d
 @dataclass(frozen=True)
 class Walls:
     "How a room is put up, and which of its walls stand."
-    tool:str # 'bwrap', 'unshare', 'none'
-    net:bool # the network is out of reach
-    files:bool # the input is read-only, and nothing but the working folder can be written to
-    pid:bool # everything inside ends with it
-    missing:tuple=() # walls that this machine does not give, as sentences
 
-    def words(self, room:Room, words)->list:
+    tool: str  # 'bwrap', 'unshare', 'none'
+    net: bool  # the network is out of reach
+    files: bool  # the input is read-only, and nothing but the working folder can be written to
+    pid: bool  # everything inside ends with it
+    missing: tuple = ()  # walls that this machine does not give, as sentences
+
+    def words(self, room: Room, words) -> list:
         "The command line that runs `words` in a room."
-        if self.tool=='bwrap': return _bwrap(room, words, net=self.net, pid=self.pid)
-        if self.tool=='unshare': return _unshare(room, words, net=self.net, pid=self.pid)
+        if self.tool == "bwrap":
+            return _bwrap(room, words, net=self.net, pid=self.pid)
+        if self.tool == "unshare":
+            return _unshare(room, words, net=self.net, pid=self.pid)
         return [str(w) for w in words]
 
 # %% ../../nbs/rehearse/01_sandbox.ipynb #ea95b415
-_ways = [('bwrap',True,True), ('bwrap',True,False), ('unshare',True,True), ('unshare',True,False), ('bwrap',False,True), ('unshare',False,False)]
+_ways = [
+    ("bwrap", True, True),
+    ("bwrap", True, False),
+    ("unshare", True, True),
+    ("unshare", True, False),
+    ("bwrap", False, True),
+    ("unshare", False, False),
+]
 
-def _works(walls:Walls)->str:
+
+def _works(walls: Walls) -> str:
     "'' if a room can be put up this way, else why not."
-    if not shutil.which(walls.tool): return f'{walls.tool} is not installed'
+    if not shutil.which(walls.tool):
+        return f"{walls.tool} is not installed"
     with tempfile.TemporaryDirectory() as tmp:
-        room = Room([(tmp, '/kaggle/input')], Path(tmp), {'PATH': '/usr/bin:/bin'})
-        try: done = subprocess.run(walls.words(room, ['/bin/sh', '-c', 'test ! -w /kaggle/input && : > /kaggle/working/x']), capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
-        except (OSError, subprocess.SubprocessError) as e: return f'{walls.tool}: {type(e).__name__}'
-    return '' if done.returncode==0 else f"{walls.tool}: {(done.stderr.strip().splitlines() or ['it does not work'])[0][:160]}"
+        room = Room([(tmp, "/kaggle/input")], Path(tmp), {"PATH": "/usr/bin:/bin"})
+        try:
+            done = subprocess.run(
+                walls.words(room, ["/bin/sh", "-c", "test ! -w /kaggle/input && : > /kaggle/working/x"]),
+                capture_output=True,
+                text=True,
+                timeout=30,
+                stdin=subprocess.DEVNULL,
+            )
+        except (OSError, subprocess.SubprocessError) as e:
+            return f"{walls.tool}: {type(e).__name__}"
+    return (
+        ""
+        if done.returncode == 0
+        else f"{walls.tool}: {(done.stderr.strip().splitlines() or ['it does not work'])[0][:160]}"
+    )
 
 # %% ../../nbs/rehearse/01_sandbox.ipynb #0b399b9c
 def find_walls(
-    tool:str='auto', # 'bwrap', 'unshare', 'none', or 'auto' for the best that works
-)->Walls:
+    tool: str = "auto",  # 'bwrap', 'unshare', 'none', or 'auto' for the best that works
+) -> Walls:
     "The best walls that this machine gives to this user."
-    tools = ('auto','bwrap','unshare','none')
-    if tool not in tools: raise AudiotagError(f'there is no way {tool!r} to put up walls', field='--walls', fix=did_you_mean(tool, tools))
+    tools = ("auto", "bwrap", "unshare", "none")
+    if tool not in tools:
+        raise AudiotagError(f"there is no way {tool!r} to put up walls", field="--walls", fix=did_you_mean(tool, tools))
     tried = []
-    for name,net,pid in (w for w in _ways if tool in ('auto', w[0])):
-        walls = Walls(name, net, True, pid, () if net else ('the network is within reach: this machine gives no network namespace; only Python code is held back from it',))
+    for name, net, pid in (w for w in _ways if tool in ("auto", w[0])):
+        walls = Walls(
+            name,
+            net,
+            True,
+            pid,
+            ()
+            if net
+            else (
+                "the network is within reach: this machine gives no network namespace; only Python code is held back from it",
+            ),
+        )
         why = _works(walls)
-        if not why: return walls
-        if why not in tried: tried.append(why)
-    why = '; '.join(tried) or 'not asked for'
-    return Walls('none', False, False, False, (f'no namespaces ({why}): the network is within reach and every folder can be written to; only Python code is held back from it',
-                                               '/kaggle/input cannot be mounted: the notebook finds its input through AUDIOTAG_INPUT'))
+        if not why:
+            return walls
+        if why not in tried:
+            tried.append(why)
+    why = "; ".join(tried) or "not asked for"
+    return Walls(
+        "none",
+        False,
+        False,
+        False,
+        (
+            f"no namespaces ({why}): the network is within reach and every folder can be written to; only Python code is held back from it",
+            "/kaggle/input cannot be mounted: the notebook finds its input through AUDIOTAG_INPUT",
+        ),
+    )

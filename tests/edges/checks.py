@@ -4,6 +4,7 @@ It runs in the environment of the edge, where neither pytest nor audiotag is ins
 is half imported would spoil the next one, or where a compiled library that was built for another one ends it; `run.py`, which lists the checks
 of an edge, begins again behind that one.
 """
+
 import importlib
 import io
 import json
@@ -213,9 +214,15 @@ def notebook(folder):
     from audiotag.data.submission import check_submission, refused
     from audiotag.rehearse.rehearse import run_notebook
 
-    run_notebook(REPO / "nbs/kaggle/infer_freesound2019.ipynb", folder / "work", timeout=600,
-                 parameters={"DATA": str(folder / "data"), "WEIGHTS": str(folder / "tiny-weights")})
-    findings = check_submission(folder / "work/submission.csv", load_competition(folder / "data", "freesound2019", train=False))
+    run_notebook(
+        REPO / "nbs/kaggle/infer_freesound2019.ipynb",
+        folder / "work",
+        timeout=600,
+        parameters={"DATA": str(folder / "data"), "WEIGHTS": str(folder / "tiny-weights")},
+    )
+    findings = check_submission(
+        folder / "work/submission.csv", load_competition(folder / "data", "freesound2019", train=False)
+    )
     assert not refused(findings), findings
 
 
@@ -237,7 +244,9 @@ def blamed(text):
     found = [known[top] for top in tops if top in known]
     if not found:
         last = (text.strip().splitlines() or [""])[-1]
-        found = [known[word] for word in re.findall(r"[A-Za-z0-9_]+", last) if word in known and known[word] != "audiotag"]
+        found = [
+            known[word] for word in re.findall(r"[A-Za-z0-9_]+", last) if word in known and known[word] != "audiotag"
+        ]
     return [installed(name) for i, name in enumerate(found) if name not in found[:i]]
 
 
@@ -262,7 +271,13 @@ def main(folder, *todo):
             result = {"check": check, "ok": True}
         except BaseException as e:  # whatever it is, it is what this check is to tell
             text = "".join(traceback.format_exception(e))
-            result = {"check": check, "ok": False, "error": f"{type(e).__name__}: {e}", "blamed": blamed(text), "text": text}
+            result = {
+                "check": check,
+                "ok": False,
+                "error": f"{type(e).__name__}: {e}",
+                "blamed": blamed(text),
+                "text": text,
+            }
         print("\n" + json.dumps(result), flush=True)
         if not result["ok"]:
             break

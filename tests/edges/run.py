@@ -10,6 +10,7 @@ Each edge is installed into an environment of its own below build/edges, one aft
 An environment takes up to 8 GB, and uv's cache as much for each version of torch. What fails is named in one line with the packages that
 it fails in. The results are written to tests/bench/results/edges.md. The exit code is 1 if anything failed.
 """
+
 import argparse
 import configparser
 import datetime
@@ -30,7 +31,21 @@ from checks import RECIPES, plain  # noqa: E402
 BUILD = REPO / "build" / "edges"
 RESULTS = REPO / "tests" / "bench" / "results" / "edges.md"
 CHECKS = REPO / "tests" / "edges" / "checks.py"
-KEY = ("torch", "torchvision", "torchaudio", "fastai", "fastcore", "timm", "librosa", "soundfile", "numpy", "pandas", "scipy", "scikit-learn", "openvino")
+KEY = (
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "fastai",
+    "fastcore",
+    "timm",
+    "librosa",
+    "soundfile",
+    "numpy",
+    "pandas",
+    "scipy",
+    "scikit-learn",
+    "openvino",
+)
 PYTHONS = ("3.13", "3.12", "3.11", "3.10")
 PRINT = dict(flush=True)
 VERSIONS = "import json; from importlib.metadata import distributions as d; print(json.dumps({o.metadata['Name']: o.version for o in d()}))"
@@ -67,8 +82,14 @@ def make_edge(name):
     if name == "kaggle":
         from audiotag.rehearse.rehearse import IMAGE
 
-        there = [*(f"{n}=={v}" for n, v in IMAGE.items() if v), *(r for r in requirements() if package(r) != "openvino"), "pip"]
-        return Edge(name, ("3.12",), there, [c for c in everything if c not in ("import openvino", "export", "notebook")])
+        there = [
+            *(f"{n}=={v}" for n, v in IMAGE.items() if v),
+            *(r for r in requirements() if package(r) != "openvino"),
+            "pip",
+        ]
+        return Edge(
+            name, ("3.12",), there, [c for c in everything if c not in ("import openvino", "export", "notebook")]
+        )
     if re.fullmatch(r"tested-3\.\d+", name):
         words = [*ranges, "--extra", "dev", "--constraints", "constraints.txt"]
         return Edge(name, (name[7:],), words, [*imports, "import torchaudio", "import nncf", f"recipe {RECIPES[0]}"])
@@ -79,17 +100,25 @@ def make_edge(name):
 
 
 def run(words, **kwargs):
-    return subprocess.run([str(w) for w in words], capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, **kwargs)
+    return subprocess.run(
+        [str(w) for w in words], capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, **kwargs
+    )
 
 
 def find_python(versions, uv):
     "The path of the first of these Pythons that is on PATH, that uv knows, or that pyenv has; None if there is none."
     for version in versions:
         known = run([uv, "python", "find", "--no-project", "--no-python-downloads", "--system", version]).stdout.split()
-        pyenv = sorted(Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/{version}.*/bin/python"))
+        pyenv = sorted(
+            Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/{version}.*/bin/python")
+        )
         for path in (shutil.which(f"python{version}"), *known, *pyenv):
             try:
-                if path and run([path, "-c", "import sys, venv; print('%d.%d' % sys.version_info[:2])"]).stdout.strip() == version:
+                if (
+                    path
+                    and run([path, "-c", "import sys, venv; print('%d.%d' % sys.version_info[:2])"]).stdout.strip()
+                    == version
+                ):
                     return str(path)
             except OSError:
                 continue
@@ -98,13 +127,24 @@ def find_python(versions, uv):
 
 def environment():
     "For what runs in an edge: this code, no network for weights, and nothing of the user's."
-    return {**os.environ, "PYTHONPATH": str(REPO), "PYTHONNOUSERSITE": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "HF_HUB_OFFLINE": "1", "JUPYTER_PREFER_ENV_PATH": "1"}
+    return {
+        **os.environ,
+        "PYTHONPATH": str(REPO),
+        "PYTHONNOUSERSITE": "1",
+        "OMP_NUM_THREADS": "1",
+        "MPLBACKEND": "agg",
+        "HF_HUB_OFFLINE": "1",
+        "JUPYTER_PREFER_ENV_PATH": "1",
+    }
 
 
 def install(edge, uv, python, folder):
     "Make the environment; returns what went wrong, or ''."
     shutil.rmtree(folder, ignore_errors=True)
-    for words in (["venv", "--quiet", "--no-project", "--python", python, folder], ["pip", "install", "--quiet", "--python", folder / "bin/python", *edge.words]):
+    for words in (
+        ["venv", "--quiet", "--no-project", "--python", python, folder],
+        ["pip", "install", "--quiet", "--python", folder / "bin/python", *edge.words],
+    ):
         done = run([uv, *words], cwd=REPO)
         if done.returncode:
             return "cannot be installed: " + " ".join(re.sub(r"[×╰─▶│├]", " ", done.stderr).split())[:600]
@@ -157,7 +197,11 @@ def line(name, blamed, error):
 
 def audiotag(*words):
     "The command, of this repository, with the Python that runs this."
-    return run([sys.executable, "-c", "from audiotag.cli import main; raise SystemExit(main())", *words], cwd=REPO, env=environment())
+    return run(
+        [sys.executable, "-c", "from audiotag.cli import main; raise SystemExit(main())", *words],
+        cwd=REPO,
+        env=environment(),
+    )
 
 
 def must(done, what):
@@ -182,7 +226,22 @@ def make_bundles():
             shutil.rmtree(home / name, ignore_errors=True)
             make(data)
             changes = [w for s in sets for w in ("--set", s)]
-            must(audiotag("train", "--recipe", name, "--scale", "small", "--no-baseline", "--data", data, "--run", home / name / "run", *changes), f"training {name}")
+            must(
+                audiotag(
+                    "train",
+                    "--recipe",
+                    name,
+                    "--scale",
+                    "small",
+                    "--no-baseline",
+                    "--data",
+                    data,
+                    "--run",
+                    home / name / "run",
+                    *changes,
+                ),
+                f"training {name}",
+            )
             must(audiotag("pack", "weights", home / name / "run", bundle), f"packing {name}")
             must(audiotag("export", home / name / "run", bundle, "--precision", "fp32"), f"export of {name}")
             (home / name / "done").write_text("")
@@ -191,7 +250,8 @@ def make_bundles():
     shutil.rmtree(wheels, ignore_errors=True)
     must(audiotag("pack", "wheels", wheels), "packing wheels")
     for wheel in wheels.glob("openvino_telemetry*"):
-        wheel.unlink()  # OpenVINO works without it, and with it asks a statistics host, which is a problem in a rehearsal
+        # OpenVINO works without it, and with it asks a statistics host, which is a problem in a rehearsal
+        wheel.unlink()
     return made, wheels
 
 
@@ -199,14 +259,33 @@ def rehearse(python, name, data, bundle, wheels, out):
     "Run an inference notebook as Kaggle would; what went wrong, one line each."
     shutil.rmtree(out, ignore_errors=True)
     notebook = REPO / "nbs" / "kaggle" / f"infer_{name}.ipynb"
-    done = audiotag("rehearse", notebook, "--competition", data, "--bundle", bundle, wheels, "--python", python, "--out", out, "--set", f"WEIGHTS={bundle.name}")
+    done = audiotag(
+        "rehearse",
+        notebook,
+        "--competition",
+        data,
+        "--bundle",
+        bundle,
+        wheels,
+        "--python",
+        python,
+        "--out",
+        out,
+        "--set",
+        f"WEIGHTS={bundle.name}",
+    )
     if not (out / "report.json").is_file():
         return [f"{notebook.name}: {' '.join(done.stderr.split())[-400:]}"]
     report, text = json.loads((out / "report.json").read_text()), (out / "hidden/executed.ipynb").read_text()
-    wrong = [line(notebook.name, died(python, text.replace("\\n", "\n")) if "site-packages" in text else [], p) for p in report["problems"]]
+    wrong = [
+        line(notebook.name, died(python, text.replace("\\n", "\n")) if "site-packages" in text else [], p)
+        for p in report["problems"]
+    ]
     if not report["walls"]["net"] or not report["walls"]["files"]:
         wrong.append(f"{notebook.name}: this machine gives no walls: {'; '.join(report['walls']['missing'])}")
-    lacks = [o["module"] for o in report["runs"][0]["lacking"] if o["module"] in ("audiotag", "openvino") and not o["came"]]
+    lacks = [
+        o["module"] for o in report["runs"][0]["lacking"] if o["module"] in ("audiotag", "openvino") and not o["came"]
+    ]
     if lacks:
         wrong.append(f"{notebook.name}: {' and '.join(lacks)} did not come from the wheels")
     kept = [g for g in json.loads((bundle / "bundle.json").read_text())["graphs"] if g["kept"]]
@@ -251,8 +330,8 @@ HEAD = f"""# Do the edges of the requirements hold?
 recipes, exports a bundle to OpenVINO, and runs an inference notebook; on Kaggle's versions all five inference notebooks, without a network, with
 audiotag and openvino from the packed wheels. `tested-*` is constraints.txt: imports, and one recipe. A row is written when its edge was tried last.
 
-| edge | date | Python | {' | '.join(KEY)} | result |
-|{'---|' * (len(KEY) + 4)}
+| edge | date | Python | {" | ".join(KEY)} | result |
+|{"---|" * (len(KEY) + 4)}
 """
 
 

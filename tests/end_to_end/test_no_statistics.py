@@ -1,4 +1,5 @@
 "Nothing is sent: the whole way, from training to a rehearsal with graphs, with a package in the environment that would send."
+
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from audiotag.audio.synth import make_competition
 
 REPO = Path(__file__).resolve().parent.parent.parent
 INFER = REPO / "nbs" / "kaggle" / "infer_freesound2019.ipynb"
-SENDER = '''import os, socket
+SENDER = """import os, socket
 class Telemetry:
     "As the real one does it: an id in the home folder, and a message for each event."
     def __init__(self, *args, **kwargs):
@@ -32,9 +33,11 @@ class Telemetry:
     send_error = start_session = end_session = send_stack_trace = send_event
     def init(self, *args, **kwargs): pass
     def force_shutdown(self, *args): pass
-'''
+"""
 ALONE = ["unshare", "-rn"]
-ALONE = ALONE if shutil.which("unshare") and not subprocess.run([*ALONE, "true"], capture_output=True).returncode else []
+ALONE = (
+    ALONE if shutil.which("unshare") and not subprocess.run([*ALONE, "true"], capture_output=True).returncode else []
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +57,32 @@ class Home:
     def __init__(self, tmp, site):
         self.tmp, self.home, self.log = tmp, tmp / "home", tmp / "notes.jsonl"
         self.home.mkdir()
-        monitor.equip(tmp / "guard", Path(monitor.__file__).read_text(), dict(log=str(self.log), writable=[str(tmp)], soft_net=True))
-        caches = {"MPLCONFIGDIR": "matplotlib", "NUMBA_CACHE_DIR": "numba", "TMPDIR": "tmp", "RUSTUP_HOME": "rustup"}  # pip asks rustc for its version, and rustup writes when it is asked
+        monitor.equip(
+            tmp / "guard",
+            Path(monitor.__file__).read_text(),
+            dict(log=str(self.log), writable=[str(tmp)], soft_net=True),
+        )
+        # pip asks rustc for its version, and rustup writes when it is asked
+        caches = {"MPLCONFIGDIR": "matplotlib", "NUMBA_CACHE_DIR": "numba", "TMPDIR": "tmp", "RUSTUP_HOME": "rustup"}
         for name in caches.values():
             (tmp / name).mkdir()
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "HF_", "XDG_"))}
-        self.env = {**kept, **{k: str(tmp / v) for k, v in caches.items()}, "HOME": str(self.home), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", monitor.CELL: "0",
-                    "PYTHONPATH": os.pathsep.join(map(str, (tmp / "guard", site, REPO)))}
+        self.env = {
+            **kept,
+            **{k: str(tmp / v) for k, v in caches.items()},
+            "HOME": str(self.home),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            monitor.CELL: "0",
+            "PYTHONPATH": os.pathsep.join(map(str, (tmp / "guard", site, REPO))),
+        }
 
     def __call__(self, *words, alone=ALONE, **env):
         "In a network namespace of its own, where the kernel counts what finds no way out: also of programs that are no Python."
         count = ["sh", "-c", '"$@"; code=$?; cat /proc/net/snmp; exit $code', "sh"] if alone else []
-        done = subprocess.run([*alone, *count, *map(str, words)], cwd=self.tmp, env={**self.env, **env}, capture_output=True, text=True)
+        done = subprocess.run(
+            [*alone, *count, *map(str, words)], cwd=self.tmp, env={**self.env, **env}, capture_output=True, text=True
+        )
         assert done.returncode == 0, (words, done.stdout[-2000:], done.stderr[-2000:])
         out, mark, counted = done.stdout.partition("Ip: ")
         lost = lost_packets((mark + counted).splitlines()) if alone else 0
@@ -94,7 +111,9 @@ def home(tmp_path_factory, site):
 def test_what_is_looked_for_is_seen(home, tmp_path, site):
     "The watch itself: OpenVINO without audiotag, and a program that is no Python."
     seen = Home(tmp_path, site)
-    _, _, tried, lost = seen(sys.executable, "-c", "from openvino.tools.ovc import telemetry; print(type(telemetry).__module__)")
+    _, _, tried, lost = seen(
+        sys.executable, "-c", "from openvino.tools.ovc import telemetry; print(type(telemetry).__module__)"
+    )
     assert any(n["kind"] == "net" and "google-analytics" in n["what"] for n in tried) and (seen.home / "intel").is_dir()
     if ALONE:
         assert seen("bash", "-c", "(echo x > /dev/tcp/9.9.9.9/80) 2>/dev/null; true")[3] > 0
@@ -102,7 +121,10 @@ def test_what_is_looked_for_is_seen(home, tmp_path, site):
     assert any(n["kind"] == "write" and n["what"].endswith("elsewhere") for n in tried)
 
 
-IMPORTS = {"openvino": "from openvino.tools.ovc import telemetry; said = type(telemetry).__module__", "nncf": "from nncf.telemetry import telemetry; said = type(telemetry).__module__"}
+IMPORTS = {
+    "openvino": "from openvino.tools.ovc import telemetry; said = type(telemetry).__module__",
+    "nncf": "from nncf.telemetry import telemetry; said = type(telemetry).__module__",
+}
 
 
 @pytest.mark.parametrize("module", ["core", "openvino", "kaggle", "cli", "wheels"])
@@ -120,10 +142,15 @@ def test_openvino_that_was_there_before_is_silenced(home, tmp_path):
     (package / "utils").mkdir(parents=True)
     for name in ("__init__.py", "utils/__init__.py"):
         (package / name).touch()
-    (package / "utils" / "sender.py").write_text("class TelemetrySender:\n    def send(self, backend, message): print('sent', message)\n")
+    (package / "utils" / "sender.py").write_text(
+        "class TelemetrySender:\n    def send(self, backend, message): print('sent', message)\n"
+    )
     code = "from openvino_telemetry.utils.sender import TelemetrySender as S; s = S(); s.send(0, 'before'){}; s.send(0, 'after')"
     path = os.pathsep.join([str(tmp_path), home.env["PYTHONPATH"]])
-    assert [home.quiet(sys.executable, "-c", code.format(more), PYTHONPATH=path)[0].split() for more in ("", "; import audiotag.core.config")] == [["sent", "before", "sent", "after"], ["sent", "before"]]
+    assert [
+        home.quiet(sys.executable, "-c", code.format(more), PYTHONPATH=path)[0].split()
+        for more in ("", "; import audiotag.core.config")
+    ] == [["sent", "before", "sent", "after"], ["sent", "before"]]
 
 
 def test_the_switches_of_other_libraries_are_off_unless_the_user_has_set_them(home):
@@ -134,10 +161,17 @@ def test_the_switches_of_other_libraries_are_off_unless_the_user_has_set_them(ho
 
 def fake_wheels(folder):
     folder.mkdir()
-    for name in ("openvino-2026.4.1-1-cp312-cp312-manylinux_2_28_x86_64.whl", "openvino_telemetry-2025.2.0-py3-none-any.whl"):
+    for name in (
+        "openvino-2026.4.1-1-cp312-cp312-manylinux_2_28_x86_64.whl",
+        "openvino_telemetry-2025.2.0-py3-none-any.whl",
+    ):
         package, version = name.split("-")[:2]
         with zipfile.ZipFile(folder / name, "w") as z:
-            for file, text in (("METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n"), ("WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n"), ("RECORD", "")):
+            for file, text in (
+                ("METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n"),
+                ("WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n"),
+                ("RECORD", ""),
+            ):
                 z.writestr(f"{package}-{version}.dist-info/{file}", text)
             z.writestr(f"{package}/__init__.py", SENDER)
 
@@ -150,17 +184,49 @@ def test_the_whole_way(home):
     home.quiet(*AUDIOTAG, *train_words(data, tmp / "run"))
     home.quiet(*AUDIOTAG, "report", tmp / "run", "--clips", 2)
     home.quiet(*AUDIOTAG, "pack", "weights", tmp / "run", tmp / "freesound2019-weights")
-    home.quiet(*AUDIOTAG, "export", tmp / "run", tmp / "freesound2019-weights", "--metric-loss", 1, "--calibrate-with", 4)
+    home.quiet(
+        *AUDIOTAG, "export", tmp / "run", tmp / "freesound2019-weights", "--metric-loss", 1, "--calibrate-with", 4
+    )
     graphs = sorted(p.name for p in (tmp / "freesound2019-weights").glob("*.xml"))
     assert len(graphs) == 3, graphs
     fake_wheels(tmp / "index")
-    home.quiet(*AUDIOTAG, "pack", "wheels", tmp / "audiotag-wheels", "--carry", "openvino==2026.4.1", PIP_NO_INDEX="1", PIP_FIND_LINKS=str(tmp / "index"))
+    home.quiet(
+        *AUDIOTAG,
+        "pack",
+        "wheels",
+        tmp / "audiotag-wheels",
+        "--carry",
+        "openvino==2026.4.1",
+        PIP_NO_INDEX="1",
+        PIP_FIND_LINKS=str(tmp / "index"),
+    )
     assert {p.name.split("-")[0] for p in (tmp / "audiotag-wheels").glob("*.whl")} == {"audiotag", "openvino"}
-    home.quiet(*AUDIOTAG, "infer", "--bundle", tmp / "freesound2019-weights", "--data", data, "--out", tmp / "submission.csv")
-    shutil.copy(tmp / "index" / "openvino_telemetry-2025.2.0-py3-none-any.whl", tmp / "audiotag-wheels")  # as an older version has packed it
-    book = ["--competition", data, "--bundle", tmp / "freesound2019-weights", tmp / "audiotag-wheels", "--limit", "9min", "--test-files", 12, "--image", "openvino", "--out", tmp / "rehearsal"]
+    home.quiet(
+        *AUDIOTAG, "infer", "--bundle", tmp / "freesound2019-weights", "--data", data, "--out", tmp / "submission.csv"
+    )
+    # as an older version has packed it
+    shutil.copy(tmp / "index" / "openvino_telemetry-2025.2.0-py3-none-any.whl", tmp / "audiotag-wheels")
+    book = [
+        "--competition",
+        data,
+        "--bundle",
+        tmp / "freesound2019-weights",
+        tmp / "audiotag-wheels",
+        "--limit",
+        "9min",
+        "--test-files",
+        12,
+        "--image",
+        "openvino",
+        "--out",
+        tmp / "rehearsal",
+    ]
     out, _ = home.quiet(*AUDIOTAG, "rehearse", INFER, *book, alone=[])
     report = read_json(tmp / "rehearsal" / "report.json")
     assert report["ok"] and "it went through" in out and not any(r["attempts"] for r in report["runs"]), out
-    printed = "".join(o.get("text", "") for c in nbformat.read(tmp / "rehearsal" / "hidden" / "executed.ipynb", 4).cells for o in c.get("outputs", []))
+    printed = "".join(
+        o.get("text", "")
+        for c in nbformat.read(tmp / "rehearsal" / "hidden" / "executed.ipynb", 4).cells
+        for o in c.get("outputs", [])
+    )
     assert printed.count(", int8") == 6 and "no OpenVINO graphs" not in json.dumps(report), printed
