@@ -1,15 +1,12 @@
 "The command line as somebody meets it who mistypes a word, or wants a store of another kind."
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny import audiotag  # noqa: E402
+from tests.tiny import audiotag
 
-from audiotag.cli import _commands, main  # noqa: E402
-from audiotag.store import FeatureStore  # noqa: E402
-from audiotag.synth import make_competition  # noqa: E402
+from audiotag.cli import _commands, main
+from audiotag.data.store import FeatureStore
+from audiotag.audio.synth import make_competition
 
 WRONG = {"trian": "did you mean 'train'", "train weights": "arguments are required", "pack": "choose from kernel, weights, wheels", "pack whels DIR": "did you mean 'wheels'",
          "ledgers RUN": "did you mean 'ledger'", "stores DIR": "did you mean 'store'", "zzz": "choose from audit, baseline"}

@@ -1,18 +1,16 @@
 "The demo at a smaller size, and the notebooks that a user opens."
-import sys
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny import SETS  # noqa: E402
+from tests.tiny import SETS
 
-from audiotag.core import read_json  # noqa: E402
-from audiotag.demo import demo  # noqa: E402
-from audiotag.rehearse import run_notebook  # noqa: E402
-from audiotag.synth import make_competition  # noqa: E402
+from audiotag.core.files import read_json
+from audiotag.demo import demo
+from audiotag.rehearse.rehearse import run_notebook
+from audiotag.audio.synth import make_competition
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"
 

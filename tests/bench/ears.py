@@ -25,10 +25,11 @@ import soundfile as sf
 import torch
 import torchaudio
 
-from audiotag.audio import read_audio, resample
-from audiotag.core import rng, write_text
-from audiotag.features import PRESETS, LogMel
-from audiotag.synth import SOUNDS, sound
+from audiotag.audio.io import read_audio, resample
+from audiotag.core.files import write_text
+from audiotag.core.seeding import rng
+from audiotag.audio.features import PRESETS, LogMel
+from audiotag.audio.synth import SOUNDS, sound
 from tests.bench.training import allocator_rows
 from tests.conftest import sample_folder
 

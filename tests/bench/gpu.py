@@ -69,8 +69,8 @@ class Watch(Callback):
 
 
 def sounds(n):
-    from audiotag.core import rng
-    from audiotag.synth import SOUNDS, sound
+    from audiotag.core.seeding import rng
+    from audiotag.audio.synth import SOUNDS, sound
     base = [sound(SOUNDS[i % len(SOUNDS)], rng(0, i), seconds=2.5, sample_rate=44100).astype("float32") for i in range(64)]
     return [base[i % 64] for i in range(n)]
 
@@ -78,7 +78,7 @@ def sounds(n):
 def clip_table(folder, n):
     import pandas as pd
     import soundfile as sf
-    from audiotag.competitions import clip_table as table
+    from audiotag.data.competitions import clip_table as table
     rows = []
     for i, wave in enumerate(sounds(n)):
         path = folder / "wav" / f"{i:05d}.wav"
@@ -94,12 +94,12 @@ def clip_table(folder, n):
 def ours(clips, folder, o, *, precision, computed, compile=""):
     import torch
     from audiotag.augment.spec import Lighting, MixUp, SpecMix, ZoomCrop
-    from audiotag.data import fold_loaders
-    from audiotag.features import PRESETS, Waveform
-    from audiotag.losses import BCE
+    from audiotag.data.crops import fold_loaders
+    from audiotag.audio.features import PRESETS, Waveform
+    from audiotag.train.losses import BCE
     from audiotag.models.cnn import CNNModel1
-    from audiotag.store import build_store
-    from audiotag.train import train_fold
+    from audiotag.data.store import build_store
+    from audiotag.train.fit import train_fold
     fe = PRESETS["freesound_kernel"].replace(reading=PRESETS["freesound_kernel"].reading.replace(trim_db=None))
     stored = Waveform(sample_rate=fe.sample_rate, reading=fe.reading) if computed else fe
     store = build_store(clips, stored, folder / ("waves" if computed else "mels"), workers=os.cpu_count())
@@ -215,7 +215,7 @@ def main():
             rows[way, precision] = watch = measure()
             print(f"{way}, {precision}: {watch.medians()[0]:.0f} images/s ({time.perf_counter() - began:.0f} s in all)", file=sys.stderr, flush=True)
             if o.save:  # what was measured stays, whatever comes
-                from audiotag.core import write_text
+                from audiotag.core.files import write_text
                 write_text(Path(__file__).parent / "results" / "gpu.md", page(rows, o, name))
     print(page(rows, o, name))
 

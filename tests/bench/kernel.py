@@ -37,7 +37,7 @@ def theirs(job):
     import numpy as np
     import pandas as pd
     import torch
-    from audiotag.bundle import Bundle
+    from audiotag.infer.bundle import Bundle
     first = time.perf_counter()
     torch.set_num_threads(job["threads"])
     bundle, data = Bundle(job["bundle"]), Path(job["data"])
@@ -94,8 +94,8 @@ def theirs(job):
 
 
 def ours(job):
-    from audiotag.inference import infer
-    from audiotag.recordings import Hearing
+    from audiotag.infer.predict import infer
+    from audiotag.infer.recordings import Hearing
     begin = time.perf_counter()
     report = infer(job["bundle"], job["data"], job["out"], layout=job["layout"], precision=job["precision"], threads=job["threads"], hearing=Hearing(together=False))
     seconds = time.perf_counter() - begin
@@ -117,7 +117,7 @@ def work(job):
     warnings.simplefilter("ignore")
     begin = time.perf_counter()
     import torch  # noqa: F401  both ways take its FFT or its networks
-    import audiotag.inference  # noqa: F401
+    import audiotag.infer.predict  # noqa: F401
     if job["way"] == "theirs":
         import librosa  # noqa: F401
     else:
@@ -133,8 +133,8 @@ def work(job):
 def lessons(fe, n, seconds, *, seed, rate):
     "Synthesised sounds in noise: (features, kind)."
     import numpy as np
-    from audiotag.core import rng
-    from audiotag.synth import SOUNDS, sound
+    from audiotag.core.seeding import rng
+    from audiotag.audio.synth import SOUNDS, sound
     for i in range(n):
         g, k = rng(seed, i), i % len(SOUNDS)
         wave = sound(SOUNDS[k], g, seconds=seconds, sample_rate=rate)
@@ -164,7 +164,7 @@ def train(net, x, y, steps, seed, lr):
 def evidence_in(clips, held, calibrate, n_classes):
     "The clips that are trained on by name, and what graphs are judged by: the last `held` clips."
     import numpy as np
-    from audiotag.openvino import Evidence
+    from audiotag.infer.openvino_graphs import Evidence
     features = {f"clip-{i}": x for i, (x, _) in enumerate(clips)}
     truth = {f"clip-{i}": np.eye(n_classes)[k] for i, (_, k) in enumerate(clips)}
     shown, judged = list(features)[:-held], list(features)[-held:]
@@ -172,8 +172,8 @@ def evidence_in(clips, held, calibrate, n_classes):
 
 
 def export(folder, evidence, precision, **how):
-    from audiotag.bundle import Bundle
-    from audiotag.openvino import Gate, export_bundle
+    from audiotag.infer.bundle import Bundle
+    from audiotag.infer.openvino_graphs import Gate, export_bundle
     print(export_bundle(Bundle(folder), evidence, precision=precision, gate=Gate(metric_loss=1.), **how).drop(columns="why").round(4).to_string(), flush=True)
 
 
@@ -182,7 +182,7 @@ def make_bundle(folder, name, spec, front_end, windows, classes, clips, held, ca
     import copy
     import numpy as np
     import torch
-    from audiotag.bundle import seal
+    from audiotag.infer.bundle import seal
     shown, evidence = evidence_in(clips, held, calibrate, len(classes))
     if not folder.exists():  # else it was interrupted while it exported
         cuts = [windows.cut(evidence.features(c))[:1] for c in shown]
@@ -208,10 +208,10 @@ def sample(name):
 
 
 def cnn_about(tiny):
-    from audiotag.features import PRESETS
+    from audiotag.audio.features import PRESETS
     from audiotag.models.cnn import CNNModel1
-    from audiotag.synth import SOUNDS
-    from audiotag.windows import Windows
+    from audiotag.audio.synth import SOUNDS
+    from audiotag.infer.windows import Windows
     fe = PRESETS["freesound_kernel"]
     return dict(name="cnn", spec=CNNModel1(width=8 if tiny else 64), front_end=fe, windows=Windows(frames=128, hop=48), classes=[*SOUNDS, *(f"class_{i:02d}" for i in range(80 - len(SOUNDS)))],
                 clips=[*lessons(fe, 24 if tiny else 600, 2, seed=1, rate=44100), *lessons(fe, 6 if tiny else 150, 4, seed=3, rate=44100)],  # what is judged is longer than a window
@@ -222,8 +222,8 @@ def cnn_files(folder, n, classes):
     "Test clips of `freesound`, or synthesised ones of the same length where there is no such set."
     import pandas as pd
     import soundfile as sf
-    from audiotag.core import rng
-    from audiotag.synth import SOUNDS, sound
+    from audiotag.core.seeding import rng
+    from audiotag.audio.synth import SOUNDS, sound
     source = sample("freesound")
     (folder / "test").mkdir(parents=True)
     for i in range(n):
@@ -236,10 +236,10 @@ def cnn_files(folder, n, classes):
 
 
 def effnet_about(tiny):
-    from audiotag.features import PRESETS
-    from audiotag.models.timm import Timm
-    from audiotag.synth import SOUNDS
-    from audiotag.windows import Windows
+    from audiotag.audio.features import PRESETS
+    from audiotag.models.timm_backbone import Timm
+    from audiotag.audio.synth import SOUNDS
+    from audiotag.infer.windows import Windows
     fe = PRESETS["birdclef_mel"]
     return dict(name="effnet", spec=Timm(name="mobilenetv3_small_050" if tiny else "efficientnet_b0"), front_end=fe, windows=Windows(frames=313, hop=313),
                 classes=[*SOUNDS, *(f"species_{i:03d}" for i in range(206 - len(SOUNDS)))], clips=list(lessons(fe, 30 if tiny else 1000, 5, seed=2, rate=32000)), held=6 if tiny else 400, calibrate=48, steps=4 if tiny else 1500)
@@ -250,8 +250,8 @@ def effnet_files(folder, n, classes):
     import numpy as np
     import pandas as pd
     import soundfile as sf
-    from audiotag.core import rng
-    from audiotag.synth import SOUNDS, sound
+    from audiotag.core.seeding import rng
+    from audiotag.audio.synth import SOUNDS, sound
     source, test = sample("soundscape"), folder / "test_soundscapes"
     test.mkdir(parents=True)
     for i in range(n):
@@ -270,8 +270,8 @@ SYSTEMS = {"cnn": (cnn_about, cnn_files, "freesound2019", "test", "5 × CNN-mode
 
 def prepared(root, name, tiny, n, shared=False):
     "The folders of the bundles, and of `n` files; made where they are missing."
-    from audiotag.bundle import Bundle
-    from audiotag.core import keep_memory
+    from audiotag.infer.bundle import Bundle
+    from audiotag.core.memory import keep_memory
     folder, about = root / f"{name}{'-tiny' if tiny else ''}", None
     for f in ("bundle", "shared")[:1 + shared]:
         if (folder / f"{f}-ready").exists():
@@ -330,7 +330,7 @@ def difference(a, b):
 
 
 def loss_of(folder, precision):
-    from audiotag.bundle import Bundle
+    from audiotag.infer.bundle import Bundle
     return max(g["metric"][0] - g["metric"][1] for g in Bundle(folder).graphs if g["precision"] == precision)
 
 
@@ -344,7 +344,7 @@ def whole_job(took, n_files):
 
 
 def system(say, root, name, args, peak, tops):
-    from audiotag.bundle import Bundle
+    from audiotag.infer.bundle import Bundle
     shared = args.shared and name == "cnn"
     folder, _ = prepared(root, name, args.tiny, 4, shared)
     bundle, (_, _, layout, test, title) = Bundle(folder / "bundle"), SYSTEMS[name]
@@ -434,7 +434,7 @@ def main():
     met = [m for name in args.systems for m in system(say, args.folder, name, args, peak, tops)]
     say("\nWanted on two threads: " + "; ".join(f"{what} ({'met' if ok else 'MISSED'})" for what, ok in met) + f". {time.perf_counter() - began:.0f} s in all.")
     if args.save:
-        from audiotag.core import write_text
+        from audiotag.core.files import write_text
         write_text(Path(__file__).parent / "results" / "kernel.md", "\n".join(lines) + "\n")
 
 

@@ -23,10 +23,10 @@ def run_folder(folder, clips, frames):
     "A run over a store of `clips` clips, made without sound."
     import numpy as np
     import pandas as pd
-    from audiotag.competitions import clip_table
-    from audiotag.core import claim_folder, write_json, write_parquet
-    from audiotag.recipes import get_recipe
-    from audiotag.stream import sparse_store
+    from audiotag.data.competitions import clip_table
+    from audiotag.core.files import claim_folder, write_json, write_parquet
+    from audiotag.train.recipes import get_recipe
+    from audiotag.data.streaming import sparse_store
     recipe = get_recipe("freesound2019", scale="small", changes=SETS)
     store = sparse_store(folder / "store", clips=clips, frames=frames, front_end=recipe.stored, per_shard=1024)
     classes, names = [f"class {i:02d}" for i in range(80)], list(store)
@@ -41,8 +41,8 @@ def run_folder(folder, clips, frames):
 def watched(run):
     "In the limited process: the most that it grew while it trained, and while it scored."
     import torch
-    from audiotag.mapped import resident_memory
-    from audiotag.stages import Run
+    from audiotag.data.mmap import resident_memory
+    from audiotag.train.run_folder import Run
     torch.set_num_threads(1)
     torch.nn.Conv2d(1, 4, 3)(torch.zeros(128, 1, 64, 128)).mean().backward()
     start, most, end = resident_memory(), [0], threading.Event()
@@ -98,7 +98,7 @@ streamed), and while it is scored out of fold (a tenth).
 |---|---|---|---|---|---|---|
 """ + "".join(rows)
     if o.save:
-        from audiotag.core import write_text
+        from audiotag.core.files import write_text
         write_text(Path(__file__).parent / "results" / "memory.md", text)
 
 

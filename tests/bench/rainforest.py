@@ -11,7 +11,7 @@ import platform
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 STEPS, FOLDS, SEEDS = 240, 4, (0, 1, 2)
 CHANGES = ["n_folds=4", "model.backbone.width=8", "front_end.n_mels=48"]
@@ -19,9 +19,9 @@ ARMS = ("whole recordings", "boxes", "boxes + known absent", "boxes + label 0")
 
 
 def recipe(name, seed, *, steps=STEPS, changes=()):
-    from audiotag.data import Anywhere
-    from audiotag.recipes import get_recipe
-    from audiotag.stages import Labels
+    from audiotag.data.crops import Anywhere
+    from audiotag.train.recipes import get_recipe
+    from audiotag.train.settings import Labels
 
     base = get_recipe("rainforest2021", scale="small", changes=[*CHANGES, f"seed={seed}", *changes])
     stage = base.stages[0].replace(steps=steps)
@@ -32,8 +32,8 @@ def recipe(name, seed, *, steps=STEPS, changes=()):
 
 
 def open_arm(work, data, name, seed, **options):
-    from audiotag.competitions import load_competition
-    from audiotag.stages import open_run
+    from audiotag.data.competitions import load_competition
+    from audiotag.train.run_folder import open_run
 
     slug = "".join(c if c.isalnum() else "-" for c in name).replace("---", "-")
     return open_run(work / f"{slug}-{seed}", recipe(name, seed, **options), load_competition(data, "rainforest2021"))
@@ -43,7 +43,7 @@ def train(work, data, name, seed, **options):
     "One arm with one seed, on one thread."
     import torch
 
-    from audiotag.stages import run_stages
+    from audiotag.train.run_folder import run_stages
 
     torch.set_num_threads(1)
     run_stages(open_arm(work, data, name, seed, **options))
@@ -51,7 +51,7 @@ def train(work, data, name, seed, **options):
 
 def scores(run):
     "(truth, out-of-fold scores) of the recordings that have boxes, in the order of their names."
-    from audiotag.competitions import targets
+    from audiotag.data.competitions import targets
 
     clips = run.clips.sort_values("clip_id")
     return targets(clips, run.classes), run.oof(*run.recipe.members).loc[clips.clip_id].to_numpy()
@@ -62,7 +62,7 @@ def summary(runs, *, n=500):
     import numpy as np
     import pandas as pd
 
-    from audiotag.metrics import bootstrap_interval, lwlrap, macro_auc
+    from audiotag.core.metrics import bootstrap_interval, lwlrap, macro_auc
 
     stacked = {name: np.stack([scores(r)[1] for (a, _), r in runs.items() if a == name]) for name in ARMS}  # (seeds, recordings, classes)
     truth = scores(next(iter(runs.values())))[0]
@@ -94,7 +94,7 @@ def summary(runs, *, n=500):
 
 
 def seconds(run):
-    from audiotag.core import read_json
+    from audiotag.core.files import read_json
 
     return sum(h["seconds"] for s in run.recipe.stages for k in range(run.recipe.n_folds) for h in read_json(run.fold_path(s.name, k) / "history.json"))
 
@@ -108,7 +108,7 @@ def main():
     ap.add_argument("--seeds", type=int, default=len(SEEDS), help=f"how many of {len(SEEDS)} seeds")
     ap.add_argument("--save", action="store_true", help="write tests/bench/results/rainforest.md")
     o = ap.parse_args()
-    from conftest import sample_folder
+    from tests.conftest import sample_folder
     from joblib import Parallel, delayed
 
     data, reason = sample_folder("rainforest")

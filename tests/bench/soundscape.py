@@ -11,7 +11,7 @@ import platform
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 FOLDS, SCAPES, SECONDS, RATE = 3, 10, 60, 32000  # SCAPES a fold and kind
 KINDS = {"few species": 3, "any species": None}  # how many species there are in a recording
@@ -19,9 +19,9 @@ KINDS = {"few species": 3, "any species": None}  # how many species there are in
 
 def arms():
     "name -> recipe."
-    from audiotag.core import set_fields
-    from audiotag.recipes import birdclef2024
-    from audiotag.sampling import InverseRoot, Partners
+    from audiotag.core.config import set_fields
+    from audiotag.train.recipes import birdclef2024
+    from audiotag.data.sampling import InverseRoot, Partners
 
     def made(ears, *, sampler=True, background=True, rounds=0, continued=False, times=1, changes=()):
         r = set_fields(birdclef2024("small", ears=ears), changes)
@@ -51,8 +51,8 @@ STEPS = {"mel": 200, "rows128": 120, "rows80": 120, "hybrid": 120}  # optimiser 
 
 
 def open_arm(work, data, name):
-    from audiotag.competitions import load_competition
-    from audiotag.stages import open_run
+    from audiotag.data.competitions import load_competition
+    from audiotag.train.run_folder import open_run
 
     recipe = arms()[name]
     slug = "".join(c if c.isalnum() else "-" for c in name).strip("-")
@@ -61,7 +61,7 @@ def open_arm(work, data, name):
 
 
 def finished(work, name):
-    from audiotag.stages import Run, is_finished
+    from audiotag.train.run_folder import Run, is_finished
 
     folder = work / "".join(c if c.isalnum() else "-" for c in name).strip("-")
     return (folder / "recipe.json").is_file() and is_finished(Run(folder))
@@ -71,7 +71,7 @@ def train(work, data, name):
     "One arm, on one thread."
     import torch
 
-    from audiotag.stages import run_stages
+    from audiotag.train.run_folder import run_stages
 
     torch.set_num_threads(1)
     run_stages(open_arm(work, data, name))
@@ -82,7 +82,7 @@ def backgrounds(freesound):
     import numpy as np
     import pandas as pd
 
-    from audiotag.audio import read_audio
+    from audiotag.audio.io import read_audio
 
     table = pd.read_csv(freesound / "train_curated.csv")
     table = table[table.labels.isin(["Rain", "Sea_waves", "Fire_crackling"])].sort_values("fname")
@@ -105,7 +105,7 @@ def scape(clips, classes, noises, species, g):
     "(wave, truth (windows, classes)): six to ten calls of up to 4 s, at -3 to 12 dB, with each species as likely as any other."
     import numpy as np
 
-    from audiotag.audio import read_audio, trim_silence
+    from audiotag.audio.io import read_audio, trim_silence
 
     wave, truth = a_minute(noises, g), np.zeros((SECONDS // 5, len(classes)), bool)
     there = [c for c in classes if (clips.labels.map(lambda o: c in o)).any()]
@@ -130,7 +130,7 @@ def make_scapes(work, run, freesound):
     import pandas as pd
     import soundfile as sf
 
-    from audiotag.core import rng
+    from audiotag.core.seeding import rng
 
     noises, out = backgrounds(freesound), {}
     for kind, species in KINDS.items():
@@ -152,9 +152,9 @@ def hear(run, stage, table, views=None):
     "Out-of-fold probabilities (windows, classes) of a table of windows, heard as the kernel hears them."
     import numpy as np
 
-    from audiotag.recordings import hear as hear_job
-    from audiotag.recordings import jobs_of
-    from audiotag.windows import score_clips
+    from audiotag.infer.recordings import hear as hear_job
+    from audiotag.infer.recordings import jobs_of
+    from audiotag.infer.windows import score_clips
 
     windows = run.recipe.windows if views is None else run.recipe.windows.replace(views=views)
     fe, out = run.recipe.front_end, np.zeros((len(table), len(run.classes)), np.float32)
@@ -187,7 +187,7 @@ def gain(truth, p, base, group):
     "Gain in macro-AUC with its interval over recordings, as text."
     import numpy as np
 
-    from audiotag.metrics import bootstrap_interval, macro_auc
+    from audiotag.core.metrics import bootstrap_interval, macro_auc
 
     c = truth.shape[1]
     low, high = bootstrap_interval(lambda t, s: macro_auc(t, s[:, :c]) - macro_auc(t, s[:, c:]), truth, np.hstack([p, base]), groups=group, n=300)
@@ -198,7 +198,7 @@ def network_table(runs, heard, scapes):
     import numpy as np
     import pandas as pd
 
-    from audiotag.metrics import macro_auc
+    from audiotag.core.metrics import macro_auc
 
     base, rows = heard["mel CNN", "labelled"], {}
     for (name, stage), p in heard.items():
@@ -214,7 +214,7 @@ def network_table(runs, heard, scapes):
 
 def mean_of_all(heard, scapes):
     "The entrants' ensembles are of networks that hear different things: 5 : 4 : 1 of mel, hybrid and raw."
-    from audiotag.ensemble import combine
+    from audiotag.infer.ensemble import combine
     import numpy as np
 
     three = [heard["mel CNN", "labelled"], heard["hybrid", "labelled"], heard["raw, 625 × 128", "labelled"]]
@@ -225,7 +225,7 @@ def step_tables(p, scapes):
     "{kind: what the tuner says}, with one family that cannot change the metric."
     import numpy as np
 
-    from audiotag.postprocess import FAMILIES, Power, tune
+    from audiotag.infer.postprocess import FAMILIES, Power, tune
 
     families, out = {**FAMILIES, "sharpen": (Power(power=0.5), Power(power=2.0))}, {}
     for kind, table in scapes.items():
@@ -250,10 +250,10 @@ def main():
     ap.add_argument("--save", action="store_true", help="write tests/bench/results/soundscape.md")
     o = ap.parse_args()
     import numpy as np
-    from conftest import sample_folder
+    from tests.conftest import sample_folder
     from joblib import Parallel, delayed
 
-    from audiotag.pseudo import judge_rounds
+    from audiotag.train.pseudo import judge_rounds
 
     (data, reason), (freesound, more) = sample_folder("soundscape"), sample_folder("freesound")
     if data is None or freesound is None:
@@ -268,12 +268,12 @@ def main():
     if all((n, "labelled") in heard for n in ("mel CNN", "hybrid", "raw, 625 × 128")):
         heard["mel CNN", "mean"] = mean_of_all(heard, scapes)
     first = runs[names[0]]
-    from audiotag.windows import View
+    from audiotag.infer.windows import View
 
     plain = {kind: hear(first, "labelled", table, (View(),)) for kind, table in scapes.items()}
     truth = {kind: np.stack(list(t.truth)) for kind, t in scapes.items()}
     tta = {kind: gain(truth[kind], heard["mel CNN", "labelled"][kind], plain[kind], t.group.to_numpy()) for kind, t in scapes.items()}
-    from audiotag.postprocess import apply_steps, steps_named
+    from audiotag.infer.postprocess import apply_steps, steps_named
 
     own = steps_named(first.recipe.after)
     sealed = {kind: gain(truth[kind], apply_steps(own, p, t.group), p, t.group.to_numpy()) for kind, t in scapes.items() for p in [heard["mel CNN", "labelled"][kind]]}

@@ -10,7 +10,7 @@ import platform
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 FOLDS, BATCH, FRAMES = 3, 16, 64  # crops of a second
 STEPS, SEEDS = 1600, (0, 1)  # optimiser steps a fold, whatever the stages
@@ -20,7 +20,7 @@ BASE, PLAIN = "curated only", "four stages, half the steps"  # what the rows of 
 
 def stages(*, steps=STEPS // 4, noisy_loss=None, picked_loss=None, ema=None, soft=0.0, probability=1.0, student=False):
     "The four stages of system 1, `steps` optimiser steps each, with options."
-    from audiotag.stages import Picked, Stage
+    from audiotag.train.settings import Picked, Stage
 
     common = dict(steps=steps, lr=3e-3, batch_size=BATCH, ema=ema)
     picked = dict(soft=soft, probability=probability)
@@ -37,8 +37,8 @@ def stages(*, steps=STEPS // 4, noisy_loss=None, picked_loss=None, ema=None, sof
 def arms():
     "name -> (stages, members of the ensemble, augmentations, seeds)."
     from audiotag.augment.spec import Lighting, MixUp, SpecAugment, SpecMix, ZoomCrop
-    from audiotag.losses import BCE, BootstrappedBCE, LqLoss
-    from audiotag.stages import Stage
+    from audiotag.train.losses import BCE, BootstrappedBCE, LqLoss
+    from audiotag.train.settings import Stage
 
     one = dict(lr=3e-3, batch_size=BATCH)
     alone = (Stage(name="curated", train_on=("curated",), steps=STEPS, **one),)
@@ -73,8 +73,8 @@ def arms():
 
 
 def recipe(name, seed):
-    from audiotag.recipes import freesound2019
-    from audiotag.windows import Windows
+    from audiotag.train.recipes import freesound2019
+    from audiotag.infer.windows import Windows
 
     made, members, augment, _ = arms()[name]
     return freesound2019("small").replace(stages=made, members=members, augment=augment, n_folds=FOLDS, seed=seed,
@@ -82,8 +82,8 @@ def recipe(name, seed):
 
 
 def open_arm(work, data, name, seed):
-    from audiotag.competitions import load_competition
-    from audiotag.stages import open_run
+    from audiotag.data.competitions import load_competition
+    from audiotag.train.run_folder import open_run
 
     slug = "".join(c if c.isalnum() else "-" for c in name).strip("-")
     return open_run(work / f"{slug}-{seed}", recipe(name, seed), load_competition(data))
@@ -93,7 +93,7 @@ def train(work, data, name, seed):
     "One arm with one seed, on one thread."
     import torch
 
-    from audiotag.stages import run_stages
+    from audiotag.train.run_folder import run_stages
 
     torch.set_num_threads(1)
     run_stages(open_arm(work, data, name, seed))
@@ -101,7 +101,7 @@ def train(work, data, name, seed):
 
 def scores(run):
     "(truth, out-of-fold scores) of the curated clips, in the order of their names."
-    from audiotag.competitions import targets
+    from audiotag.data.competitions import targets
 
     curated = run.clips[run.clips.source == "curated"].sort_values("clip_id")
     return targets(curated, run.classes), run.oof(*run.recipe.members).loc[curated.clip_id].to_numpy()
@@ -112,8 +112,8 @@ def summary(runs, against):
     import numpy as np
     import pandas as pd
 
-    from audiotag.metrics import bootstrap_interval, lwlrap
-    from audiotag.stages import stage_table
+    from audiotag.core.metrics import bootstrap_interval, lwlrap
+    from audiotag.train.run_folder import stage_table
 
     base, rows = {seed: scores(run)[1] for (name, seed), run in runs.items() if name == against}, {}
     for name in dict.fromkeys(n for n, _ in runs):
@@ -139,7 +139,7 @@ def summary(runs, against):
 
 def stage_means(runs, name):
     "The stage table of an arm, as the mean over its seeds."
-    from audiotag.stages import stage_table
+    from audiotag.train.run_folder import stage_table
 
     tables = [stage_table(r).astype(float) for (n, _), r in runs.items() if n == name]
     return sum(tables) / len(tables)
@@ -153,7 +153,7 @@ def markdown(table, digits=3):
 
 def report(runs):
     "Both tables, the stages one by one, and the forest, as Markdown."
-    from audiotag.baseline import baseline_table
+    from audiotag.train.baseline import baseline_table
 
     short = {job: run for job, run in runs.items() if arms()[job[0]][3] == OPTION_SEEDS}
     full = {job: run for job, run in runs.items() if job not in short}
@@ -188,7 +188,7 @@ def main():
     ap.add_argument("--only", default="", help="arms whose name contains this")
     ap.add_argument("--save", action="store_true", help="write tests/bench/results/warmup.md")
     o = ap.parse_args()
-    from conftest import sample_folder
+    from tests.conftest import sample_folder
     from joblib import Parallel, delayed
 
     data, reason = sample_folder("freesound")
