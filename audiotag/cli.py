@@ -18,121 +18,223 @@ from .core.progress import say
 # %% ../nbs/01_cli.ipynb #0f353bfd
 _commands = {}
 
-def arg(*names, **kwargs): return names, kwargs
+
+def arg(*names, **kwargs):
+    return names, kwargs
+
 
 def command(
-    name:str, # 'train', or 'pack weights' for a word below a word
-    *args, # of `arg`
+    name: str,  # 'train', or 'pack weights' for a word below a word
+    *args,  # of `arg`
 ):
     "Decorator: enter a function of the parsed arguments under `name`; its docstring is the help."
-    def enter(f): _commands[name] = (f, args); return f
+
+    def enter(f):
+        _commands[name] = (f, args)
+        return f
+
     return enter
 
 # %% ../nbs/01_cli.ipynb #3a2d1c65
 _contents = {
-    'Begin': ('demo','synth','recipe','features','store'),
-    'Train': ('train','baseline','ledger','tune','export'),
-    'Look and listen': ('report','trust','audit'),
-    'Predict': ('pack weights','ensemble','embed','infer','doctor','rehearse'),
-    'Kaggle': ('pack wheels','pack kernel','publish','push','follow','submit'),
-    'Shell': ('completion',)}
+    "Begin": ("demo", "synth", "recipe", "features", "store"),
+    "Train": ("train", "baseline", "ledger", "tune", "export"),
+    "Look and listen": ("report", "trust", "audit"),
+    "Predict": ("pack weights", "ensemble", "embed", "infer", "doctor", "rehearse"),
+    "Kaggle": ("pack wheels", "pack kernel", "publish", "push", "follow", "submit"),
+    "Shell": ("completion",),
+}
 
 _examples = {
-    'ensemble': 'audiotag ensemble runs/first runs/second --out kaggle_datasets/my-ensemble', 'embed': 'audiotag embed kaggle_datasets/my-weights --data DATA --out emb.parquet',
-    'baseline': 'audiotag baseline --data DATA --out submission.csv', 'synth': 'audiotag synth toy', 'recipe': 'audiotag recipe --recipe freesound2019 --scale small --set n_folds=3',
-    'features': 'audiotag features --recipe freesound2019 --data DATA --store store --workers 4\naudiotag features --recipe freesound2019 --data DATA --store store --engine ray --address auto', 'store': 'audiotag store runs/first/store --verify',
-    'train': 'audiotag train --recipe freesound2019 --scale small --data DATA --run runs/first\naudiotag train --recipe freesound2019 --data DATA --run runs/second --corrections corrections.csv\naudiotag train --recipe freesound2019 --data DATA --run runs/third --engine ray --address auto',
-    'ledger': 'audiotag ledger runs/first', 'tune': 'audiotag tune runs/birds', 'report': 'audiotag report runs/first --out first.html', 'audit': 'audiotag audit --data DATA --out audit.html',
-    'trust': 'audiotag trust runs/first --test DATA\naudiotag trust runs/second --against runs/first',
-    'pack weights': 'audiotag pack weights runs/first kaggle_datasets/my-weights --owner ann', 'infer': 'audiotag infer --bundle kaggle_datasets/my-weights --data DATA --deadline 90min',
-    'doctor': 'audiotag doctor submission.csv --data DATA', 'export': 'audiotag export runs/first kaggle_datasets/my-weights --precision int8',
-    'pack wheels': 'audiotag pack wheels kaggle_datasets/audiotag-wheels', 'pack kernel': 'audiotag pack kernel infer.ipynb kernel', 'publish': 'audiotag publish kaggle_datasets/my-weights',
-    'push': 'audiotag push kernel', 'follow': 'audiotag follow kernel', 'submit': 'audiotag submit kernel --message first',
-    'rehearse': 'audiotag rehearse infer.ipynb --competition DATA --bundle kaggle_datasets/my-weights', 'demo': 'audiotag demo', 'completion': 'source <(audiotag completion bash)'}
+    "ensemble": "audiotag ensemble runs/first runs/second --out kaggle_datasets/my-ensemble",
+    "embed": "audiotag embed kaggle_datasets/my-weights --data DATA --out emb.parquet",
+    "baseline": "audiotag baseline --data DATA --out submission.csv",
+    "synth": "audiotag synth toy",
+    "recipe": "audiotag recipe --recipe freesound2019 --scale small --set n_folds=3",
+    "features": "audiotag features --recipe freesound2019 --data DATA --store store --workers 4\naudiotag features --recipe freesound2019 --data DATA --store store --engine ray --address auto",
+    "store": "audiotag store runs/first/store --verify",
+    "train": "audiotag train --recipe freesound2019 --scale small --data DATA --run runs/first\naudiotag train --recipe freesound2019 --data DATA --run runs/second --corrections corrections.csv\naudiotag train --recipe freesound2019 --data DATA --run runs/third --engine ray --address auto",
+    "ledger": "audiotag ledger runs/first",
+    "tune": "audiotag tune runs/birds",
+    "report": "audiotag report runs/first --out first.html",
+    "audit": "audiotag audit --data DATA --out audit.html",
+    "trust": "audiotag trust runs/first --test DATA\naudiotag trust runs/second --against runs/first",
+    "pack weights": "audiotag pack weights runs/first kaggle_datasets/my-weights --owner ann",
+    "infer": "audiotag infer --bundle kaggle_datasets/my-weights --data DATA --deadline 90min",
+    "doctor": "audiotag doctor submission.csv --data DATA",
+    "export": "audiotag export runs/first kaggle_datasets/my-weights --precision int8",
+    "pack wheels": "audiotag pack wheels kaggle_datasets/audiotag-wheels",
+    "pack kernel": "audiotag pack kernel infer.ipynb kernel",
+    "publish": "audiotag publish kaggle_datasets/my-weights",
+    "push": "audiotag push kernel",
+    "follow": "audiotag follow kernel",
+    "submit": "audiotag submit kernel --message first",
+    "rehearse": "audiotag rehearse infer.ipynb --competition DATA --bundle kaggle_datasets/my-weights",
+    "demo": "audiotag demo",
+    "completion": "source <(audiotag completion bash)",
+}
 
 # %% ../nbs/01_cli.ipynb #3dad5f7c
-def _example(name, args)->str:
+def _example(name, args) -> str:
     "A line that can be copied; of a command without one, its required arguments."
-    if name in _examples: return _examples[name]
-    needed = [k['metavar'] if not n[0].startswith('-') else f"{n[0]} {k.get('metavar', 'X')}" for n,k in args if not n[0].startswith('-') and k.get('nargs')!='?' or k.get('required')]
-    return ' '.join(['audiotag', name, *needed])
+    if name in _examples:
+        return _examples[name]
+    needed = [
+        k["metavar"] if not n[0].startswith("-") else f"{n[0]} {k.get('metavar', 'X')}"
+        for n, k in args
+        if not n[0].startswith("-") and k.get("nargs") != "?" or k.get("required")
+    ]
+    return " ".join(["audiotag", name, *needed])
 
-def contents()->str:
+
+def contents() -> str:
     "All commands, by what one wants to do."
     left = [c for c in _commands if not any(c in p for p in _contents.values())]
-    parts = {**_contents, **({'More': tuple(left)} if left else {})}
+    parts = {**_contents, **({"More": tuple(left)} if left else {})}
     wide = max(map(len, _commands))
-    return '\n\n'.join('\n'.join([title, *(f'  {c.ljust(wide)}  {_commands[c][0].__doc__}' for c in names if c in _commands)]) for title,names in parts.items() if any(c in _commands for c in names))
+    return "\n\n".join(
+        "\n".join([title, *(f"  {c.ljust(wide)}  {_commands[c][0].__doc__}" for c in names if c in _commands)])
+        for title, names in parts.items()
+        if any(c in _commands for c in names)
+    )
 
 # %% ../nbs/01_cli.ipynb #bc10142d
 def _check_command(words):
     "Raise `AudiotagError` when the first word, or the first two, are no command."
     names = [tuple(c.split()) for c in _commands]
-    for n in (1,2):
+    for n in (1, 2):
         said = tuple(words[:n])
-        if said in names or any(o.startswith('-') for o in said): return
-        known = sorted({k[n-1] for k in names if k[:n-1]==said[:n-1]})
-        if said[n-1:] and said[-1] in known: continue
-        raise AudiotagError(f"there is no command {' '.join(said)!r}", fix=did_you_mean((*said,'')[n-1], known))
+        if said in names or any(o.startswith("-") for o in said):
+            return
+        known = sorted({k[n - 1] for k in names if k[: n - 1] == said[: n - 1]})
+        if said[n - 1 :] and said[-1] in known:
+            continue
+        raise AudiotagError(f"there is no command {' '.join(said)!r}", fix=did_you_mean((*said, "")[n - 1], known))
 
 # %% ../nbs/01_cli.ipynb #3e0fda5c
 def _parser():
     raw = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
-    top = argparse.ArgumentParser(prog='audiotag', usage='audiotag COMMAND …', epilog=contents()+'\n\naudiotag COMMAND --help says more, with an example.', **raw,
-                                  description='From recordings to a submission.csv that is written in time.')
-    top.add_argument('--version', action='version', version=_version())
-    subs = top.add_subparsers(prog='audiotag', metavar='COMMAND', required=True, help=argparse.SUPPRESS)
+    top = argparse.ArgumentParser(
+        prog="audiotag",
+        usage="audiotag COMMAND …",
+        epilog=contents() + "\n\naudiotag COMMAND --help says more, with an example.",
+        **raw,
+        description="From recordings to a submission.csv that is written in time.",
+    )
+    top.add_argument("--version", action="version", version=_version())
+    subs = top.add_subparsers(prog="audiotag", metavar="COMMAND", required=True, help=argparse.SUPPRESS)
     groups = {}
-    for name,(f,args) in _commands.items():
-        *group,word = name.split()
+    for name, (f, args) in _commands.items():
+        *group, word = name.split()
         at = subs
         if group:
-            if group[0] not in groups: groups[group[0]] = subs.add_parser(group[0], description=f'audiotag {group[0]} WHAT').add_subparsers(metavar='WHAT', required=True)
+            if group[0] not in groups:
+                groups[group[0]] = subs.add_parser(group[0], description=f"audiotag {group[0]} WHAT").add_subparsers(
+                    metavar="WHAT", required=True
+                )
             at = groups[group[0]]
-        p = at.add_parser(word, help=f.__doc__, description=f.__doc__, epilog='example:\n  '+_example(name, args).replace('\n', '\n  '), **raw)
-        for names,kwargs in args: p.add_argument(*names, **kwargs)
-        p.set_defaults(run_command=f, stopped='the same command goes on where it was' if name in ('train','features','demo') else 'nothing is left half-written')
+        p = at.add_parser(
+            word,
+            help=f.__doc__,
+            description=f.__doc__,
+            epilog="example:\n  " + _example(name, args).replace("\n", "\n  "),
+            **raw,
+        )
+        for names, kwargs in args:
+            p.add_argument(*names, **kwargs)
+        p.set_defaults(
+            run_command=f,
+            stopped="the same command goes on where it was"
+            if name in ("train", "features", "demo")
+            else "nothing is left half-written",
+        )
     return top
+
 
 def _version():
     import audiotag
-    return f'audiotag {audiotag.__version__}'
+
+    return f"audiotag {audiotag.__version__}"
 
 # %% ../nbs/01_cli.ipynb #2e63d1ec
 def main(
-    argv=None, # words of the command line; None takes those of the process
-)->int: # exit code: 0, 2 for an error of ours, 130 for Ctrl-C
+    argv=None,  # words of the command line; None takes those of the process
+) -> int:  # exit code: 0, 2 for an error of ours, 130 for Ctrl-C
     "Run one command."
-    words = [str(o) for o in (sys.argv[1:] if argv is None else argv)] or ['--help']
+    words = [str(o) for o in (sys.argv[1:] if argv is None else argv)] or ["--help"]
     try:
         _check_command(words)
         o = _parser().parse_args(words)
         code = o.run_command(o) or 0
         sys.stdout.flush()
         return code
-    except AudiotagError as e: say(f'audiotag: {e}'); return 2
-    except KeyboardInterrupt: say(f'audiotag: stopped; {o.stopped}'); return 130
+    except AudiotagError as e:
+        say(f"audiotag: {e}")
+        return 2
+    except KeyboardInterrupt:
+        say(f"audiotag: stopped; {o.stopped}")
+        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
-    except OSError as e: say(f'audiotag: {e.filename}: {e.strerror}'); return 2
+    except OSError as e:
+        say(f"audiotag: {e.filename}: {e.strerror}")
+        return 2
 
 # %% ../nbs/01_cli.ipynb #af896ab2
-_recipe_args = (arg('--recipe', required=True, metavar='NAME', help='the system, such as freesound2019'),
-                arg('--scale', default='full', help="'full' (the entrant's, for a GPU) or 'small' (minutes on two cores)"),
-                arg('--set', action='append', default=[], dest='changes', metavar='FIELD=VALUE', help='change one field, such as stages.*.epochs=5; may be repeated'))
-_data = arg('--data', required=True, metavar='DIR', help="the competition's folder")
-_engine_args = (arg('--engine', default='here', metavar='WHERE', help='where folds train and shards are made: here (default), in processes, or on a ray cluster'),
-                arg('--address', metavar='ADDRESS', help='of a Ray cluster, such as auto or host:6379 (default: as Ray finds it, else a new one on this machine)'))
+_recipe_args = (
+    arg("--recipe", required=True, metavar="NAME", help="the system, such as freesound2019"),
+    arg("--scale", default="full", help="'full' (the entrant's, for a GPU) or 'small' (minutes on two cores)"),
+    arg(
+        "--set",
+        action="append",
+        default=[],
+        dest="changes",
+        metavar="FIELD=VALUE",
+        help="change one field, such as stages.*.epochs=5; may be repeated",
+    ),
+)
+_data = arg("--data", required=True, metavar="DIR", help="the competition's folder")
+_engine_args = (
+    arg(
+        "--engine",
+        default="here",
+        metavar="WHERE",
+        help="where folds train and shards are made: here (default), in processes, or on a ray cluster",
+    ),
+    arg(
+        "--address",
+        metavar="ADDRESS",
+        help="of a Ray cluster, such as auto or host:6379 (default: as Ray finds it, else a new one on this machine)",
+    ),
+)
 
 # %% ../nbs/01_cli.ipynb #0b7e2f94
-@command('train', *_recipe_args, _data,
-         arg('--run', required=True, metavar='DIR', help='the run folder, or a URL such as s3://bucket/run; an interrupted run goes on'),
-         arg('--store', metavar='DIR', help='feature store to use or make, or a URL (default: inside of the run)'),
-         arg('--workers', type=int, metavar='N', help='processes that compute features (default: 1), and folds that train at the same time (default: all that there is room for)'),
-         *_engine_args,
-         arg('--corrections', metavar='FILE', help='decisions of the listening desk; the given labels are kept beside the new ones'),
-         arg('--no-baseline', action='store_true', help='leave the random forest out'))
+@command(
+    "train",
+    *_recipe_args,
+    _data,
+    arg(
+        "--run",
+        required=True,
+        metavar="DIR",
+        help="the run folder, or a URL such as s3://bucket/run; an interrupted run goes on",
+    ),
+    arg("--store", metavar="DIR", help="feature store to use or make, or a URL (default: inside of the run)"),
+    arg(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that compute features (default: 1), and folds that train at the same time (default: all that there is room for)",
+    ),
+    *_engine_args,
+    arg(
+        "--corrections",
+        metavar="FILE",
+        help="decisions of the listening desk; the given labels are kept beside the new ones",
+    ),
+    arg("--no-baseline", action="store_true", help="leave the random forest out"),
+)
 def train(o):
     "train every stage over every fold, or go on where it stopped; then print the stage table"
     from audiotag.data.competitions import load_competition
@@ -141,241 +243,526 @@ def train(o):
     from audiotag.train.recipes import get_recipe
     from audiotag.data.remote import at_hand, is_url
     from audiotag.train.run_folder import is_finished, open_run, run_stages
+
     engine = get_engine(o.engine, address=o.address, workers=o.workers)
     recipe = get_recipe(o.recipe, scale=o.scale, changes=o.changes)
     competition = load_competition(o.data, recipe.layout)
-    if o.corrections: competition = correct(competition, o.corrections)
+    if o.corrections:
+        competition = correct(competition, o.corrections)
     with at_hand(o.run) as folder:
-        run = open_run(folder, recipe, competition, store=o.store or (f'{o.run}/store' if is_url(o.run) else None), workers=1 if o.workers is None else o.workers, scale=o.scale)
-        if o.corrections: write_bytes(run.folder/'corrections.csv', Path(o.corrections).read_bytes())
-        if is_finished(run): say(f'{o.run}: every stage is finished, nothing is left to train')
-        with engine: run_stages(run, engine=engine)
+        run = open_run(
+            folder,
+            recipe,
+            competition,
+            store=o.store or (f"{o.run}/store" if is_url(o.run) else None),
+            workers=1 if o.workers is None else o.workers,
+            scale=o.scale,
+        )
+        if o.corrections:
+            write_bytes(run.folder / "corrections.csv", Path(o.corrections).read_bytes())
+        if is_finished(run):
+            say(f"{o.run}: every stage is finished, nothing is left to train")
+        with engine:
+            run_stages(run, engine=engine)
         print_results(run, baseline=not o.no_baseline)
 
 # %% ../nbs/01_cli.ipynb #643e7d80
 def print_results(
-    run, # a finished `audiotag.train.run_folder.Run`
+    run,  # a finished `audiotag.train.run_folder.Run`
     *,
-    baseline:bool=True, # also fit the random forest on the same folds, and keep its scores in the run
+    baseline: bool = True,  # also fit the random forest on the same folds, and keep its scores in the run
 ):
     "Print the stage table, the baseline, and what to do next."
     from audiotag.train.baseline import baseline_table
     from audiotag.core.files import read_parquet, write_parquet
     from audiotag.review.report import as_text
     from audiotag.train.run_folder import stage_table
-    table,path = stage_table(run),run.folder/'baseline.parquet'
-    print(f'\n{run.recipe.metric} out of fold, {run.recipe.n_folds} folds\n\n{as_text(table)}')
+
+    table, path = stage_table(run), run.folder / "baseline.parquet"
+    print(f"\n{run.recipe.metric} out of fold, {run.recipe.n_folds} folds\n\n{as_text(table)}")
     if baseline:
-        if not path.exists(): write_parquet(path, baseline_table(run))
-        forest,best = read_parquet(path),run.scores(*run.recipe.members)[f'{run.recipe.metric} curated'] # a last round may have lost
-        print(f'\nthe one-minute baseline, on the same folds\n\n{as_text(forest)}')
-        gain = best-forest[f'{run.recipe.metric} curated'].max()
-        print(f"\nthe networks' {best:.3f} is {abs(gain):.3f} {'above' if gain>0 else 'BELOW'} the better forest")
-    print(f'\nrun folder: {run.folder}\nnext: audiotag pack weights {shlex.quote(str(run.folder))} kaggle_datasets/NAME')
+        if not path.exists():
+            write_parquet(path, baseline_table(run))
+        # a last round may have lost
+        forest, best = read_parquet(path), run.scores(*run.recipe.members)[f"{run.recipe.metric} curated"]
+        print(f"\nthe one-minute baseline, on the same folds\n\n{as_text(forest)}")
+        gain = best - forest[f"{run.recipe.metric} curated"].max()
+        print(f"\nthe networks' {best:.3f} is {abs(gain):.3f} {'above' if gain > 0 else 'BELOW'} the better forest")
+    print(
+        f"\nrun folder: {run.folder}\nnext: audiotag pack weights {shlex.quote(str(run.folder))} kaggle_datasets/NAME"
+    )
 
 # %% ../nbs/01_cli.ipynb #52903f56
 def _print_folder(folder):
     size = sum(p.stat().st_size for p in folder.iterdir())
-    print(f'{folder}: {len(list(folder.iterdir()))} files, {size/1e6:.1f} MB')
+    print(f"{folder}: {len(list(folder.iterdir()))} files, {size / 1e6:.1f} MB")
 
-@command('pack weights', arg('run', metavar='RUN'), arg('folder', metavar='DIR', help='usually kaggle_datasets/NAME'),
-         arg('--owner', default='', help='Kaggle user name, for dataset-metadata.json'),
-         arg('--title', default='', help='6 to 50 characters'),
-         arg('--after', nargs='+', default=[], metavar='STEP', help="steps after the ensemble, such as smooth file-max:power=0.4, or none (default: the recipe's)"))
+
+@command(
+    "pack weights",
+    arg("run", metavar="RUN"),
+    arg("folder", metavar="DIR", help="usually kaggle_datasets/NAME"),
+    arg("--owner", default="", help="Kaggle user name, for dataset-metadata.json"),
+    arg("--title", default="", help="6 to 50 characters"),
+    arg(
+        "--after",
+        nargs="+",
+        default=[],
+        metavar="STEP",
+        help="steps after the ensemble, such as smooth file-max:power=0.4, or none (default: the recipe's)",
+    ),
+)
 def pack(o):
     "seal a finished run as a dataset folder: safetensors and JSON, no pickle"
     from audiotag.kaggle.pack import pack_weights
     from audiotag.train.run_folder import Run
     from audiotag.infer.postprocess import steps_named
-    _print_folder(pack_weights(Run(o.run), o.folder, owner=o.owner, title=o.title, after=steps_named(o.after) if o.after else None))
+
+    _print_folder(
+        pack_weights(
+            Run(o.run), o.folder, owner=o.owner, title=o.title, after=steps_named(o.after) if o.after else None
+        )
+    )
 
 # %% ../nbs/01_cli.ipynb #2712c726
-def _print_findings(path, findings, as_json=False)->int:
+def _print_findings(path, findings, as_json=False) -> int:
     fatal = any(f.kaggle for f in findings)
-    if as_json: print(json.dumps({'file': str(path), 'scored': not fatal, 'findings': [{'what': f.what, 'kaggle': f.kaggle} for f in findings]}, indent=1, ensure_ascii=False))
-    else: print(*findings, f"{path}: {'Kaggle would refuse this file' if fatal else 'Kaggle would score this file'}", sep='\n')
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "file": str(path),
+                    "scored": not fatal,
+                    "findings": [{"what": f.what, "kaggle": f.kaggle} for f in findings],
+                },
+                indent=1,
+                ensure_ascii=False,
+            )
+        )
+    else:
+        print(
+            *findings,
+            f"{path}: {'Kaggle would refuse this file' if fatal else 'Kaggle would score this file'}",
+            sep="\n",
+        )
     return 2 if fatal else 0
 
-@command('doctor', arg('submission', metavar='FILE'), _data, arg('--layout', help="how the competition's folder is read (default: as its template says)"), arg('--json', action='store_true', help='print the result as JSON, for scripts'))
+
+@command(
+    "doctor",
+    arg("submission", metavar="FILE"),
+    _data,
+    arg("--layout", help="how the competition's folder is read (default: as its template says)"),
+    arg("--json", action="store_true", help="print the result as JSON, for scripts"),
+)
 def doctor(o):
     "say what is wrong with a submission, in the words that Kaggle would use"
     from audiotag.data.competitions import load_competition
     from audiotag.data.submission import check_submission
-    return _print_findings(o.submission, check_submission(o.submission, load_competition(o.data, o.layout, train=False)), o.json)
+
+    return _print_findings(
+        o.submission, check_submission(o.submission, load_competition(o.data, o.layout, train=False)), o.json
+    )
 
 # %% ../nbs/01_cli.ipynb #7d31c0be
-@command('infer', arg('--bundle', required=True, nargs='+', metavar='DIR', help='what `audiotag pack weights` made; several are joined'), _data,
-         arg('--out', default='submission.csv', metavar='FILE', help='(default: submission.csv)'),
-         arg('--layout', help="how the competition's folder is read (default: as the bundle says)"),
-         arg('--deadline', metavar='TIME', help="such as 90min or 4h, counted from the start of this process; the last tenth stays unused (default: take all the time)"),
-         arg('--precision', default='best', help='int8, fp16, fp32, torch, or best: the fastest that passed its gate (default)'),
-         arg('--weights', nargs='+', type=float, metavar='W', help='one a bundle'),
-         arg('--cache', metavar='DIR', help='a folder for compiled graphs, from which the next run opens faster (default: none)'),
-         arg('--after', nargs='+', default=[], metavar='STEP', help='steps after the ensemble, such as smooth file-max:power=0.4, or none (default: those sealed with the bundle)'))
+@command(
+    "infer",
+    arg(
+        "--bundle",
+        required=True,
+        nargs="+",
+        metavar="DIR",
+        help="what `audiotag pack weights` made; several are joined",
+    ),
+    _data,
+    arg("--out", default="submission.csv", metavar="FILE", help="(default: submission.csv)"),
+    arg("--layout", help="how the competition's folder is read (default: as the bundle says)"),
+    arg(
+        "--deadline",
+        metavar="TIME",
+        help="such as 90min or 4h, counted from the start of this process; the last tenth stays unused (default: take all the time)",
+    ),
+    arg(
+        "--precision",
+        default="best",
+        help="int8, fp16, fp32, torch, or best: the fastest that passed its gate (default)",
+    ),
+    arg("--weights", nargs="+", type=float, metavar="W", help="one a bundle"),
+    arg(
+        "--cache",
+        metavar="DIR",
+        help="a folder for compiled graphs, from which the next run opens faster (default: none)",
+    ),
+    arg(
+        "--after",
+        nargs="+",
+        default=[],
+        metavar="STEP",
+        help="steps after the ensemble, such as smooth file-max:power=0.4, or none (default: those sealed with the bundle)",
+    ),
+)
 def infer(o):
     "score the test files with a bundle, in time, and write the submission"
     from audiotag.infer.deadline import Deadline
     from audiotag.data.competitions import load_competition
     from audiotag.infer.predict import bundle_classes, bundle_layout, check_submission, infer
     from audiotag.infer.postprocess import steps_named
-    competition = load_competition(o.data, o.layout or bundle_layout(o.bundle), train=False, classes=bundle_classes(o.bundle))
-    print(infer(o.bundle, competition, o.out, deadline=Deadline(o.deadline, started='process'), precision=o.precision, weights=o.weights, cache=o.cache, after=steps_named(o.after) if o.after else None))
+
+    competition = load_competition(
+        o.data, o.layout or bundle_layout(o.bundle), train=False, classes=bundle_classes(o.bundle)
+    )
+    print(
+        infer(
+            o.bundle,
+            competition,
+            o.out,
+            deadline=Deadline(o.deadline, started="process"),
+            precision=o.precision,
+            weights=o.weights,
+            cache=o.cache,
+            after=steps_named(o.after) if o.after else None,
+        )
+    )
     return _print_findings(o.out, check_submission(o.out, competition))
 
 # %% ../nbs/01_cli.ipynb #657e2e0b
-@command('export', arg('run', metavar='RUN', help='the run that the bundle was packed from: its clips are the judges'), arg('bundle', metavar='DIR', help='what `audiotag pack weights` made'),
-         arg('--precision', nargs='+', default=['int8'], metavar='P', help='int8 (default), fp16 or fp32: the first to be tried, the next ones follow if it does not agree; several: each that agrees is kept'),
-         arg('--max-difference', type=float, default=1e-4, help='of a probability from torch, for fp32 (default: 1e-4)'),
-         arg('--metric-loss', type=float, default=.002, help='out of fold, for fp16 and int8 (default: .002)'),
-         arg('--shared', action='store_true', help='try one pass over overlapping windows first; --metric-loss decides'),
-         arg('--calibrate-with', type=int, default=100, metavar='N', help='clips that show int8 the range of activations (default: 100)'))
+@command(
+    "export",
+    arg("run", metavar="RUN", help="the run that the bundle was packed from: its clips are the judges"),
+    arg("bundle", metavar="DIR", help="what `audiotag pack weights` made"),
+    arg(
+        "--precision",
+        nargs="+",
+        default=["int8"],
+        metavar="P",
+        help="int8 (default), fp16 or fp32: the first to be tried, the next ones follow if it does not agree; several: each that agrees is kept",
+    ),
+    arg("--max-difference", type=float, default=1e-4, help="of a probability from torch, for fp32 (default: 1e-4)"),
+    arg("--metric-loss", type=float, default=0.002, help="out of fold, for fp16 and int8 (default: .002)"),
+    arg("--shared", action="store_true", help="try one pass over overlapping windows first; --metric-loss decides"),
+    arg(
+        "--calibrate-with",
+        type=int,
+        default=100,
+        metavar="N",
+        help="clips that show int8 the range of activations (default: 100)",
+    ),
+)
 def export(o):
     "give the members of a bundle OpenVINO graphs, each kept only if it agrees with torch"
     from audiotag.infer.bundle import Bundle
     from audiotag.infer.openvino_graphs import Gate, evidence_of, export_bundle
     from audiotag.review.report import as_text
     from audiotag.train.run_folder import Run
+
     bundle = Bundle(o.bundle)
     evidence = evidence_of(bundle, Run(o.run), calibrate_with=o.calibrate_with)
-    print(as_text(export_bundle(bundle, evidence, precision=o.precision, gate=Gate(max_difference=o.max_difference, metric_loss=o.metric_loss), shared=o.shared), digits=4))
+    print(
+        as_text(
+            export_bundle(
+                bundle,
+                evidence,
+                precision=o.precision,
+                gate=Gate(max_difference=o.max_difference, metric_loss=o.metric_loss),
+                shared=o.shared,
+            ),
+            digits=4,
+        )
+    )
     _list_again(bundle.folder)
+
 
 def _list_again(folder):
     "A folder that was packed for Kaggle keeps its manifest true: files that were added are no change by somebody else."
     from audiotag.core.files import write_json
     from audiotag.kaggle.pack import read_manifest, write_manifest
-    if not (folder/'manifest.json').is_file(): return
+
+    if not (folder / "manifest.json").is_file():
+        return
     old = read_manifest(folder)
-    write_manifest(folder, old.get('kind', 'weights'), **{k: v for k,v in old.items() if k not in ('kind','readme','files')})
-    write_json(folder/'manifest.json', {**read_manifest(folder), 'readme': old.get('readme')})
+    write_manifest(
+        folder, old.get("kind", "weights"), **{k: v for k, v in old.items() if k not in ("kind", "readme", "files")}
+    )
+    write_json(folder / "manifest.json", {**read_manifest(folder), "readme": old.get("readme")})
 
 # %% ../nbs/01_cli.ipynb #0ed4d067
-_owner,_title = arg('--owner', default='', help='Kaggle user name (default: as in the metadata, or who is signed in)'), arg('--title', default='', help='6 to 50 characters')
-_every = arg('--every', type=float, default=5., metavar='S', help='the longest pause between two questions, in seconds')
-_data_of_a_rehearsal = arg('--competition', required=True, metavar='DATA', help="the competition's folder at home")
+_owner, _title = (
+    arg("--owner", default="", help="Kaggle user name (default: as in the metadata, or who is signed in)"),
+    arg("--title", default="", help="6 to 50 characters"),
+)
+_every = arg(
+    "--every", type=float, default=5.0, metavar="S", help="the longest pause between two questions, in seconds"
+)
+_data_of_a_rehearsal = arg("--competition", required=True, metavar="DATA", help="the competition's folder at home")
 
-@command('pack wheels', arg('folder', metavar='DIR', help='usually kaggle_datasets/audiotag-wheels'), _owner, _title,
-         arg('--python', nargs='+', default=['3.12'], dest='pythons', metavar='3.12', help='Python versions of the kernel (default: 3.12)'),
-         arg('--carry', nargs='+', default=[], metavar='WHAT', help='requirements in place of openvino and openvino-telemetry'))
+
+@command(
+    "pack wheels",
+    arg("folder", metavar="DIR", help="usually kaggle_datasets/audiotag-wheels"),
+    _owner,
+    _title,
+    arg(
+        "--python",
+        nargs="+",
+        default=["3.12"],
+        dest="pythons",
+        metavar="3.12",
+        help="Python versions of the kernel (default: 3.12)",
+    ),
+    arg(
+        "--carry",
+        nargs="+",
+        default=[],
+        metavar="WHAT",
+        help="requirements in place of openvino and openvino-telemetry",
+    ),
+)
 def pack_wheels(o):
     "download the wheels that a kernel without internet needs, beside audiotag's own"
     from audiotag.kaggle.wheels import pack_wheels
+
     _print_folder(pack_wheels(o.folder, pythons=o.pythons, carry=o.carry, owner=o.owner, title=o.title))
 
-@command('pack kernel', arg('notebook', metavar='NOTEBOOK'), arg('folder', metavar='DIR'), _owner, _title)
+
+@command("pack kernel", arg("notebook", metavar="NOTEBOOK"), arg("folder", metavar="DIR"), _owner, _title)
 def pack_kernel(o):
     "put a notebook and its kernel-metadata.json into a folder for `audiotag push`"
     from audiotag.kaggle.client import pack_kernel
+
     _print_folder(pack_kernel(o.notebook, o.folder, owner=o.owner, title=o.title))
 
 # %% ../nbs/01_cli.ipynb #2d8c6168
-@command('rehearse', arg('notebook', metavar='NOTEBOOK'), _data_of_a_rehearsal, arg('--bundle', nargs='+', default=[], metavar='DIR', help='folders of the datasets that are attached: weights, wheels'),
-         arg('--layout', help="how the competition's folder is read (default: as its template says)"), arg('--mounts', default='new', help="Kaggle's mount layout: new or old (default: new)"),
-         arg('--limit', default='90min', help='wall clock (default: 90min)'), arg('--cores', type=int, default=4), arg('--memory', default='30GB', help='resident, all processes (default: 30GB)'), arg('--disk', default='20GB'),
-         arg('--slower', type=float, default=1.5, help="how much slower a core of Kaggle's is thought to be (default: 1.5)"),
-         arg('--test-times', type=float, default=3., metavar='N', help='how many times the public number of test files (default: 3)'), arg('--test-files', type=int, metavar='N', help='or how many'),
-         arg('--true-files', type=int, metavar='N', help='of the true hidden test, for the projection'), arg('--no-empty', action='store_true', help='do not also run it with no test file'),
-         arg('--set', action='append', default=[], dest='changes', metavar='NAME=VALUE', help='change one parameter of the notebook; may be repeated'),
-         arg('--image', nargs='+', default=[], metavar='PACKAGE', help='further packages that the image holds'), arg('--walls', default='auto', help='bwrap, unshare, none (default: the best that works)'),
-         arg('--out', default='', metavar='DIR', help='for the report and what the notebook wrote (default: NOTEBOOK-rehearsal)'))
+@command(
+    "rehearse",
+    arg("notebook", metavar="NOTEBOOK"),
+    _data_of_a_rehearsal,
+    arg(
+        "--bundle",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="folders of the datasets that are attached: weights, wheels",
+    ),
+    arg("--layout", help="how the competition's folder is read (default: as its template says)"),
+    arg("--mounts", default="new", help="Kaggle's mount layout: new or old (default: new)"),
+    arg("--limit", default="90min", help="wall clock (default: 90min)"),
+    arg("--cores", type=int, default=4),
+    arg("--memory", default="30GB", help="resident, all processes (default: 30GB)"),
+    arg("--disk", default="20GB"),
+    arg("--slower", type=float, default=1.5, help="how much slower a core of Kaggle's is thought to be (default: 1.5)"),
+    arg(
+        "--test-times",
+        type=float,
+        default=3.0,
+        metavar="N",
+        help="how many times the public number of test files (default: 3)",
+    ),
+    arg("--test-files", type=int, metavar="N", help="or how many"),
+    arg("--true-files", type=int, metavar="N", help="of the true hidden test, for the projection"),
+    arg("--no-empty", action="store_true", help="do not also run it with no test file"),
+    arg(
+        "--set",
+        action="append",
+        default=[],
+        dest="changes",
+        metavar="NAME=VALUE",
+        help="change one parameter of the notebook; may be repeated",
+    ),
+    arg("--image", nargs="+", default=[], metavar="PACKAGE", help="further packages that the image holds"),
+    arg("--walls", default="auto", help="bwrap, unshare, none (default: the best that works)"),
+    arg(
+        "--out",
+        default="",
+        metavar="DIR",
+        help="for the report and what the notebook wrote (default: NOTEBOOK-rehearsal)",
+    ),
+)
 def rehearse(o):
     "execute an inference notebook as the kernel would: mounts, walls, limits, a hidden test"
     from audiotag.rehearse.rehearse import Limits, rehearse
-    out = Path(o.out or f'{Path(o.notebook).stem}-rehearsal')
-    found = rehearse(o.notebook, competition=o.competition, bundles=o.bundle, out=out, layout=o.layout, mounts=o.mounts, times=o.test_times, files=o.test_files, true_files=o.true_files,
-                     empty=not o.no_empty, parameters=dict(_change(c) for c in o.changes), image=o.image, walls=o.walls,
-                     limits=Limits(limit=o.limit, cores=o.cores, memory=o.memory, disk=o.disk, slower=o.slower))
-    print(f"{found}\nreport: {out/'report.json'}")
+
+    out = Path(o.out or f"{Path(o.notebook).stem}-rehearsal")
+    found = rehearse(
+        o.notebook,
+        competition=o.competition,
+        bundles=o.bundle,
+        out=out,
+        layout=o.layout,
+        mounts=o.mounts,
+        times=o.test_times,
+        files=o.test_files,
+        true_files=o.true_files,
+        empty=not o.no_empty,
+        parameters=dict(_change(c) for c in o.changes),
+        image=o.image,
+        walls=o.walls,
+        limits=Limits(limit=o.limit, cores=o.cores, memory=o.memory, disk=o.disk, slower=o.slower),
+    )
+    print(f"{found}\nreport: {out / 'report.json'}")
     return 0 if found.ok else 2
 
-def _change(text:str)->tuple: # name, value
+
+def _change(text: str) -> tuple:  # name, value
     import json
-    name,_,value = text.partition('=')
-    try: return name, json.loads(value)
-    except ValueError: return name, value
+
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 # %% ../nbs/01_cli.ipynb #abf55cfe
-@command('publish', arg('folder', metavar='DIR'), _owner, arg('--message', default='', help='note of the version'), arg('--public', action='store_true', help='for everybody (default: private)'),
-         arg('--wait', type=float, metavar='S', help='seconds until it must be ready (default: 180, and 1 for each MB)'), _every)
+@command(
+    "publish",
+    arg("folder", metavar="DIR"),
+    _owner,
+    arg("--message", default="", help="note of the version"),
+    arg("--public", action="store_true", help="for everybody (default: private)"),
+    arg("--wait", type=float, metavar="S", help="seconds until it must be ready (default: 180, and 1 for each MB)"),
+    _every,
+)
 def publish(o):
     "create a Kaggle dataset or a new version of it, and see that every file arrived"
     from audiotag.kaggle.client import publish
-    ref = publish(o.folder, message=o.message, owner=o.owner, public=o.public, wait_s=o.wait, every_s=o.every)
-    print(f'{ref}: every file is there, https://www.kaggle.com/datasets/{ref}')
 
-@command('push', arg('folder', metavar='DIR', help='what `audiotag pack kernel` made'), _owner, _title)
+    ref = publish(o.folder, message=o.message, owner=o.owner, public=o.public, wait_s=o.wait, every_s=o.every)
+    print(f"{ref}: every file is there, https://www.kaggle.com/datasets/{ref}")
+
+
+@command("push", arg("folder", metavar="DIR", help="what `audiotag pack kernel` made"), _owner, _title)
 def push(o):
     "write kernel-metadata.json (no internet, the notebook's own sources) and push the kernel"
     from audiotag.kaggle.client import push
+
     pushed = push(o.folder, owner=o.owner, title=o.title)
-    print(f"{pushed['kernel']}: version {pushed['version']}, {pushed['url']}\nnext: audiotag follow {shlex.quote(o.folder)}")
+    print(
+        f"{pushed['kernel']}: version {pushed['version']}, {pushed['url']}\nnext: audiotag follow {shlex.quote(o.folder)}"
+    )
 
 # %% ../nbs/01_cli.ipynb #c8e4d599
-_kernel = arg('kernel', metavar='KERNEL', help='owner/slug, or the folder that was pushed')
+_kernel = arg("kernel", metavar="KERNEL", help="owner/slug, or the folder that was pushed")
 
-@command('follow', _kernel, arg('--out', default='', metavar='DIR', help='for log and output (default: the name of the kernel and -output)'),
-         arg('--wait', type=float, default=13*3600., metavar='S', help='seconds until it must have ended'), arg('--every', type=float, default=20., metavar='S', help='seconds between two questions'))
+
+@command(
+    "follow",
+    _kernel,
+    arg("--out", default="", metavar="DIR", help="for log and output (default: the name of the kernel and -output)"),
+    arg("--wait", type=float, default=13 * 3600.0, metavar="S", help="seconds until it must have ended"),
+    arg("--every", type=float, default=20.0, metavar="S", help="seconds between two questions"),
+)
 def follow(o):
     "wait for the end of a kernel, then fetch its log and output"
     from audiotag.kaggle.client import follow, log_tail
-    out = Path(o.out or f'{Path(o.kernel).name}-output')
-    found = follow(o.kernel, out, wait_s=o.wait, every_s=o.every)
-    for f in (f for f in found['files'] if f.endswith('.log') and '/' not in f): print(log_tail(out/f))
-    print(f"{found['kernel']}: {found['status']}{': '+found['why'] if found['why'] else ''}; in {out}: {', '.join(found['files']) or 'nothing'}")
-    return 0 if found['status']=='complete' else 2
 
-@command('submit', _kernel, arg('--competition', default='', help="(default: the one in the kernel's metadata)"), arg('--version', type=int, metavar='N', help='of the kernel (default: the one that was pushed)'),
-         arg('--file', default='submission.csv', help='the output file (default: submission.csv)'), arg('--message', default=''))
+    out = Path(o.out or f"{Path(o.kernel).name}-output")
+    found = follow(o.kernel, out, wait_s=o.wait, every_s=o.every)
+    for f in (f for f in found["files"] if f.endswith(".log") and "/" not in f):
+        print(log_tail(out / f))
+    print(
+        f"{found['kernel']}: {found['status']}{': ' + found['why'] if found['why'] else ''}; in {out}: {', '.join(found['files']) or 'nothing'}"
+    )
+    return 0 if found["status"] == "complete" else 2
+
+
+@command(
+    "submit",
+    _kernel,
+    arg("--competition", default="", help="(default: the one in the kernel's metadata)"),
+    arg("--version", type=int, metavar="N", help="of the kernel (default: the one that was pushed)"),
+    arg("--file", default="submission.csv", help="the output file (default: submission.csv)"),
+    arg("--message", default=""),
+)
 def submit(o):
     "submit a version of a kernel to its competition"
     from audiotag.kaggle.client import submit
+
     print(submit(o.kernel, competition=o.competition, version=o.version, file=o.file, message=o.message))
 
 # %% ../nbs/01_cli.ipynb #3f33afd5
-@command('ensemble', arg('runs', nargs='+', metavar='RUN', help='finished runs on the same clips; front ends and folds may differ'),
-         arg('--out', required=True, metavar='DIR', help='usually kaggle_datasets/NAME'),
-         arg('--way', default='best', help="how they are combined: 'mean', 'weighted', 'stack', … (default: the best out of fold)"),
-         arg('--bundle', nargs='+', default=[], metavar='DIR', help='what was packed from the runs, in their order (default: pack them now)'),
-         arg('--owner', default='', help='Kaggle user name, for dataset-metadata.json'), arg('--title', default='', help='6 to 50 characters'))
+@command(
+    "ensemble",
+    arg("runs", nargs="+", metavar="RUN", help="finished runs on the same clips; front ends and folds may differ"),
+    arg("--out", required=True, metavar="DIR", help="usually kaggle_datasets/NAME"),
+    arg(
+        "--way",
+        default="best",
+        help="how they are combined: 'mean', 'weighted', 'stack', … (default: the best out of fold)",
+    ),
+    arg(
+        "--bundle",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="what was packed from the runs, in their order (default: pack them now)",
+    ),
+    arg("--owner", default="", help="Kaggle user name, for dataset-metadata.json"),
+    arg("--title", default="", help="6 to 50 characters"),
+)
 def ensemble(o):
     "make one bundle of several runs, combined in the way that is best out of fold"
     from audiotag.kaggle.pack_ensemble import gather, pack_ensemble
     from audiotag.review.report import as_text
     from audiotag.train.run_folder import Run
+
     runs = [Run(r) for r in o.runs]
-    for note in gather(runs).notes: say(f'ensemble: {note}')
-    folder,way,table = pack_ensemble(runs, o.out, bundles=o.bundle, way=o.way, owner=o.owner, title=o.title)
-    print(f'{as_text(table)}\n\n{folder}: {len(runs)} runs, combined by: {way}')
+    for note in gather(runs).notes:
+        say(f"ensemble: {note}")
+    folder, way, table = pack_ensemble(runs, o.out, bundles=o.bundle, way=o.way, owner=o.owner, title=o.title)
+    print(f"{as_text(table)}\n\n{folder}: {len(runs)} runs, combined by: {way}")
 
 # %% ../nbs/01_cli.ipynb #104a6544
-@command('embed', arg('bundle', metavar='BUNDLE'), _data, arg('--out', required=True, metavar='FILE', help='a table, such as emb.parquet'),
-         arg('--member', type=int, nargs='+', default=[0], metavar='N', help='networks of the bundle, by number (default: the first)'),
-         arg('--layout', help="how the competition's folder is read (default: as its template says)"))
+@command(
+    "embed",
+    arg("bundle", metavar="BUNDLE"),
+    _data,
+    arg("--out", required=True, metavar="FILE", help="a table, such as emb.parquet"),
+    arg(
+        "--member",
+        type=int,
+        nargs="+",
+        default=[0],
+        metavar="N",
+        help="networks of the bundle, by number (default: the first)",
+    ),
+    arg("--layout", help="how the competition's folder is read (default: as its template says)"),
+)
 def embed(o):
     "write what a network knows of each clip, a row of numbers a clip, for trees and other tables"
     from audiotag.infer.bundle import Bundle
     from audiotag.data.competitions import load_competition
     from audiotag.core.files import write_parquet
     from audiotag.train.embed import check_embedding_file, embed_bundle
+
     check_embedding_file(o.out)
-    bundle,clips = Bundle(o.bundle),load_competition(o.data, o.layout).clips
-    table,lost = embed_bundle(bundle, clips, members=o.member)
-    table.insert(0, 'source', clips.set_index('clip_id').source[table.index])
+    bundle, clips = Bundle(o.bundle), load_competition(o.data, o.layout).clips
+    table, lost = embed_bundle(bundle, clips, members=o.member)
+    table.insert(0, "source", clips.set_index("clip_id").source[table.index])
     write_parquet(o.out, table)
-    print(f"{o.out}: {len(table)} clips, {table.shape[1]-1} numbers each, from {', '.join(bundle.called(m) for m in o.member)}")
-    for c,why in list(lost.items())[:5]: print(f'not in it: {c!r}: {why}')
-    if len(lost)>5: print(f'not in it: {len(lost)-5} more')
+    print(
+        f"{o.out}: {len(table)} clips, {table.shape[1] - 1} numbers each, from {', '.join(bundle.called(m) for m in o.member)}"
+    )
+    for c, why in list(lost.items())[:5]:
+        print(f"not in it: {c!r}: {why}")
+    if len(lost) > 5:
+        print(f"not in it: {len(lost) - 5} more")
 
 # %% ../nbs/01_cli.ipynb #0cd73fe2
-@command('baseline', _data, arg('--out', default='submission.csv', metavar='FILE', help='(default: submission.csv)'),
-         arg('--layout', help="how the competition's folder is read (default: as its template says)"),
-         arg('--trees', type=int, default=300, help='(default: 300)'), arg('--seed', type=int, default=0), arg('--workers', type=int, default=4, help='threads that hear the files'))
+@command(
+    "baseline",
+    _data,
+    arg("--out", default="submission.csv", metavar="FILE", help="(default: submission.csv)"),
+    arg("--layout", help="how the competition's folder is read (default: as its template says)"),
+    arg("--trees", type=int, default=300, help="(default: 300)"),
+    arg("--seed", type=int, default=0),
+    arg("--workers", type=int, default=4, help="threads that hear the files"),
+)
 def baseline(o):
     "a random forest on statistics of each clip, in about a minute: its score out of fold, and a submission"
     from audiotag.train.baseline import run_baseline
     from audiotag.data.competitions import class_prior, load_competition
     from audiotag.data.submission import check_submission
     from audiotag.infer.predict import Submission
+
     competition = load_competition(o.data, o.layout)
     file = Submission(competition, o.out, class_prior(competition.clips, competition.classes))
     file.write()
@@ -386,86 +773,174 @@ def baseline(o):
     return _print_findings(o.out, check_submission(o.out, competition))
 
 # %% ../nbs/01_cli.ipynb #39380999
-_json = arg('--json', action='store_true', help='print the result as JSON, for scripts')
+_json = arg("--json", action="store_true", help="print the result as JSON, for scripts")
+
 
 def emit(o, data, text):
     "Print `data()` as JSON when the arguments ask for it, and `text()` otherwise."
     print(json.dumps(data(), indent=1, ensure_ascii=False) if o.json else text())
 
-@command('report', arg('run', metavar='RUN'), arg('--out', metavar='FILE', help='(default: report.html in the run folder)'),
-         arg('--clips', type=int, default=40, help='to listen to (default: 40; 0 leaves the listening desk out)'), _json)
+
+@command(
+    "report",
+    arg("run", metavar="RUN"),
+    arg("--out", metavar="FILE", help="(default: report.html in the run folder)"),
+    arg("--clips", type=int, default=40, help="to listen to (default: 40; 0 leaves the listening desk out)"),
+    _json,
+)
 def report(o):
     "write one HTML file with everything about a run: stages, curves, classes, confusion, the listening desk"
     from audiotag.review.report import report
     from audiotag.train.run_folder import Run
-    path = report(Run(o.run), o.out, clips=o.clips)
-    emit(o, lambda: {'report': str(path), 'bytes': path.stat().st_size}, lambda: f'{path}: {path.stat().st_size/1e6:.1f} MB; open it in a browser')
 
-@command('audit', _data, arg('--layout', help="how the competition's folder is read (default: as its template says)"),
-         arg('--out', default='audit.html', metavar='FILE', help='(default: audit.html; the list is written beside it as .csv)'),
-         arg('--clips', type=int, default=48, help='on the list (default: 48)'), arg('--workers', type=int, default=1, help='threads that read sounds'), _json)
+    path = report(Run(o.run), o.out, clips=o.clips)
+    emit(
+        o,
+        lambda: {"report": str(path), "bytes": path.stat().st_size},
+        lambda: f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser",
+    )
+
+
+@command(
+    "audit",
+    _data,
+    arg("--layout", help="how the competition's folder is read (default: as its template says)"),
+    arg(
+        "--out",
+        default="audit.html",
+        metavar="FILE",
+        help="(default: audit.html; the list is written beside it as .csv)",
+    ),
+    arg("--clips", type=int, default=48, help="on the list (default: 48)"),
+    arg("--workers", type=int, default=1, help="threads that read sounds"),
+    _json,
+)
 def audit(o):
     "list the clips most worth a human ear, without training: wrong labels and near-duplicates, with players"
     from audiotag.data.competitions import load_competition
     from audiotag.core.files import write_text
     from audiotag.review.label_review import audit
-    desk,out = audit(load_competition(o.data, o.layout), n=o.clips, workers=o.workers),Path(o.out)
+
+    desk, out = audit(load_competition(o.data, o.layout), n=o.clips, workers=o.workers), Path(o.out)
     write_text(out, desk.page())
-    write_text(out.with_suffix('.csv'), desk.suspects.to_csv(index=False))
+    write_text(out.with_suffix(".csv"), desk.suspects.to_csv(index=False))
     counts = desk.suspects.kind.value_counts().to_dict()
-    said = '\n'.join(f'{n:5}  {kind}' for kind,n in counts.items())
-    emit(o, lambda: {'page': str(out), 'suspects': desk.suspects.to_dict('records')}, lambda: f'{len(desk)} of {len(desk.clips)} clips to listen to\n{said}\n{out} to listen and decide, {out.with_suffix(".csv")} as a list')
+    said = "\n".join(f"{n:5}  {kind}" for kind, n in counts.items())
+    emit(
+        o,
+        lambda: {"page": str(out), "suspects": desk.suspects.to_dict("records")},
+        lambda: (
+            f"{len(desk)} of {len(desk.clips)} clips to listen to\n{said}\n{out} to listen and decide, {out.with_suffix('.csv')} as a list"
+        ),
+    )
 
 # %% ../nbs/01_cli.ipynb #89dc395a
-@command('trust', arg('run', metavar='RUN'), arg('--test', metavar='DATA', help="the competition's folder: are its test clips like the training clips?"),
-         arg('--against', nargs='+', default=[], metavar='RUN', help='other runs: what a change has brought, or, with another seed alone, how much is luck'),
-         arg('--about', metavar='CSV', help='clip_id and columns that may leak: author, site, …'), arg('--workers', type=int, default=1, help='threads that read sounds'), _json)
+@command(
+    "trust",
+    arg("run", metavar="RUN"),
+    arg("--test", metavar="DATA", help="the competition's folder: are its test clips like the training clips?"),
+    arg(
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="other runs: what a change has brought, or, with another seed alone, how much is luck",
+    ),
+    arg("--about", metavar="CSV", help="clip_id and columns that may leak: author, site, …"),
+    arg("--workers", type=int, default=1, help="threads that read sounds"),
+    _json,
+)
 def trust(o):
     "can the cross-validation be trusted? intervals, gains against noise, leaks, near-duplicates, train against test"
     from audiotag.data.competitions import load_competition, read_table
     from audiotag.review.report import as_text
     from audiotag.train.run_folder import Run
     from audiotag.review.cv_check import trust, trust_as_json
+
     run = Run(o.run)
-    test = load_competition(o.test, run.recipe.layout, train=False).of('test') if o.test else None
-    found = trust(run, test, others=[Run(r) for r in o.against], about=read_table(o.about, columns=['clip_id']) if o.about else None, workers=o.workers)
-    tables = {'scores': found.scores, 'what each stage has brought': found.gains, 'against other runs': found.runs, 'leaks': found.leaks.set_index('kind'),
-              'near-duplicates, where': found.duplicates['where'].value_counts().to_frame('pairs'), 'told from the test clips (AUC)': found.shift,
-              'by what': found.reasons.set_index('fact') if len(found.reasons) else found.reasons}
-    text = [f'{title}\n\n{as_text(t)}\n' for title,t in tables.items() if len(t)]
-    emit(o, lambda: trust_as_json(found), lambda: '\n'.join([*text, *found.advice]))
+    test = load_competition(o.test, run.recipe.layout, train=False).of("test") if o.test else None
+    found = trust(
+        run,
+        test,
+        others=[Run(r) for r in o.against],
+        about=read_table(o.about, columns=["clip_id"]) if o.about else None,
+        workers=o.workers,
+    )
+    tables = {
+        "scores": found.scores,
+        "what each stage has brought": found.gains,
+        "against other runs": found.runs,
+        "leaks": found.leaks.set_index("kind"),
+        "near-duplicates, where": found.duplicates["where"].value_counts().to_frame("pairs"),
+        "told from the test clips (AUC)": found.shift,
+        "by what": found.reasons.set_index("fact") if len(found.reasons) else found.reasons,
+    }
+    text = [f"{title}\n\n{as_text(t)}\n" for title, t in tables.items() if len(t)]
+    emit(o, lambda: trust_as_json(found), lambda: "\n".join([*text, *found.advice]))
 
 # %% ../nbs/01_cli.ipynb #940ffe47
-@command('tune', arg('run', metavar='RUN'), arg('--draws', type=int, default=300, help='of the bootstrap (default: 300)'), _json)
+@command(
+    "tune",
+    arg("run", metavar="RUN"),
+    arg("--draws", type=int, default=300, help="of the bootstrap (default: 300)"),
+    _json,
+)
 def tune(o):
     "try the steps of post-processing on a run's own windows, out of fold; say what each is worth, and what cannot be told"
     from audiotag.review.report import as_text
     from audiotag.train.run_folder import Run
     from audiotag.train.tune import tune_run
+
     found = tune_run(Run(o.run), draws=o.draws)
-    words = '\n'.join(map(str, found.steps)) or 'none'
-    emit(o, lambda: {'steps': [s.to_dict() for s in found.steps], 'table': found.table.to_dict('index')},
-         lambda: f'{as_text(found.table.drop(columns="kept"))}\n\ngained: {words}\nnext: audiotag pack weights RUN DIR --after STEP …, for steps that you believe')
+    words = "\n".join(map(str, found.steps)) or "none"
+    emit(
+        o,
+        lambda: {"steps": [s.to_dict() for s in found.steps], "table": found.table.to_dict("index")},
+        lambda: (
+            f"{as_text(found.table.drop(columns='kept'))}\n\ngained: {words}\nnext: audiotag pack weights RUN DIR --after STEP …, for steps that you believe"
+        ),
+    )
 
 # %% ../nbs/01_cli.ipynb #f9bedfe0
-@command('ledger', arg('run', metavar='RUN'), _json)
+@command("ledger", arg("run", metavar="RUN"), _json)
 def ledger(o):
     "which noisy clips the stages picked: by label, between stages, and against the truth where it is known"
     from audiotag.review.report import as_text, ledger_counts, ledger_overlap, selection_quality
     from audiotag.train.run_folder import Run, round_table
     from audiotag.audio.synth import read_truth
+
     run = Run(o.run)
-    if len(rounds := round_table(run)): return emit(o, lambda: {'rounds': rounds.to_dict('index')}, lambda: f'pseudo-label rounds, mean over folds\n\n{as_text(rounds)}')
-    noisy = run.clips[run.clips.source=='noisy']
-    tables = {'': ledger_counts(run), 'picked by both': ledger_overlap(run)}
-    if len(noisy) and (truth := read_truth(Path(noisy.path.iloc[0]).parent.parent, 'noisy')) is not None: tables['against the truth'] = selection_quality(run, truth)
-    emit(o, lambda: {k or 'by label': t.to_dict('index') for k,t in tables.items()}, lambda: '\n\n'.join(f'{k}\n\n{as_text(t)}' if k else as_text(t) for k,t in tables.items()))
+    if len(rounds := round_table(run)):
+        return emit(
+            o,
+            lambda: {"rounds": rounds.to_dict("index")},
+            lambda: f"pseudo-label rounds, mean over folds\n\n{as_text(rounds)}",
+        )
+    noisy = run.clips[run.clips.source == "noisy"]
+    tables = {"": ledger_counts(run), "picked by both": ledger_overlap(run)}
+    if len(noisy) and (truth := read_truth(Path(noisy.path.iloc[0]).parent.parent, "noisy")) is not None:
+        tables["against the truth"] = selection_quality(run, truth)
+    emit(
+        o,
+        lambda: {k or "by label": t.to_dict("index") for k, t in tables.items()},
+        lambda: "\n\n".join(f"{k}\n\n{as_text(t)}" if k else as_text(t) for k, t in tables.items()),
+    )
 
 # %% ../nbs/01_cli.ipynb #ddd6730a
-@command('features', *_recipe_args, _data, arg('--store', required=True, metavar='DIR', help='a folder, or a URL such as s3://bucket/mels'),
-         arg('--workers', type=int, metavar='N', help='processes (default: 1; on an engine: all that there is room for)'), *_engine_args,
-         arg('--dtype', metavar='TYPE', help='numbers on disk: float16, float32, uint8 or int16 (default: as the store was begun, else int16 for waves and float16)'),
-         arg('--rebuild', action='store_true', help='take the place of a store with another front end or number format'))
+@command(
+    "features",
+    *_recipe_args,
+    _data,
+    arg("--store", required=True, metavar="DIR", help="a folder, or a URL such as s3://bucket/mels"),
+    arg("--workers", type=int, metavar="N", help="processes (default: 1; on an engine: all that there is room for)"),
+    *_engine_args,
+    arg(
+        "--dtype",
+        metavar="TYPE",
+        help="numbers on disk: float16, float32, uint8 or int16 (default: as the store was begun, else int16 for waves and float16)",
+    ),
+    arg("--rebuild", action="store_true", help="take the place of a store with another front end or number format"),
+)
 def features(o):
     "compute the features of a competition's training clips, or go on with it"
     from audiotag.data.competitions import load_competition
@@ -473,43 +948,78 @@ def features(o):
     from audiotag.train.recipes import get_recipe
     from audiotag.data.remote import build_stores_at
     from audiotag.train.run_folder import known_clips
+
     recipe = get_recipe(o.recipe, scale=o.scale, changes=o.changes)
-    _,stored = known_clips(load_competition(o.data, recipe.layout).clips, recipe)
+    _, stored = known_clips(load_competition(o.data, recipe.layout).clips, recipe)
     with get_engine(o.engine, address=o.address, workers=o.workers) as engine:
-        store = build_stores_at(stored, recipe.stored, o.store, workers=1 if o.workers is None else o.workers, engine=None if o.engine=='here' else engine, dtype=o.dtype, rebuild=o.rebuild)
+        store = build_stores_at(
+            stored,
+            recipe.stored,
+            o.store,
+            workers=1 if o.workers is None else o.workers,
+            engine=None if o.engine == "here" else engine,
+            dtype=o.dtype,
+            rebuild=o.rebuild,
+        )
     print(store.describe())
 
 # %% ../nbs/01_cli.ipynb #5ad0c3f1
-@command('store', arg('store', metavar='DIR', help='a folder, or a URL'), arg('--verify', action='store_true', help='read every shard and compare checksums'),
-         arg('--audio', action='store_true', help='with --verify: also compare the audio files with what was heard'),
-         arg('--repair', action='store_true', help='build again what is damaged, and only that'), arg('--workers', type=int, default=1), _json)
+@command(
+    "store",
+    arg("store", metavar="DIR", help="a folder, or a URL"),
+    arg("--verify", action="store_true", help="read every shard and compare checksums"),
+    arg("--audio", action="store_true", help="with --verify: also compare the audio files with what was heard"),
+    arg("--repair", action="store_true", help="build again what is damaged, and only that"),
+    arg("--workers", type=int, default=1),
+    _json,
+)
 def store(o):
     "describe a feature store; verify or repair it"
     from audiotag.data.remote import RemoteStore, is_url, repair_remote
     from audiotag.data.store import FeatureStore, repair_store
-    repair,opened = (repair_remote, RemoteStore) if is_url(o.store) else (repair_store, FeatureStore)
+
+    repair, opened = (repair_remote, RemoteStore) if is_url(o.store) else (repair_store, FeatureStore)
     found = repair(o.store, workers=o.workers) if o.repair else opened(o.store)
     faults = found.verify(audio=o.audio) if o.verify else None
-    said = '' if faults is None else '\n'+(faults.to_string(index=False) if len(faults) else 'every shard is as it was written')
-    emit(o, lambda: {'store': o.store, 'clips': len(found), 'about': found.describe(), 'faults': None if faults is None else faults.to_dict('records')}, lambda: found.describe()+said)
-    if faults is None: return 0
+    said = (
+        ""
+        if faults is None
+        else "\n" + (faults.to_string(index=False) if len(faults) else "every shard is as it was written")
+    )
+    emit(
+        o,
+        lambda: {
+            "store": o.store,
+            "clips": len(found),
+            "about": found.describe(),
+            "faults": None if faults is None else faults.to_dict("records"),
+        },
+        lambda: found.describe() + said,
+    )
+    if faults is None:
+        return 0
     return 2 if len(faults) else 0
 
 # %% ../nbs/01_cli.ipynb #df0b3bcc
-@command('recipe', *_recipe_args)
+@command("recipe", *_recipe_args)
 def recipe(o):
     "print a recipe as JSON"
     from audiotag.train.recipes import get_recipe
+
     print(get_recipe(o.recipe, scale=o.scale, changes=o.changes).to_json())
 
-@command('synth', arg('folder', metavar='DIR'), arg('--seed', type=int, default=0))
+
+@command("synth", arg("folder", metavar="DIR"), arg("--seed", type=int, default=0))
 def synth(o):
     "make a small competition of synthesised sounds in the Freesound 2019 layout"
     from audiotag.audio.synth import make_competition
+
     print(make_competition(o.folder, seed=o.seed))
 
 # %% ../nbs/01_cli.ipynb #8b1254f4
-def _options(args): return [n for names,_ in args for n in names if n.startswith('-')]+['--help']
+def _options(args):
+    return [n for names, _ in args for n in names if n.startswith("-")] + ["--help"]
+
 
 _bash = """_audiotag() {{
   local cur=${{COMP_WORDS[COMP_CWORD]}} words=""
@@ -522,20 +1032,36 @@ _bash = """_audiotag() {{
 }}
 complete -o filenames -F _audiotag audiotag"""
 
+
 def completion_script(
-    shell:str, # 'bash', 'zsh' or 'fish'
-)->str:
+    shell: str,  # 'bash', 'zsh' or 'fish'
+) -> str:
     "What the shell has to read to complete commands and options."
     first = sorted({c.split()[0] for c in _commands})
-    if shell=='fish':
+    if shell == "fish":
         lines = [f"complete -c audiotag -n '__fish_use_subcommand' -f -a {w}" for w in first]
-        return '\n'.join(lines+[f"complete -c audiotag -n '__fish_seen_subcommand_from {c.split()[-1]}' -l {o[2:]}" for c,(_,a) in _commands.items() for o in _options(a) if o.startswith('--')])
-    groups = {c.split()[0]: ' '.join(o.split()[1] for o in _commands if o.startswith(c.split()[0]+' ')) for c in _commands if ' ' in c}
-    cases = [f'    "{c} "*) words="{" ".join(_options(a))}";;' for c,(_,a) in _commands.items()]+[f'    "{g} ") words="{w}";;' for g,w in groups.items()]
-    text = _bash.format(cases='\n'.join(cases), first=' '.join(first))
-    return 'autoload -U +X compinit bashcompinit && compinit && bashcompinit\n'+text if shell=='zsh' else text
+        return "\n".join(
+            lines
+            + [
+                f"complete -c audiotag -n '__fish_seen_subcommand_from {c.split()[-1]}' -l {o[2:]}"
+                for c, (_, a) in _commands.items()
+                for o in _options(a)
+                if o.startswith("--")
+            ]
+        )
+    groups = {
+        c.split()[0]: " ".join(o.split()[1] for o in _commands if o.startswith(c.split()[0] + " "))
+        for c in _commands
+        if " " in c
+    }
+    cases = [f'    "{c} "*) words="{" ".join(_options(a))}";;' for c, (_, a) in _commands.items()] + [
+        f'    "{g} ") words="{w}";;' for g, w in groups.items()
+    ]
+    text = _bash.format(cases="\n".join(cases), first=" ".join(first))
+    return "autoload -U +X compinit bashcompinit && compinit && bashcompinit\n" + text if shell == "zsh" else text
 
-@command('completion', arg('shell', choices=('bash','zsh','fish'), metavar='SHELL', help='bash, zsh or fish'))
+
+@command("completion", arg("shell", choices=("bash", "zsh", "fish"), metavar="SHELL", help="bash, zsh or fish"))
 def completion(o):
     "print what a shell needs to complete commands and options"
     print(completion_script(o.shell))

@@ -19,12 +19,13 @@ from .audio.synth import make_competition, read_truth
 
 # %% ../nbs/02_demo.ipynb #208c891c
 def test_score(
-    submission, # a csv
-    data, # the folder of `make_competition`
-)->float: # lwlrap
+    submission,  # a csv
+    data,  # the folder of `make_competition`
+) -> float:  # lwlrap
     "Score a submission against the truth that was kept aside."
-    truth,table = read_truth(data, 'test'),pd.read_csv(submission, index_col=0)
-    if truth is None: raise AudiotagError('its truth is not known', file=data, fix='only synthesised competitions can be scored here')
+    truth, table = read_truth(data, "test"), pd.read_csv(submission, index_col=0)
+    if truth is None:
+        raise AudiotagError("its truth is not known", file=data, fix="only synthesised competitions can be scored here")
     y = np.array([[c in truth[i] for c in table.columns] for i in table.index], dtype=float)
     return lwlrap(y, table.to_numpy(dtype=float))
 
@@ -32,60 +33,72 @@ def test_score(
 def _shell(*words):
     "Print a command, run it, and stop the demo if it fails."
     words = [str(w) for w in words]
-    print(f'\n$ audiotag {shlex.join(words)}', flush=True)
-    if code := main(words): raise SystemExit(code)
+    print(f"\n$ audiotag {shlex.join(words)}", flush=True)
+    if code := main(words):
+        raise SystemExit(code)
 
-def _data(folder:Path)->Path:
+
+def _data(folder: Path) -> Path:
     "The synthesised competition, made on the first call."
-    if not (folder/'data').exists():
-        print(f'\n$ audiotag synth {folder/"data"}', flush=True)
-        make_competition(folder/'data')
-    return folder/'data'
+    if not (folder / "data").exists():
+        print(f"\n$ audiotag synth {folder / 'data'}", flush=True)
+        make_competition(folder / "data")
+    return folder / "data"
 
-settings = ('n_folds=3', 'model.width=12', 'stages.*.epochs=16', 'stages.curated.epochs=24') # fewer folds and epochs than --scale small
+
+# fewer folds and epochs than --scale small
+settings = ("n_folds=3", "model.width=12", "stages.*.epochs=16", "stages.curated.epochs=24")
 
 # %% ../nbs/02_demo.ipynb #56f2432f
 def demo(
-    folder='demo', # everything but the bundle goes here
+    folder="demo",  # everything but the bundle goes here
     *,
-    bundle='kaggle_datasets/demo-weights',
-    notebook='nbs/kaggle/infer_freesound2019.ipynb', # what would be committed on Kaggle
-    changes=settings, # 'field=value', on top of --scale small
+    bundle="kaggle_datasets/demo-weights",
+    notebook="nbs/kaggle/infer_freesound2019.ipynb",  # what would be committed on Kaggle
+    changes=settings,  # 'field=value', on top of --scale small
 ):
     "Features → four stages over folds → sealed bundle → the inference notebook → a checked submission, resumable."
-    start,folder = time.monotonic(),claim_folder(folder, 'demo')
-    if (folder/'done.json').exists():
-        print(f'The demo is finished; remove {folder}/ and {bundle}/ to see it again.\n')
-        return _show(folder, bundle, read_json(folder/'done.json'))
-    if not Path(notebook).is_file(): raise AudiotagError('file not found', file=notebook, fix='run the demo from the top of the repository')
+    start, folder = time.monotonic(), claim_folder(folder, "demo")
+    if (folder / "done.json").exists():
+        print(f"The demo is finished; remove {folder}/ and {bundle}/ to see it again.\n")
+        return _show(folder, bundle, read_json(folder / "done.json"))
+    if not Path(notebook).is_file():
+        raise AudiotagError("file not found", file=notebook, fix="run the demo from the top of the repository")
     data = _data(folder)
-    sets = [w for c in changes for w in ('--set', c)]
-    _shell('train', '--recipe', 'freesound2019', '--scale', 'small', '--data', data, '--run', folder/'run', *sets)
-    _shell('pack', 'weights', folder/'run', bundle)
-    print(f'\nexecuting {notebook} as a commit would', flush=True)
-    done = run_notebook(notebook, folder/'working', parameters={'DATA': str(data.absolute()), 'WEIGHTS': str(Path(bundle).absolute())})
-    _shell('doctor', folder/'working/submission.csv', '--data', data)
-    facts = dict(lwlrap_test=test_score(folder/'working/submission.csv', data), seconds=round(time.monotonic()-start), notebook=str(done))
-    write_json(folder/'done.json', facts)
+    sets = [w for c in changes for w in ("--set", c)]
+    _shell("train", "--recipe", "freesound2019", "--scale", "small", "--data", data, "--run", folder / "run", *sets)
+    _shell("pack", "weights", folder / "run", bundle)
+    print(f"\nexecuting {notebook} as a commit would", flush=True)
+    done = run_notebook(
+        notebook, folder / "working", parameters={"DATA": str(data.absolute()), "WEIGHTS": str(Path(bundle).absolute())}
+    )
+    _shell("doctor", folder / "working/submission.csv", "--data", data)
+    facts = dict(
+        lwlrap_test=test_score(folder / "working/submission.csv", data),
+        seconds=round(time.monotonic() - start),
+        notebook=str(done),
+    )
+    write_json(folder / "done.json", facts)
     _show(folder, bundle, facts, table=False)
 
 # %% ../nbs/02_demo.ipynb #9bafc79d
-def _show(folder:Path, bundle, facts, *, table=True):
+def _show(folder: Path, bundle, facts, *, table=True):
     "The last words of the demo: scores, and where the files are."
-    if table: print_results(Run(folder/'run'))
+    if table:
+        print_results(Run(folder / "run"))
     print(f"""
-lwlrap of submission.csv on the hidden truth of the test clips: {facts['lwlrap_test']:.3f}
+lwlrap of submission.csv on the hidden truth of the test clips: {facts["lwlrap_test"]:.3f}
 
   {folder}/data                    the synthesised competition
   {folder}/run                     weights, out-of-fold scores and ledgers
   {bundle}   the sealed bundle: upload this as a Kaggle dataset
-  {facts['notebook']}   the executed notebook
+  {facts["notebook"]}   the executed notebook
   {folder}/working/submission.csv
 
-{facts['seconds']} s from the last start to the end""")
+{facts["seconds"]} s from the last start to the end""")
 
 # %% ../nbs/02_demo.ipynb #cd01b5cc
-@command('demo')
+@command("demo")
 def _demo(o):
     "the main job on synthesised data"
     demo()

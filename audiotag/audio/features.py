@@ -20,61 +20,87 @@ from .io import Reading, read_audio
 @dataclass(frozen=True, kw_only=True)
 class Scaling(Config):
     "Base of the scalings: `scaling(x)` maps (…, bands, frames), array or tensor, image by image."
-    def __call__(self, x): raise NotImplementedError
+
+    def __call__(self, x):
+        raise NotImplementedError
+
 
 def _highest(x):
     "The maximum of each image (…, bands, frames), kept as (…, 1, 1); NumPy and torch."
-    return (x.amax if hasattr(x, 'amax') else x.max)((-2,-1), keepdims=True)
+    return (x.amax if hasattr(x, "amax") else x.max)((-2, -1), keepdims=True)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Standardize(Scaling):
     "Mean 0 and standard deviation 1 in each image; a constant one becomes zeros."
-    eps:float=1e-6 # the least standard deviation, in the units of the image
-    def check(self): self.require(0<self.eps<math.inf, 'eps', 'give a number above 0')
+
+    eps: float = 1e-6  # the least standard deviation, in the units of the image
+
+    def check(self):
+        self.require(0 < self.eps < math.inf, "eps", "give a number above 0")
+
     def __call__(self, x):
-        x = x-_highest(x)
-        x = x-x.mean(axis=(-2,-1), keepdims=True)
-        return x/((x*x).mean(axis=(-2,-1), keepdims=True).clip(self.eps**2)**.5)
+        x = x - _highest(x)
+        x = x - x.mean(axis=(-2, -1), keepdims=True)
+        return x / ((x * x).mean(axis=(-2, -1), keepdims=True).clip(self.eps**2) ** 0.5)
 
 # %% ../../nbs/audio/02_features.ipynb #50bd3381
 @dataclass(frozen=True, kw_only=True)
 class MinMax(Scaling):
     "The least value of each image becomes 0, the greatest 1; a constant image becomes zeros."
-    eps:float=1e-6 # the least range, in the units of the image
-    def check(self): self.require(0<self.eps<math.inf, 'eps', 'give a number above 0')
+
+    eps: float = 1e-6  # the least range, in the units of the image
+
+    def check(self):
+        self.require(0 < self.eps < math.inf, "eps", "give a number above 0")
+
     def __call__(self, x):
         least = -_highest(-x)
-        return (x-least)/(_highest(x)-least).clip(self.eps)
+        return (x - least) / (_highest(x) - least).clip(self.eps)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FixedStats(Scaling):
     "`(x-mean)/std` with two numbers that were measured on a corpus."
-    mean:float=0. # of the corpus, in the units of the image
-    std:float=1. # of the corpus, in the units of the image
+
+    mean: float = 0.0  # of the corpus, in the units of the image
+    std: float = 1.0  # of the corpus, in the units of the image
+
     def check(self):
-        self.require(math.isfinite(self.mean), 'mean', 'give a finite number')
-        self.require(0<self.std<math.inf, 'std', 'give a number above 0')
-    def __call__(self, x): return (x-self.mean)/self.std
+        self.require(math.isfinite(self.mean), "mean", "give a finite number")
+        self.require(0 < self.std < math.inf, "std", "give a number above 0")
+
+    def __call__(self, x):
+        return (x - self.mean) / self.std
 
 # %% ../../nbs/audio/02_features.ipynb #e6629fed
 @dataclass(frozen=True, kw_only=True)
 class FrontEnd(Config):
     "Base of the front ends: `fe(wave)` maps (samples,) to float32 (n_bands, frames), or (n_channels, n_bands, frames)."
-    sample_rate:int=44100 # Hz; `read` resamples to it
-    reading:Reading=Reading() # how `read` turns a file into a wave
-    scaling:Scaling|None=None # of each image
 
-    fill = None # what `crop_frames` pads with; None is the least value of the image
-    n_channels = 1 # images that one clip gives
+    sample_rate: int = 44100  # Hz; `read` resamples to it
+    reading: Reading = Reading()  # how `read` turns a file into a wave
+    scaling: Scaling | None = None  # of each image
 
-    def check(self): self.require(self.sample_rate>0, 'sample_rate', 'give a positive number of Hz')
-    def _constants(self): return {}
-    def _more(self, x): return x
-    def _more_tensor(self, x, constants): return x
+    fill = None  # what `crop_frames` pads with; None is the least value of the image
+    n_channels = 1  # images that one clip gives
 
-    def __call__(self,
-        wave:np.ndarray, # (samples,) floating point, nominally -1…1; not changed
-    )->np.ndarray: # float32 (n_bands, frames); (n_channels, n_bands, frames) when there are several channels
+    def check(self):
+        self.require(self.sample_rate > 0, "sample_rate", "give a positive number of Hz")
+
+    def _constants(self):
+        return {}
+
+    def _more(self, x):
+        return x
+
+    def _more_tensor(self, x, constants):
+        return x
+
+    def __call__(
+        self,
+        wave: np.ndarray,  # (samples,) floating point, nominally -1…1; not changed
+    ) -> np.ndarray:  # float32 (n_bands, frames); (n_channels, n_bands, frames) when there are several channels
         "What the network sees of `wave`; raises `AudiotagError` when it is no usable sound."
         x = self._image(_checked(wave))
         return self._more(x if self.scaling is None else self.scaling(x)).astype(np.float32, copy=False)
@@ -82,147 +108,186 @@ class FrontEnd(Config):
 # %% ../../nbs/audio/02_features.ipynb #8f838891
 def _checked(wave):
     "`wave` as contiguous float32, or `AudiotagError`."
-    if not isinstance(wave, np.ndarray) or wave.dtype.kind!='f':
-        raise AudiotagError(f'a wave is a NumPy array of floats, not {getattr(wave, "dtype", type(wave).__name__)}',
-                            fix='divide integer samples by their full scale; give tensors to `layer()`', kind='not_a_wave')
-    if wave.ndim!=1 or not wave.size:
-        raise AudiotagError(f'a wave has the shape (samples,), not {wave.shape}', fix='give one clip of one channel', kind='not_a_wave')
-    with np.errstate(over='ignore'):
+    if not isinstance(wave, np.ndarray) or wave.dtype.kind != "f":
+        raise AudiotagError(
+            f"a wave is a NumPy array of floats, not {getattr(wave, 'dtype', type(wave).__name__)}",
+            fix="divide integer samples by their full scale; give tensors to `layer()`",
+            kind="not_a_wave",
+        )
+    if wave.ndim != 1 or not wave.size:
+        raise AudiotagError(
+            f"a wave has the shape (samples,), not {wave.shape}", fix="give one clip of one channel", kind="not_a_wave"
+        )
+    with np.errstate(over="ignore"):
         wave = np.ascontiguousarray(wave, dtype=np.float32)
-        fine = np.dot(wave, wave) < 1e18 # one fast look; NaN fails it too
+        fine = np.dot(wave, wave) < 1e18  # one fast look; NaN fails it too
     if not fine:
-        if not np.isfinite(wave).all(): raise AudiotagError('the wave holds NaN or infinite samples', kind='not_finite')
+        if not np.isfinite(wave).all():
+            raise AudiotagError("the wave holds NaN or infinite samples", kind="not_finite")
         if np.abs(wave).max() > 1e9:
-            raise AudiotagError('the wave holds samples beyond ±1e9', fix='scale it to ±1', kind='not_a_wave')
+            raise AudiotagError("the wave holds samples beyond ±1e9", fix="scale it to ±1", kind="not_a_wave")
     return wave
 
 # %% ../../nbs/audio/02_features.ipynb #c65698c1
 @patch
-def read(self:FrontEnd,
-    path, # a sound file
+def read(
+    self: FrontEnd,
+    path,  # a sound file
     *,
-    start_s:float|None=None, # seconds; None is the start of the file
-    end_s:float|None=None, # seconds; None is its end
-)->np.ndarray: # float32 (samples,) at `sample_rate`
+    start_s: float | None = None,  # seconds; None is the start of the file
+    end_s: float | None = None,  # seconds; None is its end
+) -> np.ndarray:  # float32 (samples,) at `sample_rate`
     "The wave of a file as this front end wants it; raises `AudiotagError` as `read_audio` does."
     return read_audio(path, sample_rate=self.sample_rate, reading=self.reading, start_s=start_s, end_s=end_s)
 
+
 @patch
-def from_file(self:FrontEnd, path, *, start_s:float|None=None, end_s:float|None=None)->np.ndarray:
+def from_file(self: FrontEnd, path, *, start_s: float | None = None, end_s: float | None = None) -> np.ndarray:
     "`self(self.read(path))`: from a file to what the network sees."
     return self(self.read(path, start_s=start_s, end_s=end_s))
 
-@patch
-def frames_in(self:FrontEnd, seconds:float)->int:
-    "How many frames a wave of so many seconds gives."
-    return self.n_frames(round(seconds*self.sample_rate))
 
 @patch
-def samples_for(self:FrontEnd, n_frames:int)->int:
+def frames_in(self: FrontEnd, seconds: float) -> int:
+    "How many frames a wave of so many seconds gives."
+    return self.n_frames(round(seconds * self.sample_rate))
+
+
+@patch
+def samples_for(self: FrontEnd, n_frames: int) -> int:
     "The shortest wave, in samples, that gives `n_frames`; raises `AudiotagError` where frames are not steps in time."
-    raise AudiotagError(f'{n_frames} frames of {type(self).__name__} are no length of a wave', fix='take a front end whose frames are steps in time, such as LogMel')
+    raise AudiotagError(
+        f"{n_frames} frames of {type(self).__name__} are no length of a wave",
+        fix="take a front end whose frames are steps in time, such as LogMel",
+    )
 
 # %% ../../nbs/audio/02_features.ipynb #a76c176a
 @dataclass(frozen=True, kw_only=True)
 class PCEN(Config):
     "Per-channel energy normalisation (Wang et al., ICASSP 2017) with `librosa.pcen`'s meanings, in place of dB."
-    gain:float=.98 # how much of the slow loudness is divided out
-    bias:float=2. # added before the root
-    power:float=.5 # the root
-    time_constant:float=.4 # seconds over which the slow loudness is measured
-    eps:float=1e-6 # the least loudness
-    scale:float=2.**31 # multiplies the mel power first, as librosa advises for samples in -1…1
+
+    gain: float = 0.98  # how much of the slow loudness is divided out
+    bias: float = 2.0  # added before the root
+    power: float = 0.5  # the root
+    time_constant: float = 0.4  # seconds over which the slow loudness is measured
+    eps: float = 1e-6  # the least loudness
+    scale: float = 2.0**31  # multiplies the mel power first, as librosa advises for samples in -1…1
+
     def check(self):
-        for name in ('gain', 'bias', 'power', 'time_constant', 'eps', 'scale'):
-            self.require(0<getattr(self, name)<math.inf, name, 'give a number above 0')
+        for name in ("gain", "bias", "power", "time_constant", "eps", "scale"):
+            self.require(0 < getattr(self, name) < math.inf, name, "give a number above 0")
 
 # %% ../../nbs/audio/02_features.ipynb #c05ef438
 @dataclass(frozen=True, kw_only=True)
 class LogMel(FrontEnd):
     "Log-mel spectrogram, equal to librosa's `power_to_db(melspectrogram(…))` within .01 dB."
-    n_fft:int=2560 # samples
-    hop_length:int=347 # samples
-    n_mels:int=128 # mel bands
-    f_min:float=20. # Hz
-    f_max:float|None=22050. # Hz; None is half of `sample_rate`
-    top_db:float|None=60. # what lies more than this below the clip's maximum is cut off; None keeps all
-    reference:float|str=1. # the power that is 0 dB; 'max' is the clip's maximum
-    amin:float=1e-10 # the least power
-    power:float=2. # 1 is magnitude, 2 is power
-    htk:bool=False # HTK's mel formula instead of Slaney's
-    norm:str|None='slaney' # 'slaney' gives each filter the area 1; None the height 1
-    center:bool=True # frame t is centred at sample t*hop_length; False starts there
-    pad_mode:str='constant' # how `center` pads: 'constant' (zeros), 'reflect', 'symmetric' or 'edge'
-    pcen:PCEN|None=None # instead of dB
-    deltas:int=0 # 1 adds the first derivative over time as a channel, 2 also the second
-    frequency_channel:bool=False # adds a channel that runs from -1 (lowest band) to 1 (highest)
+
+    n_fft: int = 2560  # samples
+    hop_length: int = 347  # samples
+    n_mels: int = 128  # mel bands
+    f_min: float = 20.0  # Hz
+    f_max: float | None = 22050.0  # Hz; None is half of `sample_rate`
+    top_db: float | None = 60.0  # what lies more than this below the clip's maximum is cut off; None keeps all
+    reference: float | str = 1.0  # the power that is 0 dB; 'max' is the clip's maximum
+    amin: float = 1e-10  # the least power
+    power: float = 2.0  # 1 is magnitude, 2 is power
+    htk: bool = False  # HTK's mel formula instead of Slaney's
+    norm: str | None = "slaney"  # 'slaney' gives each filter the area 1; None the height 1
+    center: bool = True  # frame t is centred at sample t*hop_length; False starts there
+    pad_mode: str = "constant"  # how `center` pads: 'constant' (zeros), 'reflect', 'symmetric' or 'edge'
+    pcen: PCEN | None = None  # instead of dB
+    deltas: int = 0  # 1 adds the first derivative over time as a channel, 2 also the second
+    frequency_channel: bool = False  # adds a channel that runs from -1 (lowest band) to 1 (highest)
 
     @property
-    def n_bands(self): return self.n_mels
+    def n_bands(self):
+        return self.n_mels
+
     @property
-    def n_channels(self): return 1+self.deltas+self.frequency_channel
+    def n_channels(self):
+        return 1 + self.deltas + self.frequency_channel
 
 # %% ../../nbs/audio/02_features.ipynb #b497e215
 @patch
-def check(self:LogMel):
+def check(self: LogMel):
     FrontEnd.check(self)
-    self.require(self.hop_length>0, 'hop_length', 'give a positive number')
-    self.require(0<self.n_mels<=8192, 'n_mels', 'give 1 to 8192') # upper bounds, because settings also come from strangers' bundles
-    self.require(1<self.n_fft<=2**20, 'n_fft', 'give 2 to 2**20 samples')
-    nyquist,width = self.sample_rate/2, self.sample_rate/self.n_fft
-    self.require(0<=self.f_min<nyquist, 'f_min', f'give at least 0 and less than {nyquist:g} Hz')
-    self.require(self.f_max is None or 0<self.f_max<=nyquist, 'f_max',
-                 f'give at most {nyquist:g} Hz, half of sample_rate={self.sample_rate}, or None for that')
-    self.require((math.floor(self.f_min/width)+1)*width < (self.f_max or nyquist), 'f_min',
-                 f'leave room for a frequency bin (there is one every {width:.4g} Hz) between f_min and f_max')
-    self.require(0<self.amin<math.inf, 'amin', 'give a power above 0')
-    self.require(self.top_db is None or 0<self.top_db<math.inf, 'top_db', 'give decibels above 0, or None')
-    ok = self.reference=='max' if isinstance(self.reference, str) else 0<self.reference<math.inf
-    self.require(ok, 'reference', "give a power above 0, or 'max'")
-    for name,known in (('power', (1., 2.)), ('norm', ('slaney', None)), ('deltas', (0, 1, 2)),
-                       ('pad_mode', ('constant', 'reflect', 'symmetric', 'edge'))):
+    self.require(self.hop_length > 0, "hop_length", "give a positive number")
+    # upper bounds, because settings also come from strangers' bundles
+    self.require(0 < self.n_mels <= 8192, "n_mels", "give 1 to 8192")
+    self.require(1 < self.n_fft <= 2**20, "n_fft", "give 2 to 2**20 samples")
+    nyquist, width = self.sample_rate / 2, self.sample_rate / self.n_fft
+    self.require(0 <= self.f_min < nyquist, "f_min", f"give at least 0 and less than {nyquist:g} Hz")
+    self.require(
+        self.f_max is None or 0 < self.f_max <= nyquist,
+        "f_max",
+        f"give at most {nyquist:g} Hz, half of sample_rate={self.sample_rate}, or None for that",
+    )
+    self.require(
+        (math.floor(self.f_min / width) + 1) * width < (self.f_max or nyquist),
+        "f_min",
+        f"leave room for a frequency bin (there is one every {width:.4g} Hz) between f_min and f_max",
+    )
+    self.require(0 < self.amin < math.inf, "amin", "give a power above 0")
+    self.require(self.top_db is None or 0 < self.top_db < math.inf, "top_db", "give decibels above 0, or None")
+    ok = self.reference == "max" if isinstance(self.reference, str) else 0 < self.reference < math.inf
+    self.require(ok, "reference", "give a power above 0, or 'max'")
+    for name, known in (
+        ("power", (1.0, 2.0)),
+        ("norm", ("slaney", None)),
+        ("deltas", (0, 1, 2)),
+        ("pad_mode", ("constant", "reflect", "symmetric", "edge")),
+    ):
         self.require(getattr(self, name) in known, name, f"give {' or '.join(map(repr, known))}")
 
 # %% ../../nbs/audio/02_features.ipynb #af28d910
 @lru_cache(32)
 def _window(n_fft, dtype):
     "Periodic Hann window (n_fft,), equal to `scipy.signal.get_window`, whose import takes most of a second."
-    return (.5-.5*np.cos(2*np.pi*np.arange(n_fft)/n_fft)).astype(dtype)
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)).astype(dtype)
+
 
 def _mel_of(hz, htk):
     "Hz to mel: O'Shaughnessy's formula as in HTK, or Slaney's, which is linear up to 1 kHz and logarithmic above."
-    if htk: return 2595*np.log10(1+hz/700)
-    return np.where(hz<1000, hz*3/200, 15+np.log(np.maximum(hz, 1000)/1000)/(math.log(6.4)/27))
+    if htk:
+        return 2595 * np.log10(1 + hz / 700)
+    return np.where(hz < 1000, hz * 3 / 200, 15 + np.log(np.maximum(hz, 1000) / 1000) / (math.log(6.4) / 27))
+
 
 def _hz_of(mel, htk):
     "The way back."
-    if htk: return 700*(10**(mel/2595)-1)
-    return np.where(mel<15, mel*200/3, 1000*np.exp(math.log(6.4)/27*(mel-15)))
+    if htk:
+        return 700 * (10 ** (mel / 2595) - 1)
+    return np.where(mel < 15, mel * 200 / 3, 1000 * np.exp(math.log(6.4) / 27 * (mel - 15)))
 
 # %% ../../nbs/audio/02_features.ipynb #af28d911
 def _corners(sample_rate, n_mels, f_min, f_max, htk):
     "Where the triangles begin, peak and end, in Hz: float64 (n_mels+2,), at equal distances in mel."
-    ends = np.array([f_min, sample_rate/2 if f_max is None else f_max], dtype=float)
-    return _hz_of(np.linspace(*_mel_of(ends, htk), n_mels+2), htk)
+    ends = np.array([f_min, sample_rate / 2 if f_max is None else f_max], dtype=float)
+    return _hz_of(np.linspace(*_mel_of(ends, htk), n_mels + 2), htk)
+
 
 @lru_cache(32)
 def _filters(sample_rate, n_fft, n_mels, f_min, f_max, htk, norm):
     "Triangles from each band's lower neighbour to its upper one, float32 (n_mels, n_fft//2+1), equal to `librosa.filters.mel`."
     hz = _corners(sample_rate, n_mels, f_min, f_max, htk)
-    above,step = hz[:,None]-np.fft.rfftfreq(n_fft, 1/sample_rate),np.diff(hz)[:,None]
-    x = np.maximum(0, np.minimum(-above[:-2]/step[:-1], above[2:]/step[1:])).astype(np.float32)
-    return x if norm is None else (x*(2/(hz[2:]-hz[:-2]))[:,None]).astype(np.float32)
+    above, step = hz[:, None] - np.fft.rfftfreq(n_fft, 1 / sample_rate), np.diff(hz)[:, None]
+    x = np.maximum(0, np.minimum(-above[:-2] / step[:-1], above[2:] / step[1:])).astype(np.float32)
+    return x if norm is None else (x * (2 / (hz[2:] - hz[:-2]))[:, None]).astype(np.float32)
+
 
 @patch
-def _bank(self:LogMel): return self.sample_rate, self.n_fft, self.n_mels, self.f_min, self.f_max, self.htk, self.norm
+def _bank(self: LogMel):
+    return self.sample_rate, self.n_fft, self.n_mels, self.f_min, self.f_max, self.htk, self.norm
+
 
 @patch(as_prop=True)
-def band_hz(self:LogMel)->np.ndarray: # (n_mels,) Hz
+def band_hz(self: LogMel) -> np.ndarray:  # (n_mels,) Hz
     "The frequency at which each band hears most."
     return _corners(self.sample_rate, self.n_mels, self.f_min, self.f_max, self.htk)[1:-1]
 
+
 @patch(as_prop=True)
-def empty_bands(self:LogMel)->tuple: # numbers of mel bands
+def empty_bands(self: LogMel) -> tuple:  # numbers of mel bands
     "The bands whose filter falls between two frequency bins and hears nothing."
     return tuple(int(i) for i in np.flatnonzero(~_filters(*self._bank()).any(1)))
 
@@ -230,71 +295,92 @@ def empty_bands(self:LogMel)->tuple: # numbers of mel bands
 def _bins(weights):
     "The bins that some filters hear, from the first to the last."
     at = np.flatnonzero(weights.any(0))
-    return slice(at[0], at[-1]+1) if len(at) else slice(0, 0)
+    return slice(at[0], at[-1] + 1) if len(at) else slice(0, 0)
+
 
 @lru_cache(32)
 def _pieces(parts, *settings, bands=24, size=768):
     "The filterbank as [(bands, bins, weights (bins, bands))], where each bin is there `parts` times, one after the other."
-    weights,pieces,a = _filters(*settings),[],0
-    while a<len(weights):
-        b,at = min(a+bands, len(weights)),_bins(weights[a:a+bands])
-        while b>a+1 and (at.stop-at.start)*(b-a)>size: b,at = b-1,_bins(weights[a:b-1])
-        pieces.append((slice(a, b), slice(at.start*parts, at.stop*parts), np.ascontiguousarray(np.repeat(weights[a:b,at].T, parts, axis=0))))
+    weights, pieces, a = _filters(*settings), [], 0
+    while a < len(weights):
+        b, at = min(a + bands, len(weights)), _bins(weights[a : a + bands])
+        while b > a + 1 and (at.stop - at.start) * (b - a) > size:
+            b, at = b - 1, _bins(weights[a : b - 1])
+        pieces.append(
+            (
+                slice(a, b),
+                slice(at.start * parts, at.stop * parts),
+                np.ascontiguousarray(np.repeat(weights[a:b, at].T, parts, axis=0)),
+            )
+        )
         a = b
     return pieces
 
 # %% ../../nbs/audio/02_features.ipynb #9bbba462
 @patch
-def n_frames(self:LogMel, n_samples:int)->int:
+def n_frames(self: LogMel, n_samples: int) -> int:
     "How many frames a wave of `n_samples` gives; raises `AudiotagError` when it is shorter than one."
-    span = n_samples+2*(self.n_fft//2)*self.center-self.n_fft
-    if n_samples<1 or span<0:
-        raise AudiotagError(f'{n_samples} samples are fewer than one frame', field='LogMel.n_fft', fix='give a longer wave, or set center=True')
-    return 1+span//self.hop_length
+    span = n_samples + 2 * (self.n_fft // 2) * self.center - self.n_fft
+    if n_samples < 1 or span < 0:
+        raise AudiotagError(
+            f"{n_samples} samples are fewer than one frame",
+            field="LogMel.n_fft",
+            fix="give a longer wave, or set center=True",
+        )
+    return 1 + span // self.hop_length
+
 
 @patch
-def samples_for(self:LogMel, n_frames:int)->int:
+def samples_for(self: LogMel, n_frames: int) -> int:
     "The shortest wave, in samples, that gives `n_frames`."
-    return max(1, (n_frames-1)*self.hop_length+self.n_fft-2*(self.n_fft//2)*self.center)
+    return max(1, (n_frames - 1) * self.hop_length + self.n_fft - 2 * (self.n_fft // 2) * self.center)
 
 # %% ../../nbs/audio/02_features.ipynb #7a20c5b1
 @patch
-def _frames(self:LogMel, wave, first=0, n=None):
+def _frames(self: LogMel, wave, first=0, n=None):
     "The overlapping frames of the padded wave, or `n` of them from `first` on: a tensor (frames, n_fft), a view."
     import torch
-    n,half = n or self.n_frames(len(wave)), self.n_fft//2*self.center
-    lo = first*self.hop_length-half
-    hi = lo+(n-1)*self.hop_length+self.n_fft
-    if lo>=0 and hi<=len(wave): piece = wave[lo:hi] if wave.flags.writeable else wave[lo:hi].copy() # torch warns of read-only arrays
-    elif self.pad_mode!='constant': piece = np.pad(wave, half, mode=self.pad_mode)[lo+half:hi+half]
+
+    n, half = n or self.n_frames(len(wave)), self.n_fft // 2 * self.center
+    lo = first * self.hop_length - half
+    hi = lo + (n - 1) * self.hop_length + self.n_fft
+    # torch warns of read-only arrays
+    if lo >= 0 and hi <= len(wave):
+        piece = wave[lo:hi] if wave.flags.writeable else wave[lo:hi].copy()
+    elif self.pad_mode != "constant":
+        piece = np.pad(wave, half, mode=self.pad_mode)[lo + half : hi + half]
     else:
-        piece,before,after = np.empty(hi-lo, wave.dtype), max(-lo, 0), min(hi, len(wave))-lo
+        piece, before, after = np.empty(hi - lo, wave.dtype), max(-lo, 0), min(hi, len(wave)) - lo
         piece[:before] = piece[after:] = 0
-        piece[before:after] = wave[max(lo, 0):hi]
+        piece[before:after] = wave[max(lo, 0) : hi]
     return torch.from_numpy(piece).as_strided((n, self.n_fft), (self.hop_length, 1))
 
 # %% ../../nbs/audio/02_features.ipynb #2f60d8ce
 @lru_cache(1)
-def _let_the_heap_be(): np.empty(2**24, np.uint8)
+def _let_the_heap_be():
+    np.empty(2**24, np.uint8)
 
 # %% ../../nbs/audio/02_features.ipynb #880ee27f
 @patch
-def _power(self:LogMel, wave, dtype, which=None, at_once=128):
+def _power(self: LogMel, wave, dtype, which=None, at_once=128):
     "Mel power (frames, n_mels) float32 with the FFT in `dtype`, of all frames or of some numbers, and the mean power of a frequency bin in each."
     import torch
+
     _let_the_heap_be()
-    window,pieces = torch.from_numpy(_window(self.n_fft, dtype)), _pieces(2 if self.power==2 else 1, *self._bank())
-    n,whole = (self.n_frames(len(wave)), None) if which is None else (len(which), self._frames(wave))
-    out,level,at_once = np.empty((n, self.n_mels), np.float32), np.empty(n, np.float32), -(-n//-(-n//at_once)) # parts of one size
+    window, pieces = torch.from_numpy(_window(self.n_fft, dtype)), _pieces(2 if self.power == 2 else 1, *self._bank())
+    n, whole = (self.n_frames(len(wave)), None) if which is None else (len(which), self._frames(wave))
+    # parts of one size
+    out, level, at_once = np.empty((n, self.n_mels), np.float32), np.empty(n, np.float32), -(-n // -(-n // at_once))
     for i in range(0, n, at_once):
-        some = slice(i, i+at_once)
-        frames = self._frames(wave, i, min(at_once, n-i)) if which is None else whole[which[some]]
-        x = torch.fft.rfft(frames*window).numpy().astype(np.complex64, copy=False)
-        parts = x.view(np.float32) # real, imaginary, real, …
+        some = slice(i, i + at_once)
+        frames = self._frames(wave, i, min(at_once, n - i)) if which is None else whole[which[some]]
+        x = torch.fft.rfft(frames * window).numpy().astype(np.complex64, copy=False)
+        parts = x.view(np.float32)  # real, imaginary, real, …
         np.vecdot(parts, parts, out=level[some])
-        x = np.square(parts, out=parts) if self.power==2 else np.abs(x)
-        for bands,bins,weights in pieces: np.matmul(x[:,bins], weights, out=out[some,bands])
-    return out, level/(self.n_fft//2+1)
+        x = np.square(parts, out=parts) if self.power == 2 else np.abs(x)
+        for bands, bins, weights in pieces:
+            np.matmul(x[:, bins], weights, out=out[some, bands])
+    return out, level / (self.n_fft // 2 + 1)
 
 # %% ../../nbs/audio/02_features.ipynb #9f6e9f17
 @lru_cache(32)
@@ -303,336 +389,472 @@ def _faintness(power, *settings):
     weights = _filters(*settings)
     heard = np.flatnonzero(weights.any(1))
     some = weights[heard].astype(np.float64)
-    factor = (some.sum(1)**2/(some**2).sum(1))**(power/4)/some.sum(1)
-    return slice(None) if len(heard)==len(weights) else heard, factor.astype(np.float32)[:,None]
+    factor = (some.sum(1) ** 2 / (some**2).sum(1)) ** (power / 4) / some.sum(1)
+    return slice(None) if len(heard) == len(weights) else heard, factor.astype(np.float32)[:, None]
 
 # %% ../../nbs/audio/02_features.ipynb #e341968a
 @patch
-def _mel(self:LogMel, wave):
+def _mel(self: LogMel, wave):
     "Mel power (n_mels, frames), cut off below as `amin` and `top_db` say, exact above that."
     import torch
-    x,level = self._power(wave, 'float32')
+
+    x, level = self._power(wave, "float32")
     x = np.ascontiguousarray(x.T)
-    floor = 0 if self.pcen else self.amin if self.top_db is None else max(self.amin, float(x.max())*10**(-self.top_db/10))
-    torch.from_numpy(x).clamp_(min=floor) # the same memory; NumPy's maximum takes longer than its logarithm
-    heard,factor = _faintness(self.power, *self._bank())
-    faintest = (x[heard]*factor).min(0)**(2/self.power)
-    rough = np.flatnonzero(faintest < 2e-6*level)
-    if len(rough): x[:,rough] = np.maximum(self._power(wave, 'float64', rough)[0].T, floor)
+    floor = (
+        0
+        if self.pcen
+        else self.amin
+        if self.top_db is None
+        else max(self.amin, float(x.max()) * 10 ** (-self.top_db / 10))
+    )
+    torch.from_numpy(x).clamp_(min=floor)  # the same memory; NumPy's maximum takes longer than its logarithm
+    heard, factor = _faintness(self.power, *self._bank())
+    faintest = (x[heard] * factor).min(0) ** (2 / self.power)
+    rough = np.flatnonzero(faintest < 2e-6 * level)
+    if len(rough):
+        x[:, rough] = np.maximum(self._power(wave, "float64", rough)[0].T, floor)
     return x
 
 # %% ../../nbs/audio/02_features.ipynb #a8629b65
 @patch
-def _image(self:LogMel, wave): return self._pcen(self._mel(wave)) if self.pcen else self._decibel(self._mel(wave))
+def _image(self: LogMel, wave):
+    return self._pcen(self._mel(wave)) if self.pcen else self._decibel(self._mel(wave))
+
 
 @patch
-def _decibel(self:LogMel, x):
+def _decibel(self: LogMel, x):
     "`librosa.power_to_db` of what `_mel` has cut off, in place."
     np.log10(x, out=x)
     x *= 10
-    if self.reference!=1: x -= x.max() if self.reference=='max' else 10*math.log10(max(self.amin, self.reference))
+    if self.reference != 1:
+        x -= x.max() if self.reference == "max" else 10 * math.log10(max(self.amin, self.reference))
     return x
 
+
 @patch
-def _pcen(self:LogMel, x):
+def _pcen(self: LogMel, x):
     import librosa
+
     p = self.pcen
-    return librosa.pcen(x*p.scale, sr=self.sample_rate, hop_length=self.hop_length, gain=p.gain, bias=p.bias, power=p.power,
-                        time_constant=p.time_constant, eps=p.eps)
+    return librosa.pcen(
+        x * p.scale,
+        sr=self.sample_rate,
+        hop_length=self.hop_length,
+        gain=p.gain,
+        bias=p.bias,
+        power=p.power,
+        time_constant=p.time_constant,
+        eps=p.eps,
+    )
 
 # %% ../../nbs/audio/02_features.ipynb #a1bfdf23
 @patch
-def _more(self:LogMel, x):
+def _more(self: LogMel, x):
     "`x` (bands, frames), or (n_channels, bands, frames) with the extra channels below it."
-    if self.n_channels==1: return x
-    more = [_delta(x, order) for order in range(1, self.deltas+1)]
-    if self.frequency_channel: more.append(np.broadcast_to(np.linspace(-1, 1, self.n_mels)[:,None], x.shape))
+    if self.n_channels == 1:
+        return x
+    more = [_delta(x, order) for order in range(1, self.deltas + 1)]
+    if self.frequency_channel:
+        more.append(np.broadcast_to(np.linspace(-1, 1, self.n_mels)[:, None], x.shape))
     return np.stack([x, *more])
+
 
 def _delta(x, order, width=9):
     from scipy.signal import savgol_filter
-    return savgol_filter(x, width, polyorder=order, deriv=order, mode='interp' if x.shape[-1]>=width else 'nearest')
+
+    return savgol_filter(x, width, polyorder=order, deriv=order, mode="interp" if x.shape[-1] >= width else "nearest")
 
 # %% ../../nbs/audio/02_features.ipynb #3c049edb
 @lru_cache(1)
 def _layer_class():
     "The torch module behind `FrontEnd.layer`, made when it is first asked for: importing torch takes seconds."
     import torch
+
     class FrontEndLayer(torch.nn.Module):
         "(B, samples) to (B, n_channels, n_bands, frames): the numbers that the front end gives clip by clip."
+
         def __init__(self, front_end):
             super().__init__()
             self.front_end = front_end
-            for name,a in front_end._constants().items(): self.register_buffer(name, torch.from_numpy(a), persistent=False)
+            for name, a in front_end._constants().items():
+                self.register_buffer(name, torch.from_numpy(a), persistent=False)
+
         def forward(self, wave):
-            if wave.ndim!=2 or not wave.is_floating_point() or not wave.numel():
-                raise AudiotagError(f'a batch is a floating-point tensor (clips, samples), not {wave.dtype} {tuple(wave.shape)}')
+            if wave.ndim != 2 or not wave.is_floating_point() or not wave.numel():
+                raise AudiotagError(
+                    f"a batch is a floating-point tensor (clips, samples), not {wave.dtype} {tuple(wave.shape)}"
+                )
             fe = self.front_end
             with torch.autocast(wave.device.type, enabled=False):
                 x = fe._tensor(wave.float(), self)
                 return fe._more_tensor(x if fe.scaling is None else fe.scaling(x), self)
-        def extra_repr(self): return repr(self.front_end)
-        def __reduce__(self): return _layer, (self.front_end,), self.__dict__
+
+        def extra_repr(self):
+            return repr(self.front_end)
+
+        def __reduce__(self):
+            return _layer, (self.front_end,), self.__dict__
+
     return FrontEndLayer
 
-def _layer(front_end): return _layer_class()(front_end)
+
+def _layer(front_end):
+    return _layer_class()(front_end)
+
 
 @patch
-def layer(self:FrontEnd): # torch.nn.Module
+def layer(self: FrontEnd):  # torch.nn.Module
     "A module for batches: float (B, samples) to float32 (B, n_channels, n_bands, frames); differentiable, nothing in its state_dict."
     return _layer(self)
 
 # %% ../../nbs/audio/02_features.ipynb #e0ce6aa8
 @patch
-def _constants(self:LogMel):
+def _constants(self: LogMel):
     from scipy.signal import savgol_filter
-    deltas = [savgol_filter(np.eye(9), 9, polyorder=o, deriv=o, axis=0, mode='interp') for o in range(1, self.deltas+1)]
-    wide = self.pcen is not None or self.top_db is None or self.top_db*(3-self.power)>60
-    return dict(window=_window(self.n_fft, 'float64' if wide else 'float32').copy(), filters=_filters(*self._bank()).copy(), deltas=np.array(deltas, np.float32))
+
+    deltas = [
+        savgol_filter(np.eye(9), 9, polyorder=o, deriv=o, axis=0, mode="interp") for o in range(1, self.deltas + 1)
+    ]
+    wide = self.pcen is not None or self.top_db is None or self.top_db * (3 - self.power) > 60
+    return dict(
+        window=_window(self.n_fft, "float64" if wide else "float32").copy(),
+        filters=_filters(*self._bank()).copy(),
+        deltas=np.array(deltas, np.float32),
+    )
+
 
 @patch
-def _tensor(self:LogMel, wave, constants):
+def _tensor(self: LogMel, wave, constants):
     import torch
     from torchaudio.functional import spectrogram
-    half,n = self.n_fft//2, wave.shape[-1]
+
+    half, n = self.n_fft // 2, wave.shape[-1]
     self.n_frames(n)
     wave = wave.to(constants.window.dtype)
-    if self.center and self.pad_mode=='constant': wave = torch.nn.functional.pad(wave, (half, half))
-    elif self.center: wave = wave[:,torch.from_numpy(np.pad(np.arange(n), half, mode=self.pad_mode)).to(wave.device)]
+    if self.center and self.pad_mode == "constant":
+        wave = torch.nn.functional.pad(wave, (half, half))
+    elif self.center:
+        wave = wave[:, torch.from_numpy(np.pad(np.arange(n), half, mode=self.pad_mode)).to(wave.device)]
     x = spectrogram(wave, 0, constants.window, self.n_fft, self.hop_length, self.n_fft, self.power, False, center=False)
-    x = (constants.filters @ x.float())[:,None]
+    x = (constants.filters @ x.float())[:, None]
     return self._pcen_tensor(x) if self.pcen else self._decibel_tensor(x)
 
 # %% ../../nbs/audio/02_features.ipynb #f50157df
 @patch
-def _decibel_tensor(self:LogMel, x):
+def _decibel_tensor(self: LogMel, x):
     "(B, 1, bands, frames) power to dB."
     from torchaudio.functional import amplitude_to_DB
-    reference = 1. if self.reference=='max' else self.reference
-    x = amplitude_to_DB(x, 10., self.amin, math.log10(max(self.amin, reference)), self.top_db)
-    return x-_highest(x) if self.reference=='max' else x
+
+    reference = 1.0 if self.reference == "max" else self.reference
+    x = amplitude_to_DB(x, 10.0, self.amin, math.log10(max(self.amin, reference)), self.top_db)
+    return x - _highest(x) if self.reference == "max" else x
+
 
 @patch
-def _pcen_tensor(self:LogMel, x):
+def _pcen_tensor(self: LogMel, x):
     "(B, 1, bands, frames) power to PCEN; the slow loudness starts at 1, as librosa's does."
     import torch
     from torchaudio.functional import lfilter
-    p,t = self.pcen, self.pcen.time_constant*self.sample_rate/self.hop_length
-    b = (math.sqrt(1+4*t*t)-1)/(2*t*t)
-    x = x*p.scale
-    with torch.backends.cudnn.flags(enabled=False): # cuDNN would round the power to TF32: .003 off
-        slow = lfilter(x, x.new_tensor([1., b-1]), x.new_tensor([b, 0.]), clamp=False)
-    slow = slow + (1-b)**torch.arange(1, x.shape[-1]+1, device=x.device)
-    gain = torch.exp(-p.gain*(math.log(p.eps)+torch.log1p(slow/p.eps)))
-    return p.bias**p.power * torch.expm1(p.power*torch.log1p(x*gain/p.bias))
+
+    p, t = self.pcen, self.pcen.time_constant * self.sample_rate / self.hop_length
+    b = (math.sqrt(1 + 4 * t * t) - 1) / (2 * t * t)
+    x = x * p.scale
+    with torch.backends.cudnn.flags(enabled=False):  # cuDNN would round the power to TF32: .003 off
+        slow = lfilter(x, x.new_tensor([1.0, b - 1]), x.new_tensor([b, 0.0]), clamp=False)
+    slow = slow + (1 - b) ** torch.arange(1, x.shape[-1] + 1, device=x.device)
+    gain = torch.exp(-p.gain * (math.log(p.eps) + torch.log1p(slow / p.eps)))
+    return p.bias**p.power * torch.expm1(p.power * torch.log1p(x * gain / p.bias))
 
 # %% ../../nbs/audio/02_features.ipynb #afa77f45
 @patch
-def _more_tensor(self:LogMel, x, constants):
+def _more_tensor(self: LogMel, x, constants):
     import torch
+
     more = [_delta_tensor(x, m) for m in constants.deltas]
-    if self.frequency_channel: more.append(torch.linspace(-1, 1, self.n_mels, device=x.device)[:,None].expand_as(x))
+    if self.frequency_channel:
+        more.append(torch.linspace(-1, 1, self.n_mels, device=x.device)[:, None].expand_as(x))
     return torch.cat([x, *more], 1) if more else x
+
 
 def _delta_tensor(x, m):
     "`_delta` as products with the rows of `m` (width, width): the middle row inside, the others at the two ends."
     import torch
-    half,width = len(m)//2, len(m)
-    y = torch.nn.functional.pad(x, (half, half, 0, 0), mode='replicate').unfold(-1, width, 1) @ m[half]
-    if x.shape[-1]<width: return y
-    return torch.cat([x[...,:width] @ m[:half].T, y[...,half:-half], x[...,-width:] @ m[half+1:].T], -1)
+
+    half, width = len(m) // 2, len(m)
+    y = torch.nn.functional.pad(x, (half, half, 0, 0), mode="replicate").unfold(-1, width, 1) @ m[half]
+    if x.shape[-1] < width:
+        return y
+    return torch.cat([x[..., :width] @ m[:half].T, y[..., half:-half], x[..., -width:] @ m[half + 1 :].T], -1)
 
 # %% ../../nbs/audio/02_features.ipynb #a02ad183
 def crop_frames(
-    x:np.ndarray, # (bands, frames) or (channels, bands, frames)
-    start:int, # the first frame
-    n:int, # frames wanted
+    x: np.ndarray,  # (bands, frames) or (channels, bands, frames)
+    start: int,  # the first frame
+    n: int,  # frames wanted
     *,
-    fill:float|None=None, # what a short image is padded with; None: its least value, channel by channel
-    left:int|None=None, # how many of the frames that a short image lacks come before it; None: half of them
-)->np.ndarray: # (…, n); a view of `x` where nothing had to be padded
+    fill: float | None = None,  # what a short image is padded with; None: its least value, channel by channel
+    left: int | None = None,  # how many of the frames that a short image lacks come before it; None: half of them
+) -> np.ndarray:  # (…, n); a view of `x` where nothing had to be padded
     "`x[..., start:start+n]`, a short image padded to `n`; raises `AudiotagError` when that lies outside of `x`."
     frames = x.shape[-1]
-    if n<1 or start<0 or not x.size or start+n>max(frames, n):
-        raise AudiotagError(f'frames {start} to {start+n} do not lie in a clip of {frames}', fix='take the starts from `window_starts`')
-    if frames>=n: return x[...,start:start+n]
-    if left is None: left = (n-frames)//2
-    if not 0<=left<=n-frames: raise AudiotagError(f'{left} frames cannot come before {frames} of {n}', field='left')
+    if n < 1 or start < 0 or not x.size or start + n > max(frames, n):
+        raise AudiotagError(
+            f"frames {start} to {start + n} do not lie in a clip of {frames}",
+            fix="take the starts from `window_starts`",
+        )
+    if frames >= n:
+        return x[..., start : start + n]
+    if left is None:
+        left = (n - frames) // 2
+    if not 0 <= left <= n - frames:
+        raise AudiotagError(f"{left} frames cannot come before {frames} of {n}", field="left")
     out = np.empty((*x.shape[:-1], n), x.dtype)
-    out[...] = x.min(axis=(-2,-1)[-x.ndim:], keepdims=True) if fill is None else fill
-    out[...,left:left+frames] = x
+    out[...] = x.min(axis=(-2, -1)[-x.ndim :], keepdims=True) if fill is None else fill
+    out[..., left : left + frames] = x
     return out
 
+
 def window_starts(
-    n_frames:int, # of the clip
-    size:int, # of a window, in frames
-    hop:int, # from window to window, in frames
-)->list: # of int
+    n_frames: int,  # of the clip
+    size: int,  # of a window, in frames
+    hop: int,  # from window to window, in frames
+) -> list:  # of int
     "Where windows start that cover the clip, the last one flush with its end; [0] when the clip is not longer than `size`."
-    if min(n_frames, size, hop)<1: raise AudiotagError(f'n_frames={n_frames}, size={size} and hop={hop} must all be positive')
-    return [*range(0, n_frames-size, hop), n_frames-size] if n_frames>size else [0]
+    if min(n_frames, size, hop) < 1:
+        raise AudiotagError(f"n_frames={n_frames}, size={size} and hop={hop} must all be positive")
+    return [*range(0, n_frames - size, hop), n_frames - size] if n_frames > size else [0]
 
 # %% ../../nbs/audio/02_features.ipynb #9d997675
 PERCENTILES = 0, 1, 25, 30, 50, 60, 75, 99, 100
 
+
 def _segments(n_samples, n_segments):
     "First sample and one past the last of each part."
-    stride = n_samples/n_segments
-    at = np.arange(n_segments)*stride
-    first = np.clip((at-stride/2).astype(int), 0, n_samples-1)
-    return first, np.clip((at+1.5*stride).astype(int), first+1, n_samples)
+    stride = n_samples / n_segments
+    at = np.arange(n_segments) * stride
+    first = np.clip((at - stride / 2).astype(int), 0, n_samples - 1)
+    return first, np.clip((at + 1.5 * stride).astype(int), first + 1, n_samples)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalFeatures(FrontEnd):
     "Mean, standard deviation, range and nine percentiles of 128 overlapping parts: (128, 12) for a clip of any length."
-    n_segments:int=128
+
+    n_segments: int = 128
 
     @property
-    def n_bands(self): return self.n_segments
-    def n_frames(self, n_samples): return 3+len(PERCENTILES)
+    def n_bands(self):
+        return self.n_segments
+
+    def n_frames(self, n_samples):
+        return 3 + len(PERCENTILES)
+
     def check(self):
         super().check()
-        self.require(self.n_segments>0, 'n_segments', 'give a positive number')
+        self.require(self.n_segments > 0, "n_segments", "give a positive number")
 
 # %% ../../nbs/audio/02_features.ipynb #c9d6b33f
 @patch
-def _groups(self:GlobalFeatures, n_samples):
+def _groups(self: GlobalFeatures, n_samples):
     "Yield (numbers of the parts of one length, sample indices (parts, length))."
-    first,end = _segments(n_samples, self.n_segments)
-    for length in np.unique(end-first):
-        rows = np.flatnonzero(end-first==length)
-        yield rows, first[rows,None]+np.arange(length)
+    first, end = _segments(n_samples, self.n_segments)
+    for length in np.unique(end - first):
+        rows = np.flatnonzero(end - first == length)
+        yield rows, first[rows, None] + np.arange(length)
+
 
 @patch
-def _image(self:GlobalFeatures, wave):
-    out = np.empty((self.n_bands, 3+len(PERCENTILES)), np.float32)
-    for rows,index in self._groups(len(wave)):
+def _image(self: GlobalFeatures, wave):
+    out = np.empty((self.n_bands, 3 + len(PERCENTILES)), np.float32)
+    for rows, index in self._groups(len(wave)):
         x = wave[index]
         out[rows] = np.stack([x.mean(1), x.std(1), np.ptp(x, 1), *np.percentile(x, PERCENTILES, axis=1)], 1)
     return out
 
+
 @patch
-def _tensor(self:GlobalFeatures, wave, constants):
+def _tensor(self: GlobalFeatures, wave, constants):
     import torch
-    out = wave.new_empty(len(wave), self.n_bands, 3+len(PERCENTILES))
-    for rows,index in self._groups(wave.shape[-1]):
-        x = wave[:,torch.from_numpy(index).to(wave.device)].sort(-1).values
-        place = x.new_tensor(PERCENTILES)/100*(x.shape[-1]-1)
-        low,high = x[...,place.floor().long()], x[...,place.ceil().long()]
-        spread = x.var(-1, correction=0).clip(1e-20)**.5
-        out[:,rows] = torch.cat([torch.stack([x.mean(-1), spread, x[...,-1]-x[...,0]], -1), low+(high-low)*place.frac()], -1)
-    return out[:,None]
+
+    out = wave.new_empty(len(wave), self.n_bands, 3 + len(PERCENTILES))
+    for rows, index in self._groups(wave.shape[-1]):
+        x = wave[:, torch.from_numpy(index).to(wave.device)].sort(-1).values
+        place = x.new_tensor(PERCENTILES) / 100 * (x.shape[-1] - 1)
+        low, high = x[..., place.floor().long()], x[..., place.ceil().long()]
+        spread = x.var(-1, correction=0).clip(1e-20) ** 0.5
+        out[:, rows] = torch.cat(
+            [torch.stack([x.mean(-1), spread, x[..., -1] - x[..., 0]], -1), low + (high - low) * place.frac()], -1
+        )
+    return out[:, None]
 
 # %% ../../nbs/audio/02_features.ipynb #c6ca8b32
 @dataclass(frozen=True, kw_only=True)
 class RawFold(FrontEnd):
     "The wave itself as a picture: sample (c*rows + r)*columns + k stands in channel c, row r, column k."
-    sample_rate:int=32000 # Hz
-    channels:int=2
-    rows:int=1000
-    columns:int=80
+
+    sample_rate: int = 32000  # Hz
+    channels: int = 2
+    rows: int = 1000
+    columns: int = 80
 
     @property
-    def n_channels(self): return self.channels
+    def n_channels(self):
+        return self.channels
+
     @property
-    def n_bands(self): return self.rows
+    def n_bands(self):
+        return self.rows
+
     @property
-    def n_samples(self): return self.channels*self.rows*self.columns
+    def n_samples(self):
+        return self.channels * self.rows * self.columns
+
     def check(self):
         super().check()
-        for name in ('channels', 'rows', 'columns'): self.require(getattr(self, name)>0, name, 'give a positive number')
+        for name in ("channels", "rows", "columns"):
+            self.require(getattr(self, name) > 0, name, "give a positive number")
 
     def n_frames(self, n_samples):
-        if n_samples!=self.n_samples:
-            raise AudiotagError(f'a wave of {n_samples} samples does not fold into {self.channels}x{self.rows}x{self.columns}',
-                                field='RawFold', fix=f'cut or pad it to {self.n_samples} with `crop_or_pad`')
+        if n_samples != self.n_samples:
+            raise AudiotagError(
+                f"a wave of {n_samples} samples does not fold into {self.channels}x{self.rows}x{self.columns}",
+                field="RawFold",
+                fix=f"cut or pad it to {self.n_samples} with `crop_or_pad`",
+            )
         return self.columns
+
     def _image(self, wave):
-        return wave.reshape(self.channels, self.rows, self.n_frames(len(wave)))[slice(None) if self.channels>1 else 0].copy()
-    def _tensor(self, wave, constants): return wave.reshape(-1, self.channels, self.rows, self.n_frames(wave.shape[-1]))
+        return wave.reshape(self.channels, self.rows, self.n_frames(len(wave)))[
+            slice(None) if self.channels > 1 else 0
+        ].copy()
+
+    def _tensor(self, wave, constants):
+        return wave.reshape(-1, self.channels, self.rows, self.n_frames(wave.shape[-1]))
 
 # %% ../../nbs/audio/02_features.ipynb #9c337864
 @dataclass(frozen=True, kw_only=True)
 class Waveform(FrontEnd):
     "The wave as (1, samples)."
-    fill = 0.
+
+    fill = 0.0
     n_bands = 1
-    def n_frames(self, n_samples): return n_samples
-    def samples_for(self, n_frames): return n_frames
-    def _image(self, wave): return wave[None].copy()
-    def _tensor(self, wave, constants): return wave[:,None,None]
+
+    def n_frames(self, n_samples):
+        return n_samples
+
+    def samples_for(self, n_frames):
+        return n_frames
+
+    def _image(self, wave):
+        return wave[None].copy()
+
+    def _tensor(self, wave, constants):
+        return wave[:, None, None]
 
 # %% ../../nbs/audio/02_features.ipynb #29d0cb4b
 @dataclass(frozen=True, kw_only=True)
 class Length(FrontEnd):
     "How long a wave is, as one number (1, 1)."
-    scale_s:float=10. # seconds that make 1; system 2 takes 10
+
+    scale_s: float = 10.0  # seconds that make 1; system 2 takes 10
     n_bands = 1
+
     def check(self):
         super().check()
-        self.require(0<self.scale_s<math.inf, 'scale_s', 'give seconds above 0')
-    def n_frames(self, n_samples): return 1
-    def _image(self, wave): return np.full((1,1), len(wave)/self.sample_rate/self.scale_s, np.float32)
-    def _tensor(self, wave, constants): return wave.new_full((len(wave),1,1,1), wave.shape[-1]/self.sample_rate/self.scale_s)
+        self.require(0 < self.scale_s < math.inf, "scale_s", "give seconds above 0")
+
+    def n_frames(self, n_samples):
+        return 1
+
+    def _image(self, wave):
+        return np.full((1, 1), len(wave) / self.sample_rate / self.scale_s, np.float32)
+
+    def _tensor(self, wave, constants):
+        return wave.new_full((len(wave), 1, 1, 1), wave.shape[-1] / self.sample_rate / self.scale_s)
 
 # %% ../../nbs/audio/02_features.ipynb #3815f89f
 @dataclass(frozen=True, kw_only=True)
 class Joined(FrontEnd):
     "Several front ends of one wave: `fe(wave)` is the tuple (main, *beside), each as its own front end gives it."
-    main:FrontEnd # its frames are cut into crops and windows
-    beside:tuple[FrontEnd,...] # each of their images goes whole beside every window
+
+    main: FrontEnd  # its frames are cut into crops and windows
+    beside: tuple[FrontEnd, ...]  # each of their images goes whole beside every window
 
     def __post_init__(self):
         super().__post_init__()
         same = dict(sample_rate=self.sample_rate, reading=self.reading)
-        object.__setattr__(self, 'main', self.main.replace(**same))
-        object.__setattr__(self, 'beside', tuple(o.replace(**same) for o in self.beside))
+        object.__setattr__(self, "main", self.main.replace(**same))
+        object.__setattr__(self, "beside", tuple(o.replace(**same) for o in self.beside))
+
     def check(self):
         super().check()
-        self.require(self.scaling is None, 'scaling', 'give it to the parts')
-        self.require(len(self.beside)>0, 'beside', 'name a front end, or use the main one alone')
-        self.require(not any(isinstance(o, Joined) for o in (self.main, *self.beside)), 'main', 'a joined front end cannot be a part')
+        self.require(self.scaling is None, "scaling", "give it to the parts")
+        self.require(len(self.beside) > 0, "beside", "name a front end, or use the main one alone")
+        self.require(
+            not any(isinstance(o, Joined) for o in (self.main, *self.beside)),
+            "main",
+            "a joined front end cannot be a part",
+        )
 
     n_channels = property(lambda self: self.main.n_channels)
     n_bands = property(lambda self: self.main.n_bands)
     fill = property(lambda self: self.main.fill)
-    def n_frames(self, n_samples): return self.main.n_frames(n_samples)
-    def samples_for(self, n_frames): return self.main.samples_for(n_frames)
-    def __call__(self, wave): return tuple(o(wave) for o in parts(self))
+
+    def n_frames(self, n_samples):
+        return self.main.n_frames(n_samples)
+
+    def samples_for(self, n_frames):
+        return self.main.samples_for(n_frames)
+
+    def __call__(self, wave):
+        return tuple(o(wave) for o in parts(self))
+
 
 def parts(
-    front_end:FrontEnd, # joined or not
-)->tuple: # of front ends, the main one first
+    front_end: FrontEnd,  # joined or not
+) -> tuple:  # of front ends, the main one first
     "The front ends that a front end is made of."
     return (front_end.main, *front_end.beside) if isinstance(front_end, Joined) else (front_end,)
 
 # %% ../../nbs/audio/02_features.ipynb #74c51db3
 @patch
-def layer(self:Joined): # torch.nn.Module
+def layer(self: Joined):  # torch.nn.Module
     "A module for batches: (B, samples) to a tuple of (B, n_channels, n_bands, frames), one for each part."
     import torch
+
     class JoinedLayer(torch.nn.ModuleList):
-        def forward(self, wave): return tuple(o(wave) for o in self)
+        def forward(self, wave):
+            return tuple(o(wave) for o in self)
+
     return JoinedLayer([o.layer() for o in parts(self)])
 
 # %% ../../nbs/audio/02_features.ipynb #a628b054
-def _preset(**kwargs): return LogMel(**{'top_db': 80., 'n_fft': 2048, 'hop_length': 512, 'f_max': None, **kwargs})
+def _preset(**kwargs):
+    return LogMel(**{"top_db": 80.0, "n_fft": 2048, "hop_length": 512, "f_max": None, **kwargs})
 
-_freesound = dict(n_fft=2560, f_max=22050., scaling=Standardize(), reading=Reading(trim_db=60., pad_to_s=2.))
-_universal = dict(sample_rate=16000, f_min=0., scaling=MinMax(), reading=Reading(pad_to_s=1.))
+
+_freesound = dict(n_fft=2560, f_max=22050.0, scaling=Standardize(), reading=Reading(trim_db=60.0, pad_to_s=2.0))
+_universal = dict(sample_rate=16000, f_min=0.0, scaling=MinMax(), reading=Reading(pad_to_s=1.0))
 
 PRESETS = {
-    'freesound_writeup': _preset(hop_length=347, **_freesound), # system 1, as its text says
-    'freesound_kernel': _preset(hop_length=694, **_freesound), # system 1, as its inference code says
-    'waveform': Waveform(reading=Reading(trim_db=60.)), # system 2, what goes into the network
-    'waveform_mel': _preset(n_fft=1024, n_mels=64, f_min=0., reference='max', reading=Reading(trim_db=60.)), # system 2, inside of it
-    'waveform_mel_441': _preset(n_fft=1024, hop_length=500, n_mels=64, f_min=0., reference='max', reading=Reading(trim_db=60.)),
-    'global': GlobalFeatures(reading=Reading(trim_db=60.)), # system 2, beside it; also the one-minute baseline
-    'rainforest': _preset(sample_rate=32000, scaling=MinMax()), # system 3
-    'universal_64': _preset(n_mels=64, hop_length=253, **_universal), # system 4
-    'universal_128': _preset(n_mels=128, hop_length=125, **_universal),
-    'universal_224': _preset(n_mels=224, hop_length=71, **_universal),
-    'birdclef_mel': _preset(sample_rate=32000, scaling=Standardize(), reading=Reading(pad_to_s=5., pad_at='start')), # system 5 (a)
-    'birdclef_fold_2x1000x80': RawFold(reading=Reading(pad_to_s=5., pad_at='start')), # system 5 (b), fifth
-    'birdclef_fold_625x128': RawFold(sample_rate=16000, channels=1, rows=625, columns=128, reading=Reading(pad_to_s=5., pad_at='start')), # fourth
+    "freesound_writeup": _preset(hop_length=347, **_freesound),  # system 1, as its text says
+    "freesound_kernel": _preset(hop_length=694, **_freesound),  # system 1, as its inference code says
+    "waveform": Waveform(reading=Reading(trim_db=60.0)),  # system 2, what goes into the network
+    # system 2, inside of it
+    "waveform_mel": _preset(n_fft=1024, n_mels=64, f_min=0.0, reference="max", reading=Reading(trim_db=60.0)),
+    "waveform_mel_441": _preset(
+        n_fft=1024, hop_length=500, n_mels=64, f_min=0.0, reference="max", reading=Reading(trim_db=60.0)
+    ),
+    "global": GlobalFeatures(reading=Reading(trim_db=60.0)),  # system 2, beside it; also the one-minute baseline
+    "rainforest": _preset(sample_rate=32000, scaling=MinMax()),  # system 3
+    "universal_64": _preset(n_mels=64, hop_length=253, **_universal),  # system 4
+    "universal_128": _preset(n_mels=128, hop_length=125, **_universal),
+    "universal_224": _preset(n_mels=224, hop_length=71, **_universal),
+    # system 5 (a)
+    "birdclef_mel": _preset(sample_rate=32000, scaling=Standardize(), reading=Reading(pad_to_s=5.0, pad_at="start")),
+    "birdclef_fold_2x1000x80": RawFold(reading=Reading(pad_to_s=5.0, pad_at="start")),  # system 5 (b), fifth
+    # fourth
+    "birdclef_fold_625x128": RawFold(
+        sample_rate=16000, channels=1, rows=625, columns=128, reading=Reading(pad_to_s=5.0, pad_at="start")
+    ),
 }

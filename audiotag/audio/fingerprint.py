@@ -22,216 +22,263 @@ from ..core.progress import progress, say
 @dataclass(frozen=True, kw_only=True)
 class Landmarks(Config):
     "How a recording is turned into hashes; one set of settings for all clips that are compared."
-    sample_rate:int=16000 # Hz
-    n_fft:int=512 # samples
-    hop:int=64 # samples
-    bands:int=6 # a peak is the highest within so many frequency bins up and down
-    frames:int=8 # … and so many frames before and after
-    partners:int=5 # following peaks, of which each peak is joined to every two
-    span:int=96 # frames from the first to the last of the three, at most
-    floor_db:float=90. # quieter than the loudest peak by more is no peak
+
+    sample_rate: int = 16000  # Hz
+    n_fft: int = 512  # samples
+    hop: int = 64  # samples
+    bands: int = 6  # a peak is the highest within so many frequency bins up and down
+    frames: int = 8  # … and so many frames before and after
+    partners: int = 5  # following peaks, of which each peak is joined to every two
+    span: int = 96  # frames from the first to the last of the three, at most
+    floor_db: float = 90.0  # quieter than the loudest peak by more is no peak
+
     def check(self):
-        for f in ('sample_rate','n_fft','hop','bands','frames','partners'): self.require(getattr(self, f)>0, f, 'give a positive number')
-        self.require(0<self.span<256, 'span', 'give 1 to 255 frames')
-        self.require(self.partners>=2, 'partners', 'give 2 or more')
-        self.require(self.n_fft<=4096, 'n_fft', 'give at most 4096 samples')
+        for f in ("sample_rate", "n_fft", "hop", "bands", "frames", "partners"):
+            self.require(getattr(self, f) > 0, f, "give a positive number")
+        self.require(0 < self.span < 256, "span", "give 1 to 255 frames")
+        self.require(self.partners >= 2, "partners", "give 2 or more")
+        self.require(self.n_fft <= 4096, "n_fft", "give at most 4096 samples")
 
 # %% ../../nbs/audio/04_fingerprint.ipynb #3ec14cd1
 def peaks(
-    wave:np.ndarray, # (samples,) at `settings.sample_rate`
-    settings:Landmarks=Landmarks(),
-)->tuple[np.ndarray,np.ndarray]: # frequency bins and frames of the peaks, in the order of time
+    wave: np.ndarray,  # (samples,) at `settings.sample_rate`
+    settings: Landmarks = Landmarks(),
+) -> tuple[np.ndarray, np.ndarray]:  # frequency bins and frames of the peaks, in the order of time
     "The local maxima of the spectrogram; none in digital silence."
-    s,short = settings,max(0, settings.n_fft-len(wave))
-    frames = np.lib.stride_tricks.sliding_window_view(np.pad(wave, (0,short)), s.n_fft)[::s.hop]
-    level = np.abs(fft.rfft(frames*np.hanning(s.n_fft).astype(np.float32), axis=1)).T
-    level = 20*np.log10(level[s.bands:-s.bands]+1e-9)
-    highest = ndimage.maximum_filter(level, (2*s.bands+1, 2*s.frames+1))
-    at,t = np.nonzero((level==highest) & (level>max(level.max()-s.floor_db, -150)))
+    s, short = settings, max(0, settings.n_fft - len(wave))
+    frames = np.lib.stride_tricks.sliding_window_view(np.pad(wave, (0, short)), s.n_fft)[:: s.hop]
+    level = np.abs(fft.rfft(frames * np.hanning(s.n_fft).astype(np.float32), axis=1)).T
+    level = 20 * np.log10(level[s.bands : -s.bands] + 1e-9)
+    highest = ndimage.maximum_filter(level, (2 * s.bands + 1, 2 * s.frames + 1))
+    at, t = np.nonzero((level == highest) & (level > max(level.max() - s.floor_db, -150)))
     order = np.lexsort((at, t))
-    return at[order],t[order]
+    return at[order], t[order]
 
-def landmarks(wave:np.ndarray, settings:Landmarks=Landmarks())->tuple[np.ndarray,np.ndarray]:
+
+def landmarks(wave: np.ndarray, settings: Landmarks = Landmarks()) -> tuple[np.ndarray, np.ndarray]:
     "The hashes of a recording (int64) and the frame of each; both of shape (n,)."
-    f,t = (o.astype(np.int64) for o in peaks(wave, settings))
-    hashes,frames = [np.zeros(0, np.int64)],[np.zeros(0, np.int64)]
-    for i,j in combinations(range(1, settings.partners+1), 2):
-        n = max(0, len(f)-j)
-        second,third = t[i:i+n]-t[:n],t[j:j+n]-t[:n]
-        near = third<=settings.span
-        hashes.append((((f[:n]<<11 | f[i:i+n])<<11 | f[j:j+n])<<16 | second<<8 | third)[near])
+    f, t = (o.astype(np.int64) for o in peaks(wave, settings))
+    hashes, frames = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for i, j in combinations(range(1, settings.partners + 1), 2):
+        n = max(0, len(f) - j)
+        second, third = t[i : i + n] - t[:n], t[j : j + n] - t[:n]
+        near = third <= settings.span
+        hashes.append((((f[:n] << 11 | f[i : i + n]) << 11 | f[j : j + n]) << 16 | second << 8 | third)[near])
         frames.append(t[:n][near])
-    return np.concatenate(hashes),np.concatenate(frames)
+    return np.concatenate(hashes), np.concatenate(frames)
 
 # %% ../../nbs/audio/04_fingerprint.ipynb #74aad47c
 def _count(keys):
     "Distinct values of an int64 array that counts offsets in its last digit, with the votes of each and of its neighbour."
-    keys,votes = np.unique(keys, return_counts=True)
+    keys, votes = np.unique(keys, return_counts=True)
     both = votes.copy()
-    both[:-1] += np.where(np.diff(keys)==1, votes[1:], 0)
-    return keys,both
+    both[:-1] += np.where(np.diff(keys) == 1, votes[1:], 0)
+    return keys, both
+
 
 def shared(
-    a, # (hashes, frames) of one recording, as `landmarks` gives them
-    b, # of the other one
-)->tuple[int,int]: # votes, and the offset of b within a in frames
+    a,  # (hashes, frames) of one recording, as `landmarks` gives them
+    b,  # of the other one
+) -> tuple[int, int]:  # votes, and the offset of b within a in frames
     "How many hashes two recordings share at the best offset."
-    order = np.argsort(b[0], kind='stable')
-    hashes,frames = b[0][order],b[1][order]
-    low,high = np.searchsorted(hashes, a[0], 'left'),np.searchsorted(hashes, a[0], 'right')
-    n = high-low
-    if not n.sum(): return 0,0
-    at = np.repeat(low, n)+np.arange(n.sum())-np.repeat(np.cumsum(n)-n, n)
-    keys,votes = _count(np.repeat(a[1], n)-frames[at])
-    return int(votes.max()),int(keys[votes.argmax()])
+    order = np.argsort(b[0], kind="stable")
+    hashes, frames = b[0][order], b[1][order]
+    low, high = np.searchsorted(hashes, a[0], "left"), np.searchsorted(hashes, a[0], "right")
+    n = high - low
+    if not n.sum():
+        return 0, 0
+    at = np.repeat(low, n) + np.arange(n.sum()) - np.repeat(np.cumsum(n) - n, n)
+    keys, votes = _count(np.repeat(a[1], n) - frames[at])
+    return int(votes.max()), int(keys[votes.argmax()])
 
 # %% ../../nbs/audio/04_fingerprint.ipynb #51b8214a
 def _whiten(wave):
     spectrum = fft.rfft(wave, fft.next_fast_len(len(wave), real=True))
-    power = np.abs(spectrum)**2
-    smooth = ndimage.uniform_filter1d(power, max(3, len(power)//128), mode='nearest')+1e-3*power.mean()+1e-20
-    return fft.irfft(spectrum/np.sqrt(smooth))[:len(wave)]
+    power = np.abs(spectrum) ** 2
+    smooth = ndimage.uniform_filter1d(power, max(3, len(power) // 128), mode="nearest") + 1e-3 * power.mean() + 1e-20
+    return fft.irfft(spectrum / np.sqrt(smooth))[: len(wave)]
+
 
 def likeness(
-    a:np.ndarray, # (samples,)
-    b:np.ndarray, # (samples,) at the same rate
-    offset:int, # where b begins in a, samples, perhaps below 0
+    a: np.ndarray,  # (samples,)
+    b: np.ndarray,  # (samples,) at the same rate
+    offset: int,  # where b begins in a, samples, perhaps below 0
     *,
-    slack:int=256, # samples by which the offset may be wrong
-    longest:int=131072, # of a longer overlap only so many samples, from the middle
-)->float: # 0 to 1
+    slack: int = 256,  # samples by which the offset may be wrong
+    longest: int = 131072,  # of a longer overlap only so many samples, from the middle
+) -> float:  # 0 to 1
     "Correlation of two whitened recordings where they overlap, at the best offset near `offset`; 0 without an overlap."
-    a,b = (a[offset:],b) if offset>=0 else (a,b[-offset:])
+    a, b = (a[offset:], b) if offset >= 0 else (a, b[-offset:])
     n = min(len(a), len(b))
-    if n<=2*slack: return 0.
-    part = slice((n-min(n, longest))//2, (n+min(n, longest))//2)
-    a,b,n = _whiten(a[part]),_whiten(b[part]),min(n, longest)
-    size = fft.next_fast_len(2*n, real=True)
-    c = np.abs(fft.irfft(fft.rfft(a, size)*np.conj(fft.rfft(b, size)), size))
-    return float(max(c[:slack].max(), c[-slack:].max())/max(np.sqrt((a@a)*(b@b)), 1e-12))
+    if n <= 2 * slack:
+        return 0.0
+    part = slice((n - min(n, longest)) // 2, (n + min(n, longest)) // 2)
+    a, b, n = _whiten(a[part]), _whiten(b[part]), min(n, longest)
+    size = fft.next_fast_len(2 * n, real=True)
+    c = np.abs(fft.irfft(fft.rfft(a, size) * np.conj(fft.rfft(b, size)), size))
+    return float(max(c[:slack].max(), c[-slack:].max()) / max(np.sqrt((a @ a) * (b @ b)), 1e-12))
 
 # %% ../../nbs/audio/04_fingerprint.ipynb #5e7de870
 @dataclass(frozen=True)
 class Fingerprints:
     "The landmarks of many clips in one table."
-    clips:pd.DataFrame # those that could be read
-    hashes:np.ndarray # int64, sorted
-    clip:np.ndarray # row of `clips`
-    frame:np.ndarray
-    settings:Landmarks
-    unread:dict # clip_id: why there is no fingerprint
+
+    clips: pd.DataFrame  # those that could be read
+    hashes: np.ndarray  # int64, sorted
+    clip: np.ndarray  # row of `clips`
+    frame: np.ndarray
+    settings: Landmarks
+    unread: dict  # clip_id: why there is no fingerprint
+
 
 def _wave(path, start_s, end_s, rate):
     none = lambda v: None if pd.isna(v) else float(v)
     return read_audio(path, sample_rate=rate, start_s=none(start_s), end_s=none(end_s))
 
+
 def _marks(row, settings, keep):
     "Hashes and frames of one clip, thinned, or the sentence why there are none."
-    try: hashes,frames = landmarks(_wave(row.path, row.start_s, row.end_s, settings.sample_rate), settings)
-    except AudiotagError as e: return str(e)
-    kept = (hashes.astype(np.uint64)*np.uint64(0x9E3779B97F4A7C15) >> np.uint64(40)) % np.uint64(keep) == 0
-    return (hashes[kept],frames[kept]) if len(hashes) else 'digital silence, or too short'
+    try:
+        hashes, frames = landmarks(_wave(row.path, row.start_s, row.end_s, settings.sample_rate), settings)
+    except AudiotagError as e:
+        return str(e)
+    kept = (hashes.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(40)) % np.uint64(keep) == 0
+    return (hashes[kept], frames[kept]) if len(hashes) else "digital silence, or too short"
 
 # %% ../../nbs/audio/04_fingerprint.ipynb #54d43ab0
 def fingerprints(
-    clips:pd.DataFrame, # clip_id, path, start_s, end_s
-    settings:Landmarks=Landmarks(),
+    clips: pd.DataFrame,  # clip_id, path, start_s, end_s
+    settings: Landmarks = Landmarks(),
     *,
-    keep:int=1, # only one in so many hashes
-    workers:int=1, # threads
-)->Fingerprints:
+    keep: int = 1,  # only one in so many hashes
+    workers: int = 1,  # threads
+) -> Fingerprints:
     "Read all clips and make their fingerprints; a clip that cannot be read is noted, not raised."
-    clips,parts,unread = clips.reset_index(drop=True),[],{}
+    clips, parts, unread = clips.reset_index(drop=True), [], {}
     with ThreadPoolExecutor(workers) as pool:
         found = pool.map(lambda row: _marks(row, settings, keep), clips.itertuples())
-        for i,said in enumerate(progress(found, label='fingerprints', total=len(clips))):
-            if isinstance(said, str): unread[clips.clip_id[i]] = said
-            else: parts.append((said[0], np.full(len(said[0]), i), said[1]))
+        for i, said in enumerate(progress(found, label="fingerprints", total=len(clips))):
+            if isinstance(said, str):
+                unread[clips.clip_id[i]] = said
+            else:
+                parts.append((said[0], np.full(len(said[0]), i), said[1]))
     columns = [np.concatenate([p[k] for p in parts] or [np.zeros(0, np.int64)]) for k in range(3)]
-    order = np.argsort(columns[0], kind='stable')
-    return Fingerprints(clips, columns[0][order], columns[1][order].astype(np.int32), columns[2][order].astype(np.int32), settings, unread)
+    order = np.argsort(columns[0], kind="stable")
+    return Fingerprints(
+        clips,
+        columns[0][order],
+        columns[1][order].astype(np.int32),
+        columns[2][order].astype(np.int32),
+        settings,
+        unread,
+    )
 
 # %% ../../nbs/audio/04_fingerprint.ipynb #d408c374
 def candidates(
-    prints:Fingerprints,
+    prints: Fingerprints,
     *,
-    at_least:int=3, # votes
-    common:int=32, # a hash that occurs more often is no evidence
-)->pd.DataFrame: # a, b (rows of `prints.clips`), offset (frames, of b within a), votes; most votes first
+    at_least: int = 3,  # votes
+    common: int = 32,  # a hash that occurs more often is no evidence
+) -> pd.DataFrame:  # a, b (rows of `prints.clips`), offset (frames, of b within a), votes; most votes first
     "Pairs of clips that share hashes at one offset."
-    h,most,keys = prints.hashes,1<<21,[np.zeros(0, np.int64)]
-    _,which,sizes = np.unique(h, return_inverse=True, return_counts=True)
-    telling = sizes[which]<=common
-    for step in range(1, min(common, len(h))): # each entry with the one `step` further on, where that has the same hash
-        i = np.flatnonzero((h[:-step]==h[step:]) & telling[:-step])
-        if not len(i): break
-        a,b,off = prints.clip[i].astype(np.int64),prints.clip[i+step].astype(np.int64),(prints.frame[i]-prints.frame[i+step]).astype(np.int64)
-        a,b,off = np.minimum(a, b),np.maximum(a, b),np.where(a<=b, off, -off)
-        keys.append(((a*len(prints.clips)+b)*most + off+most//2)[(a!=b) & (np.abs(off)<most//2)])
-    keys,votes = _count(np.concatenate(keys))
-    table = pd.DataFrame({'a': keys//most//len(prints.clips), 'b': keys//most%len(prints.clips), 'offset': keys%most-most//2, 'votes': votes})
-    table = table[table.votes>=at_least].sort_values(['votes','a','b'], ascending=[False,True,True])
-    return table.drop_duplicates(['a','b']).reset_index(drop=True)
+    h, most, keys = prints.hashes, 1 << 21, [np.zeros(0, np.int64)]
+    _, which, sizes = np.unique(h, return_inverse=True, return_counts=True)
+    telling = sizes[which] <= common
+    # each entry with the one `step` further on, where that has the same hash
+    for step in range(1, min(common, len(h))):
+        i = np.flatnonzero((h[:-step] == h[step:]) & telling[:-step])
+        if not len(i):
+            break
+        a, b, off = (
+            prints.clip[i].astype(np.int64),
+            prints.clip[i + step].astype(np.int64),
+            (prints.frame[i] - prints.frame[i + step]).astype(np.int64),
+        )
+        a, b, off = np.minimum(a, b), np.maximum(a, b), np.where(a <= b, off, -off)
+        keys.append(((a * len(prints.clips) + b) * most + off + most // 2)[(a != b) & (np.abs(off) < most // 2)])
+    keys, votes = _count(np.concatenate(keys))
+    table = pd.DataFrame(
+        {
+            "a": keys // most // len(prints.clips),
+            "b": keys // most % len(prints.clips),
+            "offset": keys % most - most // 2,
+            "votes": votes,
+        }
+    )
+    table = table[table.votes >= at_least].sort_values(["votes", "a", "b"], ascending=[False, True, True])
+    return table.drop_duplicates(["a", "b"]).reset_index(drop=True)
 
 # %% ../../nbs/audio/04_fingerprint.ipynb #28309b14
-def _keep(clips, table_size)->int:
+def _keep(clips, table_size) -> int:
     "One in how many hashes fits into a table; a second of sound has about 1 700."
-    span = (clips.end_s.fillna(np.inf)-clips.start_s.fillna(0)).to_numpy()
+    span = (clips.end_s.fillna(np.inf) - clips.start_s.fillna(0)).to_numpy()
     seconds = {}
     for path in set(clips.path[~np.isfinite(span)]):
-        try: seconds[path] = audio_info(path).seconds or 0
-        except AudiotagError: seconds[path] = 0
+        try:
+            seconds[path] = audio_info(path).seconds or 0
+        except AudiotagError:
+            seconds[path] = 0
     whole = clips.path.map(seconds).fillna(0).to_numpy()
-    return max(1, int(np.ceil(1700*np.where(np.isfinite(span), span, whole).sum()/table_size)))
+    return max(1, int(np.ceil(1700 * np.where(np.isfinite(span), span, whole).sum() / table_size)))
 
 # %% ../../nbs/audio/04_fingerprint.ipynb #36629cdb
 @lru_cache(maxsize=256)
 def _heard(path, start_s, end_s, settings):
     wave = _wave(path, start_s, end_s, settings.sample_rate)
-    return wave,landmarks(wave, settings)
+    return wave, landmarks(wave, settings)
 
-def _judge(clips, a:int, b:int, settings:Landmarks):
+
+def _judge(clips, a: int, b: int, settings: Landmarks):
     "The row of a pair that is one recording, or None."
-    (x,marks_x),(y,marks_y) = (_heard(*clips.loc[i, ['path','start_s','end_s']], settings) for i in (a,b))
-    votes,frames = shared(marks_x, marks_y)
-    offset = frames*settings.hop
+    (x, marks_x), (y, marks_y) = (_heard(*clips.loc[i, ["path", "start_s", "end_s"]], settings) for i in (a, b))
+    votes, frames = shared(marks_x, marks_y)
+    offset = frames * settings.hop
     alike = likeness(x, y, offset)
-    if not (alike>=.25 or votes>=max(20, .02*min(len(marks_x[0]), len(marks_y[0])))): return None
-    overlap = (min(len(x), len(y)+offset)-max(0, offset))/settings.sample_rate
-    return clips.clip_id[a],clips.clip_id[b],offset/settings.sample_rate,overlap,votes,alike
+    if not (alike >= 0.25 or votes >= max(20, 0.02 * min(len(marks_x[0]), len(marks_y[0])))):
+        return None
+    overlap = (min(len(x), len(y) + offset) - max(0, offset)) / settings.sample_rate
+    return clips.clip_id[a], clips.clip_id[b], offset / settings.sample_rate, overlap, votes, alike
 
 # %% ../../nbs/audio/04_fingerprint.ipynb #75e87b57
 def near_duplicates(
-    clips:pd.DataFrame, # clip_id, path, start_s, end_s
-    settings:Landmarks=Landmarks(),
+    clips: pd.DataFrame,  # clip_id, path, start_s, end_s
+    settings: Landmarks = Landmarks(),
     *,
-    workers:int=1, # threads
-    table_size:int=40_000_000, # hashes that may be kept in memory
-    at_least:int=3, # votes of a pair that is heard again
-)->pd.DataFrame: # a, b (clip_ids), offset_s (of b within a), overlap_s, votes, likeness
+    workers: int = 1,  # threads
+    table_size: int = 40_000_000,  # hashes that may be kept in memory
+    at_least: int = 3,  # votes of a pair that is heard again
+) -> pd.DataFrame:  # a, b (clip_ids), offset_s (of b within a), overlap_s, votes, likeness
     "Pairs of clips that hold the same recording; copies are found after changes of level, crops and other codecs."
     keep = _keep(clips, table_size)
     prints = fingerprints(clips, settings, keep=keep, workers=workers)
-    if prints.unread: say(f'fingerprints: {len(prints.unread)} clips have none, such as {a_few(prints.unread)}')
-    found = candidates(prints, at_least=max(2, at_least//keep))
-    pairs = sorted(zip(found.a, found.b)) # neighbours share what has been read
-    rows = [row for a,b in progress(pairs, label='near-duplicates', unit='pairs') if (row := _judge(prints.clips, a, b, settings))]
-    table = pd.DataFrame(rows, columns=['a','b','offset_s','overlap_s','votes','likeness'])
-    return table.sort_values(['likeness','a'], ascending=[False,True]).reset_index(drop=True)
+    if prints.unread:
+        say(f"fingerprints: {len(prints.unread)} clips have none, such as {a_few(prints.unread)}")
+    found = candidates(prints, at_least=max(2, at_least // keep))
+    pairs = sorted(zip(found.a, found.b))  # neighbours share what has been read
+    rows = [
+        row
+        for a, b in progress(pairs, label="near-duplicates", unit="pairs")
+        if (row := _judge(prints.clips, a, b, settings))
+    ]
+    table = pd.DataFrame(rows, columns=["a", "b", "offset_s", "overlap_s", "votes", "likeness"])
+    return table.sort_values(["likeness", "a"], ascending=[False, True]).reset_index(drop=True)
 
 # %% ../../nbs/audio/04_fingerprint.ipynb #0d9f8cd5
 def join_duplicates(
-    clips:pd.DataFrame, # clip table, not changed
-    pairs:pd.DataFrame, # as `near_duplicates` gives them
-)->pd.DataFrame: # a copy
+    clips: pd.DataFrame,  # clip table, not changed
+    pairs: pd.DataFrame,  # as `near_duplicates` gives them
+) -> pd.DataFrame:  # a copy
     "Give clips that hold one recording one `group`, the first of their groups by name."
     root = {g: g for g in clips.group}
+
     def find(g):
-        while root[g]!=g: g = root[g]
+        while root[g] != g:
+            g = root[g]
         return g
+
     group = dict(zip(clips.clip_id, clips.group))
-    for a,b in zip(pairs.a, pairs.b):
+    for a, b in zip(pairs.a, pairs.b):
         if a in group and b in group:
-            first,second = sorted((find(group[a]), find(group[b])))
+            first, second = sorted((find(group[a]), find(group[b])))
             root[second] = first
     return clips.assign(group=[find(g) for g in clips.group])

@@ -18,343 +18,462 @@ from ..core.config import Config
 from ..core.files import write_text
 
 # %% ../../nbs/audio/01_io.ipynb #54f6344a
-QUALITIES = 'QQ','LQ','MQ','HQ','VHQ'
+QUALITIES = "QQ", "LQ", "MQ", "HQ", "VHQ"
+
 
 def _whole_rate(rate, field):
     "`rate` as an int from 1 Hz to 10 MHz, or `AudiotagError`."
-    if isinstance(rate, (int,float,np.number)) and not isinstance(rate, bool) and 1<=rate<=10**7 and rate==int(rate): return int(rate)
-    raise AudiotagError(f'{rate!r} is not a sampling rate', field=field, fix='give a whole number of Hz')
+    if (
+        isinstance(rate, (int, float, np.number))
+        and not isinstance(rate, bool)
+        and 1 <= rate <= 10**7
+        and rate == int(rate)
+    ):
+        return int(rate)
+    raise AudiotagError(f"{rate!r} is not a sampling rate", field=field, fix="give a whole number of Hz")
+
 
 def resample(
-    wave, # (samples,) float32
-    from_rate:int, # Hz
-    to_rate:int, # Hz
+    wave,  # (samples,) float32
+    from_rate: int,  # Hz
+    to_rate: int,  # Hz
     *,
-    quality:str='HQ', # soxr's: QQ, LQ, MQ, HQ, VHQ
-)->np.ndarray: # (ceil(samples*to_rate/from_rate),) float32
+    quality: str = "HQ",  # soxr's: QQ, LQ, MQ, HQ, VHQ
+) -> np.ndarray:  # (ceil(samples*to_rate/from_rate),) float32
     "Change the sampling rate, as `librosa.resample` with 'soxr_hq' does; raises `AudiotagError` on a rate or quality that does not exist."
-    a,b = _whole_rate(from_rate, 'from_rate'),_whole_rate(to_rate, 'to_rate')
-    if quality not in QUALITIES: raise AudiotagError(f'{quality!r} is no quality of soxr', field='quality', fix=did_you_mean(quality, QUALITIES))
+    a, b = _whole_rate(from_rate, "from_rate"), _whole_rate(to_rate, "to_rate")
+    if quality not in QUALITIES:
+        raise AudiotagError(f"{quality!r} is no quality of soxr", field="quality", fix=did_you_mean(quality, QUALITIES))
     wave = np.asarray(wave, dtype=np.float32)
-    if a==b: return wave
-    n,y = -(-len(wave)*b//a), soxr.resample(wave, a, b, quality)
-    return y[:n] if len(y)>=n else np.pad(y, (0, n-len(y)))
+    if a == b:
+        return wave
+    n, y = -(-len(wave) * b // a), soxr.resample(wave, a, b, quality)
+    return y[:n] if len(y) >= n else np.pad(y, (0, n - len(y)))
 
 # %% ../../nbs/audio/01_io.ipynb #a27b0943
 def trim_bounds(
-    wave, # (samples,)
-    top_db:float, # decibels below the loudest frame
-)->tuple[int,int]: # the first sample kept, and one past the last
+    wave,  # (samples,)
+    top_db: float,  # decibels below the loudest frame
+) -> tuple[int, int]:  # the first sample kept, and one past the last
     "Where `librosa.effects.trim` (frames of 2048, hop 512, reference the loudest frame) cuts."
-    if not len(wave): return 0,0
+    if not len(wave):
+        return 0, 0
     energy = _block_energies(wave)
-    if not math.isfinite(energy.sum()): energy = _block_energies(np.asarray(wave, dtype=np.float64)) # squares beyond float32
-    power = np.maximum((energy[:-3]+energy[1:-2]+energy[2:-1]+energy[3:])/2048, 1e-10) # librosa's floor
-    if not math.isfinite(power.sum()): raise AudiotagError('a wave with NaN or infinity cannot be trimmed', field='wave', kind='non_finite')
-    loud = np.flatnonzero(10*np.log10(power)-10*np.log10(power.max()) > -top_db)
-    return int(loud[0])*512, min(len(wave), (int(loud[-1])+1)*512)
+    # squares beyond float32
+    if not math.isfinite(energy.sum()):
+        energy = _block_energies(np.asarray(wave, dtype=np.float64))
+    power = np.maximum((energy[:-3] + energy[1:-2] + energy[2:-1] + energy[3:]) / 2048, 1e-10)  # librosa's floor
+    if not math.isfinite(power.sum()):
+        raise AudiotagError("a wave with NaN or infinity cannot be trimmed", field="wave", kind="non_finite")
+    loud = np.flatnonzero(10 * np.log10(power) - 10 * np.log10(power.max()) > -top_db)
+    return int(loud[0]) * 512, min(len(wave), (int(loud[-1]) + 1) * 512)
+
 
 def _block_energies(wave):
     "Sums of squares of 512 samples each, with two zeros before and two after the whole blocks: librosa pads its frames so."
-    n = len(wave)//512
-    blocks,rest,energy = wave[:n*512].reshape(n, 512),wave[n*512:],np.zeros(n+4)
-    with np.errstate(over='ignore', invalid='ignore'):
-        energy[2:2+n] = np.einsum('ij,ij->i', blocks, blocks)
-        energy[2+n] = np.dot(rest, rest)
+    n = len(wave) // 512
+    blocks, rest, energy = wave[: n * 512].reshape(n, 512), wave[n * 512 :], np.zeros(n + 4)
+    with np.errstate(over="ignore", invalid="ignore"):
+        energy[2 : 2 + n] = np.einsum("ij,ij->i", blocks, blocks)
+        energy[2 + n] = np.dot(rest, rest)
     return energy
 
+
 def trim_silence(
-    wave, # (samples,)
-    top_db:float=60, # decibels below the loudest frame
-)->np.ndarray: # (fewer samples,), a view
+    wave,  # (samples,)
+    top_db: float = 60,  # decibels below the loudest frame
+) -> np.ndarray:  # (fewer samples,), a view
     "Cut silence off both ends, at the same samples as `librosa.effects.trim`."
-    start,end = trim_bounds(wave, top_db)
+    start, end = trim_bounds(wave, top_db)
     return wave[start:end]
 
 # %% ../../nbs/audio/01_io.ipynb #545616ed
-PLACES = 'start','middle','end','random'
+PLACES = "start", "middle", "end", "random"
+
 
 def crop_or_pad(
-    wave, # (samples,)
-    n:int, # samples wanted
+    wave,  # (samples,)
+    n: int,  # samples wanted
     *,
-    at:str='middle', # which part of a long wave is kept, and where a short one stands among the zeros
-    rng=None, # a NumPy generator; only 'random' needs it
-)->np.ndarray: # (n,): a view of a longer wave, a new array for a shorter one
+    at: str = "middle",  # which part of a long wave is kept, and where a short one stands among the zeros
+    rng=None,  # a NumPy generator; only 'random' needs it
+) -> np.ndarray:  # (n,): a view of a longer wave, a new array for a shorter one
     "Cut `n` samples out of a longer wave, or put a shorter one among zeros; raises `AudiotagError` on an unknown place."
-    if at not in PLACES: raise AudiotagError(f'{at!r} is no place for a crop', field='at', fix=did_you_mean(at, PLACES))
-    if at=='random' and rng is None: raise AudiotagError('a random crop needs a generator', field='rng', fix='give rng=audiotag.core.seeding.rng(seed, …)')
-    if n<0: raise AudiotagError(f'{n} samples cannot be had', field='n', fix='give 0 or more')
-    spare = abs(len(wave)-n)
-    first = int(rng.integers(spare+1)) if at=='random' else {'start': 0, 'middle': spare//2, 'end': spare}[at]
-    if len(wave)>=n: return wave[first:first+n]
+    if at not in PLACES:
+        raise AudiotagError(f"{at!r} is no place for a crop", field="at", fix=did_you_mean(at, PLACES))
+    if at == "random" and rng is None:
+        raise AudiotagError(
+            "a random crop needs a generator", field="rng", fix="give rng=audiotag.core.seeding.rng(seed, …)"
+        )
+    if n < 0:
+        raise AudiotagError(f"{n} samples cannot be had", field="n", fix="give 0 or more")
+    spare = abs(len(wave) - n)
+    first = int(rng.integers(spare + 1)) if at == "random" else {"start": 0, "middle": spare // 2, "end": spare}[at]
+    if len(wave) >= n:
+        return wave[first : first + n]
     out = np.zeros(n, dtype=wave.dtype)
-    out[first:first+len(wave)] = wave
+    out[first : first + len(wave)] = wave
     return out
 
 # %% ../../nbs/audio/01_io.ipynb #d3e48f02
 @dataclass(frozen=True, kw_only=True)
 class Reading(Config):
     "How a file becomes a mono wave: every habit in which the entrants differ is a field."
-    channel:int|None=None # None: the mean of all channels; 0, 1, …: that one
-    resample_quality:str='HQ' # soxr's: QQ, LQ, MQ, HQ, VHQ
-    trim_db:float|None=None # cut silence this far below the loudest frame off both ends; None: do not trim
-    pad_to_s:float|None=None # seconds: a shorter wave is filled up with zeros; None: it stays short
-    pad_at:str='middle' # where the sound stands among those zeros: start, middle, end
+
+    channel: int | None = None  # None: the mean of all channels; 0, 1, …: that one
+    resample_quality: str = "HQ"  # soxr's: QQ, LQ, MQ, HQ, VHQ
+    trim_db: float | None = None  # cut silence this far below the loudest frame off both ends; None: do not trim
+    pad_to_s: float | None = None  # seconds: a shorter wave is filled up with zeros; None: it stays short
+    pad_at: str = "middle"  # where the sound stands among those zeros: start, middle, end
 
     def check(self):
-        self.require(self.channel is None or self.channel>=0, 'channel', 'give 0 for the first channel, or None for the mean')
-        self.require(self.resample_quality in QUALITIES, 'resample_quality', did_you_mean(self.resample_quality, QUALITIES))
-        self.require(self.trim_db is None or 0<self.trim_db<math.inf, 'trim_db', 'give decibels above 0, or None')
-        self.require(self.pad_to_s is None or 0<self.pad_to_s<=86400, 'pad_to_s', 'give seconds above 0, or None')
-        self.require(self.pad_at in PLACES[:3], 'pad_at', did_you_mean(self.pad_at, PLACES[:3]))
+        self.require(
+            self.channel is None or self.channel >= 0, "channel", "give 0 for the first channel, or None for the mean"
+        )
+        self.require(
+            self.resample_quality in QUALITIES, "resample_quality", did_you_mean(self.resample_quality, QUALITIES)
+        )
+        self.require(self.trim_db is None or 0 < self.trim_db < math.inf, "trim_db", "give decibels above 0, or None")
+        self.require(self.pad_to_s is None or 0 < self.pad_to_s <= 86400, "pad_to_s", "give seconds above 0, or None")
+        self.require(self.pad_at in PLACES[:3], "pad_at", did_you_mean(self.pad_at, PLACES[:3]))
 
 # %% ../../nbs/audio/01_io.ipynb #6019c641
 READINGS = {
-    'freesound_warmup': Reading(trim_db=60),
-    'freesound_waveform': Reading(trim_db=60),
-    'rainforest': Reading(),
-    'speech': Reading(pad_to_s=1),
-    'birdclef': Reading(pad_to_s=5, pad_at='start'),
+    "freesound_warmup": Reading(trim_db=60),
+    "freesound_waveform": Reading(trim_db=60),
+    "rainforest": Reading(),
+    "speech": Reading(pad_to_s=1),
+    "birdclef": Reading(pad_to_s=5, pad_at="start"),
 }
 
 # %% ../../nbs/audio/01_io.ipynb #db708564
 KINDS = {
-    'missing': 'there is no such file', 'not_a_file': 'a folder, a pipe or a device', 'no_permission': 'may not be read',
-    'io_error': 'the system could not read it; a second try may help', 'zero_bytes': 'the file is empty',
-    'not_audio': 'something else: a web page, a table, an archive', 'unsupported': 'audio in a format that libsndfile cannot decode',
-    'truncated': 'the end is missing', 'corrupt_header': 'the header is damaged or lies', 'corrupt_data': 'the sound is damaged',
-    'zero_frames': 'a sound file without samples', 'non_finite': 'NaN or infinity among the samples',
-    'too_long': 'would need far more memory than a file of its size should',
-    'out_of_range': 'the time range is not in the file', 'no_channel': 'the channel is not in the file',
+    "missing": "there is no such file",
+    "not_a_file": "a folder, a pipe or a device",
+    "no_permission": "may not be read",
+    "io_error": "the system could not read it; a second try may help",
+    "zero_bytes": "the file is empty",
+    "not_audio": "something else: a web page, a table, an archive",
+    "unsupported": "audio in a format that libsndfile cannot decode",
+    "truncated": "the end is missing",
+    "corrupt_header": "the header is damaged or lies",
+    "corrupt_data": "the sound is damaged",
+    "zero_frames": "a sound file without samples",
+    "non_finite": "NaN or infinity among the samples",
+    "too_long": "would need far more memory than a file of its size should",
+    "out_of_range": "the time range is not in the file",
+    "no_channel": "the channel is not in the file",
 }
 
 # %% ../../nbs/audio/01_io.ipynb #32b899e7
 @contextmanager
 def _opened(path):
     "Give (descriptor, bytes) of a regular file with something in it; everything else is an `AudiotagError`."
-    kinds = {FileNotFoundError: ('missing', 'there is no such file'), NotADirectoryError: ('missing', 'there is no such file'),
-             PermissionError: ('no_permission', 'you may not read it')}
-    try: fd = os.open(path, os.O_RDONLY|os.O_NONBLOCK|os.O_CLOEXEC)
-    except (TypeError,ValueError) as e: raise AudiotagError(f'is not a file name ({e})', file=repr(path), kind='missing') from None
+    kinds = {
+        FileNotFoundError: ("missing", "there is no such file"),
+        NotADirectoryError: ("missing", "there is no such file"),
+        PermissionError: ("no_permission", "you may not read it"),
+    }
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (TypeError, ValueError) as e:
+        raise AudiotagError(f"is not a file name ({e})", file=repr(path), kind="missing") from None
     except OSError as e:
-        kind,what = kinds.get(type(e), ('io_error', f'cannot be opened ({e.strerror})'))
+        kind, what = kinds.get(type(e), ("io_error", f"cannot be opened ({e.strerror})"))
         raise AudiotagError(what, file=path, kind=kind) from None
     try:
         st = os.fstat(fd)
-        if stat.S_ISDIR(st.st_mode): raise AudiotagError('is a folder', file=path, kind='not_a_file')
-        if not stat.S_ISREG(st.st_mode): raise AudiotagError('is a pipe or a device, not a file', file=path, kind='not_a_file')
-        if not st.st_size: raise AudiotagError('has zero bytes', file=path, kind='zero_bytes', fix='copy it again')
+        if stat.S_ISDIR(st.st_mode):
+            raise AudiotagError("is a folder", file=path, kind="not_a_file")
+        if not stat.S_ISREG(st.st_mode):
+            raise AudiotagError("is a pipe or a device, not a file", file=path, kind="not_a_file")
+        if not st.st_size:
+            raise AudiotagError("has zero bytes", file=path, kind="zero_bytes", fix="copy it again")
         yield fd, st.st_size
-    finally: os.close(fd)
+    finally:
+        os.close(fd)
 
 # %% ../../nbs/audio/01_io.ipynb #ce402ed2
-_CONTAINERS = b'RIFF',b'RIFX',b'RF64',b'riff',b'FORM',b'fLaC',b'OggS',b'.snd',b'caff',b'NIST'
-_CONVERT = 'convert it, for example with ffmpeg -i … out.flac'
-_STRANGERS = ( # offset, first bytes in lower case, kind, what it is, fix
-    (0, b'version https://git-lfs', 'not_audio', 'is a Git LFS pointer, the sound itself is not here', 'run git lfs pull'),
-    (0, b'<', 'not_audio', 'is a web page or XML, not audio', 'download it again'),
-    (0, b'pk\3\4', 'not_audio', 'is a ZIP archive', 'unpack it'),
-    (0, b'\x1f\x8b', 'not_audio', 'is a gzip archive', 'unpack it'),
-    (4, b'ftyp', 'unsupported', 'is an MP4/M4A file (AAC), which libsndfile cannot decode', _CONVERT),
-    (0, b'\xff\xf1', 'unsupported', 'is an AAC stream, which libsndfile cannot decode', _CONVERT),
-    (0, b'\xff\xf9', 'unsupported', 'is an AAC stream, which libsndfile cannot decode', _CONVERT),
-    (0, b'\x1ae\xdf\xa3', 'unsupported', 'is a WebM or Matroska file', _CONVERT),
-    (0, b'0&\xb2u', 'unsupported', 'is a Windows Media file', _CONVERT),
-    (0, b'wvpk', 'unsupported', 'is a WavPack file', _CONVERT), (0, b'#!amr', 'unsupported', 'is an AMR file', _CONVERT),
+_CONTAINERS = b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b"fLaC", b"OggS", b".snd", b"caff", b"NIST"
+_CONVERT = "convert it, for example with ffmpeg -i … out.flac"
+_STRANGERS = (  # offset, first bytes in lower case, kind, what it is, fix
+    (
+        0,
+        b"version https://git-lfs",
+        "not_audio",
+        "is a Git LFS pointer, the sound itself is not here",
+        "run git lfs pull",
+    ),
+    (0, b"<", "not_audio", "is a web page or XML, not audio", "download it again"),
+    (0, b"pk\3\4", "not_audio", "is a ZIP archive", "unpack it"),
+    (0, b"\x1f\x8b", "not_audio", "is a gzip archive", "unpack it"),
+    (4, b"ftyp", "unsupported", "is an MP4/M4A file (AAC), which libsndfile cannot decode", _CONVERT),
+    (0, b"\xff\xf1", "unsupported", "is an AAC stream, which libsndfile cannot decode", _CONVERT),
+    (0, b"\xff\xf9", "unsupported", "is an AAC stream, which libsndfile cannot decode", _CONVERT),
+    (0, b"\x1ae\xdf\xa3", "unsupported", "is a WebM or Matroska file", _CONVERT),
+    (0, b"0&\xb2u", "unsupported", "is a Windows Media file", _CONVERT),
+    (0, b"wvpk", "unsupported", "is a WavPack file", _CONVERT),
+    (0, b"#!amr", "unsupported", "is an AMR file", _CONVERT),
 )
 
-def _look(fd, path)->bytes:
+
+def _look(fd, path) -> bytes:
     "The first 64 bytes of a file; raises `AudiotagError` unless they begin a container that we read."
     head = os.pread(fd, 64, 0)
-    mpeg = head[:3]==b'ID3' or (len(head)>1 and head[0]==0xff and head[1]>=0xe0 and head[1]&6) # a frame of layer I, II or III
-    if mpeg or head[:4] in _CONTAINERS: return head
-    for at,magic,kind,what,fix in _STRANGERS:
-        if head[at:at+len(magic)].lower()==magic: raise AudiotagError(what, file=path, kind=kind, fix=fix)
-    if len(head)<4 and any(c.startswith(head) for c in _CONTAINERS):
-        raise AudiotagError(f'has only {len(head)} bytes', file=path, kind='truncated', fix='copy it again')
-    raise AudiotagError(f'is not audio; it begins with {head[:12]!r}', file=path, kind='not_audio')
+    # a frame of layer I, II or III
+    mpeg = head[:3] == b"ID3" or (len(head) > 1 and head[0] == 0xFF and head[1] >= 0xE0 and head[1] & 6)
+    if mpeg or head[:4] in _CONTAINERS:
+        return head
+    for at, magic, kind, what, fix in _STRANGERS:
+        if head[at : at + len(magic)].lower() == magic:
+            raise AudiotagError(what, file=path, kind=kind, fix=fix)
+    if len(head) < 4 and any(c.startswith(head) for c in _CONTAINERS):
+        raise AudiotagError(f"has only {len(head)} bytes", file=path, kind="truncated", fix="copy it again")
+    raise AudiotagError(f"is not audio; it begins with {head[:12]!r}", file=path, kind="not_audio")
 
 # %% ../../nbs/audio/01_io.ipynb #0859ed1c
 def _chunk_fault(fd, size, head):
     "(kind, what) of a RIFF, RIFX, RF64 or FORM file that gave no samples; kind is None when its chunks look sound."
-    if size>=12 and head[8:12] not in (b'WAVE',b'AIFF',b'AIFC'): return 'not_audio', f'holds {head[8:12]!r}, not audio'
-    order,at = ('little' if head[:4] in (b'RIFF',b'RF64') else 'big'), 12
+    if size >= 12 and head[8:12] not in (b"WAVE", b"AIFF", b"AIFC"):
+        return "not_audio", f"holds {head[8:12]!r}, not audio"
+    order, at = ("little" if head[:4] in (b"RIFF", b"RF64") else "big"), 12
     for _ in range(100):
         chunk = os.pread(fd, 8, at)
-        if len(chunk)<8: return 'truncated', 'ends before its samples begin'
-        name,n,there = chunk[:4],int.from_bytes(chunk[4:], order),size-at-8
-        if name in (b'fmt ',b'COMM') and not 14<=n<=4096: return 'corrupt_header', f'says that its format takes {n} bytes'
-        if n>there and n<2**32-1: return 'truncated', f'ends {n-there} bytes too early'
-        if name in (b'data',b'SSND'): break
-        at += 8+n+n%2
-    return None, ''
+        if len(chunk) < 8:
+            return "truncated", "ends before its samples begin"
+        name, n, there = chunk[:4], int.from_bytes(chunk[4:], order), size - at - 8
+        if name in (b"fmt ", b"COMM") and not 14 <= n <= 4096:
+            return "corrupt_header", f"says that its format takes {n} bytes"
+        if n > there and n < 2**32 - 1:
+            return "truncated", f"ends {n - there} bytes too early"
+        if name in (b"data", b"SSND"):
+            break
+        at += 8 + n + n % 2
+    return None, ""
+
 
 def _ogg_fault(fd, size):
     "(kind, what) of an Ogg file that gave no samples, judged by its last page (at most 65 307 bytes)."
-    tail = os.pread(fd, 65536, max(0, size-65536))
-    page = tail[max(0, tail.rfind(b'OggS')):]
-    whole = len(page)>=27 and len(page)>=27+page[26]+sum(page[27:27+page[26]])
-    if not whole or not page[5]&4: return 'truncated', 'has no last page'
-    samples = int.from_bytes(page[6:14], 'little', signed=True)
-    return ('corrupt_data', f'states {samples} frames') if samples>0 else (None, '')
+    tail = os.pread(fd, 65536, max(0, size - 65536))
+    page = tail[max(0, tail.rfind(b"OggS")) :]
+    whole = len(page) >= 27 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+    if not whole or not page[5] & 4:
+        return "truncated", "has no last page"
+    samples = int.from_bytes(page[6:14], "little", signed=True)
+    return ("corrupt_data", f"states {samples} frames") if samples > 0 else (None, "")
+
 
 def _fault(fd, size, head):
     "(kind, what) of a file that gave no samples, as far as its own structure shows it; kind is None when it does not."
-    if head[:4] in (b'RIFF',b'RIFX',b'RF64',b'FORM'): return _chunk_fault(fd, size, head)
-    if head[:4]==b'OggS': return _ogg_fault(fd, size)
-    if head[:4]==b'fLaC' and size<42: return 'truncated', 'ends inside its header'
-    return None, ''
+    if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM"):
+        return _chunk_fault(fd, size, head)
+    if head[:4] == b"OggS":
+        return _ogg_fault(fd, size)
+    if head[:4] == b"fLaC" and size < 42:
+        return "truncated", "ends inside its header"
+    return None, ""
 
 # %% ../../nbs/audio/01_io.ipynb #b564a048
-_SILENT = b'RIFF',b'RIFX',b'RF64',b'riff',b'FORM',b'fLaC',b'OggS' # their decoders print nothing
-_mute = {'lock': threading.Lock(), 'readers': 0, 'stderr': None}
+_SILENT = b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b"fLaC", b"OggS"  # their decoders print nothing
+_mute = {"lock": threading.Lock(), "readers": 0, "stderr": None}
+
 
 def _redirect():
     null = os.open(os.devnull, os.O_WRONLY)
-    _mute['stderr'] = os.dup(2)
-    os.dup2(null, 2); os.close(null)
+    _mute["stderr"] = os.dup(2)
+    os.dup2(null, 2)
+    os.close(null)
+
 
 def _restore():
-    os.dup2(_mute['stderr'], 2); os.close(_mute['stderr'])
+    os.dup2(_mute["stderr"], 2)
+    os.close(_mute["stderr"])
+
 
 def _after_fork():
-    if _mute['readers']: _restore()
+    if _mute["readers"]:
+        _restore()
     _mute.update(lock=threading.Lock(), readers=0)
 
+
 os.register_at_fork(after_in_child=_after_fork)
+
 
 @contextmanager
 def _muted():
     "Let nothing that C code prints reach stderr."
-    with _mute['lock']:
-        if not _mute['readers']: _redirect()
-        _mute['readers'] += 1
-    try: yield
+    with _mute["lock"]:
+        if not _mute["readers"]:
+            _redirect()
+        _mute["readers"] += 1
+    try:
+        yield
     finally:
-        with _mute['lock']:
-            _mute['readers'] -= 1
-            if not _mute['readers']: _restore()
+        with _mute["lock"]:
+            _mute["readers"] -= 1
+            if not _mute["readers"]:
+                _restore()
 
 # %% ../../nbs/audio/01_io.ipynb #aa616585
 class _Stream(sf.SoundFile):
     "A sound file that is read from front to back."
-    def seekable(self): return False
+
+    def seekable(self):
+        return False
+
 
 def _feed(fd, at, sock):
     try:
-        while data := os.pread(fd, 1<<16, at):
+        while data := os.pread(fd, 1 << 16, at):
             sock.sendall(data, socket.MSG_NOSIGNAL)
             at += len(data)
-    except OSError: pass # the decoder has closed its end
-    finally: sock.close()
+    except OSError:
+        pass  # the decoder has closed its end
+    finally:
+        sock.close()
+
 
 @contextmanager
 def _piped(fd, at):
     "Give a socket from which the bytes of `fd` from `at` on can be read, but not sought."
-    here,there = socket.socketpair()
+    here, there = socket.socketpair()
     thread = threading.Thread(target=_feed, args=(fd, at, there), daemon=True)
     thread.start()
-    try: yield here
+    try:
+        yield here
     finally:
-        here.shutdown(socket.SHUT_RDWR) # also if a forked process still holds a copy of it
+        here.shutdown(socket.SHUT_RDWR)  # also if a forked process still holds a copy of it
         here.close()
         thread.join()
 
 # %% ../../nbs/audio/01_io.ipynb #7ae2aa44
 def _guessed(fd, size, head):
     "(Is the length of this file a guess? If it goes on after the guessed end: where it begins, behind its ID3 tag, else None.)"
-    if head[:4] in _CONTAINERS: return False, None
-    at = 10+sum((b&127)<<s for b,s in zip(head[6:10], (21,14,7,0))) if head[:3]==b'ID3' else 0
+    if head[:4] in _CONTAINERS:
+        return False, None
+    at = 10 + sum((b & 127) << s for b, s in zip(head[6:10], (21, 14, 7, 0))) if head[:3] == b"ID3" else 0
     first = os.pread(fd, 256, at)
-    if first[:1]!=b'\xff' or any(tag in first for tag in (b'Xing',b'Info',b'VBRI')): return False, None
+    if first[:1] != b"\xff" or any(tag in first for tag in (b"Xing", b"Info", b"VBRI")):
+        return False, None
     try:
-        with _Stream(fd, closefd=False) as f: f.seek(f.frames)
-    except sf.LibsndfileError: return True, None
-    finally: end,_ = os.lseek(fd, 0, os.SEEK_CUR),os.lseek(fd, 0, os.SEEK_SET)
-    return True, at if size-end>1024 else None
+        with _Stream(fd, closefd=False) as f:
+            f.seek(f.frames)
+    except sf.LibsndfileError:
+        return True, None
+    finally:
+        end, _ = os.lseek(fd, 0, os.SEEK_CUR), os.lseek(fd, 0, os.SEEK_SET)
+    return True, at if size - end > 1024 else None
 
 # %% ../../nbs/audio/01_io.ipynb #815cde43
 @contextmanager
 def _stream(fd, size, head, path):
     "Give the open `_Stream` of a file, with stderr off if its decoder prints; raises `AudiotagError`."
     with nullcontext() if head[:4] in _SILENT else _muted(), ExitStack() as stack:
-        guessed,at = _guessed(fd, size, head)
+        guessed, at = _guessed(fd, size, head)
         pipe = None if at is None else stack.enter_context(_piped(fd, at))
-        try: f = _Stream(pipe.fileno() if pipe else fd, closefd=False)
+        try:
+            f = _Stream(pipe.fileno() if pipe else fd, closefd=False)
         except sf.LibsndfileError as e:
-            kind,what = _fault(fd, size, head) if e.code!=2 else ('io_error', 'the disk gave an error')
-            raise AudiotagError(f"{what or 'its header is damaged'} (libsndfile: {_says(e)}); nothing is readable", file=path,
-                                kind=kind or 'corrupt_header', fix=_FIX) from None
+            kind, what = _fault(fd, size, head) if e.code != 2 else ("io_error", "the disk gave an error")
+            raise AudiotagError(
+                f"{what or 'its header is damaged'} (libsndfile: {_says(e)}); nothing is readable",
+                file=path,
+                kind=kind or "corrupt_header",
+                fix=_FIX,
+            ) from None
         with f:
-            if not 1<=f.samplerate<=10**7: raise AudiotagError(f'claims {f.samplerate} Hz', file=path, kind='corrupt_header', fix=_FIX)
-            f.pipe,f.length = pipe,_UNKNOWN if guessed or f.frames>=2**40 else f.frames
+            if not 1 <= f.samplerate <= 10**7:
+                raise AudiotagError(f"claims {f.samplerate} Hz", file=path, kind="corrupt_header", fix=_FIX)
+            f.pipe, f.length = pipe, _UNKNOWN if guessed or f.frames >= 2**40 else f.frames
             yield f
 
-_FIX = 'copy it again, or leave it out'
-_UNKNOWN = 2**62 # frames of a file that does not state its length
 
-def _says(e): return e.error_string.removeprefix('Error : ').rstrip('. ')
+_FIX = "copy it again, or leave it out"
+_UNKNOWN = 2**62  # frames of a file that does not state its length
+
+
+def _says(e):
+    return e.error_string.removeprefix("Error : ").rstrip(". ")
 
 # %% ../../nbs/audio/01_io.ipynb #ff40c6ce
 def _mono(block, channel, out):
     "Put (frames, channels) int16 or float32 into `out` (frames,) float32."
     n = block.shape[1]
-    out[:] = block[:,channel or 0]
-    if channel is None and n>1:
-        for i in range(1, n): out += block[:,i]
+    out[:] = block[:, channel or 0]
+    if channel is None and n > 1:
+        for i in range(1, n):
+            out += block[:, i]
         out /= np.float32(n)
-    if block.dtype==np.int16: out *= np.float32(1/32768)
+    if block.dtype == np.int16:
+        out *= np.float32(1 / 32768)
+
 
 def _budget(size):
     "How many samples a file of `size` bytes may become: more than any codec needs, and a bound for headers that lie."
-    return 2**25 + 64*size
+    return 2**25 + 64 * size
 
 # %% ../../nbs/audio/01_io.ipynb #17b58483
 def _decode(f, path, reading, lo, hi, budget):
     "(wave, end): up to hi-lo frames from frame `lo` as (frames,) float32, and the frame at which reading stopped."
-    kind,n,done,at = ('int16' if f.subtype=='PCM_16' else 'float32'),0,0,0
-    wave = np.empty(min(hi-lo, budget//f.channels), dtype=np.float32) # pages that are not written take no memory
-    block = np.empty((max(1, min(2**18//f.channels, len(wave))), f.channels), dtype=kind)
+    kind, n, done, at = ("int16" if f.subtype == "PCM_16" else "float32"), 0, 0, 0
+    wave = np.empty(min(hi - lo, budget // f.channels), dtype=np.float32)  # pages that are not written take no memory
+    block = np.empty((max(1, min(2**18 // f.channels, len(wave))), f.channels), dtype=kind)
     try:
         start = _run_up(f, lo)
-        if sf.SoundFile.seekable(f) and (start or f.format!='OGG'): at = f.seek(start) # to seek the start would cost a short Vorbis file a sixth of its decoding
-        while n<hi-lo:
-            want = lo-at if at<lo else min(hi, f.frames)-at
-            got = len(f.read(out=block[:max(0, min(want, len(block)))]))
-            if not got: break
-            at,done = at+got,done+got
-            if done*f.channels>budget: raise _too_long(path, done)
-            if at>lo:
-                _mono(block[:got], reading.channel, wave[n:n+got])
+        # to seek the start would cost a short Vorbis file a sixth of its decoding
+        if sf.SoundFile.seekable(f) and (start or f.format != "OGG"):
+            at = f.seek(start)
+        while n < hi - lo:
+            want = lo - at if at < lo else min(hi, f.frames) - at
+            got = len(f.read(out=block[: max(0, min(want, len(block)))]))
+            if not got:
+                break
+            at, done = at + got, done + got
+            if done * f.channels > budget:
+                raise _too_long(path, done)
+            if at > lo:
+                _mono(block[:got], reading.channel, wave[n : n + got])
                 n += got
-    except sf.LibsndfileError as e: raise _undecodable(f, path, _says(e), at, e.code) from None
-    if n<hi-lo and f.pipe and len(f.pipe.recv(2048, socket.MSG_WAITALL))>1024: raise _undecodable(f, path, 'no end', at)
-    return (wave if n==len(wave) else wave[:n].copy()), at
+    except sf.LibsndfileError as e:
+        raise _undecodable(f, path, _says(e), at, e.code) from None
+    if n < hi - lo and f.pipe and len(f.pipe.recv(2048, socket.MSG_WAITALL)) > 1024:
+        raise _undecodable(f, path, "no end", at)
+    return (wave if n == len(wave) else wave[:n].copy()), at
 
 # %% ../../nbs/audio/01_io.ipynb #37f4e3a4
 def _run_up(f, lo):
     "The frame to seek to, so that frame `lo` comes out as it does in a read of the whole file."
-    if not lo or f.length==_UNKNOWN: return 0
-    if f.subtype=='VORBIS': lo = min(lo, _last_page(f.name))
-    return max(0, lo-{'VORBIS': 2**13, 'OPUS': 2**16}.get(f.subtype, 0))
+    if not lo or f.length == _UNKNOWN:
+        return 0
+    if f.subtype == "VORBIS":
+        lo = min(lo, _last_page(f.name))
+    return max(0, lo - {"VORBIS": 2**13, "OPUS": 2**16}.get(f.subtype, 0))
+
 
 def _last_page(fd):
     "The frame with which the last page of a Vorbis file begins, which is the one with which the page before it ends."
     size = os.fstat(fd).st_size
-    tail = os.pread(fd, 2**17, max(0, size-2**17)) # two pages of the largest size
-    page = tail.rfind(b'OggS')
-    while (page := tail.rfind(b'OggS', 0, max(0, page)))>=0:
-        frame = int.from_bytes(tail[page+6:page+14], 'little', signed=True)
-        if frame>=0: return frame # -1: no packet ends on this page
+    tail = os.pread(fd, 2**17, max(0, size - 2**17))  # two pages of the largest size
+    page = tail.rfind(b"OggS")
+    while (page := tail.rfind(b"OggS", 0, max(0, page))) >= 0:
+        frame = int.from_bytes(tail[page + 6 : page + 14], "little", signed=True)
+        if frame >= 0:
+            return frame  # -1: no packet ends on this page
     return 0
 
 # %% ../../nbs/audio/01_io.ipynb #bd01df0d
-def _readable(frames, rate): return f'{frames} frames ({frames/rate:.2f} s) are readable'
+def _readable(frames, rate):
+    return f"{frames} frames ({frames / rate:.2f} s) are readable"
+
 
 def _too_long(path, samples):
-    return AudiotagError(f'would become {samples} samples or more, far beyond what its size allows', file=path, kind='too_long',
-                         fix='read it in parts, with start_s and end_s, if it is sound')
+    return AudiotagError(
+        f"would become {samples} samples or more, far beyond what its size allows",
+        file=path,
+        kind="too_long",
+        fix="read it in parts, with start_s and end_s, if it is sound",
+    )
+
 
 def _count(fd):
     "How many frames can be decoded before the first error, to within 256."
@@ -362,141 +481,195 @@ def _count(fd):
     with _Stream(fd, closefd=False) as f:
         block = np.empty((256, f.channels), dtype=np.float32)
         try:
-            while got := len(f.read(out=block)): n += got
-        except sf.LibsndfileError: pass
+            while got := len(f.read(out=block)):
+                n += got
+        except sf.LibsndfileError:
+            pass
     return n
 
-_LOST_SYNC = 158 # libsndfile's number for 'flac decoder lost sync'
+
+_LOST_SYNC = 158  # libsndfile's number for 'flac decoder lost sync'
+
 
 def _undecodable(f, path, says, at, code=0):
     "The error for a decoder that gave up at frame `at` or somewhat later."
-    ends = code==_LOST_SYNC and os.lseek(f.name, 0, os.SEEK_CUR)==os.fstat(f.name).st_size
-    kind = 'io_error' if code==2 else 'truncated' if ends else 'corrupt_data'
+    ends = code == _LOST_SYNC and os.lseek(f.name, 0, os.SEEK_CUR) == os.fstat(f.name).st_size
+    kind = "io_error" if code == 2 else "truncated" if ends else "corrupt_data"
     sound = _readable(at if f.pipe else _count(f.name), f.samplerate)
-    return AudiotagError(f'breaks off in the middle (libsndfile: {says}); {sound}', file=path, kind=kind, fix=_FIX)
+    return AudiotagError(f"breaks off in the middle (libsndfile: {says}); {sound}", file=path, kind=kind, fix=_FIX)
+
 
 def _no_frames(fd, size, head, path):
-    kind,what = _fault(fd, size, head)
-    return AudiotagError(f'{what}; no samples are readable' if kind else 'holds no samples', file=path, kind=kind or 'zero_frames', fix=_FIX)
+    kind, what = _fault(fd, size, head)
+    return AudiotagError(
+        f"{what}; no samples are readable" if kind else "holds no samples",
+        file=path,
+        kind=kind or "zero_frames",
+        fix=_FIX,
+    )
 
 # %% ../../nbs/audio/01_io.ipynb #b85ee88d
 def _seconds(value, name, path):
     "`value` as a float; None for None and for NaN (clip tables write NaN for 'the whole file')."
-    if value is None or value!=value: return None
-    if isinstance(value, (int,float,np.number)) and 0<=value<1e9: return float(value)
-    raise AudiotagError(f'{value!r} is no time in a file', file=path, field=name, kind='out_of_range', fix='give seconds from the start')
+    if value is None or value != value:
+        return None
+    if isinstance(value, (int, float, np.number)) and 0 <= value < 1e9:
+        return float(value)
+    raise AudiotagError(
+        f"{value!r} is no time in a file", file=path, field=name, kind="out_of_range", fix="give seconds from the start"
+    )
+
 
 def _check_range(path, lo, hi, frames, rate):
     "Raise `AudiotagError` unless lo < hi <= frames."
-    if lo<hi<=frames: return
-    what = f'{lo/rate:.6g} s to {hi/rate:.6g} s is no range' if hi<_UNKNOWN else f'{lo/rate:.6g} s is no start'
-    length = f'in this file, which lasts {frames/rate:.6g} s ({frames} frames)' if frames<_UNKNOWN else 'in any file'
-    raise AudiotagError(f'{what} {length}', file=path, kind='out_of_range', fix='give times inside it')
+    if lo < hi <= frames:
+        return
+    what = f"{lo / rate:.6g} s to {hi / rate:.6g} s is no range" if hi < _UNKNOWN else f"{lo / rate:.6g} s is no start"
+    length = (
+        f"in this file, which lasts {frames / rate:.6g} s ({frames} frames)" if frames < _UNKNOWN else "in any file"
+    )
+    raise AudiotagError(f"{what} {length}", file=path, kind="out_of_range", fix="give times inside it")
+
 
 def _wider(lo, hi, frames, rate, to):
     "The frames to decode so that `lo` to `hi` can be resampled as if nothing had been cut off."
-    if rate==to: return lo, hi
-    grid,margin = rate//math.gcd(rate, to),256*max(1, -(-rate//to))
-    return max(0, lo-margin)//grid*grid, min(frames, hi+margin)
+    if rate == to:
+        return lo, hi
+    grid, margin = rate // math.gcd(rate, to), 256 * max(1, -(-rate // to))
+    return max(0, lo - margin) // grid * grid, min(frames, hi + margin)
 
 # %% ../../nbs/audio/01_io.ipynb #5703e27a
 def _read_range(f, path, reading, to, start_s, end_s, budget):
     "(wave, frame at which it begins): what has to be resampled to `to` Hz; empty if the file is."
-    rate,frames = f.samplerate,f.length
-    if (reading.channel or 0)>=f.channels:
-        raise AudiotagError(f'has {f.channels} channel{"s"*(f.channels>1)}, but channel {reading.channel} was asked for', file=path,
-                            kind='no_channel', fix='channels count from 0; None takes the mean')
-    if not frames: return np.zeros(0, np.float32), 0
-    lo,hi = (0 if start_s is None else round(start_s*rate)), (frames if end_s is None else round(end_s*rate))
+    rate, frames = f.samplerate, f.length
+    if (reading.channel or 0) >= f.channels:
+        raise AudiotagError(
+            f"has {f.channels} channel{'s' * (f.channels > 1)}, but channel {reading.channel} was asked for",
+            file=path,
+            kind="no_channel",
+            fix="channels count from 0; None takes the mean",
+        )
+    if not frames:
+        return np.zeros(0, np.float32), 0
+    lo, hi = (0 if start_s is None else round(start_s * rate)), (frames if end_s is None else round(end_s * rate))
     _check_range(path, lo, hi, frames, rate)
-    first,last = _wider(lo, hi, frames, rate, to)
-    wave,end = _decode(f, path, reading, first, last, budget)
-    if not end: return wave, 0
-    estimate = end_s is None and f.format in ('MP3','OGG') # their lengths are estimates; the sound ends where it ends
-    if end<hi and frames<_UNKNOWN and not estimate:
-        raise AudiotagError(f'states {frames} frames and ends before; {_readable(end, rate)}', file=path, kind='truncated', fix=_FIX)
+    first, last = _wider(lo, hi, frames, rate, to)
+    wave, end = _decode(f, path, reading, first, last, budget)
+    if not end:
+        return wave, 0
+    # their lengths are estimates; the sound ends where it ends
+    estimate = end_s is None and f.format in ("MP3", "OGG")
+    if end < hi and frames < _UNKNOWN and not estimate:
+        raise AudiotagError(
+            f"states {frames} frames and ends before; {_readable(end, rate)}", file=path, kind="truncated", fix=_FIX
+        )
     _check_range(path, lo, end if end_s is None else hi, end, rate)
     return wave, first
 
 # %% ../../nbs/audio/01_io.ipynb #68e07a33
 def _check_finite(wave, rate, path):
     "Raise `AudiotagError` if a sample is NaN or infinite."
-    if math.isfinite(float(np.sum(wave))): return # NaN and infinity survive a sum
+    if math.isfinite(float(np.sum(wave))):
+        return  # NaN and infinity survive a sum
     bad = np.flatnonzero(~np.isfinite(wave))
-    if len(bad): raise AudiotagError(f'{len(bad)} of {len(wave)} samples are NaN or infinite, the first at {bad[0]/rate:.3f} s', file=path,
-                                     kind='non_finite', fix='leave it out, or repair it with an editor')
+    if len(bad):
+        raise AudiotagError(
+            f"{len(bad)} of {len(wave)} samples are NaN or infinite, the first at {bad[0] / rate:.3f} s",
+            file=path,
+            kind="non_finite",
+            fix="leave it out, or repair it with an editor",
+        )
+
 
 def _resampled(wave, path, rate, to, reading, first, start_s, end_s, budget):
     "The part of a decoded `wave`, which begins at frame `first`, that was asked for, at `to` Hz."
-    if rate==to: return wave
-    if len(wave)*to//rate>budget: raise _too_long(path, len(wave)*to//rate)
+    if rate == to:
+        return wave
+    if len(wave) * to // rate > budget:
+        raise _too_long(path, len(wave) * to // rate)
     wave = resample(wave, rate, to, quality=reading.resample_quality)
-    lo = 0 if start_s is None else round(start_s*to)
-    skip = lo-first*to//rate
-    return wave[skip:None if end_s is None else skip+round(end_s*to)-lo]
+    lo = 0 if start_s is None else round(start_s * to)
+    skip = lo - first * to // rate
+    return wave[skip : None if end_s is None else skip + round(end_s * to) - lo]
 
 # %% ../../nbs/audio/01_io.ipynb #c24791d6
 def read_audio(
-    path, # any file
+    path,  # any file
     *,
-    sample_rate:int|None=None, # Hz; None keeps the file's own
-    reading:Reading=Reading(), # channels, quality, trimming, padding
-    start_s:float|None=None, # seconds; None or NaN is the start of the file
-    end_s:float|None=None, # seconds; None or NaN is its end
-)->np.ndarray: # (samples,) float32, finite
+    sample_rate: int | None = None,  # Hz; None keeps the file's own
+    reading: Reading = Reading(),  # channels, quality, trimming, padding
+    start_s: float | None = None,  # seconds; None or NaN is the start of the file
+    end_s: float | None = None,  # seconds; None or NaN is its end
+) -> np.ndarray:  # (samples,) float32, finite
     "Read a file, or a time range of it, as one wave; raises `AudiotagError` for all that is no usable sound."
-    start_s,end_s = _seconds(start_s, 'start_s', path),_seconds(end_s, 'end_s', path)
-    to = None if sample_rate is None else _whole_rate(sample_rate, 'sample_rate')
-    with _opened(path) as (fd,size), np.errstate(over='ignore', invalid='ignore'):
-        head,budget = _look(fd, path),_budget(size)
+    start_s, end_s = _seconds(start_s, "start_s", path), _seconds(end_s, "end_s", path)
+    to = None if sample_rate is None else _whole_rate(sample_rate, "sample_rate")
+    with _opened(path) as (fd, size), np.errstate(over="ignore", invalid="ignore"):
+        head, budget = _look(fd, path), _budget(size)
         with _stream(fd, size, head, path) as f:
-            rate,whole_numbers = f.samplerate,f.subtype.startswith('PCM_')
+            rate, whole_numbers = f.samplerate, f.subtype.startswith("PCM_")
             to = to or rate
-            wave,first = _read_range(f, path, reading, to, start_s, end_s, budget)
-        if not len(wave): raise _no_frames(fd, size, head, path)
-        if not whole_numbers: _check_finite(wave, rate, path)
+            wave, first = _read_range(f, path, reading, to, start_s, end_s, budget)
+        if not len(wave):
+            raise _no_frames(fd, size, head, path)
+        if not whole_numbers:
+            _check_finite(wave, rate, path)
         wave = _resampled(wave, path, rate, to, reading, first, start_s, end_s, budget)
-        if not whole_numbers: _check_finite(wave, to, path) # numbers near 1e38 overflow there
-    if reading.trim_db is not None: wave = trim_silence(wave, reading.trim_db)
-    if reading.pad_to_s is not None: wave = crop_or_pad(wave, max(len(wave), round(reading.pad_to_s*to)), at=reading.pad_at)
+        if not whole_numbers:
+            _check_finite(wave, to, path)  # numbers near 1e38 overflow there
+    if reading.trim_db is not None:
+        wave = trim_silence(wave, reading.trim_db)
+    if reading.pad_to_s is not None:
+        wave = crop_or_pad(wave, max(len(wave), round(reading.pad_to_s * to)), at=reading.pad_at)
     return wave
 
 # %% ../../nbs/audio/01_io.ipynb #7ec4e06d
 @dataclass(frozen=True, kw_only=True)
 class AudioInfo:
     "What the header of a file states; nothing was decoded."
-    sample_rate:int # Hz
-    channels:int
-    frames:int|None # None: the header does not say
-    seconds:float|None
-    container:str # 'WAV', 'FLAC', …
-    subtype:str # 'PCM_16', 'VORBIS', …
 
-def audio_info(path)->AudioInfo:
+    sample_rate: int  # Hz
+    channels: int
+    frames: int | None  # None: the header does not say
+    seconds: float | None
+    container: str  # 'WAV', 'FLAC', …
+    subtype: str  # 'PCM_16', 'VORBIS', …
+
+
+def audio_info(path) -> AudioInfo:
     "What the header states; raises `AudiotagError` when there is none that can be read."
-    with _opened(path) as (fd,size), _stream(fd, size, _look(fd, path), path) as f:
-        n = f.length if f.length<_UNKNOWN else None
-        return AudioInfo(sample_rate=f.samplerate, channels=f.channels, frames=n, container=f.format, subtype=f.subtype,
-                         seconds=None if n is None else n/f.samplerate)
+    with _opened(path) as (fd, size), _stream(fd, size, _look(fd, path), path) as f:
+        n = f.length if f.length < _UNKNOWN else None
+        return AudioInfo(
+            sample_rate=f.samplerate,
+            channels=f.channels,
+            frames=n,
+            container=f.format,
+            subtype=f.subtype,
+            seconds=None if n is None else n / f.samplerate,
+        )
 
 # %% ../../nbs/audio/01_io.ipynb #d02b4801
-QUARANTINE_COLUMNS = 'clip_id','path','kind','what'
+QUARANTINE_COLUMNS = "clip_id", "path", "kind", "what"
+
 
 def quarantine_row(
-    clip_id:str, # the clip that is left out
-    error:AudiotagError, # what reading it raised
-)->dict: # one text for each of `QUARANTINE_COLUMNS`
+    clip_id: str,  # the clip that is left out
+    error: AudiotagError,  # what reading it raised
+) -> dict:  # one text for each of `QUARANTINE_COLUMNS`
     "The row of `quarantine.csv` for a clip that cannot be read."
-    texts = clip_id, '' if error.file is None else os.fsdecode(error.file), error.kind or 'error', error.what
-    return {k: str(v).encode('utf-8', 'backslashreplace').decode() for k,v in zip(QUARANTINE_COLUMNS, texts)} # names need not be UTF-8
+    texts = clip_id, "" if error.file is None else os.fsdecode(error.file), error.kind or "error", error.what
+    # names need not be UTF-8
+    return {k: str(v).encode("utf-8", "backslashreplace").decode() for k, v in zip(QUARANTINE_COLUMNS, texts)}
+
 
 def write_quarantine(
-    path, # the CSV file
-    rows, # dicts, as `quarantine_row` gives them
+    path,  # the CSV file
+    rows,  # dicts, as `quarantine_row` gives them
 ):
     "Write all rows at once, atomically; with no rows the file holds its header only."
-    out = io.StringIO(newline='')
-    w = csv.DictWriter(out, QUARANTINE_COLUMNS, lineterminator='\n')
+    out = io.StringIO(newline="")
+    w = csv.DictWriter(out, QUARANTINE_COLUMNS, lineterminator="\n")
     w.writeheader()
     w.writerows(rows)
     write_text(path, out.getvalue())

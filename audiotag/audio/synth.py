@@ -21,164 +21,228 @@ from ..core.seeding import rng
 
 # %% ../../nbs/audio/03_synth.ipynb #c0b0553f
 def _tone(
-    pitch, # Hz, a number or one value per sample
-    n, sample_rate,
-    partials, # {multiple of the pitch: amplitude}
+    pitch,  # Hz, a number or one value per sample
+    n,
+    sample_rate,
+    partials,  # {multiple of the pitch: amplitude}
 ):
     "A sum of sines; partials above the Nyquist frequency are left out."
     pitch = np.broadcast_to(np.asarray(pitch, dtype=float), n)
-    phase = 2*np.pi*np.cumsum(pitch)/sample_rate
-    top = .48*sample_rate/pitch.max()
-    return sum((a*np.sin(k*phase) for k,a in partials.items() if k<top), np.zeros(n))
+    phase = 2 * np.pi * np.cumsum(pitch) / sample_rate
+    top = 0.48 * sample_rate / pitch.max()
+    return sum((a * np.sin(k * phase) for k, a in partials.items() if k < top), np.zeros(n))
 
-def _log_uniform(g, low, high): return low*(high/low)**g.random()
+
+def _log_uniform(g, low, high):
+    return low * (high / low) ** g.random()
+
 
 def _onsets(g, n, sample_rate, per_second, jitter):
     "Start samples of events; `jitter` in periods: 0 is a clock, 1 is nearly chance."
-    period = sample_rate/per_second
-    starts = (np.arange(np.ceil(n/period)+1) + g.uniform(-1, 0))*period
-    starts = starts + jitter*period*g.uniform(-1, 1, len(starts))
-    starts = starts[(starts>=0) & (starts<n)]
-    return starts.astype(int) if len(starts) else np.array([n//4])
+    period = sample_rate / per_second
+    starts = (np.arange(np.ceil(n / period) + 1) + g.uniform(-1, 0)) * period
+    starts = starts + jitter * period * g.uniform(-1, 1, len(starts))
+    starts = starts[(starts >= 0) & (starts < n)]
+    return starts.astype(int) if len(starts) else np.array([n // 4])
+
 
 def _strew(event, onsets, n, gains=None):
     "Add the same `event` at each of `onsets`."
     out = np.zeros(n)
-    for i,o in enumerate(onsets):
-        k = min(len(event), n-o)
-        out[o:o+k] += event[:k]*(1 if gains is None else gains[i])
+    for i, o in enumerate(onsets):
+        k = min(len(event), n - o)
+        out[o : o + k] += event[:k] * (1 if gains is None else gains[i])
     return out
 
 # %% ../../nbs/audio/03_synth.ipynb #46896d43
 def _chirps(g, n, sample_rate, rising):
-    k = int(g.uniform(.06, .25)*sample_rate)
+    k = int(g.uniform(0.06, 0.25) * sample_rate)
     sweep = np.linspace(0, 1, k) if rising else np.linspace(1, 0, k)
-    pitch = _log_uniform(g, 500, 3000)*g.uniform(1.25, 2.2)**sweep
-    event = _tone(pitch, k, sample_rate, {1: 1, 2: g.uniform(.1, .5)})
-    return _strew(event*np.hanning(k), _onsets(g, n, sample_rate, g.uniform(1.5, 4), .3), n)
+    pitch = _log_uniform(g, 500, 3000) * g.uniform(1.25, 2.2) ** sweep
+    event = _tone(pitch, k, sample_rate, {1: 1, 2: g.uniform(0.1, 0.5)})
+    return _strew(event * np.hanning(k), _onsets(g, n, sample_rate, g.uniform(1.5, 4), 0.3), n)
 
-def _bird_rising(g, n, sample_rate): return _chirps(g, n, sample_rate, True)
-def _bird_falling(g, n, sample_rate): return _chirps(g, n, sample_rate, False)
+
+def _bird_rising(g, n, sample_rate):
+    return _chirps(g, n, sample_rate, True)
+
+
+def _bird_falling(g, n, sample_rate):
+    return _chirps(g, n, sample_rate, False)
+
 
 def _wail(g, n, sample_rate, shape):
     "A tone whose pitch swings around its middle as `shape` (phase in radians → −1 … 1) says."
-    swing = shape(2*np.pi*(g.uniform(1, 4)*np.arange(n)/sample_rate + g.random()))
-    pitch = _log_uniform(g, 300, 1500)*2**(g.uniform(.08, .4)*swing)
-    return _tone(pitch, n, sample_rate, {1: 1, 2: g.uniform(.2, .6), 3: g.uniform(.1, .5)})
+    swing = shape(2 * np.pi * (g.uniform(1, 4) * np.arange(n) / sample_rate + g.random()))
+    pitch = _log_uniform(g, 300, 1500) * 2 ** (g.uniform(0.08, 0.4) * swing)
+    return _tone(pitch, n, sample_rate, {1: 1, 2: g.uniform(0.2, 0.6), 3: g.uniform(0.1, 0.5)})
 
-def _siren(g, n, sample_rate): return _wail(g, n, sample_rate, np.sin)
+
+def _siren(g, n, sample_rate):
+    return _wail(g, n, sample_rate, np.sin)
+
 
 def _two_tone_alarm(g, n, sample_rate):
     steepness = g.uniform(2.5, 12)
-    return _wail(g, n, sample_rate, lambda p: np.tanh(steepness*np.sin(p)))
+    return _wail(g, n, sample_rate, lambda p: np.tanh(steepness * np.sin(p)))
 
 # %% ../../nbs/audio/03_synth.ipynb #95cfc4b1
 def _rings(g, n, sample_rate, backwards):
-    k = int(g.uniform(.2, .6)*sample_rate)
-    partials = {1: 1, 2.0: .6, 2.76: .7, 4.07: .4, 5.4: .3}
-    event = _tone(_log_uniform(g, 250, 1200), k, sample_rate, {r*g.uniform(.98, 1.02): a*g.uniform(.5, 1) for r,a in partials.items()})
+    k = int(g.uniform(0.2, 0.6) * sample_rate)
+    partials = {1: 1, 2.0: 0.6, 2.76: 0.7, 4.07: 0.4, 5.4: 0.3}
+    event = _tone(
+        _log_uniform(g, 250, 1200),
+        k,
+        sample_rate,
+        {r * g.uniform(0.98, 1.02): a * g.uniform(0.5, 1) for r, a in partials.items()},
+    )
     event *= np.exp(-np.linspace(0, g.uniform(2, 7), k))
-    return _strew(event[::-1] if backwards else event, _onsets(g, n, sample_rate, g.uniform(1.2, 2.5), .1), n)
+    return _strew(event[::-1] if backwards else event, _onsets(g, n, sample_rate, g.uniform(1.2, 2.5), 0.1), n)
 
-def _bell(g, n, sample_rate): return _rings(g, n, sample_rate, False)
-def _bell_backwards(g, n, sample_rate): return _rings(g, n, sample_rate, True)
+
+def _bell(g, n, sample_rate):
+    return _rings(g, n, sample_rate, False)
+
+
+def _bell_backwards(g, n, sample_rate):
+    return _rings(g, n, sample_rate, True)
+
 
 def _burst(g, sample_rate):
-    k = int(.03*sample_rate)
+    k = int(0.03 * sample_rate)
     low = g.uniform(800, 2500)
-    sos = signal.butter(2, [low, min(low*g.uniform(1.5, 3), .45*sample_rate)], 'bandpass', fs=sample_rate, output='sos')
-    return signal.sosfilt(sos, g.standard_normal(k))*np.exp(-np.linspace(0, g.uniform(4, 9), k))
+    sos = signal.butter(
+        2, [low, min(low * g.uniform(1.5, 3), 0.45 * sample_rate)], "bandpass", fs=sample_rate, output="sos"
+    )
+    return signal.sosfilt(sos, g.standard_normal(k)) * np.exp(-np.linspace(0, g.uniform(4, 9), k))
 
-def _clock_tick(g, n, sample_rate): return _strew(_burst(g, sample_rate), _onsets(g, n, sample_rate, g.uniform(3, 10), .04), n)
+
+def _clock_tick(g, n, sample_rate):
+    return _strew(_burst(g, sample_rate), _onsets(g, n, sample_rate, g.uniform(3, 10), 0.04), n)
+
 
 def _fire_crackle(g, n, sample_rate):
     onsets = _onsets(g, n, sample_rate, g.uniform(5, 12), 1)
-    return _strew(_burst(g, sample_rate), onsets, n, g.uniform(.3, 1, len(onsets)))
+    return _strew(_burst(g, sample_rate), onsets, n, g.uniform(0.3, 1, len(onsets)))
 
 # %% ../../nbs/audio/03_synth.ipynb #64811f78
 def _noise(g, n, exponent):
     "Noise whose power falls as 1/f^exponent: 0 is white, 1 pink, 2 brown; of unit power."
     m = fft.next_fast_len(n, real=True)
-    shape = np.arange(1, m//2+2)**(-exponent/2)
-    out = fft.irfft(shape*fft.rfft(g.standard_normal(m)), m)[:n]
-    return out/max(np.sqrt(np.mean(out**2)), 1e-12)
+    shape = np.arange(1, m // 2 + 2) ** (-exponent / 2)
+    out = fft.irfft(shape * fft.rfft(g.standard_normal(m)), m)[:n]
+    return out / max(np.sqrt(np.mean(out**2)), 1e-12)
+
 
 def _engine(g, n, sample_rate):
-    pitch = g.uniform(40, 90)*(1+.05*np.sin(2*np.pi*g.uniform(.3, 1)*np.arange(n)/sample_rate))
-    beat = 1+.5*_tone(pitch/4, n, sample_rate, {1: 1})
-    return beat*_tone(pitch, n, sample_rate, {k: g.uniform(.5, 1)/k**.5 for k in range(1, 13)}) + .3*_noise(g, n, 1)
+    pitch = g.uniform(40, 90) * (1 + 0.05 * np.sin(2 * np.pi * g.uniform(0.3, 1) * np.arange(n) / sample_rate))
+    beat = 1 + 0.5 * _tone(pitch / 4, n, sample_rate, {1: 1})
+    return beat * _tone(pitch, n, sample_rate, {k: g.uniform(0.5, 1) / k**0.5 for k in range(1, 13)}) + 0.3 * _noise(
+        g, n, 1
+    )
+
 
 def _flute(g, n, sample_rate):
-    vibrato = 2**(.02*np.sin(2*np.pi*g.uniform(4, 7)*np.arange(n)/sample_rate))
-    return _tone(g.uniform(500, 1200)*vibrato, n, sample_rate, {1: 1, 2: g.uniform(.2, .6), 3: g.uniform(.1, .5)}) + .05*_noise(g, n, 0)
+    vibrato = 2 ** (0.02 * np.sin(2 * np.pi * g.uniform(4, 7) * np.arange(n) / sample_rate))
+    return _tone(
+        g.uniform(500, 1200) * vibrato, n, sample_rate, {1: 1, 2: g.uniform(0.2, 0.6), 3: g.uniform(0.1, 0.5)}
+    ) + 0.05 * _noise(g, n, 0)
+
 
 def _rain(g, n, sample_rate):
-    low = signal.butter(2, g.uniform(1500, 3000), 'highpass', fs=sample_rate, output='sos')
-    return signal.sosfilt(low, _noise(g, n, 0)) + _strew(2*_burst(g, sample_rate), _onsets(g, n, sample_rate, 30, 1), n)
+    low = signal.butter(2, g.uniform(1500, 3000), "highpass", fs=sample_rate, output="sos")
+    return signal.sosfilt(low, _noise(g, n, 0)) + _strew(
+        2 * _burst(g, sample_rate), _onsets(g, n, sample_rate, 30, 1), n
+    )
+
 
 def _wind(g, n, sample_rate):
-    gust = 1.1+np.sin(2*np.pi*(g.uniform(.3, .8)*np.arange(n)/sample_rate + g.random()))
-    band = signal.butter(1, [g.uniform(200, 400), g.uniform(700, 1500)], 'bandpass', fs=sample_rate, output='sos')
-    return gust*signal.sosfilt(band, _noise(g, n, .5))
+    gust = 1.1 + np.sin(2 * np.pi * (g.uniform(0.3, 0.8) * np.arange(n) / sample_rate + g.random()))
+    band = signal.butter(1, [g.uniform(200, 400), g.uniform(700, 1500)], "bandpass", fs=sample_rate, output="sos")
+    return gust * signal.sosfilt(band, _noise(g, n, 0.5))
 
 # %% ../../nbs/audio/03_synth.ipynb #c83b43a0
-_makers = dict(Bell=_bell, Bell_backwards=_bell_backwards, Bird_rising=_bird_rising, Bird_falling=_bird_falling,
-               Clock_tick=_clock_tick, Fire_crackle=_fire_crackle, Siren=_siren, Two_tone_alarm=_two_tone_alarm,
-               Engine=_engine, Flute=_flute, Rain=_rain, Wind=_wind)
+_makers = dict(
+    Bell=_bell,
+    Bell_backwards=_bell_backwards,
+    Bird_rising=_bird_rising,
+    Bird_falling=_bird_falling,
+    Clock_tick=_clock_tick,
+    Fire_crackle=_fire_crackle,
+    Siren=_siren,
+    Two_tone_alarm=_two_tone_alarm,
+    Engine=_engine,
+    Flute=_flute,
+    Rain=_rain,
+    Wind=_wind,
+)
 SOUNDS = tuple(_makers)
 
+
 def sound(
-    name:str, # one of `SOUNDS`
-    rng, # np.random.Generator that pitch, tempo and timbre are drawn from
+    name: str,  # one of `SOUNDS`
+    rng,  # np.random.Generator that pitch, tempo and timbre are drawn from
     *,
-    seconds:float=1., # length
-    sample_rate:int=44100, # Hz
-)->np.ndarray: # (samples,) float32, root mean square .1, without background
+    seconds: float = 1.0,  # length
+    sample_rate: int = 44100,  # Hz
+) -> np.ndarray:  # (samples,) float32, root mean square .1, without background
     "One example of a sound; raises `AudiotagError` for a name that is not in `SOUNDS`."
-    if name not in _makers: raise AudiotagError(f'there is no sound {name!r}', fix=did_you_mean(name, SOUNDS))
-    if sample_rate<16000: raise AudiotagError(f'{sample_rate!r} Hz is too low for these sounds', field='sample_rate', fix='give 16000 or more')
-    if not seconds>=.1: raise AudiotagError(f'{seconds!r} s is too short', field='seconds', fix='give .1 or more')
-    wave = _makers[name](rng, round(seconds*sample_rate), sample_rate)
-    return (.1*wave/max(np.sqrt(np.mean(wave**2)), 1e-9)).astype(np.float32)
+    if name not in _makers:
+        raise AudiotagError(f"there is no sound {name!r}", fix=did_you_mean(name, SOUNDS))
+    if sample_rate < 16000:
+        raise AudiotagError(
+            f"{sample_rate!r} Hz is too low for these sounds", field="sample_rate", fix="give 16000 or more"
+        )
+    if not seconds >= 0.1:
+        raise AudiotagError(f"{seconds!r} s is too short", field="seconds", fix="give .1 or more")
+    wave = _makers[name](rng, round(seconds * sample_rate), sample_rate)
+    return (0.1 * wave / max(np.sqrt(np.mean(wave**2)), 1e-9)).astype(np.float32)
 
 # %% ../../nbs/audio/03_synth.ipynb #2b984c8a
-_parts = { # ranges to draw from: signal-to-noise ratio in dB, low-pass in Hz, peak in dB of full scale
-    'train_curated': dict(snr=(-3, 18), lowpass=(5000, 16000), level=(-30, -9)),
-    'train_noisy': dict(snr=(-6, 12), lowpass=(3000, 12000), level=(-40, -6)),
-    'test': dict(snr=(-3, 18), lowpass=(5000, 16000), level=(-30, -9))}
+_parts = {  # ranges to draw from: signal-to-noise ratio in dB, low-pass in Hz, peak in dB of full scale
+    "train_curated": dict(snr=(-3, 18), lowpass=(5000, 16000), level=(-30, -9)),
+    "train_noisy": dict(snr=(-6, 12), lowpass=(3000, 12000), level=(-40, -6)),
+    "test": dict(snr=(-3, 18), lowpass=(5000, 16000), level=(-30, -9)),
+}
+
 
 def _clip(labels, g, seconds, sample_rate, style, voice=None):
     "Sounds (drawn from `voice` if there is one), background, microphone, level, and now and then silence around it; (samples,) int16."
-    n = round(seconds*sample_rate)
+    n = round(seconds * sample_rate)
     wave = np.zeros(n)
-    for i,name in enumerate(labels):
-        wave += sound(name, voice or g, seconds=seconds, sample_rate=sample_rate)*(10**(g.uniform(-3, 3)/20) if i else 1)
-    wave += .1*10**(-g.uniform(*style['snr'])/20)*_noise(g, n, g.uniform(0, 2))
-    top = min(g.uniform(*style['lowpass']), .45*sample_rate)
-    wave = signal.sosfilt(signal.butter(2, top, fs=sample_rate, output='sos'), wave)
-    wave *= np.minimum(1, np.minimum(np.arange(n), np.arange(n)[::-1])/(.005*sample_rate)) # fade in and out
-    wave *= 10**(g.uniform(*style['level'])/20)/np.abs(wave).max()
-    before,after = ((g.random(2)<.3)*g.uniform(.05, .4, 2)*sample_rate).astype(int)
+    for i, name in enumerate(labels):
+        wave += sound(name, voice or g, seconds=seconds, sample_rate=sample_rate) * (
+            10 ** (g.uniform(-3, 3) / 20) if i else 1
+        )
+    wave += 0.1 * 10 ** (-g.uniform(*style["snr"]) / 20) * _noise(g, n, g.uniform(0, 2))
+    top = min(g.uniform(*style["lowpass"]), 0.45 * sample_rate)
+    wave = signal.sosfilt(signal.butter(2, top, fs=sample_rate, output="sos"), wave)
+    wave *= np.minimum(1, np.minimum(np.arange(n), np.arange(n)[::-1]) / (0.005 * sample_rate))  # fade in and out
+    wave *= 10 ** (g.uniform(*style["level"]) / 20) / np.abs(wave).max()
+    before, after = ((g.random(2) < 0.3) * g.uniform(0.05, 0.4, 2) * sample_rate).astype(int)
     wave = np.concatenate([np.zeros(before), wave, np.zeros(after)])
-    return np.round(np.clip(wave, -1, 1)*32767).astype(np.int16)
+    return np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16)
 
 # %% ../../nbs/audio/03_synth.ipynb #c60ee8d3
 def _plan(part, n, classes, noise_rate, g):
     "Rows (true labels, given labels, fault) of one part, classes balanced, faults at known places."
     others = [o for o in SOUNDS if o not in classes]
-    firsts = [classes[i] for i in g.permutation(np.arange(n)%len(classes))] if n else []
-    spoilt = set(g.permutation(n)[:round(noise_rate*n)]) if part=='train_noisy' else set()
+    firsts = [classes[i] for i in g.permutation(np.arange(n) % len(classes))] if n else []
+    spoilt = set(g.permutation(n)[: round(noise_rate * n)]) if part == "train_noisy" else set()
     rows = []
-    for i,first in enumerate(firsts):
-        second = str(g.choice([c for c in classes if c!=first]))
-        two,fault = g.random()<.2, ''
+    for i, first in enumerate(firsts):
+        second = str(g.choice([c for c in classes if c != first]))
+        two, fault = g.random() < 0.2, ""
         true = given = (first, second) if two else (first,)
         if i in spoilt:
-            fault = str(g.choice(['wrong','incomplete','no_class'], p=[.6,.2,.2]))
+            fault = str(g.choice(["wrong", "incomplete", "no_class"], p=[0.6, 0.2, 0.2]))
             given = (first,)
-            if fault=='wrong': true = (second,)
-            elif fault=='incomplete': true = (first, second)
-            else: true = (str(g.choice(others)),) if others else ()
+            if fault == "wrong":
+                true = (second,)
+            elif fault == "incomplete":
+                true = (first, second)
+            else:
+                true = (str(g.choice(others)),) if others else ()
         rows.append((true, given, fault))
     return rows
 
@@ -186,210 +250,260 @@ def _plan(part, n, classes, noise_rate, g):
 def _names(n, taken, g):
     "`n` file names of eight hexadecimal digits that are not in the set `taken`, which grows."
     out = []
-    while len(out)<n:
-        name = f'{g.integers(2**32):08x}.wav'
-        if name not in taken: taken.add(name); out.append(name)
+    while len(out) < n:
+        name = f"{g.integers(2**32):08x}.wav"
+        if name not in taken:
+            taken.add(name)
+            out.append(name)
     return sorted(out)
+
 
 def _csv(header, rows):
     "The text of a csv file; several labels in one field are joined by commas and so get quotes."
     text = io.StringIO()
-    csv.writer(text, lineterminator='\n').writerows([header, *rows])
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
     return text.getvalue()
 
 # %% ../../nbs/audio/03_synth.ipynb #78d4032e
 @dataclass(frozen=True, kw_only=True)
 class SynthSettings(Config):
     "What `make_competition` is asked for."
-    seed:int=0 # the same settings give the same bytes
-    n_curated:int=96 # clips in train_curated
-    n_noisy:int=144 # clips in train_noisy
-    n_test:int=64 # clips in test
-    n_classes:int=8 # the first of `SOUNDS`, 2 to 12
-    sample_rate:int=44100 # Hz
-    seconds:tuple[float,float]=(1., 2.5) # shortest and longest clip, before silence is put around it
-    noise_rate:float=.4 # share of the noisy clips whose labels are spoilt
+
+    seed: int = 0  # the same settings give the same bytes
+    n_curated: int = 96  # clips in train_curated
+    n_noisy: int = 144  # clips in train_noisy
+    n_test: int = 64  # clips in test
+    n_classes: int = 8  # the first of `SOUNDS`, 2 to 12
+    sample_rate: int = 44100  # Hz
+    seconds: tuple[float, float] = (1.0, 2.5)  # shortest and longest clip, before silence is put around it
+    noise_rate: float = 0.4  # share of the noisy clips whose labels are spoilt
 
     def check(self):
-        self.require(self.n_curated>=1, 'n_curated', 'give 1 or more')
-        for name in ('n_noisy','n_test'): self.require(getattr(self, name)>=0, name, 'give 0 or more')
-        self.require(2<=self.n_classes<=len(SOUNDS), 'n_classes', f'give 2 to {len(SOUNDS)}')
-        self.require(16000<=self.sample_rate<=192000, 'sample_rate', 'give 16000 to 192000')
-        self.require(.1<=self.seconds[0]<=self.seconds[1]<=600, 'seconds', 'give (shortest, longest), .1 to 600')
-        self.require(0<=self.noise_rate<=1, 'noise_rate', 'give 0 to 1')
+        self.require(self.n_curated >= 1, "n_curated", "give 1 or more")
+        for name in ("n_noisy", "n_test"):
+            self.require(getattr(self, name) >= 0, name, "give 0 or more")
+        self.require(2 <= self.n_classes <= len(SOUNDS), "n_classes", f"give 2 to {len(SOUNDS)}")
+        self.require(16000 <= self.sample_rate <= 192000, "sample_rate", "give 16000 to 192000")
+        self.require(0.1 <= self.seconds[0] <= self.seconds[1] <= 600, "seconds", "give (shortest, longest), .1 to 600")
+        self.require(0 <= self.noise_rate <= 1, "noise_rate", "give 0 to 1")
 
 # %% ../../nbs/audio/03_synth.ipynb #df3ed71d
 @delegates(SynthSettings)
 def make_competition(
-    folder, # made as a whole or not at all; must not exist
-    **kwargs, # fields of `SynthSettings`
-)->Path: # `folder`
+    folder,  # made as a whole or not at all; must not exist
+    **kwargs,  # fields of `SynthSettings`
+) -> Path:  # `folder`
     "Write a competition in the Freesound 2019 layout, and in `folder/truth` what its noisy and test clips really hold."
-    s,taken = SynthSettings(**kwargs),set()
-    classes = SOUNDS[:s.n_classes]
+    s, taken = SynthSettings(**kwargs), set()
+    classes = SOUNDS[: s.n_classes]
     with atomic_folder(folder) as part:
-        for name,n in (('train_curated', s.n_curated), ('train_noisy', s.n_noisy), ('test', s.n_test)):
-            g = rng(s.seed, 'synth', name)
-            plan,files = _plan(name, n, classes, s.noise_rate, g),_names(n, taken, g)
+        for name, n in (("train_curated", s.n_curated), ("train_noisy", s.n_noisy), ("test", s.n_test)):
+            g = rng(s.seed, "synth", name)
+            plan, files = _plan(name, n, classes, s.noise_rate, g), _names(n, taken, g)
             _write_part(part, name, files, plan, g, s)
-        zeros = [0]*s.n_classes
-        write_text(part/'sample_submission.csv', _csv(['fname', *sorted(classes)], [[f, *zeros] for f in files]))
-        write_json(part/'truth'/'settings.json', s.to_dict())
+        zeros = [0] * s.n_classes
+        write_text(part / "sample_submission.csv", _csv(["fname", *sorted(classes)], [[f, *zeros] for f in files]))
+        write_json(part / "truth" / "settings.json", s.to_dict())
     return Path(folder)
+
 
 def _write_part(folder, name, files, plan, g, s):
     "The sounds of one part, its csv, and its truth."
-    (folder/name).mkdir()
-    for file,(true,*_) in zip(files, plan):
-        wavfile.write(folder/name/file, s.sample_rate, _clip(true, g, g.uniform(*s.seconds), s.sample_rate, _parts[name]))
-    told = [[f, ','.join(given)] for f,(_,given,_) in zip(files, plan)]
-    true = [[f, ','.join(true), fault] for f,(true,_,fault) in zip(files, plan)]
-    if name!='test': write_text(folder/f'{name}.csv', _csv(['fname','labels'], told))
-    if name!='train_curated': write_text(folder/'truth'/f"{name.removeprefix('train_')}.csv", _csv(['fname','labels','fault'], true))
+    (folder / name).mkdir()
+    for file, (true, *_) in zip(files, plan):
+        wavfile.write(
+            folder / name / file, s.sample_rate, _clip(true, g, g.uniform(*s.seconds), s.sample_rate, _parts[name])
+        )
+    told = [[f, ",".join(given)] for f, (_, given, _) in zip(files, plan)]
+    true = [[f, ",".join(true), fault] for f, (true, _, fault) in zip(files, plan)]
+    if name != "test":
+        write_text(folder / f"{name}.csv", _csv(["fname", "labels"], told))
+    if name != "train_curated":
+        write_text(folder / "truth" / f"{name.removeprefix('train_')}.csv", _csv(["fname", "labels", "fault"], true))
 
 # %% ../../nbs/audio/03_synth.ipynb #262763ae
 def read_truth(
-    folder, # made by `make_competition`
-    part:str, # 'noisy' or 'test'
-)->dict|None: # file name: tuple of the sounds that are really there; None for a competition whose truth is not known
+    folder,  # made by `make_competition`
+    part: str,  # 'noisy' or 'test'
+) -> (
+    dict | None
+):  # file name: tuple of the sounds that are really there; None for a competition whose truth is not known
     "What is really in the clips of one part; a sound of no class is left out, so a tuple may be empty."
     folder = Path(folder)
-    path = folder/'truth'/f'{part}.csv'
-    if not path.is_file(): return None
-    with open(folder/'sample_submission.csv', newline='', encoding='utf-8') as f: classes = set(next(csv.reader(f))[1:])
-    with open(path, newline='', encoding='utf-8') as f:
-        return {o['fname']: tuple(c for c in o['labels'].split(',') if c in classes) for o in csv.DictReader(f)}
+    path = folder / "truth" / f"{part}.csv"
+    if not path.is_file():
+        return None
+    with open(folder / "sample_submission.csv", newline="", encoding="utf-8") as f:
+        classes = set(next(csv.reader(f))[1:])
+    with open(path, newline="", encoding="utf-8") as f:
+        return {o["fname"]: tuple(c for c in o["labels"].split(",") if c in classes) for o in csv.DictReader(f)}
 
 # %% ../../nbs/audio/03_synth.ipynb #10a84835
 def make_universal(
-    folder, # made as a whole or not at all; must not exist
+    folder,  # made as a whole or not at all; must not exist
     *,
-    seed:int=0,
-    n_train:int=48, n_test:int=16, # clips
-    n_classes:int=4, # the first of `SOUNDS`
-    n_speakers:int=6, # of the training clips; the test has others
-    sample_rate:int=16000, # Hz
-)->Path: # `folder`
+    seed: int = 0,
+    n_train: int = 48,
+    n_test: int = 16,  # clips
+    n_classes: int = 4,  # the first of `SOUNDS`
+    n_speakers: int = 6,  # of the training clips; the test has others
+    sample_rate: int = 16000,  # Hz
+) -> Path:  # `folder`
     "Write a competition in the layout of CCF 2020: `train/<label>/<speaker>_nohash_<n>.wav`, `test/`, `submission.csv`."
-    classes,names = sorted(SOUNDS[:n_classes]),[f'{i:05d}.wav' for i in range(n_test)]
-    def clip(name, speaker, k): # the speaker sets the tone, the number only the background
-        return _clip((name,), rng(seed, 'clip', name, speaker, k), .6, sample_rate, _parts['test'], rng(seed, 'voice', name, speaker))
+    classes, names = sorted(SOUNDS[:n_classes]), [f"{i:05d}.wav" for i in range(n_test)]
+
+    def clip(name, speaker, k):  # the speaker sets the tone, the number only the background
+        return _clip(
+            (name,),
+            rng(seed, "clip", name, speaker, k),
+            0.6,
+            sample_rate,
+            _parts["test"],
+            rng(seed, "voice", name, speaker),
+        )
+
     with atomic_folder(folder) as part:
-        for c in classes: (part/'train'/c).mkdir(parents=True)
-        (part/'test').mkdir()
+        for c in classes:
+            (part / "train" / c).mkdir(parents=True)
+        (part / "test").mkdir()
         for i in range(n_train):
-            c,s,k = classes[i%n_classes],f'{i//n_classes%n_speakers:08x}',i//n_classes//n_speakers
-            wavfile.write(part/'train'/c/f'{s}_nohash_{k}.wav', sample_rate, clip(c, s, k))
-        truth = [classes[i] for i in rng(seed, 'synth', 'universal').integers(n_classes, size=n_test)]
-        for i,(f,c) in enumerate(zip(names, truth)): wavfile.write(part/'test'/f, sample_rate, clip(c, f'test {i}', 0))
-        write_text(part/'submission.csv', _csv(['file_name','label'], [[f, classes[0]] for f in names]))
-        write_text(part/'truth'/'test.csv', _csv(['file_name','label'], zip(names, truth)))
+            c, s, k = classes[i % n_classes], f"{i // n_classes % n_speakers:08x}", i // n_classes // n_speakers
+            wavfile.write(part / "train" / c / f"{s}_nohash_{k}.wav", sample_rate, clip(c, s, k))
+        truth = [classes[i] for i in rng(seed, "synth", "universal").integers(n_classes, size=n_test)]
+        for i, (f, c) in enumerate(zip(names, truth)):
+            wavfile.write(part / "test" / f, sample_rate, clip(c, f"test {i}", 0))
+        write_text(part / "submission.csv", _csv(["file_name", "label"], [[f, classes[0]] for f in names]))
+        write_text(part / "truth" / "test.csv", _csv(["file_name", "label"], zip(names, truth)))
     return Path(folder)
 
 # %% ../../nbs/audio/03_synth.ipynb #48287890
 def _band(event, sample_rate):
     "The frequencies below which 5 % and 95 % of the energy lie, Hz."
-    energy = np.cumsum(np.abs(np.fft.rfft(event))**2)
-    return [round(float(np.searchsorted(energy, q*energy[-1])*sample_rate/len(event)), 2) for q in (.05, .95)]
+    energy = np.cumsum(np.abs(np.fft.rfft(event)) ** 2)
+    return [round(float(np.searchsorted(energy, q * energy[-1]) * sample_rate / len(event)), 2) for q in (0.05, 0.95)]
+
 
 def _scene(g, seconds, sample_rate, names, n_calls):
     "Calls in pink noise: (samples,) float32, and a list of (place in `names`, start, low, end, high) in s and Hz, by time."
-    wave,boxes = .03*_noise(g, round(seconds*sample_rate), 1),[]
-    for start in np.sort(g.uniform(0, seconds-1, n_calls)).round(4):
-        i,call = int(g.integers(len(names))),None
-        call = sound(names[i], g, seconds=g.uniform(.3, .9), sample_rate=sample_rate)*10**(g.uniform(-6, 6)/20)
-        at = round(start*sample_rate)
-        wave[at:at+len(call)] += call
-        low,high = _band(call, sample_rate)
-        boxes.append((i, float(start), low, round(float(start)+len(call)/sample_rate, 4), high))
-    return (.5*wave/np.abs(wave).max()).astype(np.float32), boxes
+    wave, boxes = 0.03 * _noise(g, round(seconds * sample_rate), 1), []
+    for start in np.sort(g.uniform(0, seconds - 1, n_calls)).round(4):
+        i, call = int(g.integers(len(names))), None
+        call = sound(names[i], g, seconds=g.uniform(0.3, 0.9), sample_rate=sample_rate) * 10 ** (g.uniform(-6, 6) / 20)
+        at = round(start * sample_rate)
+        wave[at : at + len(call)] += call
+        low, high = _band(call, sample_rate)
+        boxes.append((i, float(start), low, round(float(start) + len(call) / sample_rate, 4), high))
+    return (0.5 * wave / np.abs(wave).max()).astype(np.float32), boxes
 
 # %% ../../nbs/audio/03_synth.ipynb #4f1cf706
-_BOX = ['recording_id','species_id','songtype_id','t_min','f_min','t_max','f_max']
+_BOX = ["recording_id", "species_id", "songtype_id", "t_min", "f_min", "t_max", "f_max"]
+
 
 def _write_sound(path, wave, sample_rate):
     "FLAC, or OGG/Vorbis, by the ending of `path`; makes its folder."
     import soundfile as sf
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    sf.write(path, wave, sample_rate, subtype='VORBIS' if path.suffix=='.ogg' else 'PCM_16')
+    sf.write(path, wave, sample_rate, subtype="VORBIS" if path.suffix == ".ogg" else "PCM_16")
 
 # %% ../../nbs/audio/03_synth.ipynb #4efbc736
 def make_rainforest(
-    folder, # made as a whole or not at all; must not exist
+    folder,  # made as a whole or not at all; must not exist
     *,
-    seed:int=0,
-    n_train:int=6, n_test:int=4, # recordings
-    n_classes:int=4, # the first of `SOUNDS`, called s0, s1, …
-    seconds:float=20., # length of a recording
-    n_calls:int=10, # in each of them
-    sample_rate:int=16000, # Hz
-)->Path: # `folder`
+    seed: int = 0,
+    n_train: int = 6,
+    n_test: int = 4,  # recordings
+    n_classes: int = 4,  # the first of `SOUNDS`, called s0, s1, …
+    seconds: float = 20.0,  # length of a recording
+    n_calls: int = 10,  # in each of them
+    sample_rate: int = 16000,  # Hz
+) -> Path:  # `folder`
     "Write a competition in the layout of RFCX 2021: `train/`, `test/` (FLAC), `train_tp.csv`, `train_fp.csv`, `sample_submission.csv`."
-    g,taken,listed,truth = rng(seed, 'synth', 'rainforest'),set(),{'tp': [], 'fp': []},[]
+    g, taken, listed, truth = rng(seed, "synth", "rainforest"), set(), {"tp": [], "fp": []}, []
     with atomic_folder(folder) as part:
-        for where,n in (('train', n_train), ('test', n_test)):
-            for name in (o.removesuffix('.wav') for o in _names(n, taken, g)):
-                wave,boxes = _scene(g, seconds, sample_rate, SOUNDS[:n_classes], n_calls)
-                _write_sound(part/where/f'{name}.flac', wave, sample_rate)
-                truth.append([name, ' '.join(sorted({f's{b[0]}' for b in boxes}))])
-                if where=='train': _annotate(name, boxes, n_classes, seconds, listed, g)
-        for kind,rows in listed.items(): write_text(part/f'train_{kind}.csv', _csv(_BOX, rows))
-        template = [[o[0], *[.5]*n_classes] for o in truth[n_train:]]
-        write_text(part/'sample_submission.csv', _csv(['recording_id', *(f's{i}' for i in range(n_classes))], template))
-        write_text(part/'truth'/'recordings.csv', _csv(['recording_id','species'], truth))
+        for where, n in (("train", n_train), ("test", n_test)):
+            for name in (o.removesuffix(".wav") for o in _names(n, taken, g)):
+                wave, boxes = _scene(g, seconds, sample_rate, SOUNDS[:n_classes], n_calls)
+                _write_sound(part / where / f"{name}.flac", wave, sample_rate)
+                truth.append([name, " ".join(sorted({f"s{b[0]}" for b in boxes}))])
+                if where == "train":
+                    _annotate(name, boxes, n_classes, seconds, listed, g)
+        for kind, rows in listed.items():
+            write_text(part / f"train_{kind}.csv", _csv(_BOX, rows))
+        template = [[o[0], *[0.5] * n_classes] for o in truth[n_train:]]
+        write_text(
+            part / "sample_submission.csv", _csv(["recording_id", *(f"s{i}" for i in range(n_classes))], template)
+        )
+        write_text(part / "truth" / "recordings.csv", _csv(["recording_id", "species"], truth))
     return Path(folder)
 
 # %% ../../nbs/audio/03_synth.ipynb #0e5b1faa
 def _annotate(name, boxes, n_classes, seconds, listed, g):
     "Two in three calls become rows of `tp`; of a box there and one anywhere, `fp` says that a species that is silent then calls."
-    for i,t0,low,t1,high in boxes:
-        if g.random()<2/3: listed['tp'].append([name, i, 1, t0, low, t1, high])
-        for start in (t0, round(g.uniform(0, seconds-(t1-t0)), 4))[int(g.random()<.5):]:
-            end = round(start+t1-t0, 4)
-            silent = [k for k in range(n_classes) if not any(b[0]==k and b[1]<end and b[3]>start for b in boxes)]
-            if silent: listed['fp'].append([name, int(g.choice(silent)), 1, start, low, end, high])
+    for i, t0, low, t1, high in boxes:
+        if g.random() < 2 / 3:
+            listed["tp"].append([name, i, 1, t0, low, t1, high])
+        for start in (t0, round(g.uniform(0, seconds - (t1 - t0)), 4))[int(g.random() < 0.5) :]:
+            end = round(start + t1 - t0, 4)
+            silent = [k for k in range(n_classes) if not any(b[0] == k and b[1] < end and b[3] > start for b in boxes)]
+            if silent:
+                listed["fp"].append([name, int(g.choice(silent)), 1, start, low, end, high])
 
 # %% ../../nbs/audio/03_synth.ipynb #06fe85ae
 def make_soundscapes(
-    folder, # made as a whole or not at all; must not exist
+    folder,  # made as a whole or not at all; must not exist
     *,
-    seed:int=0,
-    n_train:int=24, # clips
-    n_unlabeled:int=2, n_test:int=2, # recordings
-    n_classes:int=4, # the first of `SOUNDS`
-    seconds:float=20., # length of a recording
-    n_calls:int=6, # in each of them
-    sample_rate:int=16000, # Hz
-)->Path: # `folder`
+    seed: int = 0,
+    n_train: int = 24,  # clips
+    n_unlabeled: int = 2,
+    n_test: int = 2,  # recordings
+    n_classes: int = 4,  # the first of `SOUNDS`
+    seconds: float = 20.0,  # length of a recording
+    n_calls: int = 6,  # in each of them
+    sample_rate: int = 16000,  # Hz
+) -> Path:  # `folder`
     "Write a competition in the layout of BirdCLEF 2025: `train_audio/<label>/`, `train.csv`, `taxonomy.csv`, soundscapes, template."
-    g,sounds,truth = rng(seed, 'synth', 'soundscapes'),SOUNDS[:n_classes],[]
-    labels = [str(1000*(i+1)) if i%2 else f'{name.lower()[:4]}{i}' for i,name in enumerate(sounds)]
+    g, sounds, truth = rng(seed, "synth", "soundscapes"), SOUNDS[:n_classes], []
+    labels = [str(1000 * (i + 1)) if i % 2 else f"{name.lower()[:4]}{i}" for i, name in enumerate(sounds)]
     with atomic_folder(folder) as part:
-        rows = [_labelled(part/'train_audio', i, g, sounds, labels, sample_rate) for i in range(n_train)]
-        for where,n in (('train_soundscapes', n_unlabeled), ('test_soundscapes', n_test)):
+        rows = [_labelled(part / "train_audio", i, g, sounds, labels, sample_rate) for i in range(n_train)]
+        for where, n in (("train_soundscapes", n_unlabeled), ("test_soundscapes", n_test)):
             for i in range(n):
-                stem = f'SYNTH_{where[:-12]}_{i+1:04d}'
-                wave,boxes = _scene(g, seconds, sample_rate, sounds, n_calls)
-                _write_sound(part/where/f'{stem}.ogg', wave, sample_rate)
-                if where=='test_soundscapes': truth += _windows_truth(stem, seconds, boxes, labels)
-        write_text(part/'train.csv', _csv(['primary_label','secondary_labels','type','filename','rating'], rows))
-        write_text(part/'taxonomy.csv', _csv(['primary_label','common_name','class_name'], [[c, s, 'Synthetica'] for c,s in zip(labels, sounds)]))
-        zeros = [1/n_classes]*n_classes
-        write_text(part/'sample_submission.csv', _csv(['row_id', *sorted(labels)], [[o[0], *zeros] for o in truth]))
-        write_text(part/'truth'/'test.csv', _csv(['row_id','labels'], truth))
+                stem = f"SYNTH_{where[:-12]}_{i + 1:04d}"
+                wave, boxes = _scene(g, seconds, sample_rate, sounds, n_calls)
+                _write_sound(part / where / f"{stem}.ogg", wave, sample_rate)
+                if where == "test_soundscapes":
+                    truth += _windows_truth(stem, seconds, boxes, labels)
+        write_text(part / "train.csv", _csv(["primary_label", "secondary_labels", "type", "filename", "rating"], rows))
+        write_text(
+            part / "taxonomy.csv",
+            _csv(
+                ["primary_label", "common_name", "class_name"], [[c, s, "Synthetica"] for c, s in zip(labels, sounds)]
+            ),
+        )
+        zeros = [1 / n_classes] * n_classes
+        write_text(part / "sample_submission.csv", _csv(["row_id", *sorted(labels)], [[o[0], *zeros] for o in truth]))
+        write_text(part / "truth" / "test.csv", _csv(["row_id", "labels"], truth))
     return Path(folder)
 
 # %% ../../nbs/audio/03_synth.ipynb #546ee792
 def _labelled(folder, i, g, sounds, labels, sample_rate):
     "Write one training clip; its row of `train.csv`. In every fourth clip a second sound is heard, and named in half of these."
-    k = i%len(labels)
-    other = int((k+1+g.integers(len(labels)-1))%len(labels)) if i%4==0 else None
-    wave = _clip([sounds[k], *([sounds[other]] if other is not None else [])], g, g.uniform(1.5, 6), sample_rate, _parts['train_curated'])
-    name = f'{labels[k]}/SY{i:04d}.ogg'
-    _write_sound(folder/name, wave/np.float32(32768), sample_rate)
-    return [labels[k], str([labels[other]] if other is not None and i%8==0 else ['']), "['']", name, 0.]
+    k = i % len(labels)
+    other = int((k + 1 + g.integers(len(labels) - 1)) % len(labels)) if i % 4 == 0 else None
+    wave = _clip(
+        [sounds[k], *([sounds[other]] if other is not None else [])],
+        g,
+        g.uniform(1.5, 6),
+        sample_rate,
+        _parts["train_curated"],
+    )
+    name = f"{labels[k]}/SY{i:04d}.ogg"
+    _write_sound(folder / name, wave / np.float32(32768), sample_rate)
+    return [labels[k], str([labels[other]] if other is not None and i % 8 == 0 else [""]), "['']", name, 0.0]
+
 
 def _windows_truth(stem, seconds, boxes, labels):
     "Rows (row_id, labels) of the windows of five seconds, each named by the second that it ends with."
-    ends = range(5, int(seconds)+1, 5)
-    return [[f'{stem}_{e}', ' '.join(sorted({labels[b[0]] for b in boxes if b[1]<e and b[3]>e-5}))] for e in ends]
+    ends = range(5, int(seconds) + 1, 5)
+    return [[f"{stem}_{e}", " ".join(sorted({labels[b[0]] for b in boxes if b[1] < e and b[3] > e - 5}))] for e in ends]

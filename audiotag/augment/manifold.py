@@ -13,40 +13,59 @@ from .spec import MixUp
 from ..core.errors import AudiotagError
 
 # %% ../../nbs/augment/03_manifold.ipynb #66fee62e
-def mixing_places(net:nn.Module)->list: # of modules
+def mixing_places(net: nn.Module) -> list:  # of modules
     "The parts of a network's body behind which clips can be mixed: its children that have weights."
-    body = getattr(net, 'body', None)
-    if body is None: raise AudiotagError(f'{type(net).__name__} has no body', field='augment', fix='manifold mixup is for networks with a body and a head; take MixUp')
+    body = getattr(net, "body", None)
+    if body is None:
+        raise AudiotagError(
+            f"{type(net).__name__} has no body",
+            field="augment",
+            fix="manifold mixup is for networks with a body and a head; take MixUp",
+        )
     return [m for m in body.children() if any(True for _ in m.parameters())]
 
 # %% ../../nbs/augment/03_manifold.ipynb #5cfe148b
 @dataclass(frozen=True, kw_only=True)
 class ManifoldMixUp(MixUp):
     "Mixup at a drawn depth of the network's body (Verma et al. 2019); whoever trains calls `attach` for each batch."
-    first:int=0 # depths to draw from: 0 is the input, k is behind the k-th part of the body
-    last:int=3
-    inside = True # the trainer has to lend a hand
+
+    first: int = 0  # depths to draw from: 0 is the input, k is behind the k-th part of the body
+    last: int = 3
+    inside = True  # the trainer has to lend a hand
 
     def check(self):
         super().check()
-        self.require(0<=self.first<=1000, 'first', 'give 0 or more')
-        self.require(self.first<=self.last<=1000, 'last', 'give at least `first`')
+        self.require(0 <= self.first <= 1000, "first", "give 0 or more")
+        self.require(self.first <= self.last <= 1000, "last", "give at least `first`")
 
     def draw(self, x, generator):
         params = super().draw(x, generator)
-        return {**params, 'depth': torch.randint(self.first, self.last+1, (), generator=generator, device=generator.device)}
+        return {
+            **params,
+            "depth": torch.randint(self.first, self.last + 1, (), generator=generator, device=generator.device),
+        }
 
     def apply(self, x, y, params):
-        mixed,target = super().apply(x if params['depth']==0 else x[:,:,:1,:1], y, params)
-        return (mixed if params['depth']==0 else x), target
+        mixed, target = super().apply(x if params["depth"] == 0 else x[:, :, :1, :1], y, params)
+        return (mixed if params["depth"] == 0 else x), target
 
-    def attach(self,
-        net:nn.Module, # with a `body`
-        params:dict, # that `apply` was given
-    ): # handle with `remove()`, also a context manager
+    def attach(
+        self,
+        net: nn.Module,  # with a `body`
+        params: dict,  # that `apply` was given
+    ):  # handle with `remove()`, also a context manager
         "Mix inside `net` from now on, until the handle is removed; raises `AudiotagError` when the body is not that deep."
-        places,depth = mixing_places(net),int(params['depth'])
-        if depth>len(places): raise AudiotagError(f'depth {depth} of a body with {len(places)} parts', field='ManifoldMixUp.last', fix=f'give up to {len(places)}')
-        if depth==0: return nn.Identity().register_forward_hook(lambda *_: None)
-        def mix(module, inputs, out): return MixUp.apply(self, out, out[:,:1], params)[0]
-        return places[depth-1].register_forward_hook(mix)
+        places, depth = mixing_places(net), int(params["depth"])
+        if depth > len(places):
+            raise AudiotagError(
+                f"depth {depth} of a body with {len(places)} parts",
+                field="ManifoldMixUp.last",
+                fix=f"give up to {len(places)}",
+            )
+        if depth == 0:
+            return nn.Identity().register_forward_hook(lambda *_: None)
+
+        def mix(module, inputs, out):
+            return MixUp.apply(self, out, out[:, :1], params)[0]
+
+        return places[depth - 1].register_forward_hook(mix)

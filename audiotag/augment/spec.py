@@ -10,20 +10,33 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch.nn import functional as F
-from .wave import Augment, at_least_32, chosen, inside, on_device, per_clip, require_batch, spans, uniform
+from audiotag.augment.wave import (
+    Augment,
+    at_least_32,
+    chosen,
+    inside,
+    on_device,
+    per_clip,
+    require_batch,
+    spans,
+    uniform,
+)
 
 # %% ../../nbs/augment/02_spec.ipynb #f00325e4
 @dataclass(frozen=True, kw_only=True)
 class MixUp(Augment):
     "Weighted mean of each clip and a partner, and of their labels (Zhang et al. 2018); `apply` takes x of any (clips, …)."
-    alpha:float=.4 # of the Beta distribution; small: nearly unmixed, large: halves
-    weight:float|None=None # share of the clip itself, in place of the draw
+
+    alpha: float = 0.4  # of the Beta distribution; small: nearly unmixed, large: halves
+    weight: float | None = None  # share of the clip itself, in place of the draw
     everywhere = True
 
     def check(self):
         super().check()
-        self.require(self.alpha>0, 'alpha', 'give a number above 0')
-        self.require(self.weight is None or 0<=self.weight<=1, 'weight', 'give a number from 0 to 1, or None to draw it')
+        self.require(self.alpha > 0, "alpha", "give a number above 0")
+        self.require(
+            self.weight is None or 0 <= self.weight <= 1, "weight", "give a number from 0 to 1, or None to draw it"
+        )
 
     def draw(self, x, generator):
         n = len(x)
@@ -31,190 +44,217 @@ class MixUp(Augment):
         if self.weight is None:
             seed = torch.randint(2**62, (1,), generator=generator, device=generator.device).item()
             weight = torch.from_numpy(np.random.default_rng(seed).beta(self.alpha, self.alpha, n)).to(generator.device)
-            weight = torch.maximum(weight, 1-weight)
-        else: weight = torch.full((n,), self.weight, dtype=torch.float64, device=generator.device)
-        return {'partner': partner, 'weight': torch.where(chosen(n, self.p, generator), weight, 1.)}
+            weight = torch.maximum(weight, 1 - weight)
+        else:
+            weight = torch.full((n,), self.weight, dtype=torch.float64, device=generator.device)
+        return {"partner": partner, "weight": torch.where(chosen(n, self.p, generator), weight, 1.0)}
 
     def apply(self, x, y, params):
-        partner,weight = on_device(x, params, 'partner', 'weight')
+        partner, weight = on_device(x, params, "partner", "weight")
         return tuple(o[partner].lerp_(o, per_clip(weight, o)) for o in (x, y))
 
 # %% ../../nbs/augment/02_spec.ipynb #858b93f6
 @dataclass(frozen=True, kw_only=True)
 class SpecMix(Augment):
     "One band and one stretch of time from the same partner, and its share of the labels (Bouteillon, DCASE 2019)."
-    max_band:float=.25 # widest band, share of the bands
-    max_time:float=.25 # longest stretch, share of the frames
-    target:str='drawn' # 'drawn': h + w - h·w of the drawn widths, as the entrant; 'pixels': of the widths in whole pixels
+
+    max_band: float = 0.25  # widest band, share of the bands
+    max_time: float = 0.25  # longest stretch, share of the frames
+    # 'drawn': h + w - h·w of the drawn widths, as the entrant; 'pixels': of the widths in whole pixels
+    target: str = "drawn"
 
     def check(self):
         super().check()
-        self._require_share('max_band', 'max_time')
-        self.require(self.target in ('drawn', 'pixels'), 'target', "give 'drawn' or 'pixels'")
+        self._require_share("max_band", "max_time")
+        self.require(self.target in ("drawn", "pixels"), "target", "give 'drawn' or 'pixels'")
 
     def draw(self, x, generator):
-        n,_,bands,frames = x.shape
+        n, _, bands, frames = x.shape
         partner = torch.randperm(n, generator=generator, device=generator.device)
         picked = chosen(n, self.p, generator)
-        parts = [(name, spans(n, 1, length, most, generator, picked))
-                 for name,length,most in (('band', bands, self.max_band), ('time', frames, self.max_time))]
-        return {'partner': partner, **{f'{name}_{k}': v[:,0] for name,span in parts for k,v in zip(('share','start','size'), span)}}
+        parts = [
+            (name, spans(n, 1, length, most, generator, picked))
+            for name, length, most in (("band", bands, self.max_band), ("time", frames, self.max_time))
+        ]
+        return {
+            "partner": partner,
+            **{f"{name}_{k}": v[:, 0] for name, span in parts for k, v in zip(("share", "start", "size"), span)},
+        }
 
     def apply(self, x, y, params):
-        bands,frames = x.shape[2:]
-        partner,f0,f,t0,t = on_device(x, params, 'partner', 'band_start', 'band_size', 'time_start', 'time_size')
-        mask = inside(f0, f, bands)[:,None,:,None] | inside(t0, t, frames)[:,None,None,:]
-        h,w = on_device(y, params, 'band_share', 'time_share') if self.target=='drawn' else (f.double()/bands, t.double()/frames)
-        return torch.where(mask, x[partner], x), y[partner].lerp_(y, per_clip(1-(h+w-h*w), y))
+        bands, frames = x.shape[2:]
+        partner, f0, f, t0, t = on_device(x, params, "partner", "band_start", "band_size", "time_start", "time_size")
+        mask = inside(f0, f, bands)[:, None, :, None] | inside(t0, t, frames)[:, None, None, :]
+        h, w = (
+            on_device(y, params, "band_share", "time_share")
+            if self.target == "drawn"
+            else (f.double() / bands, t.double() / frames)
+        )
+        return torch.where(mask, x[partner], x), y[partner].lerp_(y, per_clip(1 - (h + w - h * w), y))
 
 # %% ../../nbs/augment/02_spec.ipynb #ecd2edf3
-def _require_fill(self): self.require(self.fill in ('mean', 'zero', 'min'), 'fill', "give 'mean', 'zero' or 'min'")
+def _require_fill(self):
+    self.require(self.fill in ("mean", "zero", "min"), "fill", "give 'mean', 'zero' or 'min'")
 
-def _filled(x, mask, fill): # x with the mean, zero or minimum of each clip and channel where mask is true
-    if fill=='zero': return torch.where(mask, torch.zeros((), dtype=x.dtype, device=x.device), x)
-    return torch.where(mask, x.mean((2,3), keepdim=True) if fill=='mean' else x.amin((2,3), keepdim=True), x)
+
+def _filled(x, mask, fill):  # x with the mean, zero or minimum of each clip and channel where mask is true
+    if fill == "zero":
+        return torch.where(mask, torch.zeros((), dtype=x.dtype, device=x.device), x)
+    return torch.where(mask, x.mean((2, 3), keepdim=True) if fill == "mean" else x.amin((2, 3), keepdim=True), x)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SpecAugment(Augment):
     "Hide some bands and some stretches of time; the labels stay (Park et al. 2019)."
-    n_bands:int=2 # bands to hide
-    n_times:int=2 # stretches of time to hide
-    max_band:float=.15 # widest band, share of the bands
-    max_time:float=.15 # longest stretch, share of the frames
-    fill:str='mean' # 'mean' or 'min' of the clip, or 'zero'
+
+    n_bands: int = 2  # bands to hide
+    n_times: int = 2  # stretches of time to hide
+    max_band: float = 0.15  # widest band, share of the bands
+    max_time: float = 0.15  # longest stretch, share of the frames
+    fill: str = "mean"  # 'mean' or 'min' of the clip, or 'zero'
 
     def check(self):
         super().check()
-        for o in ('n_bands', 'n_times'): self.require(getattr(self, o)>=0, o, 'give a number of masks')
-        self._require_share('max_band', 'max_time')
+        for o in ("n_bands", "n_times"):
+            self.require(getattr(self, o) >= 0, o, "give a number of masks")
+        self._require_share("max_band", "max_time")
         _require_fill(self)
 
     def draw(self, x, generator):
-        n,_,bands,frames = x.shape
+        n, _, bands, frames = x.shape
         picked = chosen(n, self.p, generator)
-        _,f0,f = spans(n, self.n_bands, bands, self.max_band, generator, picked)
-        _,t0,t = spans(n, self.n_times, frames, self.max_time, generator, picked)
-        return {'band_start': f0, 'band_size': f, 'time_start': t0, 'time_size': t}
+        _, f0, f = spans(n, self.n_bands, bands, self.max_band, generator, picked)
+        _, t0, t = spans(n, self.n_times, frames, self.max_time, generator, picked)
+        return {"band_start": f0, "band_size": f, "time_start": t0, "time_size": t}
 
     def apply(self, x, y, params):
-        f0,f,t0,t = on_device(x, params, 'band_start', 'band_size', 'time_start', 'time_size')
-        rows,columns = inside(f0, f, x.shape[2]).any(1), inside(t0, t, x.shape[3]).any(1)
-        return _filled(x, rows[:,None,:,None] | columns[:,None,None,:], self.fill), y.clone()
+        f0, f, t0, t = on_device(x, params, "band_start", "band_size", "time_start", "time_size")
+        rows, columns = inside(f0, f, x.shape[2]).any(1), inside(t0, t, x.shape[3]).any(1)
+        return _filled(x, rows[:, None, :, None] | columns[:, None, None, :], self.fill), y.clone()
 
 # %% ../../nbs/augment/02_spec.ipynb #616ce04b
 @dataclass(frozen=True, kw_only=True)
 class Cutout(Augment):
     "Hide some rectangles; the labels stay (DeVries and Taylor 2017)."
-    n:int=1 # rectangles
-    max_band:float=.25 # highest, share of the bands
-    max_time:float=.25 # longest, share of the frames
-    fill:str='mean' # 'mean' or 'min' of the clip, or 'zero'
+
+    n: int = 1  # rectangles
+    max_band: float = 0.25  # highest, share of the bands
+    max_time: float = 0.25  # longest, share of the frames
+    fill: str = "mean"  # 'mean' or 'min' of the clip, or 'zero'
 
     def check(self):
         super().check()
-        self.require(self.n>=1, 'n', 'give a number of rectangles')
-        self._require_share('max_band', 'max_time')
+        self.require(self.n >= 1, "n", "give a number of rectangles")
+        self._require_share("max_band", "max_time")
         _require_fill(self)
 
     def draw(self, x, generator):
-        n,_,bands,frames = x.shape
+        n, _, bands, frames = x.shape
         picked = chosen(n, self.p, generator)
-        _,f0,f = spans(n, self.n, bands, self.max_band, generator, picked)
-        _,t0,t = spans(n, self.n, frames, self.max_time, generator, picked)
-        return {'band_start': f0, 'band_size': f, 'time_start': t0, 'time_size': t}
+        _, f0, f = spans(n, self.n, bands, self.max_band, generator, picked)
+        _, t0, t = spans(n, self.n, frames, self.max_time, generator, picked)
+        return {"band_start": f0, "band_size": f, "time_start": t0, "time_size": t}
 
     def apply(self, x, y, params):
-        f0,f,t0,t = on_device(x, params, 'band_start', 'band_size', 'time_start', 'time_size')
-        mask = (inside(f0, f, x.shape[2])[:,:,:,None] & inside(t0, t, x.shape[3])[:,:,None,:]).any(1, keepdim=True)
+        f0, f, t0, t = on_device(x, params, "band_start", "band_size", "time_start", "time_size")
+        mask = (inside(f0, f, x.shape[2])[:, :, :, None] & inside(t0, t, x.shape[3])[:, :, None, :]).any(
+            1, keepdim=True
+        )
         return _filled(x, mask, self.fill), y.clone()
 
 # %% ../../nbs/augment/02_spec.ipynb #00b46323
 @dataclass(frozen=True, kw_only=True)
 class ZoomCrop(Augment):
     "Enlarge the picture (bilinear) and keep a part of the old size; the labels stay (fastai's `zoom_crop`)."
-    p:float=.75 # chance of each clip to be changed
-    max_zoom:float=1.05 # largest enlargement; 1 leaves everything as it is
+
+    p: float = 0.75  # chance of each clip to be changed
+    max_zoom: float = 1.05  # largest enlargement; 1 leaves everything as it is
 
     def check(self):
         super().check()
-        self.require(1<=self.max_zoom<=100, 'max_zoom', 'give a number from 1 to 100')
+        self.require(1 <= self.max_zoom <= 100, "max_zoom", "give a number from 1 to 100")
 
     def draw(self, x, generator):
         n = len(x)
         zoom = uniform((n,), 1, self.max_zoom, generator)
-        low,left = uniform((2,n), 0, 1, generator) # where the part lies: 0 at the first band or frame, 1 at the last
-        return {'zoom': torch.where(chosen(n, self.p, generator), zoom, 1.), 'low': low, 'left': left}
+        # where the part lies: 0 at the first band or frame, 1 at the last
+        low, left = uniform((2, n), 0, 1, generator)
+        return {"zoom": torch.where(chosen(n, self.p, generator), zoom, 1.0), "low": low, "left": left}
 
     def apply(self, x, y, params):
-        zoom,low,left = (o.float() for o in on_device(x, params, 'zoom', 'low', 'left'))
-        k,zero = 1/zoom, torch.zeros_like(zoom)
-        theta = torch.stack([k, zero, (1-k)*(2*left-1), zero, k, (1-k)*(2*low-1)], 1).view(-1, 2, 3)
+        zoom, low, left = (o.float() for o in on_device(x, params, "zoom", "low", "left"))
+        k, zero = 1 / zoom, torch.zeros_like(zoom)
+        theta = torch.stack([k, zero, (1 - k) * (2 * left - 1), zero, k, (1 - k) * (2 * low - 1)], 1).view(-1, 2, 3)
         wide = at_least_32(x)
         grid = F.affine_grid(theta.to(wide.dtype), x.shape, align_corners=False)
-        out = F.grid_sample(wide, grid, padding_mode='border', align_corners=False).to(x.dtype)
-        return torch.where(per_clip(zoom, x)>1, out, x), y.clone()
+        out = F.grid_sample(wide, grid, padding_mode="border", align_corners=False).to(x.dtype)
+        return torch.where(per_clip(zoom, x) > 1, out, x), y.clone()
 
 # %% ../../nbs/augment/02_spec.ipynb #aabbcb7f
 @dataclass(frozen=True, kw_only=True)
 class Lighting(Augment):
     "Change brightness and contrast in logit space, each with probability `p`; the labels stay (fastai 1, `get_transforms`)."
-    p:float=.75 # chance of each clip, for brightness and for contrast on their own
-    max_change:float=.2 # fastai's `max_lighting`
+
+    p: float = 0.75  # chance of each clip, for brightness and for contrast on their own
+    max_change: float = 0.2  # fastai's `max_lighting`
 
     def check(self):
         super().check()
-        self.require(0<=self.max_change<1, 'max_change', 'give at least 0 and less than 1')
+        self.require(0 <= self.max_change < 1, "max_change", "give at least 0 and less than 1")
 
     def draw(self, x, generator):
-        n,m = len(x), self.max_change
-        brightness = uniform((n,), .5*(1-m), .5*(1+m), generator)
-        contrast = uniform((n,), np.log(1-m), -np.log(1-m), generator).exp()
-        return {'brightness': torch.where(chosen(n, self.p, generator), brightness, .5),
-                'contrast': torch.where(chosen(n, self.p, generator), contrast, 1.)}
+        n, m = len(x), self.max_change
+        brightness = uniform((n,), 0.5 * (1 - m), 0.5 * (1 + m), generator)
+        contrast = uniform((n,), np.log(1 - m), -np.log(1 - m), generator).exp()
+        return {
+            "brightness": torch.where(chosen(n, self.p, generator), brightness, 0.5),
+            "contrast": torch.where(chosen(n, self.p, generator), contrast, 1.0),
+        }
 
     def apply(self, x, y, params):
         wide = at_least_32(x)
-        b,c = (per_clip(o, wide) for o in on_device(x, params, 'brightness', 'contrast'))
-        low,high = wide.amin((2,3), keepdim=True), wide.amax((2,3), keepdim=True)
-        logits = ((wide-low)/(high-low).clamp(min=1e-12)).logit_(1e-7)
-        out = logits.add_(b.logit()).mul_(c).sigmoid_().mul_(high-low).add_(low).to(x.dtype)
-        return torch.where((b!=.5)|(c!=1), out, x), y.clone()
+        b, c = (per_clip(o, wide) for o in on_device(x, params, "brightness", "contrast"))
+        low, high = wide.amin((2, 3), keepdim=True), wide.amax((2, 3), keepdim=True)
+        logits = ((wide - low) / (high - low).clamp(min=1e-12)).logit_(1e-7)
+        out = logits.add_(b.logit()).mul_(c).sigmoid_().mul_(high - low).add_(low).to(x.dtype)
+        return torch.where((b != 0.5) | (c != 1), out, x), y.clone()
 
 # %% ../../nbs/augment/02_spec.ipynb #dc2061d4
 @dataclass(frozen=True, kw_only=True)
 class Gamma(Augment):
     "The picture of a clip, from 0 to 1, to a power; the labels stay (RFCX 2021: the power 2)."
-    p:float=.5 # chance of each clip to be changed
-    low:float=2. # powers to draw from
-    high:float=2.
+
+    p: float = 0.5  # chance of each clip to be changed
+    low: float = 2.0  # powers to draw from
+    high: float = 2.0
 
     def check(self):
         super().check()
-        self.require(.01<=self.low<=self.high<=100, 'low', 'give powers from .01 to 100, and no more than high')
+        self.require(0.01 <= self.low <= self.high <= 100, "low", "give powers from .01 to 100, and no more than high")
 
     def draw(self, x, generator):
         power = uniform((len(x),), np.log(self.low), np.log(self.high), generator).exp()
-        return {'power': torch.where(chosen(len(x), self.p, generator), power, 1.)}
+        return {"power": torch.where(chosen(len(x), self.p, generator), power, 1.0)}
 
     def apply(self, x, y, params):
-        wide,(power,) = at_least_32(x),on_device(x, params, 'power')
+        wide, (power,) = at_least_32(x), on_device(x, params, "power")
         power = per_clip(power, wide)
-        low,high = wide.amin((2,3), keepdim=True), wide.amax((2,3), keepdim=True)
-        out = (((wide-low)/(high-low).clamp(min=1e-12))**power*(high-low)+low).to(x.dtype)
-        return torch.where(power!=1, out, x), y.clone()
+        low, high = wide.amin((2, 3), keepdim=True), wide.amax((2, 3), keepdim=True)
+        out = (((wide - low) / (high - low).clamp(min=1e-12)) ** power * (high - low) + low).to(x.dtype)
+        return torch.where(power != 1, out, x), y.clone()
 
 # %% ../../nbs/augment/02_spec.ipynb #a0159917
 def augment_batch(
-    augmentations, # sequence of `Augment`, applied from left to right
-    x, # (clips, channels, bands, frames) floats; or a tuple of them; not changed
-    y, # (clips, classes) floats; not changed
-    generator, # torch.Generator that all chances are drawn from
-): # (x, y)
+    augmentations,  # sequence of `Augment`, applied from left to right
+    x,  # (clips, channels, bands, frames) floats; or a tuple of them; not changed
+    y,  # (clips, classes) floats; not changed
+    generator,  # torch.Generator that all chances are drawn from
+):  # (x, y)
     "Apply several augmentations; with none, the batch itself comes back."
     inputs = x if isinstance(x, tuple) else (x,)
     for aug in augmentations:
         require_batch(inputs[0], y, generator)
         params = aug.draw(inputs[0], generator)
         done = [aug.apply(o, y, params) for o in (inputs if aug.everywhere else inputs[:1])]
-        inputs,y = (*(o for o,_ in done), *inputs[len(done):]),done[0][1]
+        inputs, y = (*(o for o, _ in done), *inputs[len(done) :]), done[0][1]
     return inputs if isinstance(x, tuple) else inputs[0], y

@@ -20,239 +20,319 @@ from ..core.config import Config
 @dataclass(frozen=True, kw_only=True)
 class Augment(Config):
     "Base of the augmentations: `aug(x, y, generator)` gives a new (x, y) of the same shapes and types."
-    p:float=1. # chance of each clip to be changed
-    until_epoch:int|None=None # of a stage; from then on nothing is changed
-    everywhere = False # of several inputs, change all of them, and not the first alone
-    on_wave = False # made for samples, and not for images
+
+    p: float = 1.0  # chance of each clip to be changed
+    until_epoch: int | None = None  # of a stage; from then on nothing is changed
+    everywhere = False  # of several inputs, change all of them, and not the first alone
+    on_wave = False  # made for samples, and not for images
 
     def check(self):
-        self._require_share('p')
-        self.require(self.until_epoch is None or self.until_epoch>=0, 'until_epoch', 'give a number of epochs, or null')
+        self._require_share("p")
+        self.require(
+            self.until_epoch is None or self.until_epoch >= 0, "until_epoch", "give a number of epochs, or null"
+        )
 
     def _require_share(self, *names):
-        for o in names: self.require(0<=getattr(self, o)<=1, o, 'give a number from 0 to 1')
+        for o in names:
+            self.require(0 <= getattr(self, o) <= 1, o, "give a number from 0 to 1")
 
-    def __call__(self,
-        x, # (clips, channels, bands, frames) floats; not changed
-        y, # (clips, classes) floats; not changed
-        generator, # torch.Generator that all chances are drawn from
-    ): # (x, y)
+    def __call__(
+        self,
+        x,  # (clips, channels, bands, frames) floats; not changed
+        y,  # (clips, classes) floats; not changed
+        generator,  # torch.Generator that all chances are drawn from
+    ):  # (x, y)
         "Draw and apply; raises `AudiotagError` when `x` and `y` are no batch."
         require_batch(x, y, generator)
         return self.apply(x, y, self.draw(x, generator))
 
-    def draw(self, x, generator)->dict: raise NotImplementedError
-    def apply(self, x, y, params:dict)->tuple: raise NotImplementedError
+    def draw(self, x, generator) -> dict:
+        raise NotImplementedError
+
+    def apply(self, x, y, params: dict) -> tuple:
+        raise NotImplementedError
 
 # %% ../../nbs/augment/01_wave.ipynb #175500cd
 def require_batch(x, y, generator):
     "Raise `AudiotagError` unless these are a batch of floats, on one device, and a torch.Generator."
-    if not (x.ndim==4 and y.ndim==2 and len(x)==len(y) and x.numel() and x.is_floating_point() and y.is_floating_point()):
-        raise AudiotagError(f'no batch: x is {tuple(x.shape)} of {str(x.dtype)[6:]}, y is {tuple(y.shape)} of {str(y.dtype)[6:]}',
-                            fix='give floats (clips, channels, bands, frames) and (clips, classes)')
-    if x.device!=y.device: raise AudiotagError(f'x is on {x.device} and y on {y.device}', fix='move both to one device')
+    if not (
+        x.ndim == 4
+        and y.ndim == 2
+        and len(x) == len(y)
+        and x.numel()
+        and x.is_floating_point()
+        and y.is_floating_point()
+    ):
+        raise AudiotagError(
+            f"no batch: x is {tuple(x.shape)} of {str(x.dtype)[6:]}, y is {tuple(y.shape)} of {str(y.dtype)[6:]}",
+            fix="give floats (clips, channels, bands, frames) and (clips, classes)",
+        )
+    if x.device != y.device:
+        raise AudiotagError(f"x is on {x.device} and y on {y.device}", fix="move both to one device")
     if not isinstance(generator, torch.Generator):
-        raise AudiotagError(f'{generator!r} is not a torch.Generator', field='generator', fix='make one from the seed of the run')
+        raise AudiotagError(
+            f"{generator!r} is not a torch.Generator", field="generator", fix="make one from the seed of the run"
+        )
 
 # %% ../../nbs/augment/01_wave.ipynb #9add56dc
-def uniform(shape, low, high, generator): # float64
-    return low + (high-low)*torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
+def uniform(shape, low, high, generator):  # float64
+    return low + (high - low) * torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
 
-def chosen(n, p, generator): # (n,) bool
-    return uniform((n,), 0, 1, generator)<p
 
-def on_device(x, params, *names): # these parameters, on the device of x
+def chosen(n, p, generator):  # (n,) bool
+    return uniform((n,), 0, 1, generator) < p
+
+
+def on_device(x, params, *names):  # these parameters, on the device of x
     return [params[o].to(x.device, non_blocking=True) for o in names]
 
-def per_clip(w, x): # (n,) shaped so that it multiplies x (n, …), in the type of x
-    return w.to(x.dtype).view(-1, *[1]*(x.ndim-1))
 
-def at_least_32(x): # 16 bits are too few to compute in
+def per_clip(w, x):  # (n,) shaped so that it multiplies x (n, …), in the type of x
+    return w.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+
+
+def at_least_32(x):  # 16 bits are too few to compute in
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
-def spans(n, k, length, most, generator, picked): # share, start and size of `k` stretches in each picked clip, (n, k)
-    share = torch.where(picked[:,None], uniform((n,k), 0, most, generator), 0.)
-    size = (share*length).long()
-    start = (uniform((n,k), 0, 1, generator)*(length-size)).long()
+
+# share, start and size of `k` stretches in each picked clip, (n, k)
+def spans(n, k, length, most, generator, picked):
+    share = torch.where(picked[:, None], uniform((n, k), 0, most, generator), 0.0)
+    size = (share * length).long()
+    start = (uniform((n, k), 0, 1, generator) * (length - size)).long()
     return share, start, size
 
-def inside(start, size, length): # (n, k) twice -> (n, k, length) bool
+
+def inside(start, size, length):  # (n, k) twice -> (n, k, length) bool
     i = torch.arange(length, device=start.device)
-    return (i>=start[...,None]) & (i<(start+size)[...,None])
+    return (i >= start[..., None]) & (i < (start + size)[..., None])
 
 # %% ../../nbs/augment/01_wave.ipynb #360c6cc2
 @dataclass(frozen=True, kw_only=True)
 class WaveAugment(Augment):
     "Base of the augmentations of waves, x (clips, 1, 1, samples)."
+
     on_wave = True
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shift(WaveAugment):
     "Move the sound in time; the labels stay."
-    max_share:float=.1 # of the clip's length, to either side
-    wrap:bool=True # what leaves at one end comes in at the other; if not, zeros do
+
+    max_share: float = 0.1  # of the clip's length, to either side
+    wrap: bool = True  # what leaves at one end comes in at the other; if not, zeros do
 
     def check(self):
         super().check()
-        self._require_share('max_share')
+        self._require_share("max_share")
 
     def draw(self, x, generator):
-        n,length = len(x), x.shape[-1]
+        n, length = len(x), x.shape[-1]
         share = uniform((n,), -self.max_share, self.max_share, generator)
-        return {'samples': torch.where(chosen(n, self.p, generator), (share*length).round(), 0.).long()} # later, if positive
+        # later, if positive
+        return {"samples": torch.where(chosen(n, self.p, generator), (share * length).round(), 0.0).long()}
 
     def apply(self, x, y, params):
-        samples, = on_device(x, params, 'samples')
-        source = torch.arange(x.shape[-1], device=x.device) - samples[:,None]
-        out = x.gather(-1, (source%x.shape[-1])[:,None,None].expand_as(x))
-        lost = (source<0) | (source>=x.shape[-1])
-        return out if self.wrap else out.masked_fill(lost[:,None,None], 0.), y.clone()
+        (samples,) = on_device(x, params, "samples")
+        source = torch.arange(x.shape[-1], device=x.device) - samples[:, None]
+        out = x.gather(-1, (source % x.shape[-1])[:, None, None].expand_as(x))
+        lost = (source < 0) | (source >= x.shape[-1])
+        return out if self.wrap else out.masked_fill(lost[:, None, None], 0.0), y.clone()
 
 # %% ../../nbs/augment/01_wave.ipynb #e84f9eb5
 @dataclass(frozen=True, kw_only=True)
 class Gain(WaveAugment):
     "Louder or quieter; the labels stay."
-    low_db:float=-5. # decibels
-    high_db:float=5. # decibels
+
+    low_db: float = -5.0  # decibels
+    high_db: float = 5.0  # decibels
 
     def check(self):
         super().check()
-        self.require(-120<=self.low_db<=self.high_db<=120, 'low_db', 'give -120 to 120 decibels, and no more than high_db')
+        self.require(
+            -120 <= self.low_db <= self.high_db <= 120, "low_db", "give -120 to 120 decibels, and no more than high_db"
+        )
 
     def draw(self, x, generator):
         db = uniform((len(x),), self.low_db, self.high_db, generator)
-        return {'db': torch.where(chosen(len(x), self.p, generator), db, 0.)}
+        return {"db": torch.where(chosen(len(x), self.p, generator), db, 0.0)}
 
     def apply(self, x, y, params):
-        db, = on_device(x, params, 'db')
-        return x*per_clip(10**(db/20), x), y.clone()
+        (db,) = on_device(x, params, "db")
+        return x * per_clip(10 ** (db / 20), x), y.clone()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Polarity(WaveAugment):
     "Turn the wave upside down; the labels stay."
-    p:float=.5 # chance of each clip to be turned
 
-    def draw(self, x, generator): return {'sign': 1.-2*chosen(len(x), self.p, generator)}
-    def apply(self, x, y, params): return x*per_clip(on_device(x, params, 'sign')[0], x), y.clone()
+    p: float = 0.5  # chance of each clip to be turned
+
+    def draw(self, x, generator):
+        return {"sign": 1.0 - 2 * chosen(len(x), self.p, generator)}
+
+    def apply(self, x, y, params):
+        return x * per_clip(on_device(x, params, "sign")[0], x), y.clone()
 
 # %% ../../nbs/augment/01_wave.ipynb #8d719fc8
-def power(x): # (clips, …) -> (clips,), mean square
+def power(x):  # (clips, …) -> (clips,), mean square
     return at_least_32(x).square().flatten(1).mean(1)
 
+
 def add_at_snr(
-    x, # (clips, 1, 1, samples)
-    noise, # of the same shape, of any loudness
-    snr_db, # (clips,) decibels; infinite: no noise
-): # of the type of x
+    x,  # (clips, 1, 1, samples)
+    noise,  # of the same shape, of any loudness
+    snr_db,  # (clips,) decibels; infinite: no noise
+):  # of the type of x
     "`x` and as much of `noise` as makes the ratio of their powers; silent clips, and silent noise, leave `x` as it is."
-    wide,of_x,of_noise = at_least_32(x), power(x), power(noise)
-    gain = (of_x/of_noise.clamp(min=torch.finfo(of_x.dtype).tiny)).sqrt() * 10**(-snr_db.to(of_x.dtype)/20)
-    gain = torch.where(of_noise>0, gain, 0.)
-    return (wide + per_clip(gain, wide)*at_least_32(noise)).to(x.dtype)
+    wide, of_x, of_noise = at_least_32(x), power(x), power(noise)
+    gain = (of_x / of_noise.clamp(min=torch.finfo(of_x.dtype).tiny)).sqrt() * 10 ** (-snr_db.to(of_x.dtype) / 20)
+    gain = torch.where(of_noise > 0, gain, 0.0)
+    return (wide + per_clip(gain, wide) * at_least_32(noise)).to(x.dtype)
 
 # %% ../../nbs/augment/01_wave.ipynb #7974c13e
 @dataclass(frozen=True, kw_only=True)
 class Noise(WaveAugment):
     "Noise at a drawn signal-to-noise ratio; the labels stay."
-    low_db:float=5. # least ratio, decibels
-    high_db:float=30. # greatest ratio, decibels
-    exponent:float=0. # power falls with 1/f**exponent: 0 white (Gaussian), 1 pink, 2 brown
+
+    low_db: float = 5.0  # least ratio, decibels
+    high_db: float = 30.0  # greatest ratio, decibels
+    exponent: float = 0.0  # power falls with 1/f**exponent: 0 white (Gaussian), 1 pink, 2 brown
 
     def check(self):
         super().check()
-        self.require(-120<=self.low_db<=self.high_db<=120, 'low_db', 'give -120 to 120 decibels, and no more than high_db')
-        self.require(-4<=self.exponent<=4, 'exponent', 'give 0 for white, 1 for pink')
+        self.require(
+            -120 <= self.low_db <= self.high_db <= 120, "low_db", "give -120 to 120 decibels, and no more than high_db"
+        )
+        self.require(-4 <= self.exponent <= 4, "exponent", "give 0 for white, 1 for pink")
 
     def draw(self, x, generator):
         snr = uniform((len(x),), self.low_db, self.high_db, generator)
-        return {'snr_db': torch.where(chosen(len(x), self.p, generator), snr, torch.inf),
-                'seed': torch.randint(2**62, (1,), generator=generator, device=generator.device)} # one for the batch
+        return {
+            "snr_db": torch.where(chosen(len(x), self.p, generator), snr, torch.inf),
+            # one for the batch
+            "seed": torch.randint(2**62, (1,), generator=generator, device=generator.device),
+        }
 
     def apply(self, x, y, params):
-        snr, = on_device(x, params, 'snr_db')
-        local = torch.Generator(x.device).manual_seed(params['seed'].item())
+        (snr,) = on_device(x, params, "snr_db")
+        local = torch.Generator(x.device).manual_seed(params["seed"].item())
         return add_at_snr(x, self._noise(x, local), snr), y.clone()
 
-    def _noise(self, x, generator): # of the shape of x, of any loudness
+    def _noise(self, x, generator):  # of the shape of x, of any loudness
         white = torch.randn(x.shape, generator=generator, device=x.device, dtype=at_least_32(x).dtype)
-        if self.exponent==0: return white
+        if self.exponent == 0:
+            return white
         spectrum = torch.fft.rfft(white)
         f = torch.arange(spectrum.shape[-1], device=x.device, dtype=white.dtype)
-        tilt = torch.where(f>0, f.clamp(min=1)**(-self.exponent/2), 0.) # no constant part
-        return torch.fft.irfft(spectrum*tilt, x.shape[-1])
+        tilt = torch.where(f > 0, f.clamp(min=1) ** (-self.exponent / 2), 0.0)  # no constant part
+        return torch.fft.irfft(spectrum * tilt, x.shape[-1])
 
 # %% ../../nbs/augment/01_wave.ipynb #760540a4
 @lru_cache(4)
-def _recordings(path, sample_rate): # all of them in a row (samples,), the start of each and its length, (recordings,)
+# all of them in a row (samples,), the start of each and its length, (recordings,)
+def _recordings(path, sample_rate):
     place = Path(path)
-    if place.suffix=='.npy' and place.is_file(): waves = _array(place)
+    if place.suffix == ".npy" and place.is_file():
+        waves = _array(place)
     elif place.is_dir():
-        files = sorted(o for o in place.rglob('*') if o.is_file() and not any(part.startswith('.') for part in o.relative_to(place).parts))
-        if not files: raise AudiotagError('holds no recordings', file=path, field='path', fix='put sound files there')
+        files = sorted(
+            o
+            for o in place.rglob("*")
+            if o.is_file() and not any(part.startswith(".") for part in o.relative_to(place).parts)
+        )
+        if not files:
+            raise AudiotagError("holds no recordings", file=path, field="path", fix="put sound files there")
         waves = [read_audio(o, sample_rate=sample_rate) for o in files]
-        for o,wave in zip(files, waves):
-            if not wave.any(): raise AudiotagError('is silent', file=o, field='path', fix='take it out of the folder of backgrounds')
-    else: raise AudiotagError('background not found', file=path, field='path', fix='name a folder of sound files, or an .npy array of floats (clips, samples)')
+        for o, wave in zip(files, waves):
+            if not wave.any():
+                raise AudiotagError("is silent", file=o, field="path", fix="take it out of the folder of backgrounds")
+    else:
+        raise AudiotagError(
+            "background not found",
+            file=path,
+            field="path",
+            fix="name a folder of sound files, or an .npy array of floats (clips, samples)",
+        )
     size = torch.tensor([len(o) for o in waves])
-    return torch.from_numpy(np.concatenate(waves)), size.cumsum(0)-size, size
+    return torch.from_numpy(np.concatenate(waves)), size.cumsum(0) - size, size
+
 
 def _array(path):
-    try: a = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as e: raise AudiotagError(f'is no readable array ({e})', file=path, field='path') from None
-    if a.ndim!=2 or not a.size or a.dtype.kind!='f' or not np.isfinite(a).all() or not a.any(1).all():
-        raise AudiotagError(f'holds {a.shape} of {a.dtype}', file=path, field='path', fix='save finite floats (clips, samples), none of them silent')
+    try:
+        a = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as e:
+        raise AudiotagError(f"is no readable array ({e})", file=path, field="path") from None
+    if a.ndim != 2 or not a.size or a.dtype.kind != "f" or not np.isfinite(a).all() or not a.any(1).all():
+        raise AudiotagError(
+            f"holds {a.shape} of {a.dtype}",
+            file=path,
+            field="path",
+            fix="save finite floats (clips, samples), none of them silent",
+        )
     return list(a.astype(np.float32))
 
+
 @lru_cache(2)
-def _recordings_on(path, sample_rate, device): return _recordings(path, sample_rate)[0].to(device)
+def _recordings_on(path, sample_rate, device):
+    return _recordings(path, sample_rate)[0].to(device)
 
 # %% ../../nbs/augment/01_wave.ipynb #8638920d
 @dataclass(frozen=True, kw_only=True)
 class Background(WaveAugment):
     "A recorded sound at a drawn signal-to-noise ratio; the labels stay."
-    path:str # folder of sound files, or .npy array of floats (clips, samples)
-    sample_rate:int=44100 # Hz, of the batch; files are resampled to it
-    low_db:float=5. # least ratio, decibels
-    high_db:float=30. # greatest ratio, decibels
+
+    path: str  # folder of sound files, or .npy array of floats (clips, samples)
+    sample_rate: int = 44100  # Hz, of the batch; files are resampled to it
+    low_db: float = 5.0  # least ratio, decibels
+    high_db: float = 30.0  # greatest ratio, decibels
 
     def check(self):
         super().check()
-        self.require(self.path!='', 'path', 'name a folder or an .npy file')
-        self.require(self.sample_rate>0, 'sample_rate', 'give a positive number of Hz')
-        self.require(-120<=self.low_db<=self.high_db<=120, 'low_db', 'give -120 to 120 decibels, and no more than high_db')
+        self.require(self.path != "", "path", "name a folder or an .npy file")
+        self.require(self.sample_rate > 0, "sample_rate", "give a positive number of Hz")
+        self.require(
+            -120 <= self.low_db <= self.high_db <= 120, "low_db", "give -120 to 120 decibels, and no more than high_db"
+        )
 
     def draw(self, x, generator):
-        n,(_,_,size) = len(x), _recordings(self.path, self.sample_rate)
+        n, (_, _, size) = len(x), _recordings(self.path, self.sample_rate)
         which = torch.randint(len(size), (n,), generator=generator, device=generator.device)
         size = size.to(generator.device)[which]
-        room = torch.where(size>=x.shape[-1], size-x.shape[-1]+1, size) # a long recording is not wrapped around
+        room = torch.where(size >= x.shape[-1], size - x.shape[-1] + 1, size)  # a long recording is not wrapped around
         snr = uniform((n,), self.low_db, self.high_db, generator)
-        return {'which': which, 'begin': (uniform((n,), 0, 1, generator)*room).long(),
-                'snr_db': torch.where(chosen(n, self.p, generator), snr, torch.inf)}
+        return {
+            "which": which,
+            "begin": (uniform((n,), 0, 1, generator) * room).long(),
+            "snr_db": torch.where(chosen(n, self.p, generator), snr, torch.inf),
+        }
 
     def apply(self, x, y, params):
-        which,begin,snr = on_device(x, params, 'which', 'begin', 'snr_db')
-        start,size = (o.to(x.device)[which][:,None] for o in _recordings(self.path, self.sample_rate)[1:])
-        at = start + (begin[:,None] + torch.arange(x.shape[-1], device=x.device))%size
-        noise = _recordings_on(self.path, self.sample_rate, x.device)[at][:,None,None].expand_as(x)
+        which, begin, snr = on_device(x, params, "which", "begin", "snr_db")
+        start, size = (o.to(x.device)[which][:, None] for o in _recordings(self.path, self.sample_rate)[1:])
+        at = start + (begin[:, None] + torch.arange(x.shape[-1], device=x.device)) % size
+        noise = _recordings_on(self.path, self.sample_rate, x.device)[at][:, None, None].expand_as(x)
         return add_at_snr(x, noise, snr), y.clone()
 
 # %% ../../nbs/augment/01_wave.ipynb #e7afe656
 @dataclass(frozen=True, kw_only=True)
 class TimeMask(WaveAugment):
     "Silence some stretches; the labels stay."
-    n:int=1 # stretches
-    max_share:float=.1 # longest stretch, share of the clip
+
+    n: int = 1  # stretches
+    max_share: float = 0.1  # longest stretch, share of the clip
 
     def check(self):
         super().check()
-        self.require(self.n>=1, 'n', 'give a number of stretches')
-        self._require_share('max_share')
+        self.require(self.n >= 1, "n", "give a number of stretches")
+        self._require_share("max_share")
 
     def draw(self, x, generator):
-        _,start,size = spans(len(x), self.n, x.shape[-1], self.max_share, generator, chosen(len(x), self.p, generator))
-        return {'start': start, 'size': size}
+        _, start, size = spans(
+            len(x), self.n, x.shape[-1], self.max_share, generator, chosen(len(x), self.p, generator)
+        )
+        return {"start": start, "size": size}
 
     def apply(self, x, y, params):
-        start,size = on_device(x, params, 'start', 'size')
-        return x.masked_fill(inside(start, size, x.shape[-1]).any(1)[:,None,None], 0.), y.clone()
+        start, size = on_device(x, params, "start", "size")
+        return x.masked_fill(inside(start, size, x.shape[-1]).any(1)[:, None, None], 0.0), y.clone()

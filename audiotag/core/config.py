@@ -13,29 +13,39 @@ from fastcore.basics import patch
 from .errors import AudiotagError, did_you_mean
 
 # %% ../../nbs/core/02_config.ipynb #52be0770
-def _conform(value, hint, where:str):
+def _conform(value, hint, where: str):
     "`value` as the type `hint` asks for, or `AudiotagError`; the only changes made are int to float and list to tuple."
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is typing.Any: return value
+    if hint is typing.Any:
+        return value
     if origin in (typing.Union, types.UnionType):
         for o in args:
-            try: return _conform(value, o, where)
-            except AudiotagError: pass
-    elif origin is tuple and isinstance(value, (list,tuple)):
-        if len(args)==2 and args[1] is Ellipsis: return tuple(_conform(v, args[0], f'{where}.{i}') for i,v in enumerate(value))
-        if len(args)==len(value): return tuple(_conform(v, h, f'{where}.{i}') for i,(v,h) in enumerate(zip(value, args)))
+            try:
+                return _conform(value, o, where)
+            except AudiotagError:
+                pass
+    elif origin is tuple and isinstance(value, (list, tuple)):
+        if len(args) == 2 and args[1] is Ellipsis:
+            return tuple(_conform(v, args[0], f"{where}.{i}") for i, v in enumerate(value))
+        if len(args) == len(value):
+            return tuple(_conform(v, h, f"{where}.{i}") for i, (v, h) in enumerate(zip(value, args)))
     elif hint in (None, type(None)):
-        if value is None: return None
-    elif hint is float and isinstance(value, (int,np.number)) and not isinstance(value, bool): return float(value)
-    elif hint is int and isinstance(value, np.integer): return int(value)
-    elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)): return value
-    wanted = getattr(hint, '__name__', str(hint)) if origin is None else str(hint)
-    raise AudiotagError(f'{value!r} is not a valid value', field=where, fix=f'give {wanted}')
+        if value is None:
+            return None
+    elif hint is float and isinstance(value, (int, np.number)) and not isinstance(value, bool):
+        return float(value)
+    elif hint is int and isinstance(value, np.integer):
+        return int(value)
+    elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    wanted = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
+    raise AudiotagError(f"{value!r} is not a valid value", field=where, fix=f"give {wanted}")
 
 # %% ../../nbs/core/02_config.ipynb #7a8aebfe
 @dataclass(frozen=True, kw_only=True)
 class Config:
     "Base of every settings dataclass: checked when made, JSON round trip, content hash, field-wise diff."
+
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         _kinds[cls.__name__] = cls
@@ -43,116 +53,143 @@ class Config:
     def __post_init__(self):
         hints = typing.get_type_hints(type(self))
         for f in fields(self):
-            value = _conform(getattr(self, f.name), hints[f.name], f'{type(self).__name__}.{f.name}')
+            value = _conform(getattr(self, f.name), hints[f.name], f"{type(self).__name__}.{f.name}")
             object.__setattr__(self, f.name, value)
         self.check()
 
-    def check(self): "Subclasses refuse bad ranges here, through `self.require`."
+    def check(self):
+        "Subclasses refuse bad ranges here, through `self.require`."
 
-    def require(self, ok, name:str, fix:str):
+    def require(self, ok, name: str, fix: str):
         "Raise `AudiotagError` about the field `name` unless `ok`."
         if not ok:
-            raise AudiotagError(f'{getattr(self, name)!r} is out of range', field=f'{type(self).__name__}.{name}', fix=fix)
+            raise AudiotagError(
+                f"{getattr(self, name)!r} is out of range", field=f"{type(self).__name__}.{name}", fix=fix
+            )
 
-    def replace(self, **changes): return replace(self, **changes)
+    def replace(self, **changes):
+        return replace(self, **changes)
+
 
 _kinds = {}
 
 # %% ../../nbs/core/02_config.ipynb #bdceff87
 def _plain(value):
     "`value` in terms of dict, list, str, int, float, bool and None."
-    if isinstance(value, Config): return value.to_dict()
-    if isinstance(value, (list,tuple)): return [_plain(v) for v in value]
+    if isinstance(value, Config):
+        return value.to_dict()
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
     return value
 
-@patch
-def to_dict(self:Config)->dict:
-    "All fields as plain JSON values, with the class under `kind`."
-    return {'kind': type(self).__name__, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
 
 @patch
-def to_json(self:Config)->str:
+def to_dict(self: Config) -> dict:
+    "All fields as plain JSON values, with the class under `kind`."
+    return {"kind": type(self).__name__, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
+
+
+@patch
+def to_json(self: Config) -> str:
     "`to_dict` as indented text."
     return json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
 
 # %% ../../nbs/core/02_config.ipynb #2b4cb24f
 def config_from_dict(
-    d:dict, # as `Config.to_dict` gives it
+    d: dict,  # as `Config.to_dict` gives it
     *,
-    where:str='settings', # file or place, for the message of an error
-)->Config:
+    where: str = "settings",  # file or place, for the message of an error
+) -> Config:
     "The object that `d` describes; raises `AudiotagError` on a kind, field or value that does not exist."
-    if not isinstance(d, dict) or not isinstance(d.get('kind'), str):
-        raise AudiotagError("a settings object needs its 'kind'", file=where, fix='was this file made by audiotag?')
-    if d['kind'] not in _kinds:
-        raise AudiotagError(f"unknown kind {d['kind']!r}", file=where, fix=did_you_mean(d['kind'], _kinds))
-    cls = _kinds[d['kind']]
+    if not isinstance(d, dict) or not isinstance(d.get("kind"), str):
+        raise AudiotagError("a settings object needs its 'kind'", file=where, fix="was this file made by audiotag?")
+    if d["kind"] not in _kinds:
+        raise AudiotagError(f"unknown kind {d['kind']!r}", file=where, fix=did_you_mean(d["kind"], _kinds))
+    cls = _kinds[d["kind"]]
     known = [f.name for f in fields(cls)]
     for name in d:
-        if name!='kind' and name not in known:
+        if name != "kind" and name not in known:
             raise AudiotagError(f"{d['kind']} has no field {name!r}", file=where, fix=did_you_mean(name, known))
+
     def back(v):
-        if isinstance(v, dict): return config_from_dict(v, where=where)
+        if isinstance(v, dict):
+            return config_from_dict(v, where=where)
         return tuple(back(o) for o in v) if isinstance(v, list) else v
-    try: return cls(**{name: back(v) for name,v in d.items() if name!='kind'})
-    except TypeError as e: raise AudiotagError(f"{d['kind']} is incomplete ({e})", file=where) from None
-    except RecursionError: raise AudiotagError('is nested too deeply', file=where) from None
+
+    try:
+        return cls(**{name: back(v) for name, v in d.items() if name != "kind"})
+    except TypeError as e:
+        raise AudiotagError(f"{d['kind']} is incomplete ({e})", file=where) from None
+    except RecursionError:
+        raise AudiotagError("is nested too deeply", file=where) from None
 
 # %% ../../nbs/core/02_config.ipynb #017c71c8
 @patch(as_prop=True)
-def hash(self:Config)->str:
+def hash(self: Config) -> str:
     "The first 16 hexadecimal digits of the SHA-256 of all fields."
-    text = json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=False, separators=(',',':'))
+    text = json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-def _flat(value, prefix=''):
+
+def _flat(value, prefix=""):
     "Yield (dotted name, leaf) for nested dicts and lists."
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) and value else None
-    if items is None: yield prefix, value
+    items = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) and value else None
+    )
+    if items is None:
+        yield prefix, value
     else:
-        for k,v in items: yield from _flat(v, f'{prefix}.{k}' if prefix else str(k))
+        for k, v in items:
+            yield from _flat(v, f"{prefix}.{k}" if prefix else str(k))
+
 
 @patch
-def diff(self:Config, other:Config)->dict: # {dotted field: (mine, theirs)}
+def diff(self: Config, other: Config) -> dict:  # {dotted field: (mine, theirs)}
     "The fields in which two settings differ; `None` stands where one of them lacks the field."
-    a,b = dict(_flat(self.to_dict())), dict(_flat(other.to_dict()))
-    return {k: (a.get(k), b.get(k)) for k in [*a, *(k for k in b if k not in a)] if a.get(k)!=b.get(k)}
+    a, b = dict(_flat(self.to_dict())), dict(_flat(other.to_dict()))
+    return {k: (a.get(k), b.get(k)) for k in [*a, *(k for k in b if k not in a)] if a.get(k) != b.get(k)}
 
 # %% ../../nbs/core/02_config.ipynb #902c28dc
 def require_same(
-    found:Config, # what is there
-    wanted:Config, # what is asked for
+    found: Config,  # what is there
+    wanted: Config,  # what is asked for
     *,
-    where:str, # the file or folder that holds `found`
-    fix:str='', # what to do about it
+    where: str,  # the file or folder that holds `found`
+    fix: str = "",  # what to do about it
 ):
     "Raise `AudiotagError` naming each field in which `found` differs from `wanted`."
     if changes := found.diff(wanted):
-        said = '; '.join(f'{k} is {a!r} there and {b!r} here' for k,(a,b) in changes.items())
-        raise AudiotagError(f'{type(found).__name__} differs: {said}', file=where, fix=fix)
+        said = "; ".join(f"{k} is {a!r} there and {b!r} here" for k, (a, b) in changes.items())
+        raise AudiotagError(f"{type(found).__name__} differs: {said}", file=where, fix=fix)
 
 # %% ../../nbs/core/02_config.ipynb #6ceced6d
 def set_fields(
-    config:Config, # not changed
-    changes, # pairs (dotted path, text of the new value): ('stages.*.epochs', '4')
-)->Config: # a copy with those fields changed
+    config: Config,  # not changed
+    changes,  # pairs (dotted path, text of the new value): ('stages.*.epochs', '4')
+) -> Config:  # a copy with those fields changed
     "Change fields of nested settings; raises `AudiotagError` on a path or a value that does not fit."
     d = config.to_dict()
-    for path,text in changes:
-        try: value = json.loads(text)
-        except ValueError: value = text
-        _set(d, path.split('.'), value, path)
-    return config_from_dict(d, where='--set')
+    for path, text in changes:
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        _set(d, path.split("."), value, path)
+    return config_from_dict(d, where="--set")
+
 
 def _set(node, names, value, path):
-    head,*rest = names
+    head, *rest = names
     if isinstance(node, list):
-        keys = [str(o.get('name', i)) if isinstance(o, dict) else str(i) for i,o in enumerate(node)]
-        hit = [i for i,k in enumerate(keys) if head in ('*', k, str(i))]
+        keys = [str(o.get("name", i)) if isinstance(o, dict) else str(i) for i, o in enumerate(node)]
+        hit = [i for i, k in enumerate(keys) if head in ("*", k, str(i))]
     else:
-        keys = [k for k in node if k!='kind'] if isinstance(node, dict) else []
+        keys = [k for k in node if k != "kind"] if isinstance(node, dict) else []
         hit = [head] if head in keys else []
-    if not hit: raise AudiotagError(f'there is no field {head!r} in {path!r}', field=path, fix=did_you_mean(head, keys))
+    if not hit:
+        raise AudiotagError(f"there is no field {head!r} in {path!r}", field=path, fix=did_you_mean(head, keys))
     for k in hit:
-        if rest: _set(node[k], rest, value, path)
-        else: node[k] = value
+        if rest:
+            _set(node[k], rest, value, path)
+        else:
+            node[k] = value

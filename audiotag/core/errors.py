@@ -11,49 +11,57 @@ import difflib
 # %% ../../nbs/core/01_errors.ipynb #28b0d82b
 class AudiotagError(Exception):
     "What was wrong, where, and what to do about it, as one sentence."
-    def __init__(self,
-        what:str, # what was wrong
+
+    def __init__(
+        self,
+        what: str,  # what was wrong
         *,
-        file=None, # the file it was found in
-        row=None, # its row there, as the user counts: the first row below the header is 1
-        field=None, # the column or the setting
-        fix:str='', # what to do about it
-        kind:str='', # one word for tables such as `quarantine.csv`: 'truncated', 'not_audio', …
+        file=None,  # the file it was found in
+        row=None,  # its row there, as the user counts: the first row below the header is 1
+        field=None,  # the column or the setting
+        fix: str = "",  # what to do about it
+        kind: str = "",  # one word for tables such as `quarantine.csv`: 'truncated', 'not_audio', …
     ):
-        self.what,self.file,self.row,self.field,self.fix,self.kind = what,file,row,field,fix,kind
+        self.what, self.file, self.row, self.field, self.fix, self.kind = what, file, row, field, fix, kind
         super().__init__(what)
 
     def __str__(self):
-        where = [str(self.file) if self.file is not None else '', f'row {self.row}' if self.row is not None else '',
-                 f'field {self.field!r}' if self.field is not None else '']
-        where = ', '.join(o for o in where if o)
-        said = f'{where}: {self.what}' if where else self.what
-        return f'{said}: {self.fix}' if self.fix else said
+        where = [
+            str(self.file) if self.file is not None else "",
+            f"row {self.row}" if self.row is not None else "",
+            f"field {self.field!r}" if self.field is not None else "",
+        ]
+        where = ", ".join(o for o in where if o)
+        said = f"{where}: {self.what}" if where else self.what
+        return f"{said}: {self.fix}" if self.fix else said
 
-    def __reduce__(self): return _rebuild_error, (self.what, {k: v for k,v in vars(self).items() if k!='what'})
+    def __reduce__(self):
+        return _rebuild_error, (self.what, {k: v for k, v in vars(self).items() if k != "what"})
 
-def _rebuild_error(what, parts): return AudiotagError(what, **parts)
+
+def _rebuild_error(what, parts):
+    return AudiotagError(what, **parts)
 
 # %% ../../nbs/core/01_errors.ipynb #6b0c94de
-def missing_library(e:ImportError)->AudiotagError:
+def missing_library(e: ImportError) -> AudiotagError:
     "What to raise where something that audiotag always needs cannot be imported."
-    return AudiotagError(f'a library is missing here: {e}', fix='install audiotag again in this environment')
+    return AudiotagError(f"a library is missing here: {e}", fix="install audiotag again in this environment")
 
 # %% ../../nbs/core/01_errors.ipynb #920ec938
 def did_you_mean(
-    name:str, # what was given
-    options, # the names that exist
-)->str: # a hint that fits at the end of an `AudiotagError`
+    name: str,  # what was given
+    options,  # the names that exist
+) -> str:  # a hint that fits at the end of an `AudiotagError`
     "Name the nearest of `options`, or list them all when none is near."
     options = [str(o) for o in options]
     near = difflib.get_close_matches(str(name), options, n=1)
-    return f'did you mean {near[0]!r}?' if near else f"choose from {', '.join(options) or '(nothing)'}"
+    return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(options) or '(nothing)'}"
 
 # %% ../../nbs/core/01_errors.ipynb #f87f8e03
 def a_few(
-    names, # a collection
-    n:int=3, # how many are named
-)->str:
+    names,  # a collection
+    n: int = 3,  # how many are named
+) -> str:
     "The first names, and an ellipsis if there are more."
     names = [str(o) for o in names]
-    return ', '.join(names[:n])+(', …' if len(names)>n else '')
+    return ", ".join(names[:n]) + (", …" if len(names) > n else "")

@@ -13,132 +13,176 @@ from pathlib import Path
 from .errors import AudiotagError
 
 # %% ../../nbs/core/03_files.ipynb #b9113c4c
-def _disk_error(e:OSError, path)->AudiotagError:
-    fix = {errno.ENOSPC: 'free some space and run the same command again', errno.EDQUOT: 'free some space and run again',
-           errno.EACCES: 'choose a folder that you may write to', errno.EROFS: 'choose a folder that you may write to'}
-    return AudiotagError(f'cannot write ({e.strerror or e})', file=path, fix=fix.get(e.errno, 'nothing was changed'))
+def _disk_error(e: OSError, path) -> AudiotagError:
+    fix = {
+        errno.ENOSPC: "free some space and run the same command again",
+        errno.EDQUOT: "free some space and run again",
+        errno.EACCES: "choose a folder that you may write to",
+        errno.EROFS: "choose a folder that you may write to",
+    }
+    return AudiotagError(f"cannot write ({e.strerror or e})", file=path, fix=fix.get(e.errno, "nothing was changed"))
+
 
 @contextmanager
 def atomic_path(
-    path, # the file to make; its folder is made too
+    path,  # the file to make; its folder is made too
 ):
     "Give a temporary path beside `path`; when the block ends without an error it takes the place of `path` at once."
     path = Path(path)
-    part = path.with_name(f'.{path.name}.{os.getpid()}-{os.urandom(3).hex()}.part')
+    part = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(3).hex()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        with open(part, 'rb') as f: os.fsync(f.fileno())
+        with open(part, "rb") as f:
+            os.fsync(f.fileno())
         os.replace(part, path)
-    except OSError as e: raise _disk_error(e, path) from e
+    except OSError as e:
+        raise _disk_error(e, path) from e
     finally:
-        with suppress(OSError): part.unlink() # it has become `path`, or it is on a disk that cannot be written
+        with suppress(OSError):
+            part.unlink()  # it has become `path`, or it is on a disk that cannot be written
 
 # %% ../../nbs/core/03_files.ipynb #a6151ffc
-def write_bytes(path, data:bytes):
+def write_bytes(path, data: bytes):
     "Write `data` atomically."
-    with atomic_path(path) as part: part.write_bytes(data)
+    with atomic_path(path) as part:
+        part.write_bytes(data)
 
-def write_text(path, text:str):
+
+def write_text(path, text: str):
     "Write `text` atomically, as UTF-8."
     write_bytes(path, text.encode())
 
+
 def write_json(path, obj):
     "Write `obj` atomically, as indented JSON with a line end; the same object gives the same bytes."
-    write_text(path, json.dumps(obj, indent=1, ensure_ascii=False)+'\n')
+    write_text(path, json.dumps(obj, indent=1, ensure_ascii=False) + "\n")
+
 
 def read_json(path, **kwargs):
     "The content of a JSON file, `kwargs` as for `json.loads`; raises `AudiotagError` when it is missing or is not JSON."
-    try: return json.loads(Path(path).read_text(encoding='utf-8'), **kwargs)
-    except FileNotFoundError: raise AudiotagError('file not found', file=path) from None
-    except OSError as e: raise AudiotagError(f'cannot be read ({e.strerror})', file=path) from None
-    except (ValueError, RecursionError) as e: raise AudiotagError(f'is not valid JSON ({e})', file=path) from None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"), **kwargs)
+    except FileNotFoundError:
+        raise AudiotagError("file not found", file=path) from None
+    except OSError as e:
+        raise AudiotagError(f"cannot be read ({e.strerror})", file=path) from None
+    except (ValueError, RecursionError) as e:
+        raise AudiotagError(f"is not valid JSON ({e})", file=path) from None
 
 # %% ../../nbs/core/03_files.ipynb #a93ac150
 def write_parquet(path, table):
     "Write a DataFrame atomically; the same table gives the same bytes."
     import pyarrow as pa, pyarrow.parquet as pq
+
     out = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pandas(table, nthreads=1), out)
     write_bytes(path, out.getvalue().to_pybytes())
 
+
 def read_parquet_table(path):
     "A Parquet file as a pyarrow table; raises `AudiotagError` when it is missing or damaged."
     import pyarrow as pa, pyarrow.parquet as pq
-    try: return pq.ParquetFile(str(path), pre_buffer=False).read(use_threads=False)
-    except FileNotFoundError: raise AudiotagError('file not found', file=path) from None
-    except (OSError, ValueError, pa.ArrowException) as e: raise AudiotagError(f'is damaged ({e})', file=path) from None
+
+    try:
+        return pq.ParquetFile(str(path), pre_buffer=False).read(use_threads=False)
+    except FileNotFoundError:
+        raise AudiotagError("file not found", file=path) from None
+    except (OSError, ValueError, pa.ArrowException) as e:
+        raise AudiotagError(f"is damaged ({e})", file=path) from None
+
 
 def read_parquet(path, *, columns=()):
     "A Parquet file as a DataFrame; raises `AudiotagError` when it is missing, damaged, or lacks one of `columns`."
     table = read_parquet_table(path).to_pandas(use_threads=False)
-    if lacks := [c for c in columns if c not in table]: raise AudiotagError(f'has no column {lacks[0]!r}', file=path, fix='was it made by audiotag?')
+    if lacks := [c for c in columns if c not in table]:
+        raise AudiotagError(f"has no column {lacks[0]!r}", file=path, fix="was it made by audiotag?")
     return table
 
 # %% ../../nbs/core/03_files.ipynb #0d7c747a
 @contextmanager
 def atomic_folder(
-    path, # the folder to make
+    path,  # the folder to make
     *,
-    replace:bool=False, # take the place of a folder that is already there
+    replace: bool = False,  # take the place of a folder that is already there
 ):
     "Give a temporary folder beside `path`; when the block ends without an error it becomes `path`, as a whole."
     path = Path(path).absolute()
-    if path.exists() and not replace: raise AudiotagError('is already there', file=path, fix='choose another folder')
-    mark = f'{os.getpid()}-{os.urandom(3).hex()}.part'
-    part,old = path.with_name(f'.{path.name}.{mark}'), path.with_name(f'.{path.name}.old-{mark}')
+    if path.exists() and not replace:
+        raise AudiotagError("is already there", file=path, fix="choose another folder")
+    mark = f"{os.getpid()}-{os.urandom(3).hex()}.part"
+    part, old = path.with_name(f".{path.name}.{mark}"), path.with_name(f".{path.name}.old-{mark}")
     try:
         part.mkdir(parents=True)
         yield part
-        if path.exists(): os.replace(path, old)
+        if path.exists():
+            os.replace(path, old)
         os.replace(part, path)
-    except OSError as e: raise _disk_error(e, path) from e
+    except OSError as e:
+        raise _disk_error(e, path) from e
     finally:
-        if old.exists() and not path.exists(): os.replace(old, path)
-        for o in (part, old): shutil.rmtree(o, ignore_errors=True)
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        for o in (part, old):
+            shutil.rmtree(o, ignore_errors=True)
 
 # %% ../../nbs/core/03_files.ipynb #a4d66605
-def folder_kind(path)->str|None:
+def folder_kind(path) -> str | None:
     "What the `audiotag.json` of a folder says it is ('run', 'store', 'bundle', …); None without one."
-    mark = Path(path)/'audiotag.json'
+    mark = Path(path) / "audiotag.json"
     kind = read_json(mark) if mark.is_file() else None
-    return kind.get('kind') if isinstance(kind, dict) else None
+    return kind.get("kind") if isinstance(kind, dict) else None
+
 
 def claim_folder(
-    path, # the output folder; made if missing
-    kind:str, # 'run', 'store', 'bundle', …
-)->Path:
+    path,  # the output folder; made if missing
+    kind: str,  # 'run', 'store', 'bundle', …
+) -> Path:
     "Make `path` a folder of ours; raises `AudiotagError` when it holds somebody else's files."
     path = Path(path)
-    if path.exists() and not path.is_dir(): raise AudiotagError('is a file', file=path, fix='name a folder')
+    if path.exists() and not path.is_dir():
+        raise AudiotagError("is a file", file=path, fix="name a folder")
     found = folder_kind(path)
-    if found is None and path.exists() and any(not o.name.endswith('.part') for o in path.iterdir()):
-        raise AudiotagError(f"holds files that are not an audiotag {kind}'s", file=path, fix='name a new or an empty folder')
+    if found is None and path.exists() and any(not o.name.endswith(".part") for o in path.iterdir()):
+        raise AudiotagError(
+            f"holds files that are not an audiotag {kind}'s", file=path, fix="name a new or an empty folder"
+        )
     if found not in (None, kind):
-        raise AudiotagError(f'is an audiotag {found}, not a {kind}', file=path, fix='name another folder')
-    if found is None: write_json(path/'audiotag.json', {'kind': kind, 'format': 1})
+        raise AudiotagError(f"is an audiotag {found}, not a {kind}", file=path, fix="name another folder")
+    if found is None:
+        write_json(path / "audiotag.json", {"kind": kind, "format": 1})
     return path
 
 # %% ../../nbs/core/03_files.ipynb #826a708f
 @contextmanager
 def locked(
-    path, # a folder that exists
+    path,  # a folder that exists
 ):
     "Hold the folder for this process; raises `AudiotagError` when another one holds it."
-    with open(Path(path)/'.lock', 'a+') as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
+    with open(Path(path) / ".lock", "a+") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             f.seek(0)
-            raise AudiotagError(f'is in use by process {f.read().strip() or "?"}', file=path,
-                                fix='wait for it, or stop it') from None
-        except OSError as e: raise AudiotagError(f'cannot be locked ({e.strerror})', file=path, fix='mount it with locks, or take a local folder or a URL') from None
-        f.truncate(0); f.write(str(os.getpid())); f.flush()
+            raise AudiotagError(
+                f"is in use by process {f.read().strip() or '?'}", file=path, fix="wait for it, or stop it"
+            ) from None
+        except OSError as e:
+            raise AudiotagError(
+                f"cannot be locked ({e.strerror})",
+                file=path,
+                fix="mount it with locks, or take a local folder or a URL",
+            ) from None
+        f.truncate(0)
+        f.write(str(os.getpid()))
+        f.flush()
         yield
 
 # %% ../../nbs/core/03_files.ipynb #255dae52
-def file_sha256(path)->str:
+def file_sha256(path) -> str:
     "SHA-256 of a file, read in pieces."
     h = hashlib.sha256()
-    with open(path, 'rb') as f:
-        while block := f.read(1<<20): h.update(block)
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            h.update(block)
     return h.hexdigest()

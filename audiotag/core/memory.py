@@ -9,9 +9,11 @@ __all__ = ['keep_memory']
 import ctypes
 
 # %% ../../nbs/core/06_memory.ipynb #a1301641
-def keep_memory()->bool: # False where there is no glibc
+def keep_memory() -> bool:  # False where there is no glibc
     "Tell glibc's allocator to keep big blocks; call it before the first big tensor is made."
-    try: mallopt = ctypes.CDLL('libc.so.6').mallopt
-    except (OSError, AttributeError): return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
     m_trim_threshold, m_mmap_max = -1, -4
     return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2_000_000_000))

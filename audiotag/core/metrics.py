@@ -14,211 +14,260 @@ from .seeding import rng
 # %% ../../nbs/core/07_metrics.ipynb #990ea127
 def _checked(truth, scores):
     "`truth` as bool and `scores` as given, both C-ordered (n, classes); raises `AudiotagError` on anything else."
-    t,s = np.asarray(truth), np.asarray(scores)
-    if t.ndim!=2 or t.shape!=s.shape or 0 in t.shape:
-        raise AudiotagError(f'truth has shape {t.shape} and scores {s.shape}', fix='give two arrays (clips, classes) of the same shape')
-    if not all(np.issubdtype(o.dtype, np.number) or o.dtype==bool for o in (t,s)) or np.iscomplexobj(s):
-        raise AudiotagError(f'truth is {t.dtype} and scores are {s.dtype}', fix='give real numbers')
-    true = t if t.dtype==bool else t==1
-    if true is not t and not np.array_equal(true, t!=0):
-        raise AudiotagError(f'truth holds {t[true!=(t!=0)][0]}', fix='give 1 where the clip has the label and 0 elsewhere')
-    with np.errstate(over='ignore', invalid='ignore'): fine = np.isfinite(s.sum())
+    t, s = np.asarray(truth), np.asarray(scores)
+    if t.ndim != 2 or t.shape != s.shape or 0 in t.shape:
+        raise AudiotagError(
+            f"truth has shape {t.shape} and scores {s.shape}", fix="give two arrays (clips, classes) of the same shape"
+        )
+    if not all(np.issubdtype(o.dtype, np.number) or o.dtype == bool for o in (t, s)) or np.iscomplexobj(s):
+        raise AudiotagError(f"truth is {t.dtype} and scores are {s.dtype}", fix="give real numbers")
+    true = t if t.dtype == bool else t == 1
+    if true is not t and not np.array_equal(true, t != 0):
+        raise AudiotagError(
+            f"truth holds {t[true != (t != 0)][0]}", fix="give 1 where the clip has the label and 0 elsewhere"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        fine = np.isfinite(s.sum())
     if not fine and not np.isfinite(s).all():
-        row,col = np.argwhere(~np.isfinite(s))[0]
-        raise AudiotagError(f'the score in row {row}, column {col} (both from 0) is {s[row,col]}', fix='look at that clip and its model')
+        row, col = np.argwhere(~np.isfinite(s))[0]
+        raise AudiotagError(
+            f"the score in row {row}, column {col} (both from 0) is {s[row, col]}",
+            fix="look at that clip and its model",
+        )
     return np.ascontiguousarray(true), np.ascontiguousarray(s)
 
 # %% ../../nbs/core/07_metrics.ipynb #4f96b61e
-def _count(b): # (m, classes) bool -> (m,)
-    return np.einsum('ij->i', b.view(np.uint8)) if b.shape[1]<256 else np.count_nonzero(b, axis=1)
+def _count(b):  # (m, classes) bool -> (m,)
+    return np.einsum("ij->i", b.view(np.uint8)) if b.shape[1] < 256 else np.count_nonzero(b, axis=1)
+
 
 def _label_precisions(truth, scores):
     "(rows, columns, precision at rank) of the true labels, row by row, all of length `truth.sum()`."
     flat = np.flatnonzero(truth)
-    rows,cols = np.divmod(flat, truth.shape[1])
+    rows, cols = np.divmod(flat, truth.shape[1])
     own = scores.ravel()[flat]
-    rank,hits = np.empty(len(flat)), np.ones(len(flat), np.min_scalar_type(truth.shape[1]))
+    rank, hits = np.empty(len(flat)), np.ones(len(flat), np.min_scalar_type(truth.shape[1]))
     block = np.empty((1024, truth.shape[1]), scores.dtype)
     for i in range(0, len(flat), 1024):
-        part = slice(i, i+1024)
-        s = np.take(scores, rows[part], axis=0, out=block[:len(rows[part])], mode='clip')
-        rank[part] = _count(s>=own[part,None])
-    for d in range(1, truth.shape[1]): # the label d places further on, if it is the same clip's
-        same = rows[d:]==rows[:-d]
-        if not same.any(): break
-        hits[:-d] += same & (own[d:]>=own[:-d])
-        hits[d:] += same & (own[:-d]>=own[d:])
-    return rows, cols, hits/rank
+        part = slice(i, i + 1024)
+        s = np.take(scores, rows[part], axis=0, out=block[: len(rows[part])], mode="clip")
+        rank[part] = _count(s >= own[part, None])
+    for d in range(1, truth.shape[1]):  # the label d places further on, if it is the same clip's
+        same = rows[d:] == rows[:-d]
+        if not same.any():
+            break
+        hits[:-d] += same & (own[d:] >= own[:-d])
+        hits[d:] += same & (own[:-d] >= own[d:])
+    return rows, cols, hits / rank
 
 # %% ../../nbs/core/07_metrics.ipynb #187c08e5
 def lwlrap(
-    truth, # (clips, classes) of 0 and 1
-    scores, # (clips, classes), higher is more likely
-)->float: # 0 to 1
+    truth,  # (clips, classes) of 0 and 1
+    scores,  # (clips, classes), higher is more likely
+) -> float:  # 0 to 1
     "Label-weighted label-ranking average precision (Fonseca et al., DCASE 2019); `AudiotagError` if no clip has a label."
     precision = _label_precisions(*_checked(truth, scores))[2]
-    if not len(precision): raise AudiotagError('no clip has a label, so that there is nothing to rank', fix='leave these clips out')
+    if not len(precision):
+        raise AudiotagError("no clip has a label, so that there is nothing to rank", fix="leave these clips out")
     return float(precision.mean())
 
 # %% ../../nbs/core/07_metrics.ipynb #d90a1065
 def per_class_lwlrap(
-    truth, # (clips, classes) of 0 and 1
-    scores, # (clips, classes)
-)->tuple: # (per_class, weights), both (classes,) float64
+    truth,  # (clips, classes) of 0 and 1
+    scores,  # (clips, classes)
+) -> tuple:  # (per_class, weights), both (classes,) float64
     "lwlrap of each class and its share of the labels; a class without labels has 0 and weight 0."
-    t,s = _checked(truth, scores)
-    _,cols,precision = _label_precisions(t, s)
-    if not len(cols): raise AudiotagError('no clip has a label, so that there is nothing to rank', fix='leave these clips out')
+    t, s = _checked(truth, scores)
+    _, cols, precision = _label_precisions(t, s)
+    if not len(cols):
+        raise AudiotagError("no clip has a label, so that there is nothing to rank", fix="leave these clips out")
     labels = np.bincount(cols, minlength=t.shape[1])
-    return np.bincount(cols, precision, minlength=t.shape[1])/np.maximum(labels, 1), labels/len(cols)
+    return np.bincount(cols, precision, minlength=t.shape[1]) / np.maximum(labels, 1), labels / len(cols)
 
 # %% ../../nbs/core/07_metrics.ipynb #eb506a46
 def per_clip_lwlrap(
-    truth, # (clips, classes) of 0 and 1
-    scores, # (clips, classes)
-)->np.ndarray: # (clips,) float64, NaN for clips without labels
+    truth,  # (clips, classes) of 0 and 1
+    scores,  # (clips, classes)
+) -> np.ndarray:  # (clips,) float64, NaN for clips without labels
     "Mean over a clip's labels of the precision at that label's rank; 1 if all its labels stand above all others."
-    t,s = _checked(truth, scores)
-    rows,_,precision = _label_precisions(t, s)
+    t, s = _checked(truth, scores)
+    rows, _, precision = _label_precisions(t, s)
     labels = np.bincount(rows, minlength=len(t))
-    return np.where(labels>0, np.bincount(rows, precision, minlength=len(t))/np.maximum(labels, 1), np.nan)
+    return np.where(labels > 0, np.bincount(rows, precision, minlength=len(t)) / np.maximum(labels, 1), np.nan)
 
 # %% ../../nbs/core/07_metrics.ipynb #514ac283
 def lrap(
-    truth, # (clips, classes) of 0 and 1
-    scores, # (clips, classes)
-)->float: # 0 to 1
+    truth,  # (clips, classes) of 0 and 1
+    scores,  # (clips, classes)
+) -> float:  # 0 to 1
     "Label-ranking average precision: each clip with labels counts once (scikit-learn)."
-    from sklearn.metrics import label_ranking_average_precision_score # here, because it takes a second and inference needs none of it
-    t,s = _checked(truth, scores)
+    # here, because it takes a second and inference needs none of it
+    from sklearn.metrics import label_ranking_average_precision_score
+
+    t, s = _checked(truth, scores)
     some = t.any(1)
-    if not some.any(): raise AudiotagError('no clip has a label, so that there is nothing to rank', fix='leave these clips out')
+    if not some.any():
+        raise AudiotagError("no clip has a label, so that there is nothing to rank", fix="leave these clips out")
     return float(label_ranking_average_precision_score(t[some], s[some]))
 
 # %% ../../nbs/core/07_metrics.ipynb #1aed878d
 def accuracy(
-    truth, # (clips, classes) of 0 and 1
-    scores, # (clips, classes)
-)->float: # 0 to 1
+    truth,  # (clips, classes) of 0 and 1
+    scores,  # (clips, classes)
+) -> float:  # 0 to 1
     "Share of the clips with labels whose highest score is at one of their labels (the first of equal scores counts)."
-    t,s = _checked(truth, scores)
+    t, s = _checked(truth, scores)
     some = t.any(1)
-    if not some.any(): raise AudiotagError('no clip has a label', fix='leave these clips out')
+    if not some.any():
+        raise AudiotagError("no clip has a label", fix="leave these clips out")
     return float(t[some, s[some].argmax(1)].mean())
 
 # %% ../../nbs/core/07_metrics.ipynb #076191b5
 def confusion(
-    truth, # (clips, classes) of 0 and 1, one 1 a clip
-    scores, # (clips, classes)
-)->np.ndarray: # (classes, classes) int: row the label, column the class with the highest score
+    truth,  # (clips, classes) of 0 and 1, one 1 a clip
+    scores,  # (clips, classes)
+) -> np.ndarray:  # (classes, classes) int: row the label, column the class with the highest score
     "How often each class was taken for each; raises `AudiotagError` on a clip that has not exactly one label."
-    t,s = _checked(truth, scores)
-    if (odd := np.flatnonzero(t.sum(1)!=1)).size:
-        raise AudiotagError(f'the clip in row {odd[0]} (from 0) has {int(t[odd[0]].sum())} labels', fix='a confusion matrix is for one label a clip')
-    out = np.zeros((t.shape[1],)*2, dtype=int)
+    t, s = _checked(truth, scores)
+    if (odd := np.flatnonzero(t.sum(1) != 1)).size:
+        raise AudiotagError(
+            f"the clip in row {odd[0]} (from 0) has {int(t[odd[0]].sum())} labels",
+            fix="a confusion matrix is for one label a clip",
+        )
+    out = np.zeros((t.shape[1],) * 2, dtype=int)
     np.add.at(out, (t.argmax(1), s.argmax(1)), 1)
     return out
 
+
 def class_report(
-    truth, # (clips, classes) of 0 and 1, one 1 a clip
-    scores, # (clips, classes)
-    classes, # names
-)->pd.DataFrame: # index the classes: clips, precision, recall, f1, and the class that it is most often taken for
+    truth,  # (clips, classes) of 0 and 1, one 1 a clip
+    scores,  # (clips, classes)
+    classes,  # names
+) -> pd.DataFrame:  # index the classes: clips, precision, recall, f1, and the class that it is most often taken for
     "Per-class numbers of a confusion matrix; 0 where there is nothing to divide by."
     m = confusion(truth, scores)
-    if len(classes)!=len(m): raise AudiotagError(f'{len(classes)} names for {len(m)} classes', field='classes')
-    right,there,said = m.diagonal(),m.sum(1),m.sum(0)
-    wrong = m-np.diag(right)
-    taken = [classes[i] if n else '' for i,n in zip(wrong.argmax(1), wrong.max(1))]
-    share = lambda a, b: a/np.maximum(b, 1)
-    return pd.DataFrame({'clips': there, 'precision': share(right, said), 'recall': share(right, there), 'f1': share(2*right, there+said),
-                         'taken for': taken, 'times': wrong.max(1)}, index=pd.Index(classes, name='class'))
+    if len(classes) != len(m):
+        raise AudiotagError(f"{len(classes)} names for {len(m)} classes", field="classes")
+    right, there, said = m.diagonal(), m.sum(1), m.sum(0)
+    wrong = m - np.diag(right)
+    taken = [classes[i] if n else "" for i, n in zip(wrong.argmax(1), wrong.max(1))]
+    share = lambda a, b: a / np.maximum(b, 1)
+    return pd.DataFrame(
+        {
+            "clips": there,
+            "precision": share(right, said),
+            "recall": share(right, there),
+            "f1": share(2 * right, there + said),
+            "taken for": taken,
+            "times": wrong.max(1),
+        },
+        index=pd.Index(classes, name="class"),
+    )
 
 # %% ../../nbs/core/07_metrics.ipynb #13a9e07c
 def plot_confusion(truth, scores, classes, ax=None):
     "The confusion matrix as a picture; colours are shares of the row."
     import matplotlib.pyplot as plt
-    m,n = confusion(truth, scores),len(classes)
-    ax = plt.subplots(figsize=(1.5+.28*n, 1+.25*n))[1] if ax is None else ax
-    ax.imshow(m/np.maximum(m.sum(1, keepdims=True), 1), vmin=0, vmax=1, cmap='Blues')
-    for (i,j),k in np.ndenumerate(m):
-        if k: ax.text(j, i, k, ha='center', va='center', fontsize=6, color='w' if k>.5*m[i].sum() else 'k')
-    ax.set_xticks(range(n), classes, rotation=90, fontsize=7); ax.set_yticks(range(n), classes, fontsize=7)
-    ax.set(xlabel='said', ylabel='label')
+
+    m, n = confusion(truth, scores), len(classes)
+    ax = plt.subplots(figsize=(1.5 + 0.28 * n, 1 + 0.25 * n))[1] if ax is None else ax
+    ax.imshow(m / np.maximum(m.sum(1, keepdims=True), 1), vmin=0, vmax=1, cmap="Blues")
+    for (i, j), k in np.ndenumerate(m):
+        if k:
+            ax.text(j, i, k, ha="center", va="center", fontsize=6, color="w" if k > 0.5 * m[i].sum() else "k")
+    ax.set_xticks(range(n), classes, rotation=90, fontsize=7)
+    ax.set_yticks(range(n), classes, fontsize=7)
+    ax.set(xlabel="said", ylabel="label")
     return ax
 
 # %% ../../nbs/core/07_metrics.ipynb #5b48cb2c
 def per_class_auc(
-    truth, # (clips, classes) of 0 and 1
-    scores, # (clips, classes)
-)->np.ndarray: # (classes,) float64, NaN for a class that all clips have, or none
+    truth,  # (clips, classes) of 0 and 1
+    scores,  # (clips, classes)
+) -> np.ndarray:  # (classes,) float64, NaN for a class that all clips have, or none
     "Area under the ROC curve of each class (Mann and Whitney 1947; equals scikit-learn's `roc_auc_score`)."
     from scipy.stats import rankdata
-    t,s = _checked(truth, scores)
+
+    t, s = _checked(truth, scores)
     yes = t.sum(0)
-    no = len(t)-yes
+    no = len(t) - yes
     ranks = np.where(t, rankdata(s, axis=0), 0).sum(0)
-    return np.where((yes>0) & (no>0), (ranks-yes*(yes+1)/2)/np.maximum(yes*no, 1), np.nan)
+    return np.where((yes > 0) & (no > 0), (ranks - yes * (yes + 1) / 2) / np.maximum(yes * no, 1), np.nan)
+
 
 def macro_auc(
-    truth, # (clips, classes) of 0 and 1
-    scores, # (clips, classes)
-)->float: # 0 to 1
+    truth,  # (clips, classes) of 0 and 1
+    scores,  # (clips, classes)
+) -> float:  # 0 to 1
     "Mean area under the ROC curve over the classes that have both kinds of clips (BirdCLEF 2024)."
     each = per_class_auc(truth, scores)
-    if np.isnan(each).all(): raise AudiotagError('no class has clips with and without it', fix='macro AUC needs both kinds')
+    if np.isnan(each).all():
+        raise AudiotagError("no class has clips with and without it", fix="macro AUC needs both kinds")
     return float(np.nanmean(each))
 
 # %% ../../nbs/core/07_metrics.ipynb #527d40f0
 def padded_cmap(
-    truth, # (clips, classes) of 0 and 1
-    scores, # (clips, classes), probabilities from 0 to 1
+    truth,  # (clips, classes) of 0 and 1
+    scores,  # (clips, classes), probabilities from 0 to 1
     *,
-    padding:int=5, # rows added, in which every class is true with score 1
-)->float: # 0 to 1
+    padding: int = 5,  # rows added, in which every class is true with score 1
+) -> float:  # 0 to 1
     "Class-wise mean average precision with added true rows (BirdCLEF 2023; scikit-learn)."
     from sklearn.metrics import average_precision_score
-    t,s = _checked(truth, scores)
-    if padding<0: raise AudiotagError(f'{padding!r} rows cannot be added', field='padding', fix='give 0 or more')
-    if s.min()<0 or s.max()>1: raise AudiotagError('scores are not between 0 and 1', fix='give probabilities')
-    t,s = (np.vstack([o, np.ones((padding, t.shape[1]), o.dtype)]) for o in (t, s))
+
+    t, s = _checked(truth, scores)
+    if padding < 0:
+        raise AudiotagError(f"{padding!r} rows cannot be added", field="padding", fix="give 0 or more")
+    if s.min() < 0 or s.max() > 1:
+        raise AudiotagError("scores are not between 0 and 1", fix="give probabilities")
+    t, s = (np.vstack([o, np.ones((padding, t.shape[1]), o.dtype)]) for o in (t, s))
     some = np.flatnonzero(t.any(0))
-    if not len(some): raise AudiotagError('no clip has a label', fix='leave these clips out')
-    return float(np.mean([average_precision_score(t[:,c], s[:,c]) for c in some]))
+    if not len(some):
+        raise AudiotagError("no clip has a label", fix="leave these clips out")
+    return float(np.mean([average_precision_score(t[:, c], s[:, c]) for c in some]))
 
 # %% ../../nbs/core/07_metrics.ipynb #5abe738a
-METRICS = {f.__name__: f for f in (lwlrap, lrap, accuracy, macro_auc, padded_cmap)} # what a competition may be scored by
+# what a competition may be scored by
+METRICS = {f.__name__: f for f in (lwlrap, lrap, accuracy, macro_auc, padded_cmap)}
 
-def metric_named(name:str):
+
+def metric_named(name: str):
     "The function of `METRICS` with that name; raises `AudiotagError` when there is none."
-    if name not in METRICS: raise AudiotagError(f'there is no metric {name!r}', field='metric', fix=did_you_mean(name, METRICS))
+    if name not in METRICS:
+        raise AudiotagError(f"there is no metric {name!r}", field="metric", fix=did_you_mean(name, METRICS))
     return METRICS[name]
 
 # %% ../../nbs/core/07_metrics.ipynb #fec8f993
 def bootstrap_interval(
-    metric, # a function of (truth, scores)
-    truth, # (clips, …)
-    scores, # (clips, …)
+    metric,  # a function of (truth, scores)
+    truth,  # (clips, …)
+    scores,  # (clips, …)
     *,
-    groups=None, # (clips,) names; clips of one group are drawn together
-    n:int=1000, # draws
-    level:float=.95, # share of the draws inside the interval
-    seed:int=0,
-)->tuple[float,float]: # (low, high)
+    groups=None,  # (clips,) names; clips of one group are drawn together
+    n: int = 1000,  # draws
+    level: float = 0.95,  # share of the draws inside the interval
+    seed: int = 0,
+) -> tuple[float, float]:  # (low, high)
     "Percentile bootstrap interval of a metric over clips, or over whole groups; same seed, same interval."
-    t,s = np.asarray(truth), np.asarray(scores)
+    t, s = np.asarray(truth), np.asarray(scores)
     names = np.arange(len(t)) if groups is None else np.asarray(groups)
-    if len(t)!=len(s) or names.shape!=(len(t),):
-        raise AudiotagError(f'{len(t)} clips, {len(s)} rows of scores, groups of shape {names.shape}', fix='give one of each per clip')
-    if n<1 or not 0<level<1: raise AudiotagError(f'n={n}, level={level}', fix='give n of at least 1 and a level between 0 and 1')
-    metric(t, s) # what it has to say about the input, it says here
-    _,member = np.unique(names, return_inverse=True)
-    rows = np.split(np.argsort(member, kind='stable'), np.cumsum(np.bincount(member))[:-1])
-    draw,values = rng(seed, 'bootstrap'), []
+    if len(t) != len(s) or names.shape != (len(t),):
+        raise AudiotagError(
+            f"{len(t)} clips, {len(s)} rows of scores, groups of shape {names.shape}", fix="give one of each per clip"
+        )
+    if n < 1 or not 0 < level < 1:
+        raise AudiotagError(f"n={n}, level={level}", fix="give n of at least 1 and a level between 0 and 1")
+    metric(t, s)  # what it has to say about the input, it says here
+    _, member = np.unique(names, return_inverse=True)
+    rows = np.split(np.argsort(member, kind="stable"), np.cumsum(np.bincount(member))[:-1])
+    draw, values = rng(seed, "bootstrap"), []
     for _ in range(n):
         i = np.concatenate([rows[g] for g in draw.integers(len(rows), size=len(rows))])
-        try: values.append(metric(t[i], s[i]))
-        except AudiotagError: pass # a draw in which the metric does not exist, for instance without any label
-    if not values: raise AudiotagError('the metric exists in none of the draws', fix='give more clips')
-    low,high = np.quantile(values, [(1-level)/2, (1+level)/2])
+        try:
+            values.append(metric(t[i], s[i]))
+        except AudiotagError:
+            pass  # a draw in which the metric does not exist, for instance without any label
+    if not values:
+        raise AudiotagError("the metric exists in none of the draws", fix="give more clips")
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -13,25 +13,27 @@ def say(*parts):
     "Print one line to stderr at once: messages about the work, kept apart from its results."
     print(*parts, file=sys.stderr, flush=True)
 
+
 def progress(
-    items, # anything that can be iterated
+    items,  # anything that can be iterated
     *,
-    label:str, # what is being done
-    unit:str='clips', # what is being counted
-    total:int|None=None, # how many; None asks `len(items)`
-    every:float=10., # seconds between two lines when stderr is not a terminal
+    label: str,  # what is being done
+    unit: str = "clips",  # what is being counted
+    total: int | None = None,  # how many; None asks `len(items)`
+    every: float = 10.0,  # seconds between two lines when stderr is not a terminal
 ):
     "Pass `items` on and show how far we are, how fast, and how long it will take."
-    total = len(items) if total is None and hasattr(items, '__len__') else total
+    total = len(items) if total is None and hasattr(items, "__len__") else total
     if sys.stderr.isatty():
         from tqdm import tqdm
-        yield from tqdm(items, desc=label, unit=' '+unit, total=total)
+
+        yield from tqdm(items, desc=label, unit=" " + unit, total=total)
         return
     start = last = time.monotonic()
-    for n,item in enumerate(items, 1):
+    for n, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if now-last >= every or (n==total and now-start >= every):
-            last,rate = now, n/max(now-start, 1e-9)
-            left = f', {(total-n)/rate:.0f} s left' if total else ''
+        if now - last >= every or (n == total and now - start >= every):
+            last, rate = now, n / max(now - start, 1e-9)
+            left = f", {(total - n) / rate:.0f} s left" if total else ""
             say(f"{label}: {n}{f'/{total}' if total else ''} {unit}, {rate:.1f} {unit}/s{left}")

@@ -20,587 +20,954 @@ from ..core.files import file_sha256
 from ..core.progress import say
 
 # %% ../../nbs/data/01_competitions.ipynb #2e3a437f
-def _csv_text(path)->str:
+def _csv_text(path) -> str:
     "The text of a csv file; raises `AudiotagError` when it is missing or is not UTF-8 text."
-    try: data = Path(path).read_bytes()
+    try:
+        data = Path(path).read_bytes()
     except FileNotFoundError:
-        near = sorted(Path(path).parent.glob(f'*/{Path(path).name}'))
-        fix = f'did you mean the folder {near[0].parent}?' if near else 'is this the folder of the competition?'
-        raise AudiotagError('file not found', file=path, fix=fix) from None
-    except OSError as e: raise AudiotagError(f'cannot be read ({e.strerror})', file=path) from None
-    try: text = data.decode('utf-8-sig')
-    except UnicodeDecodeError: text = '\0'
-    if '\0' in text:
-        raise AudiotagError('is not UTF-8 text', file=path, fix='unzip it' if data[:2]==b'PK' else 'save it as CSV in UTF-8')
-    return re.sub(r'"[ \t]+(?=[,\r\n]|$)', '"', text) # spaces behind a closing quote
+        near = sorted(Path(path).parent.glob(f"*/{Path(path).name}"))
+        fix = f"did you mean the folder {near[0].parent}?" if near else "is this the folder of the competition?"
+        raise AudiotagError("file not found", file=path, fix=fix) from None
+    except OSError as e:
+        raise AudiotagError(f"cannot be read ({e.strerror})", file=path) from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise AudiotagError(
+            "is not UTF-8 text", file=path, fix="unzip it" if data[:2] == b"PK" else "save it as CSV in UTF-8"
+        )
+    return re.sub(r'"[ \t]+(?=[,\r\n]|$)', '"', text)  # spaces behind a closing quote
+
 
 def _records(path):
     "Yield (line number, cells) of the lines of a csv file that are not blank."
-    lines = csv.reader(io.StringIO(_csv_text(path), newline=''), strict=True, skipinitialspace=True)
+    lines = csv.reader(io.StringIO(_csv_text(path), newline=""), strict=True, skipinitialspace=True)
     while True:
-        line = lines.line_num+1
-        try: cells = [c.strip() for c in next(lines)]
-        except StopIteration: return
-        except csv.Error as e: raise AudiotagError(f'is not a valid csv ({e})', file=path, row=line-1, fix='look at the quotes there') from None
-        if cells not in ([], ['']): yield line, cells
+        line = lines.line_num + 1
+        try:
+            cells = [c.strip() for c in next(lines)]
+        except StopIteration:
+            return
+        except csv.Error as e:
+            raise AudiotagError(
+                f"is not a valid csv ({e})", file=path, row=line - 1, fix="look at the quotes there"
+            ) from None
+        if cells not in ([], [""]):
+            yield line, cells
 
 # %% ../../nbs/data/01_competitions.ipynb #4f5bec5d
 def read_table(
-    path, # a csv file with a header
+    path,  # a csv file with a header
     *,
-    columns=(), # names that must be there
-)->pd.DataFrame: # every cell a str; the index, named 'row', counts from 1 below the header
+    columns=(),  # names that must be there
+) -> pd.DataFrame:  # every cell a str; the index, named 'row', counts from 1 below the header
     "A csv file as text; raises `AudiotagError` on a missing file or column, or a row with too few or too many cells."
     records = _records(path)
-    first,header = next(records, (0, []))
-    if not header: raise AudiotagError('is empty', file=path, fix='copy it from the competition again')
-    for name,n in Counter(header).items():
-        if n>1: raise AudiotagError(f'the header names the column {name!r} {n} times', file=path)
+    first, header = next(records, (0, []))
+    if not header:
+        raise AudiotagError("is empty", file=path, fix="copy it from the competition again")
+    for name, n in Counter(header).items():
+        if n > 1:
+            raise AudiotagError(f"the header names the column {name!r} {n} times", file=path)
     for name in columns:
-        if name not in header: raise AudiotagError(f'there is no column {name!r}', file=path, field=name, fix=did_you_mean(name, header))
+        if name not in header:
+            raise AudiotagError(f"there is no column {name!r}", file=path, field=name, fix=did_you_mean(name, header))
     rows = {}
-    for line,cells in records:
-        if len(cells)!=len(header):
-            fix = 'put several labels into quotes' if len(cells)>len(header) else 'the file may be cut off: copy it again'
-            raise AudiotagError(f'has {len(cells)} cells where the header has {len(header)}', file=path, row=line-first, fix=fix)
-        rows[line-first] = cells
-    return pd.DataFrame(list(rows.values()), columns=header, index=pd.Index(rows, name='row', dtype=int), dtype=object)
+    for line, cells in records:
+        if len(cells) != len(header):
+            fix = (
+                "put several labels into quotes"
+                if len(cells) > len(header)
+                else "the file may be cut off: copy it again"
+            )
+            raise AudiotagError(
+                f"has {len(cells)} cells where the header has {len(header)}", file=path, row=line - first, fix=fix
+            )
+        rows[line - first] = cells
+    return pd.DataFrame(list(rows.values()), columns=header, index=pd.Index(rows, name="row", dtype=int), dtype=object)
 
 # %% ../../nbs/data/01_competitions.ipynb #b3ea284e
-SOURCES = ('curated','noisy','test','unlabeled','negative')
-CLIP_COLUMNS = ('clip_id','path','labels','source','start_s','end_s','group','fold')
-MORE_COLUMNS = ('f_min','f_max','secondary') # that a table may have
+SOURCES = ("curated", "noisy", "test", "unlabeled", "negative")
+CLIP_COLUMNS = ("clip_id", "path", "labels", "source", "start_s", "end_s", "group", "fold")
+MORE_COLUMNS = ("f_min", "f_max", "secondary")  # that a table may have
+
 
 def clip_table(
-    clip_id, # list of str
+    clip_id,  # list of str
     *,
-    path, # list of str
-    labels, # list of tuples of str
-    source, # one str for all, or a list
-    start_s=np.nan, end_s=np.nan, # seconds, one for all or lists
-    group=None, # list of str; None makes each clip its own group
-    file=None, row=None, # csv file and rows that the clips come from, for messages
-)->pd.DataFrame:
+    path,  # list of str
+    labels,  # list of tuples of str
+    source,  # one str for all, or a list
+    start_s=np.nan,
+    end_s=np.nan,  # seconds, one for all or lists
+    group=None,  # list of str; None makes each clip its own group
+    file=None,
+    row=None,  # csv file and rows that the clips come from, for messages
+) -> pd.DataFrame:
     "A clip table from columns; `check_clips` tells whether it is a good one."
-    out = pd.DataFrame(dict(clip_id=list(clip_id), path=list(path), labels=pd.Series(list(labels), dtype=object),
-                            source=source, start_s=start_s, end_s=end_s))
-    out['group'],out['fold'] = out.clip_id if group is None else group, -1
-    out = out.astype({'start_s': float, 'end_s': float, 'fold': int})
+    out = pd.DataFrame(
+        dict(
+            clip_id=list(clip_id),
+            path=list(path),
+            labels=pd.Series(list(labels), dtype=object),
+            source=source,
+            start_s=start_s,
+            end_s=end_s,
+        )
+    )
+    out["group"], out["fold"] = out.clip_id if group is None else group, -1
+    out = out.astype({"start_s": float, "end_s": float, "fold": int})
     return out.assign(_file=str(file), _row=row) if file is not None else out
 
 # %% ../../nbs/data/01_competitions.ipynb #7fc21498
-def _refuse(clips, bad, what, *, field, fix=''):
+def _refuse(clips, bad, what, *, field, fix=""):
     "Raise `AudiotagError` about the first row for which `bad` is true; `what` and `fix` may be functions of the row."
     at = np.flatnonzero(np.asarray(bad, dtype=bool))
-    if not len(at): return
+    if not len(at):
+        return
     row = clips.iloc[at[0]]
     told = [o(row) if callable(o) else o for o in (what, fix)]
-    more = f' (and {len(at)-1} more rows like it)' if len(at)>1 else ''
-    raise AudiotagError(told[0]+more, file=row.get('_file'), row=int(row.get('_row', clips.index[at[0]]+1)), field=field, fix=told[1])
+    more = f" (and {len(at) - 1} more rows like it)" if len(at) > 1 else ""
+    raise AudiotagError(
+        told[0] + more,
+        file=row.get("_file"),
+        row=int(row.get("_row", clips.index[at[0]] + 1)),
+        field=field,
+        fix=told[1],
+    )
+
 
 def check_clips(
-    clips:pd.DataFrame, # a clip table
-    classes, # the names that labels may have
+    clips: pd.DataFrame,  # a clip table
+    classes,  # the names that labels may have
     *,
-    files:bool=True, # also look whether the files are there, and as long as `end_s` says
-)->pd.DataFrame: # `clips`, unchanged
+    files: bool = True,  # also look whether the files are there, and as long as `end_s` says
+) -> pd.DataFrame:  # `clips`, unchanged
     "Raise `AudiotagError` for the first thing that is wrong with a clip table, naming its row."
     for c in CLIP_COLUMNS:
-        if c not in clips: raise AudiotagError(f'the clip table has no column {c!r}', field=c, fix=did_you_mean(c, clips.columns))
+        if c not in clips:
+            raise AudiotagError(f"the clip table has no column {c!r}", field=c, fix=did_you_mean(c, clips.columns))
     _check_ids(clips)
     _check_labels(clips, tuple(classes))
     _check_times(clips)
-    if files: _check_files(clips)
-    if files: _check_lengths(clips)
+    if files:
+        _check_files(clips)
+    if files:
+        _check_lengths(clips)
     return clips
 
 # %% ../../nbs/data/01_competitions.ipynb #bea9ea41
-def _is_text(column): return column.map(lambda o: isinstance(o, str) and o.strip()!='')
+def _is_text(column):
+    return column.map(lambda o: isinstance(o, str) and o.strip() != "")
 
-def _strays(name)->bool:
+
+def _strays(name) -> bool:
     "Whether a file name leads out of the folder that it belongs to."
     p = PurePosixPath(name)
-    return p.is_absolute() or '..' in p.parts or '\\' in name or '\0' in name
+    return p.is_absolute() or ".." in p.parts or "\\" in name or "\0" in name
+
 
 def _check_ids(clips):
-    for c in ('clip_id','path','group'): _refuse(clips, ~_is_text(clips[c]), f'{c} is empty or is not text', field=c)
-    _refuse(clips, clips.clip_id.map(_strays), lambda o: f'the name {o.clip_id!r} leads out of its folder', field='clip_id',
-            fix='give the file name alone')
-    _refuse(clips, ~clips.source.isin(SOURCES), lambda o: f'unknown source {o.source!r}', field='source', fix=f"choose from {', '.join(SOURCES)}")
-    first = clips.drop_duplicates('clip_id').set_index('clip_id')
+    for c in ("clip_id", "path", "group"):
+        _refuse(clips, ~_is_text(clips[c]), f"{c} is empty or is not text", field=c)
+    _refuse(
+        clips,
+        clips.clip_id.map(_strays),
+        lambda o: f"the name {o.clip_id!r} leads out of its folder",
+        field="clip_id",
+        fix="give the file name alone",
+    )
+    _refuse(
+        clips,
+        ~clips.source.isin(SOURCES),
+        lambda o: f"unknown source {o.source!r}",
+        field="source",
+        fix=f"choose from {', '.join(SOURCES)}",
+    )
+    first = clips.drop_duplicates("clip_id").set_index("clip_id")
+
     def told(o):
         other = first.loc[o.clip_id]
-        place = f"{Path(other._file).name}, row {other._row}" if isinstance(other.get('_file'), str) else f'a {other.source} clip'
-        return f'{o.clip_id!r} is there twice, before this as {place}'
-    _refuse(clips, clips.clip_id.duplicated(), told, field='clip_id', fix='remove one of the two rows')
-    _refuse(clips, clips.fold.map(lambda o: not isinstance(o, (int,np.integer)) or o < -1), 'fold is no whole number from -1 up', field='fold')
+        place = (
+            f"{Path(other._file).name}, row {other._row}"
+            if isinstance(other.get("_file"), str)
+            else f"a {other.source} clip"
+        )
+        return f"{o.clip_id!r} is there twice, before this as {place}"
+
+    _refuse(clips, clips.clip_id.duplicated(), told, field="clip_id", fix="remove one of the two rows")
+    _refuse(
+        clips,
+        clips.fold.map(lambda o: not isinstance(o, (int, np.integer)) or o < -1),
+        "fold is no whole number from -1 up",
+        field="fold",
+    )
 
 # %% ../../nbs/data/01_competitions.ipynb #d39720a4
 def _check_labels(clips, classes):
     known = set(classes)
     bad = lambda test: clips.labels.map(lambda o: bool(test(o)))
-    _refuse(clips, bad(lambda o: not isinstance(o, tuple)), lambda o: f'labels are {o.labels!r} and not a tuple', field='labels')
-    trained,blind = clips.source.isin(('curated','noisy')),clips.source.isin(('test','unlabeled'))
-    _refuse(clips, bad(lambda o: '' in o) | (trained & bad(lambda o: not o)), lambda o: f'{o.clip_id!r} has an empty label', field='labels',
-            fix='name its class, or remove the row')
+    _refuse(
+        clips,
+        bad(lambda o: not isinstance(o, tuple)),
+        lambda o: f"labels are {o.labels!r} and not a tuple",
+        field="labels",
+    )
+    trained, blind = clips.source.isin(("curated", "noisy")), clips.source.isin(("test", "unlabeled"))
+    _refuse(
+        clips,
+        bad(lambda o: "" in o) | (trained & bad(lambda o: not o)),
+        lambda o: f"{o.clip_id!r} has an empty label",
+        field="labels",
+        fix="name its class, or remove the row",
+    )
     unknown = lambda labels: [c for c in labels if c not in known]
-    _refuse(clips, bad(unknown), lambda o: f'label {unknown(o.labels)[0]!r} is not a class of the template', field='labels',
-            fix=lambda o: did_you_mean(unknown(o.labels)[0], classes))
-    _refuse(clips, bad(lambda o: len(set(o))<len(o)), lambda o: f'{o.clip_id!r} has a label twice', field='labels', fix='name each label once')
-    _refuse(clips, blind & bad(len), lambda o: f'the {o.source} clip {o.clip_id!r} has labels', field='labels', fix='give it an empty tuple')
-    if 'secondary' in clips:
-        _refuse(clips, clips.secondary.map(lambda o: not isinstance(o, tuple) or not set(o)<=known), lambda o: f'secondary is {o.secondary!r}',
-                field='secondary', fix='give a tuple of classes, empty for none')
+    _refuse(
+        clips,
+        bad(unknown),
+        lambda o: f"label {unknown(o.labels)[0]!r} is not a class of the template",
+        field="labels",
+        fix=lambda o: did_you_mean(unknown(o.labels)[0], classes),
+    )
+    _refuse(
+        clips,
+        bad(lambda o: len(set(o)) < len(o)),
+        lambda o: f"{o.clip_id!r} has a label twice",
+        field="labels",
+        fix="name each label once",
+    )
+    _refuse(
+        clips,
+        blind & bad(len),
+        lambda o: f"the {o.source} clip {o.clip_id!r} has labels",
+        field="labels",
+        fix="give it an empty tuple",
+    )
+    if "secondary" in clips:
+        _refuse(
+            clips,
+            clips.secondary.map(lambda o: not isinstance(o, tuple) or not set(o) <= known),
+            lambda o: f"secondary is {o.secondary!r}",
+            field="secondary",
+            fix="give a tuple of classes, empty for none",
+        )
+
 
 def _check_times(clips):
-    start,end = clips.start_s.to_numpy(float),clips.end_s.to_numpy(float)
-    span = lambda o: f'{o.start_s:g} to {o.end_s:g} s of {o.clip_id!r} is not a stretch of time'
-    _refuse(clips, (start<0) | np.isinf(start) | np.isinf(end) | (end<=np.nan_to_num(start)), span, field='end_s', fix='start at 0 or later, end after the start')
+    start, end = clips.start_s.to_numpy(float), clips.end_s.to_numpy(float)
+    span = lambda o: f"{o.start_s:g} to {o.end_s:g} s of {o.clip_id!r} is not a stretch of time"
+    _refuse(
+        clips,
+        (start < 0) | np.isinf(start) | np.isinf(end) | (end <= np.nan_to_num(start)),
+        span,
+        field="end_s",
+        fix="start at 0 or later, end after the start",
+    )
 
 # %% ../../nbs/data/01_competitions.ipynb #0012d321
-def _files_of(folder)->set:
+def _files_of(folder) -> set:
     "The names of the files in a folder; none when it does not exist."
     try:
-        with os.scandir(folder) as found: return {o.name for o in found if o.is_file()}
-    except (FileNotFoundError, NotADirectoryError): return set()
-    except OSError as e: raise AudiotagError(f'cannot be read ({e.strerror})', file=folder) from None
+        with os.scandir(folder) as found:
+            return {o.name for o in found if o.is_file()}
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+    except OSError as e:
+        raise AudiotagError(f"cannot be read ({e.strerror})", file=folder) from None
 
-def _missing(clips)->np.ndarray: # bool, per row
+
+def _missing(clips) -> np.ndarray:  # bool, per row
     parts = [os.path.split(o) for o in clips.path]
     there = {folder: _files_of(folder) for folder in {o[0] for o in parts}}
-    return np.array([name not in there[folder] for folder,name in parts], dtype=bool)
+    return np.array([name not in there[folder] for folder, name in parts], dtype=bool)
+
 
 def _check_files(clips):
-    clips = clips[clips.source!='test']
+    clips = clips[clips.source != "test"]
     gone = clips[_missing(clips)]
-    if not len(gone): return
+    if not len(gone):
+        return
     row = gone.iloc[0]
-    some = ', '.join(Path(o).name for o in gone.path[:3])+(', …' if len(gone)>3 else '')
-    raise AudiotagError(f'{len(gone)} of {len(clips)} listed files are not in the folder: {some}', file=row.get('_file', Path(row.path).parent),
-                        row=row.get('_row'), field='path', fix=f'look into {Path(row.path).parent}, or unpack the archive again')
+    some = ", ".join(Path(o).name for o in gone.path[:3]) + (", …" if len(gone) > 3 else "")
+    raise AudiotagError(
+        f"{len(gone)} of {len(clips)} listed files are not in the folder: {some}",
+        file=row.get("_file", Path(row.path).parent),
+        row=row.get("_row"),
+        field="path",
+        fix=f"look into {Path(row.path).parent}, or unpack the archive again",
+    )
 
 # %% ../../nbs/data/01_competitions.ipynb #5754b180
-def _seconds(path)->float:
+def _seconds(path) -> float:
     "Length by the header, NaN where there is none: such a file is for the quarantine to name."
-    try: return audio_info(path).seconds or np.nan
-    except AudiotagError: return np.nan
+    try:
+        return audio_info(path).seconds or np.nan
+    except AudiotagError:
+        return np.nan
+
 
 def _check_lengths(clips):
-    timed = clips[(clips.source!='test') & (clips.start_s.notna() | clips.end_s.notna())]
+    timed = clips[(clips.source != "test") & (clips.start_s.notna() | clips.end_s.notna())]
     seconds = timed.path.map({o: _seconds(o) for o in timed.path.unique()}).astype(float)
-    beyond = (timed.end_s>seconds+.05) | (timed.start_s>=seconds)
-    _refuse(timed, beyond, lambda o: f'{o.start_s:g} to {o.end_s:g} s lies outside of {Path(o.path).name}, which has {_seconds(o.path):.2f} s',
-            field='end_s', fix='correct the time')
+    beyond = (timed.end_s > seconds + 0.05) | (timed.start_s >= seconds)
+    _refuse(
+        timed,
+        beyond,
+        lambda o: (
+            f"{o.start_s:g} to {o.end_s:g} s lies outside of {Path(o.path).name}, which has {_seconds(o.path):.2f} s"
+        ),
+        field="end_s",
+        fix="correct the time",
+    )
 
 # %% ../../nbs/data/01_competitions.ipynb #b00047ae
 @dataclass(frozen=True, eq=False)
 class Competition:
     "What a layout makes of a folder."
-    name:str # of the layout
-    root:Path
-    classes:tuple # of str, in the order of the template's columns
-    clips:pd.DataFrame # the clip table: training clips, then test clips in the order of the submission
-    template:pd.DataFrame # the sample submission, all cells str
-    id_column:str # of the template
-    metric:str # the name of a function of `audiotag.core.metrics`: 'lwlrap', 'accuracy', 'macro_auc'
-    notes:tuple=() # what was odd but no error, as sentences
-    label_column:str='' # where a row wants one label instead of a score a class: the column that it stands in
+
+    name: str  # of the layout
+    root: Path
+    classes: tuple  # of str, in the order of the template's columns
+    clips: pd.DataFrame  # the clip table: training clips, then test clips in the order of the submission
+    template: pd.DataFrame  # the sample submission, all cells str
+    id_column: str  # of the template
+    metric: str  # the name of a function of `audiotag.core.metrics`: 'lwlrap', 'accuracy', 'macro_auc'
+    notes: tuple = ()  # what was odd but no error, as sentences
+    label_column: str = ""  # where a row wants one label instead of a score a class: the column that it stands in
 
     @property
-    def columns(self)->tuple: # the header that a submission has to have
+    def columns(self) -> tuple:  # the header that a submission has to have
         return tuple(self.template.columns)
 
-    def of(self, *sources)->pd.DataFrame:
+    def of(self, *sources) -> pd.DataFrame:
         "The clips of some sources, with a fresh index."
         return self.clips[self.clips.source.isin(sources)].reset_index(drop=True)
 
     def __repr__(self):
-        counts = ', '.join(f'{n} {s}' for s,n in self.clips.source.value_counts(sort=False).items())
-        return f'Competition {self.name} ({len(self.classes)} classes, {self.metric}): {counts} clips in {self.root}'
+        counts = ", ".join(f"{n} {s}" for s, n in self.clips.source.value_counts(sort=False).items())
+        return f"Competition {self.name} ({len(self.classes)} classes, {self.metric}): {counts} clips in {self.root}"
 
 # %% ../../nbs/data/01_competitions.ipynb #093277d5
-_layouts,_first_columns = {},{}
+_layouts, _first_columns = {}, {}
 
-def layout(name:str, first_column:str=''):
+
+def layout(name: str, first_column: str = ""):
     "Decorator: enter a function `(root:Path, train:bool, classes:tuple) -> Competition` under `name`, to be known by the first column of the template."
+
     def enter(f):
         _layouts[name] = f
-        if first_column: _first_columns[first_column] = name
+        if first_column:
+            _first_columns[first_column] = name
         return f
+
     return enter
 
-def layouts()->tuple:
+
+def layouts() -> tuple:
     "The names that `load_competition` knows."
     return tuple(_layouts)
 
 # %% ../../nbs/data/01_competitions.ipynb #4be71c21
 def layout_of(
-    root, # folder of a competition
-)->str: # 'freesound2019', whose errors say what is missing, where no layout knows the template
+    root,  # folder of a competition
+) -> str:  # 'freesound2019', whose errors say what is missing, where no layout knows the template
     "The layout that a folder has by the first column of its template."
-    for path in (Path(root)/'sample_submission.csv', Path(root)/'submission.csv'):
-        try: _,header = next(_records(path), (0, []))
-        except AudiotagError: continue
-        if found := _first_columns.get(next(iter(header), None)): return found
-    return 'freesound2019'
+    for path in (Path(root) / "sample_submission.csv", Path(root) / "submission.csv"):
+        try:
+            _, header = next(_records(path), (0, []))
+        except AudiotagError:
+            continue
+        if found := _first_columns.get(next(iter(header), None)):
+            return found
+    return "freesound2019"
+
 
 def load_competition(
-    root, # folder of the competition
-    layout:str|None=None, # one of `layouts()`; None: as `layout_of` finds it
+    root,  # folder of the competition
+    layout: str | None = None,  # one of `layouts()`; None: as `layout_of` finds it
     *,
-    train:bool=True, # False leaves the training clips out: all that inference needs
-    classes=(), # of the bundle, for a folder that does not name them itself
-)->Competition:
+    train: bool = True,  # False leaves the training clips out: all that inference needs
+    classes=(),  # of the bundle, for a folder that does not name them itself
+) -> Competition:
     "Read and check a competition; raises `AudiotagError` naming file and row of the first fault; says what is merely odd."
     layout = layout or layout_of(root)
-    if layout not in _layouts: raise AudiotagError(f'unknown layout {layout!r}', field='layout', fix=did_you_mean(layout, _layouts))
+    if layout not in _layouts:
+        raise AudiotagError(f"unknown layout {layout!r}", field="layout", fix=did_you_mean(layout, _layouts))
     root = Path(root).resolve()
-    if not root.is_dir(): raise AudiotagError('there is no such folder', file=root, fix='name the folder that holds the sample submission')
+    if not root.is_dir():
+        raise AudiotagError(
+            "there is no such folder", file=root, fix="name the folder that holds the sample submission"
+        )
     found = _layouts[layout](root, train, tuple(classes))
-    for note in found.notes: say(f'{found.name}: {note}')
+    for note in found.notes:
+        say(f"{found.name}: {note}")
     return found
 
 # %% ../../nbs/data/01_competitions.ipynb #5bf04bd8
 def _template(path, id_column):
     "The template and its classes: the columns behind the id."
     template = read_table(path, columns=[id_column])
-    classes = tuple(c for c in template.columns if c!=id_column)
-    if template.columns[0]!=id_column or not classes or '' in classes:
-        raise AudiotagError(f'the columns must be {id_column!r} and then the classes, not {", ".join(template.columns[:4])}, …', file=path,
-                            fix='take the sample submission of the competition')
+    classes = tuple(c for c in template.columns if c != id_column)
+    if template.columns[0] != id_column or not classes or "" in classes:
+        raise AudiotagError(
+            f"the columns must be {id_column!r} and then the classes, not {', '.join(template.columns[:4])}, …",
+            file=path,
+            fix="take the sample submission of the competition",
+        )
     return template.reset_index(), classes
+
 
 def _listed(root, part, source):
     "The clips of one training csv, and a note about files that it does not list."
-    path = root/f'{part}.csv'
-    rows = read_table(path, columns=['fname','labels'])
-    labels = [tuple(c.strip() for c in o.split(',')) if o else () for o in rows.labels]
-    clips = clip_table(rows.fname, path=[str(root/part/o) for o in rows.fname], labels=labels, source=source, file=path, row=rows.index)
-    if source=='curated' and not len(rows): raise AudiotagError('lists no clips', file=path, fix='copy it from the competition again')
-    extra = sorted(_files_of(root/part)-set(rows.fname))
-    notes = [f'{len(extra)} files of {part}/ are not in {part}.csv and stay unused: {a_few(extra)}'] if extra else []
+    path = root / f"{part}.csv"
+    rows = read_table(path, columns=["fname", "labels"])
+    labels = [tuple(c.strip() for c in o.split(",")) if o else () for o in rows.labels]
+    clips = clip_table(
+        rows.fname,
+        path=[str(root / part / o) for o in rows.fname],
+        labels=labels,
+        source=source,
+        file=path,
+        row=rows.index,
+    )
+    if source == "curated" and not len(rows):
+        raise AudiotagError("lists no clips", file=path, fix="copy it from the competition again")
+    extra = sorted(_files_of(root / part) - set(rows.fname))
+    notes = [f"{len(extra)} files of {part}/ are not in {part}.csv and stay unused: {a_few(extra)}"] if extra else []
     return clips, notes
 
 # %% ../../nbs/data/01_competitions.ipynb #c5e6ca15
-def _can_be_id(name): # not hidden, and its bytes are UTF-8: a csv could not hold it otherwise
-    return name[0]!='.' and name.encode(errors='ignore').decode()==name
+def _can_be_id(name):  # not hidden, and its bytes are UTF-8: a csv could not hold it otherwise
+    return name[0] != "." and name.encode(errors="ignore").decode() == name
 
-def _test_rows(root, part, template, path, id_column, suffix, ending=''):
+
+def _test_rows(root, part, template, path, id_column, suffix, ending=""):
     "Test clips: the template's ids in its order, then further files sorted; and notes on the difference. `ending` is what an id lacks."
     ids = list(template[id_column])
-    there = {o.removesuffix(ending) for o in _files_of(root/part) if o.lower().endswith(suffix) and o.endswith(ending) and _can_be_id(o)}
-    extra,gone = sorted(there-set(ids)),[o for o in ids if o not in there]
-    if extra and ids and len(gone)==len(ids):
-        raise AudiotagError(f'none of the {len(ids)} ids is a file in {part}/, which holds {a_few(extra)}', file=path, fix='are they of one competition?')
-    clips = clip_table(ids+extra, path=[str(root/part/(o+ending)) for o in ids+extra], labels=[()]*len(ids+extra), source='test', file=path,
-                       row=[*template['row'], *[0]*len(extra)])
-    notes = [f'{len(extra)} files of {part}/ are not in the template; they get rows at the end: {a_few(extra)}'] if extra else []
-    if gone: notes.append(f'{len(gone)} ids of the template have no file in {part}/ and will get the class prior: {a_few(gone)}')
+    there = {
+        o.removesuffix(ending)
+        for o in _files_of(root / part)
+        if o.lower().endswith(suffix) and o.endswith(ending) and _can_be_id(o)
+    }
+    extra, gone = sorted(there - set(ids)), [o for o in ids if o not in there]
+    if extra and ids and len(gone) == len(ids):
+        raise AudiotagError(
+            f"none of the {len(ids)} ids is a file in {part}/, which holds {a_few(extra)}",
+            file=path,
+            fix="are they of one competition?",
+        )
+    clips = clip_table(
+        ids + extra,
+        path=[str(root / part / (o + ending)) for o in ids + extra],
+        labels=[()] * len(ids + extra),
+        source="test",
+        file=path,
+        row=[*template["row"], *[0] * len(extra)],
+    )
+    notes = (
+        [f"{len(extra)} files of {part}/ are not in the template; they get rows at the end: {a_few(extra)}"]
+        if extra
+        else []
+    )
+    if gone:
+        notes.append(
+            f"{len(gone)} ids of the template have no file in {part}/ and will get the class prior: {a_few(gone)}"
+        )
     return clips, notes
 
 # %% ../../nbs/data/01_competitions.ipynb #2b658964
-def _competition(name, root, classes, parts, template, id_column, metric, *, train, label_column=''):
+def _competition(name, root, classes, parts, template, id_column, metric, *, train, label_column=""):
     "Check and join what a layout has found: `parts` are pairs of clips and notes."
-    clips = pd.concat([o for o,_ in parts if len(o)] or [parts[-1][0]], ignore_index=True)
-    if 'secondary' in clips: clips['secondary'] = [o if isinstance(o, tuple) else () for o in clips.secondary]
-    clips = check_clips(clips, classes).drop(columns=['_file','_row'])
-    joined,same = join_same_content(clips) if train else (clips, [])
-    return Competition(name, root, classes, joined, template.drop(columns='row'), id_column, metric,
-                       tuple(n for _,notes in parts for n in notes)+tuple(same), label_column)
+    clips = pd.concat([o for o, _ in parts if len(o)] or [parts[-1][0]], ignore_index=True)
+    if "secondary" in clips:
+        clips["secondary"] = [o if isinstance(o, tuple) else () for o in clips.secondary]
+    clips = check_clips(clips, classes).drop(columns=["_file", "_row"])
+    joined, same = join_same_content(clips) if train else (clips, [])
+    return Competition(
+        name,
+        root,
+        classes,
+        joined,
+        template.drop(columns="row"),
+        id_column,
+        metric,
+        tuple(n for _, notes in parts for n in notes) + tuple(same),
+        label_column,
+    )
 
-@layout('freesound2019', 'fname')
+
+@layout("freesound2019", "fname")
 def _freesound2019(root, train, classes):
-    path = root/'sample_submission.csv'
-    template,classes = _template(path, 'fname')
-    parts = [_listed(root, 'train_curated', 'curated'), _listed(root, 'train_noisy', 'noisy')] if train else []
-    parts.append(_test_rows(root, 'test', template, path, 'fname', '.wav'))
-    return _competition('freesound2019', root, classes, parts, template, 'fname', 'lwlrap', train=train)
+    path = root / "sample_submission.csv"
+    template, classes = _template(path, "fname")
+    parts = [_listed(root, "train_curated", "curated"), _listed(root, "train_noisy", "noisy")] if train else []
+    parts.append(_test_rows(root, "test", template, path, "fname", ".wav"))
+    return _competition("freesound2019", root, classes, parts, template, "fname", "lwlrap", train=train)
 
 # %% ../../nbs/data/01_competitions.ipynb #e4c24ba6
 def _middle(path):
-    with open(path, 'rb') as f:
-        f.seek(os.path.getsize(path)//2)
+    with open(path, "rb") as f:
+        f.seek(os.path.getsize(path) // 2)
         return f.read(4096)
 
-def _equal_files(paths)->list: # of lists of paths
+
+def _equal_files(paths) -> list:  # of lists of paths
     "Sets of two or more files with the same bytes; a file that cannot be read equals none."
     sets = [sorted(set(paths))]
     for key in (os.path.getsize, _middle, file_sha256):
         alike = {}
         for p in (o for s in sets for o in s):
-            try: alike.setdefault(key(p), []).append(p)
-            except OSError: pass
-        sets = [o for o in alike.values() if len(o)>1]
+            try:
+                alike.setdefault(key(p), []).append(p)
+            except OSError:
+                pass
+        sets = [o for o in alike.values() if len(o) > 1]
     return sets
 
 # %% ../../nbs/data/01_competitions.ipynb #759e92cc
 def join_same_content(
-    clips:pd.DataFrame, # a clip table, not changed
-)->tuple: # (clip table, list of notes)
+    clips: pd.DataFrame,  # a clip table, not changed
+) -> tuple:  # (clip table, list of notes)
     "Give clips whose files hold the same bytes one `group`, the first of their groups by name."
-    sets,root = _equal_files(clips.path),{g: g for g in clips.group}
+    sets, root = _equal_files(clips.path), {g: g for g in clips.group}
+
     def find(g):
-        while root[g]!=g: g = root[g]
+        while root[g] != g:
+            g = root[g]
         return g
-    of_path = clips.groupby('path').group.agg(list)
+
+    of_path = clips.groupby("path").group.agg(list)
     for s in sets:
-        first,*rest = sorted({find(g) for p in s for g in of_path[p]})
+        first, *rest = sorted({find(g) for p in s for g in of_path[p]})
         root.update({g: first for g in rest})
     n = sum(map(len, sets))
-    notes = [f'{n} files have the same content as another one and share its group: {a_few([Path(p).name for s in sets for p in s])}'] if n else []
+    notes = (
+        [
+            f"{n} files have the same content as another one and share its group: {a_few([Path(p).name for s in sets for p in s])}"
+        ]
+        if n
+        else []
+    )
     return clips.assign(group=[find(g) for g in clips.group]), notes
 
 # %% ../../nbs/data/01_competitions.ipynb #0c339e0e
 def _label_template(root, *names):
     "The template that wants a label: the first of `names` that is there, which must have `file_name,label`."
-    path = next((root/o for o in names if (root/o).is_file()), root/names[0])
-    template = read_table(path, columns=['file_name','label'])
-    if len(template.columns)!=2:
-        raise AudiotagError(f"the columns must be 'file_name' and 'label', not {a_few(template.columns, 4)}", file=path, fix='take the template of the competition')
+    path = next((root / o for o in names if (root / o).is_file()), root / names[0])
+    template = read_table(path, columns=["file_name", "label"])
+    if len(template.columns) != 2:
+        raise AudiotagError(
+            f"the columns must be 'file_name' and 'label', not {a_few(template.columns, 4)}",
+            file=path,
+            fix="take the template of the competition",
+        )
     return path, template.reset_index()
 
-def _class_folders(folder)->tuple:
+
+def _class_folders(folder) -> tuple:
     "The sorted names of the folders below `folder` that can be classes; none when it does not exist."
     try:
-        with os.scandir(folder) as found: return tuple(sorted(o.name for o in found if o.is_dir() and o.name[0] not in '._' and _can_be_id(o.name)))
-    except (FileNotFoundError, NotADirectoryError): return ()
+        with os.scandir(folder) as found:
+            return tuple(sorted(o.name for o in found if o.is_dir() and o.name[0] not in "._" and _can_be_id(o.name)))
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
 
-def _speaker(name, other): return name.split('_nohash_')[0] if '_nohash_' in name else other
+
+def _speaker(name, other):
+    return name.split("_nohash_")[0] if "_nohash_" in name else other
+
 
 def _foldered(root, classes):
     "The clips of `train/<label>/`, and notes."
-    found = [(c, o) for c in classes for o in sorted(_files_of(root/'train'/c)) if o.lower().endswith('.wav') and _can_be_id(o)]
-    if not found: raise AudiotagError('there are no .wav files below it', file=root/'train', fix='unpack the archive again')
-    ids = [f'{c}/{o}' for c,o in found]
-    clips = clip_table(ids, path=[str(root/'train'/o) for o in ids], labels=[(c,) for c,_ in found], source='curated',
-                       group=[_speaker(o, i) for (_,o),i in zip(found, ids)], file=root/'train', row=range(1, len(ids)+1))
-    empty,mute = [c for c in classes if c not in {c for c,_ in found}],sum('_nohash_' not in o for _,o in found)
-    notes = [f'{len(empty)} classes have no clips: {a_few(empty)}'] if empty else []
-    return clips, notes+([f'{mute} files do not name their speaker: folds cannot keep the speakers apart'] if mute else [])
+    found = [
+        (c, o)
+        for c in classes
+        for o in sorted(_files_of(root / "train" / c))
+        if o.lower().endswith(".wav") and _can_be_id(o)
+    ]
+    if not found:
+        raise AudiotagError("there are no .wav files below it", file=root / "train", fix="unpack the archive again")
+    ids = [f"{c}/{o}" for c, o in found]
+    clips = clip_table(
+        ids,
+        path=[str(root / "train" / o) for o in ids],
+        labels=[(c,) for c, _ in found],
+        source="curated",
+        group=[_speaker(o, i) for (_, o), i in zip(found, ids)],
+        file=root / "train",
+        row=range(1, len(ids) + 1),
+    )
+    empty, mute = [c for c in classes if c not in {c for c, _ in found}], sum("_nohash_" not in o for _, o in found)
+    notes = [f"{len(empty)} classes have no clips: {a_few(empty)}"] if empty else []
+    return clips, notes + (
+        [f"{mute} files do not name their speaker: folds cannot keep the speakers apart"] if mute else []
+    )
 
 # %% ../../nbs/data/01_competitions.ipynb #96a83a00
-@layout('universal2020', 'file_name')
+@layout("universal2020", "file_name")
 def _universal2020(root, train, classes):
-    path,template = _label_template(root, 'submission.csv', 'sample_submission.csv')
-    classes = _class_folders(root/'train') or classes
+    path, template = _label_template(root, "submission.csv", "sample_submission.csv")
+    classes = _class_folders(root / "train") or classes
     if not classes:
-        raise AudiotagError('the classes are the folders of train/, and there are none', file=root/'train', fix='unpack the training part too')
+        raise AudiotagError(
+            "the classes are the folders of train/, and there are none",
+            file=root / "train",
+            fix="unpack the training part too",
+        )
     parts = [_foldered(root, classes)] if train else []
-    parts.append(_test_rows(root, 'test', template, path, 'file_name', '.wav'))
-    return _competition('universal2020', root, classes, parts, template, 'file_name', 'accuracy', train=train, label_column='label')
+    parts.append(_test_rows(root, "test", template, path, "file_name", ".wav"))
+    return _competition(
+        "universal2020", root, classes, parts, template, "file_name", "accuracy", train=train, label_column="label"
+    )
 
 # %% ../../nbs/data/01_competitions.ipynb #1d25b2f9
 def _numbers(rows, column, path):
     "A column of a table as floats; raises `AudiotagError` on a cell that is no finite number."
-    values = pd.to_numeric(rows[column], errors='coerce').astype(float)
+    values = pd.to_numeric(rows[column], errors="coerce").astype(float)
     told = rows.assign(_file=str(path), _row=rows.index)
-    _refuse(told, ~np.isfinite(values), lambda o: f'{o[column]!r} is no finite number', field=column, fix='give seconds or Hz')
+    _refuse(
+        told,
+        ~np.isfinite(values),
+        lambda o: f"{o[column]!r} is no finite number",
+        field=column,
+        fix="give seconds or Hz",
+    )
     return values
+
 
 def _boxes(root, part, source):
     "The clips of one csv of boxes."
-    path = root/f'{part}.csv'
-    rows = read_table(path, columns=['recording_id','species_id','t_min','f_min','t_max','f_max'])
-    t0,t1,f0,f1 = (_numbers(rows, c, path).to_numpy() for c in ('t_min','t_max','f_min','f_max'))
-    ids = [f'{o}_{part[-2:]}{i}' for o,i in zip(rows.recording_id, rows.index)]
-    clips = clip_table(ids, path=[str(root/'train'/f'{o}.flac') for o in rows.recording_id], labels=[(f's{o}',) for o in rows.species_id],
-                       source=source, start_s=t0, end_s=t1, group=list(rows.recording_id), file=path, row=rows.index).assign(f_min=f0, f_max=f1)
-    _refuse(clips, (f0<0) | (f1<=f0), lambda o: f'{o.f_min:g} to {o.f_max:g} Hz is not a band', field='f_max', fix='end above the start')
+    path = root / f"{part}.csv"
+    rows = read_table(path, columns=["recording_id", "species_id", "t_min", "f_min", "t_max", "f_max"])
+    t0, t1, f0, f1 = (_numbers(rows, c, path).to_numpy() for c in ("t_min", "t_max", "f_min", "f_max"))
+    ids = [f"{o}_{part[-2:]}{i}" for o, i in zip(rows.recording_id, rows.index)]
+    clips = clip_table(
+        ids,
+        path=[str(root / "train" / f"{o}.flac") for o in rows.recording_id],
+        labels=[(f"s{o}",) for o in rows.species_id],
+        source=source,
+        start_s=t0,
+        end_s=t1,
+        group=list(rows.recording_id),
+        file=path,
+        row=rows.index,
+    ).assign(f_min=f0, f_max=f1)
+    _refuse(
+        clips,
+        (f0 < 0) | (f1 <= f0),
+        lambda o: f"{o.f_min:g} to {o.f_max:g} Hz is not a band",
+        field="f_max",
+        fix="end above the start",
+    )
     return clips
 
-@layout('rainforest2021', 'recording_id')
+
+@layout("rainforest2021", "recording_id")
 def _rainforest2021(root, train, classes):
-    path = root/'sample_submission.csv'
-    template,classes = _template(path, 'recording_id')
-    parts = [(_boxes(root, 'train_tp', 'curated'), []), (_boxes(root, 'train_fp', 'negative'), [])] if train else []
+    path = root / "sample_submission.csv"
+    template, classes = _template(path, "recording_id")
+    parts = [(_boxes(root, "train_tp", "curated"), []), (_boxes(root, "train_fp", "negative"), [])] if train else []
     if train:
-        named = {Path(o).name for clips,_ in parts for o in clips.path}
-        rest = [o.removesuffix('.flac') for o in sorted(_files_of(root/'train')-named) if o.endswith('.flac') and _can_be_id(o)]
-        parts.append((clip_table(rest, path=[str(root/'train'/f'{o}.flac') for o in rest], labels=[()]*len(rest), source='unlabeled',
-                                 file=root/'train', row=range(1, len(rest)+1)), []))
-    parts.append(_test_rows(root, 'test', template, path, 'recording_id', '.flac', ending='.flac'))
-    return _competition('rainforest2021', root, classes, parts, template, 'recording_id', 'lwlrap', train=train)
+        named = {Path(o).name for clips, _ in parts for o in clips.path}
+        rest = [
+            o.removesuffix(".flac")
+            for o in sorted(_files_of(root / "train") - named)
+            if o.endswith(".flac") and _can_be_id(o)
+        ]
+        parts.append(
+            (
+                clip_table(
+                    rest,
+                    path=[str(root / "train" / f"{o}.flac") for o in rest],
+                    labels=[()] * len(rest),
+                    source="unlabeled",
+                    file=root / "train",
+                    row=range(1, len(rest) + 1),
+                ),
+                [],
+            )
+        )
+    parts.append(_test_rows(root, "test", template, path, "recording_id", ".flac", ending=".flac"))
+    return _competition("rainforest2021", root, classes, parts, template, "recording_id", "lwlrap", train=train)
 
 # %% ../../nbs/data/01_competitions.ipynb #df5ca000
-def _short_names(paths)->list:
+def _short_names(paths) -> list:
     "The file's name without its ending, or as much more of the path as it takes to tell two files apart."
-    forms = lambda p: (p.stem, f'{p.parent.name}/{p.stem}', f'{p.parent.name}/{p.name}', str(p).lstrip('/'))
+    forms = lambda p: (p.stem, f"{p.parent.name}/{p.stem}", f"{p.parent.name}/{p.name}", str(p).lstrip("/"))
     each = [forms(Path(o)) for o in paths]
     often = Counter(n for o in each for n in set(o))
-    return [next((n for n in o if often[n]==1), o[-1]) for o in each]
+    return [next((n for n in o if often[n] == 1), o[-1]) for o in each]
+
 
 def recordings(
-    clips:pd.DataFrame, # a clip table
-)->pd.DataFrame: # a clip table with one row a file, in the order in which they first occur
+    clips: pd.DataFrame,  # a clip table
+) -> pd.DataFrame:  # a clip table with one row a file, in the order in which they first occur
     "The files behind the clips: `clip_id` is the file's name without its ending (and with its folder if two are called alike), `labels` all that is known to be in it."
-    each = clips.assign(labels=[o if s!='negative' else () for o,s in zip(clips.labels, clips.source)]).groupby('path', sort=False)
+    each = clips.assign(labels=[o if s != "negative" else () for o, s in zip(clips.labels, clips.source)]).groupby(
+        "path", sort=False
+    )
     first = each.first()
-    out = clip_table(_short_names(first.index), path=list(first.index), labels=[tuple(sorted({c for t in o for c in t})) for _,o in each.labels],
-                     source=[min(o, key=SOURCES.index) for _,o in each.source], group=list(first.group))
+    out = clip_table(
+        _short_names(first.index),
+        path=list(first.index),
+        labels=[tuple(sorted({c for t in o for c in t})) for _, o in each.labels],
+        source=[min(o, key=SOURCES.index) for _, o in each.source],
+        group=list(first.group),
+    )
     return out.assign(fold=first.fold.to_numpy())
 
 # %% ../../nbs/data/01_competitions.ipynb #c12c4cd9
-_SOUND_FILES = ('.ogg','.flac','.wav','.mp3')
+_SOUND_FILES = (".ogg", ".flac", ".wav", ".mp3")
 
-def _first_there(root, *names): return next((root/o for o in names if (root/o).exists()), root/names[0])
+
+def _first_there(root, *names):
+    return next((root / o for o in names if (root / o).exists()), root / names[0])
+
 
 def _secondary(cell):
     "The names in a cell such as \"['74113']\"; None when it is something else."
-    try: names = ast.literal_eval(cell) if cell else []
-    except (ValueError, SyntaxError, MemoryError, RecursionError): return None
-    return tuple(dict.fromkeys(o for o in names if o)) if isinstance(names, list) and all(isinstance(o, str) for o in names) else None
+    try:
+        names = ast.literal_eval(cell) if cell else []
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return (
+        tuple(dict.fromkeys(o for o in names if o))
+        if isinstance(names, list) and all(isinstance(o, str) for o in names)
+        else None
+    )
+
 
 def _bird_clips(root, classes):
     "The clips of `train_audio/`, and notes."
-    path = _first_there(root, 'train.csv', 'train_metadata.csv')
-    rows = read_table(path, columns=['primary_label','secondary_labels','filename'])
-    if not len(rows): raise AudiotagError('lists no clips', file=path, fix='copy it from the competition again')
-    ids = [o if '/' in o else f'{c}/{o}' for o,c in zip(rows.filename, rows.primary_label)]
-    clips = clip_table(ids, path=[str(root/'train_audio'/o) for o in ids], labels=[(c,) for c in rows.primary_label], source='curated', file=path, row=rows.index)
+    path = _first_there(root, "train.csv", "train_metadata.csv")
+    rows = read_table(path, columns=["primary_label", "secondary_labels", "filename"])
+    if not len(rows):
+        raise AudiotagError("lists no clips", file=path, fix="copy it from the competition again")
+    ids = [o if "/" in o else f"{c}/{o}" for o, c in zip(rows.filename, rows.primary_label)]
+    clips = clip_table(
+        ids,
+        path=[str(root / "train_audio" / o) for o in ids],
+        labels=[(c,) for c in rows.primary_label],
+        source="curated",
+        file=path,
+        row=rows.index,
+    )
     heard = [_secondary(o) for o in rows.secondary_labels]
-    _refuse(clips.assign(cell=list(rows.secondary_labels)), [o is None for o in heard], lambda o: f'{o.cell!r} is not a list of labels',
-            field='secondary_labels', fix="write it as ['label', 'label']")
+    _refuse(
+        clips.assign(cell=list(rows.secondary_labels)),
+        [o is None for o in heard],
+        lambda o: f"{o.cell!r} is not a list of labels",
+        field="secondary_labels",
+        fix="write it as ['label', 'label']",
+    )
     strange = Counter(c for o in heard for c in o if c not in classes)
-    notes = [f'{sum(strange.values())} secondary labels are no classes and are left out: {a_few(strange)}'] if strange else []
-    return clips.assign(secondary=[tuple(c for c in o if c in classes and c!=p) for o,p in zip(heard, rows.primary_label)]), notes
+    notes = (
+        [f"{sum(strange.values())} secondary labels are no classes and are left out: {a_few(strange)}"]
+        if strange
+        else []
+    )
+    return clips.assign(
+        secondary=[tuple(c for c in o if c in classes and c != p) for o, p in zip(heard, rows.primary_label)]
+    ), notes
 
 # %% ../../nbs/data/01_competitions.ipynb #0331fa30
-WINDOW_S = 5 # seconds, in every BirdCLEF so far
+WINDOW_S = 5  # seconds, in every BirdCLEF so far
 
-def _scapes(folder)->dict:
+
+def _scapes(folder) -> dict:
     "{stem: (path, seconds)} of the recordings in a folder, sorted; NaN seconds for one that cannot be read."
     names = sorted(o for o in _files_of(folder) if o.lower().endswith(_SOUND_FILES) and _can_be_id(o))
-    return {Path(o).stem: (str(folder/o), _seconds(folder/o)) for o in names}
+    return {Path(o).stem: (str(folder / o), _seconds(folder / o)) for o in names}
 
-def _ends(scapes)->dict:
+
+def _ends(scapes) -> dict:
     "{stem: list of the seconds that its windows end with}."
-    n = {k: max(1, int(np.ceil(s/WINDOW_S-.1))) for k,(_,s) in scapes.items() if s==s}
-    usual = Counter(n.values()).most_common(1)[0][0] if n else 60//WINDOW_S
-    return {k: [WINDOW_S*(i+1) for i in range(n.get(k, usual))] for k in scapes}
+    n = {k: max(1, int(np.ceil(s / WINDOW_S - 0.1))) for k, (_, s) in scapes.items() if s == s}
+    usual = Counter(n.values()).most_common(1)[0][0] if n else 60 // WINDOW_S
+    return {k: [WINDOW_S * (i + 1) for i in range(n.get(k, usual))] for k in scapes}
+
 
 def _window_rows(scapes, ends, source, folder, rows=None):
     "Clips of `ends`, named `<stem>_<end>`; a last window that is shorter ends with its recording."
-    each = [(k, e) for k,many in ends.items() for e in many]
-    length = [scapes.get(k, ('', np.nan))[1] for k,_ in each]
-    ids = [f'{k}_{e}' for k,e in each]
-    return clip_table(ids, path=[scapes[k][0] if k in scapes else str(folder/f'{k}.ogg') for k,_ in each], labels=[()]*len(each), source=source,
-                      start_s=[float(e-WINDOW_S) for _,e in each], end_s=[min(e, s) if e-WINDOW_S<s else e for (_,e),s in zip(each, length)],
-                      group=[k for k,_ in each], file=folder, row=[(rows or {}).get(o, 0) for o in ids])
+    each = [(k, e) for k, many in ends.items() for e in many]
+    length = [scapes.get(k, ("", np.nan))[1] for k, _ in each]
+    ids = [f"{k}_{e}" for k, e in each]
+    return clip_table(
+        ids,
+        path=[scapes[k][0] if k in scapes else str(folder / f"{k}.ogg") for k, _ in each],
+        labels=[()] * len(each),
+        source=source,
+        start_s=[float(e - WINDOW_S) for _, e in each],
+        end_s=[min(e, s) if e - WINDOW_S < s else e for (_, e), s in zip(each, length)],
+        group=[k for k, _ in each],
+        file=folder,
+        row=[(rows or {}).get(o, 0) for o in ids],
+    )
 
 # %% ../../nbs/data/01_competitions.ipynb #1937707f
 def _window_test(root, template, path):
     "Test clips, one a window, and notes."
-    folder,asked = root/'test_soundscapes',{}
+    folder, asked = root / "test_soundscapes", {}
     for o in template.itertuples():
-        stem,_,end = o.row_id.rpartition('_')
-        if not stem or not re.fullmatch('[0-9]{1,6}', end) or int(end)<WINDOW_S:
-            raise AudiotagError(f'{o.row_id!r} is not <recording>_<end second>', file=path, row=int(o.row), field='row_id', fix='take the sample submission')
+        stem, _, end = o.row_id.rpartition("_")
+        if not stem or not re.fullmatch("[0-9]{1,6}", end) or int(end) < WINDOW_S:
+            raise AudiotagError(
+                f"{o.row_id!r} is not <recording>_<end second>",
+                file=path,
+                row=int(o.row),
+                field="row_id",
+                fix="take the sample submission",
+            )
         asked.setdefault(stem, []).append(int(end))
-    there,rows = _scapes(folder),dict(zip(template.row_id, template['row']))
+    there, rows = _scapes(folder), dict(zip(template.row_id, template["row"]))
     mine = not there or any(k in there for k in asked)
-    gone,ends,notes = [k for k in asked if k not in there],_ends(there),[]
-    if not there: notes.append(f'{folder.name}/ holds no recordings: the {len(rows)} rows of the template get the class prior')
-    elif not mine and asked: notes.append(f'the template names {len(asked)} recordings that are not there, and none that is: its rows are left out')
-    elif gone: notes.append(f'{len(gone)} recordings of the template are not in {folder.name}/; their rows get the class prior: {a_few(gone)}')
-    odd = [k for k,(_,s) in there.items() if s!=s]
-    if odd: notes.append(f'{len(odd)} recordings cannot be read; they get {len(ends[odd[0]])} rows each: {a_few(odd)}')
-    twice = [o for o,n in Counter(template.row_id).items() if n>1]
-    if twice: raise AudiotagError(f'{twice[0]!r} is there twice', file=path, row=int(rows[twice[0]]), field='row_id', fix='remove one of the two rows')
-    wanted = {k: sorted({*ends.get(k, []), *(asked.get(k, []) if mine else [])}) for k in [*(asked if mine else []), *there]}
-    return _window_rows(there, wanted, 'test', folder, rows), notes
+    gone, ends, notes = [k for k in asked if k not in there], _ends(there), []
+    if not there:
+        notes.append(f"{folder.name}/ holds no recordings: the {len(rows)} rows of the template get the class prior")
+    elif not mine and asked:
+        notes.append(
+            f"the template names {len(asked)} recordings that are not there, and none that is: its rows are left out"
+        )
+    elif gone:
+        notes.append(
+            f"{len(gone)} recordings of the template are not in {folder.name}/; their rows get the class prior: {a_few(gone)}"
+        )
+    odd = [k for k, (_, s) in there.items() if s != s]
+    if odd:
+        notes.append(f"{len(odd)} recordings cannot be read; they get {len(ends[odd[0]])} rows each: {a_few(odd)}")
+    twice = [o for o, n in Counter(template.row_id).items() if n > 1]
+    if twice:
+        raise AudiotagError(
+            f"{twice[0]!r} is there twice",
+            file=path,
+            row=int(rows[twice[0]]),
+            field="row_id",
+            fix="remove one of the two rows",
+        )
+    wanted = {
+        k: sorted({*ends.get(k, []), *(asked.get(k, []) if mine else [])}) for k in [*(asked if mine else []), *there]
+    }
+    return _window_rows(there, wanted, "test", folder, rows), notes
 
 # %% ../../nbs/data/01_competitions.ipynb #86307171
-@layout('birdclef2024', 'row_id')
+@layout("birdclef2024", "row_id")
 def _birdclef2024(root, train, classes):
-    path = root/'sample_submission.csv'
-    template,classes = _template(path, 'row_id')
+    path = root / "sample_submission.csv"
+    template, classes = _template(path, "row_id")
     parts = [_bird_clips(root, classes)] if train else []
     if train:
-        folder = _first_there(root, 'train_soundscapes', 'unlabeled_soundscapes')
-        parts.append((_window_rows(scapes := _scapes(folder), _ends(scapes), 'unlabeled', folder), []))
+        folder = _first_there(root, "train_soundscapes", "unlabeled_soundscapes")
+        parts.append((_window_rows(scapes := _scapes(folder), _ends(scapes), "unlabeled", folder), []))
     parts.append(_window_test(root, template, path))
-    return _competition('birdclef2024', root, classes, parts, template, 'row_id', 'macro_auc', train=train)
+    return _competition("birdclef2024", root, classes, parts, template, "row_id", "macro_auc", train=train)
 
 # %% ../../nbs/data/01_competitions.ipynb #c442b12b
 def targets(
-    clips:pd.DataFrame, # a clip table
-    classes, # the columns
+    clips: pd.DataFrame,  # a clip table
+    classes,  # the columns
     *,
-    secondary:float=0., # the target of secondary labels, 0 to 1
-)->np.ndarray: # (n, n_classes) float32, 0 to 1
+    secondary: float = 0.0,  # the target of secondary labels, 0 to 1
+) -> np.ndarray:  # (n, n_classes) float32, 0 to 1
     "Labels as indicators; raises `AudiotagError` on a label that is not a class."
-    column = {c: i for i,c in enumerate(classes)}
+    column = {c: i for i, c in enumerate(classes)}
     out = np.zeros((len(clips), len(column)), dtype=np.float32)
-    more = clips.secondary if secondary and 'secondary' in clips else [()]*len(clips)
-    for i,(labels,source,beside) in enumerate(zip(clips.labels, clips.source, more)):
+    more = clips.secondary if secondary and "secondary" in clips else [()] * len(clips)
+    for i, (labels, source, beside) in enumerate(zip(clips.labels, clips.source, more)):
         for c in (*beside, *labels):
-            if c not in column: raise AudiotagError(f'label {c!r} is not a class', row=i+1, field='labels', fix=did_you_mean(c, column))
-            if source!='negative': out[i, column[c]] = 1 if c in labels else secondary
+            if c not in column:
+                raise AudiotagError(
+                    f"label {c!r} is not a class", row=i + 1, field="labels", fix=did_you_mean(c, column)
+                )
+            if source != "negative":
+                out[i, column[c]] = 1 if c in labels else secondary
     return out
 
 # %% ../../nbs/data/01_competitions.ipynb #e5873fb7
 def target_weights(
-    clips:pd.DataFrame, # a clip table
-    classes, # the columns
+    clips: pd.DataFrame,  # a clip table
+    classes,  # the columns
     *,
-    secondary:float=1., # the weight of secondary labels; 0 leaves them out of the loss
-)->np.ndarray: # (n, n_classes) float32, 0 to 1
+    secondary: float = 1.0,  # the weight of secondary labels; 0 leaves them out of the loss
+) -> np.ndarray:  # (n, n_classes) float32, 0 to 1
     "How much each number of `targets` is to count: in negative clips only what they name, elsewhere everything."
-    column = {c: i for i,c in enumerate(classes)}
+    column = {c: i for i, c in enumerate(classes)}
     out = np.ones((len(clips), len(column)), dtype=np.float32)
-    more = clips.secondary if 'secondary' in clips else [()]*len(clips)
-    for row,labels,source,beside in zip(out, clips.labels, clips.source, more):
-        if source=='negative': row[:] = 0
+    more = clips.secondary if "secondary" in clips else [()] * len(clips)
+    for row, labels, source, beside in zip(out, clips.labels, clips.source, more):
+        if source == "negative":
+            row[:] = 0
         row[[column[c] for c in beside]] = secondary
         row[[column[c] for c in labels]] = 1
     return out
 
 # %% ../../nbs/data/01_competitions.ipynb #97bfd392
 def class_prior(
-    clips:pd.DataFrame, # a clip table
+    clips: pd.DataFrame,  # a clip table
     classes,
-)->np.ndarray: # (n_classes,) float32
+) -> np.ndarray:  # (n_classes,) float32
     "How often each class occurs in the curated clips (in the noisy ones if there are none); 1/n_classes without labelled clips."
-    for source in ('curated','noisy'):
-        if (clips.source==source).any(): return targets(clips[clips.source==source], classes).mean(0)
-    return np.full(len(classes), 1/len(classes), dtype=np.float32)
+    for source in ("curated", "noisy"):
+        if (clips.source == source).any():
+            return targets(clips[clips.source == source], classes).mean(0)
+    return np.full(len(classes), 1 / len(classes), dtype=np.float32)
 
 # %% ../../nbs/data/01_competitions.ipynb #85a55150
 @patch
-def submission(self:Competition,
-    scores, # {clip_id: (n_classes,)}, or (n_test, n_classes) in the order of `self.of('test')`
+def submission(
+    self: Competition,
+    scores,  # {clip_id: (n_classes,)}, or (n_test, n_classes) in the order of `self.of('test')`
     *,
-    prior=None, # (n_classes,) for clips that the dict lacks; None takes the class prior of the training clips
-)->pd.DataFrame: # one row a test clip, the template's columns in its order
+    prior=None,  # (n_classes,) for clips that the dict lacks; None takes the class prior of the training clips
+) -> pd.DataFrame:  # one row a test clip, the template's columns in its order
     "Scores in the form of the template; raises `AudiotagError` on a wrong shape, an unknown id, NaN or infinity."
-    ids,shape = list(self.of('test').clip_id),(int((self.clips.source=='test').sum()), len(self.classes))
+    ids, shape = list(self.of("test").clip_id), (int((self.clips.source == "test").sum()), len(self.classes))
     if isinstance(scores, dict):
-        if stray := set(scores)-set(ids):
-            raise AudiotagError(f'{min(stray, key=str)!r} is not a test clip', field='scores', fix='give the clip_ids of the test clips')
+        if stray := set(scores) - set(ids):
+            raise AudiotagError(
+                f"{min(stray, key=str)!r} is not a test clip", field="scores", fix="give the clip_ids of the test clips"
+            )
         prior = class_prior(self.clips, self.classes) if prior is None else prior
         scores = [scores.get(o, prior) for o in ids] or np.zeros(shape)
-    try: scores = np.asarray(scores, dtype=float)
-    except ValueError: scores = np.empty(0)
-    if scores.shape!=shape:
-        raise AudiotagError(f'the shape is {scores.shape} and not {shape}', field='scores', fix='give one row a test clip and one column a class')
+    try:
+        scores = np.asarray(scores, dtype=float)
+    except ValueError:
+        scores = np.empty(0)
+    if scores.shape != shape:
+        raise AudiotagError(
+            f"the shape is {scores.shape} and not {shape}",
+            field="scores",
+            fix="give one row a test clip and one column a class",
+        )
     if (bad := np.flatnonzero(~np.isfinite(scores).all(1))).size:
-        raise AudiotagError(f'{ids[bad[0]]!r} has a score that is NaN or infinite', row=int(bad[0])+1, field='scores')
-    if self.label_column: values = pd.DataFrame({self.label_column: [self.classes[i] for i in scores.argmax(1)]}, dtype=object)
-    else: values = pd.DataFrame(scores, columns=self.classes)
+        raise AudiotagError(f"{ids[bad[0]]!r} has a score that is NaN or infinite", row=int(bad[0]) + 1, field="scores")
+    if self.label_column:
+        values = pd.DataFrame({self.label_column: [self.classes[i] for i in scores.argmax(1)]}, dtype=object)
+    else:
+        values = pd.DataFrame(scores, columns=self.classes)
     return pd.concat([pd.DataFrame({self.id_column: ids}), values], axis=1)[list(self.columns)]
 
 # %% ../../nbs/data/01_competitions.ipynb #85af3a6a
 @patch
-def read_scores(self:Competition,
-    table:pd.DataFrame, # a submission, its cells str or numbers
-)->np.ndarray: # (rows, n_classes) float64, in the order of the rows
+def read_scores(
+    self: Competition,
+    table: pd.DataFrame,  # a submission, its cells str or numbers
+) -> np.ndarray:  # (rows, n_classes) float64, in the order of the rows
     "The scores that a submission holds; raises `AudiotagError` on a missing column, an unknown label, or what is no finite number."
-    if lacks := [c for c in self.columns if c not in table]: raise AudiotagError(f'there is no column {lacks[0]!r}', fix=did_you_mean(lacks[0], table.columns))
+    if lacks := [c for c in self.columns if c not in table]:
+        raise AudiotagError(f"there is no column {lacks[0]!r}", fix=did_you_mean(lacks[0], table.columns))
     rows = table.reset_index(drop=True)
     if self.label_column:
-        _refuse(rows, ~rows[self.label_column].isin(self.classes), lambda o: f'{o[self.label_column]!r} is no class', field=self.label_column,
-                fix=lambda o: did_you_mean(o[self.label_column], self.classes))
-        return (rows[self.label_column].to_numpy()[:,None]==np.array(self.classes, dtype=object)).astype(float)
-    values = rows[list(self.classes)].apply(pd.to_numeric, errors='coerce').astype(float)
-    for c in self.classes: _refuse(rows, ~np.isfinite(values[c]), lambda o: f'{o[c]!r} is no finite number', field=c)
+        _refuse(
+            rows,
+            ~rows[self.label_column].isin(self.classes),
+            lambda o: f"{o[self.label_column]!r} is no class",
+            field=self.label_column,
+            fix=lambda o: did_you_mean(o[self.label_column], self.classes),
+        )
+        return (rows[self.label_column].to_numpy()[:, None] == np.array(self.classes, dtype=object)).astype(float)
+    values = rows[list(self.classes)].apply(pd.to_numeric, errors="coerce").astype(float)
+    for c in self.classes:
+        _refuse(rows, ~np.isfinite(values[c]), lambda o: f"{o[c]!r} is no finite number", field=c)
     return values.to_numpy()

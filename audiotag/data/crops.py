@@ -22,218 +22,316 @@ from .store import FeatureStore
 @dataclass(frozen=True, kw_only=True)
 class Crops(Config):
     "How a crop is drawn from a place in a recording: at random, so that it holds the place, or lies inside of a longer one."
-    whole = False # forget the places: train on recordings, with the labels of all their clips
-    beside = None # how much of another clip has to be in the crop for its labels to count
 
-    def starts(self,
-        first, last, # where the places are, frames; arrays of any one shape
-        length, # of the recordings, frames
-        frames:int, # of a crop
-        g=None, # np.random.Generator; None: the middle of what is possible
-    )->np.ndarray: # int, from 0 to `length - frames`; 0 in a recording that is shorter than a crop
+    whole = False  # forget the places: train on recordings, with the labels of all their clips
+    beside = None  # how much of another clip has to be in the crop for its labels to count
+
+    def starts(
+        self,
+        first,
+        last,  # where the places are, frames; arrays of any one shape
+        length,  # of the recordings, frames
+        frames: int,  # of a crop
+        g=None,  # np.random.Generator; None: the middle of what is possible
+    ) -> np.ndarray:  # int, from 0 to `length - frames`; 0 in a recording that is shorter than a crop
         "The first frames of the crops."
-        low,high = (np.clip(f(first, last-frames), 0, np.maximum(length-frames, 0)) for f in (np.minimum, np.maximum))
+        low, high = (
+            np.clip(f(first, last - frames), 0, np.maximum(length - frames, 0)) for f in (np.minimum, np.maximum)
+        )
         return self._start(first, last, length, frames, low, high, g)
 
     def _start(self, first, last, length, frames, low, high, g):
-        return (low+high)//2 if g is None else low+(g.random(low.shape)*(high-low+1)).astype(int)
-    def scaled(self, k:int)->'Crops': return self # for a store with `k` frames in the place of one
+        return (low + high) // 2 if g is None else low + (g.random(low.shape) * (high - low + 1)).astype(int)
+
+    def scaled(self, k: int) -> "Crops":
+        return self  # for a store with `k` frames in the place of one
 
 # %% ../../nbs/data/08_crops.ipynb #e1a87917
 class CropLoader(DataLoader):
     "Batches `(x, y)` of one crop a clip: `x` (batch, channels, bands, frames) and `y` (batch, classes), both float32; of a joined store `(x, *beside, y)`."
-    def __init__(self,
-        clips:pd.DataFrame, # a clip table; each clip must be in the store
-        store:FeatureStore, # their features
-        classes, # class names, the columns of `y`
+
+    def __init__(
+        self,
+        clips: pd.DataFrame,  # a clip table; each clip must be in the store
+        store: FeatureStore,  # their features
+        classes,  # class names, the columns of `y`
         *,
-        frames:int, # length of a crop
-        batch_size:int=64,
-        train:bool=True, # random crops in random order, without a last small batch; else middle crops in table order
-        seed:int=0, # every draw follows from it and the epoch
-        y=None, # (clips, classes) soft targets, or (clips, 2*classes) targets and weights as a loss takes them; None: the labels, 0 or 1
-        probability=None, # (clips,) chance of each clip to be in an epoch; None: all are in every one
-        short:str='middle', # where a clip that is shorter than a crop stands in it: 'start', 'middle', 'end' or 'random'
-        draw=None, # which rows an epoch is made of: `(generator, epoch) -> rows`, or `(rows, partners, share)`; None: each one once
-        crops:Crops|None=None, # how they are cut where clips are places in stored recordings, named by `clips.recording`; None: each clip is stored
-        num_workers:int=0, # worker processes of the loader
-        ahead:int|None=None, # batches that a thread makes ready; None: two for a GPU, none for a CPU, which has no time to spare
+        frames: int,  # length of a crop
+        batch_size: int = 64,
+        # random crops in random order, without a last small batch; else middle crops in table order
+        train: bool = True,
+        seed: int = 0,  # every draw follows from it and the epoch
+        # (clips, classes) soft targets, or (clips, 2*classes) targets and weights as a loss takes them; None: the
+        # labels, 0 or 1
+        y=None,
+        probability=None,  # (clips,) chance of each clip to be in an epoch; None: all are in every one
+        # where a clip that is shorter than a crop stands in it: 'start', 'middle', 'end' or 'random'
+        short: str = "middle",
+        # which rows an epoch is made of: `(generator, epoch) -> rows`, or `(rows, partners, share)`; None: each one
+        # once
+        draw=None,
+        # how they are cut where clips are places in stored recordings, named by `clips.recording`; None: each clip is
+        # stored
+        crops: Crops | None = None,
+        num_workers: int = 0,  # worker processes of the loader
+        # batches that a thread makes ready; None: two for a GPU, none for a CPU, which has no time to spare
+        ahead: int | None = None,
     ):
         self.ids = _stored_ids(clips, store, crops is not None)
-        self.store,self.frames,self.train,self.seed,self.short,self.draw,self.epoch,self.crops = store,frames,train,seed,short,draw,0,crops or Crops()
+        self.store, self.frames, self.train, self.seed, self.short, self.draw, self.epoch, self.crops = (
+            store,
+            frames,
+            train,
+            seed,
+            short,
+            draw,
+            0,
+            crops or Crops(),
+        )
         self.y = torch.from_numpy(targets(clips, classes) if y is None else np.asarray(y, dtype=np.float32))
         self.probability = None if probability is None else np.asarray(probability, dtype=float)
-        self.lengths,self.n_classes = np.array([store.n_frames(c) for c in self.ids]),len(classes)
-        self.first,self.last = (0*self.lengths, self.lengths) if crops is None else place_frames(clips, store)
+        self.lengths, self.n_classes = np.array([store.n_frames(c) for c in self.ids]), len(classes)
+        self.first, self.last = (0 * self.lengths, self.lengths) if crops is None else place_frames(clips, store)
         self.others = _others(clips, classes, self.first, self.last) if crops and crops.beside else {}
-        self.ahead,self.goal = ahead,torch.device('cpu')
+        self.ahead, self.goal = ahead, torch.device("cpu")
         super().__init__(range(len(clips)), bs=batch_size, num_workers=num_workers, shuffle=False)
         self._draw()
 
 # %% ../../nbs/data/08_crops.ipynb #83fdd264
 def _stored_ids(clips, store, places):
     "What each clip is called in the store; raises `AudiotagError` when one is not there."
-    if places and 'recording' not in clips: raise AudiotagError("the clip table has no column 'recording'", fix='add the name of the stored recording that each clip is a place in')
+    if places and "recording" not in clips:
+        raise AudiotagError(
+            "the clip table has no column 'recording'",
+            fix="add the name of the stored recording that each clip is a place in",
+        )
     ids = list(clips.recording if places else clips.clip_id)
     missing = [c for c in ids if c not in store]
     if missing:
-        raise AudiotagError(f'{len(missing)} clips are not in the feature store, the first is {missing[0]!r}',
-                            fix='build the store from this clip table, and leave out what is in its quarantine')
+        raise AudiotagError(
+            f"{len(missing)} clips are not in the feature store, the first is {missing[0]!r}",
+            fix="build the store from this clip table, and leave out what is in its quarantine",
+        )
     return ids
 
 # %% ../../nbs/data/08_crops.ipynb #28b3bc00
 @patch
-def set_epoch(self:CropLoader, epoch:int):
+def set_epoch(self: CropLoader, epoch: int):
     "Go to the draws of `epoch`; the same epoch always has the same ones."
     self.epoch = epoch
     self._draw()
 
+
 @patch
-def _draw(self:CropLoader):
+def _draw(self: CropLoader):
     self.rows, self.share = self._epoch_rows()
     n, order = len(self.rows), np.arange(len(self.rows))
-    place, lack = [o[self.rows] for o in (self.first, self.last, self.lengths)], np.maximum(self.frames-self.lengths, 0)[self.rows]
-    self.starts, self.lefts = self.crops.starts(*place, self.frames), {'start': 0*lack, 'end': lack}.get(self.short, lack//2)
+    place, lack = (
+        [o[self.rows] for o in (self.first, self.last, self.lengths)],
+        np.maximum(self.frames - self.lengths, 0)[self.rows],
+    )
+    self.starts, self.lefts = (
+        self.crops.starts(*place, self.frames),
+        {"start": 0 * lack, "end": lack}.get(self.short, lack // 2),
+    )
     if self.train:
-        g = rng(self.seed, 'crops', self.epoch)
-        if not self.draw: order = g.permutation(n)
+        g = rng(self.seed, "crops", self.epoch)
+        if not self.draw:
+            order = g.permutation(n)
         self.starts = self.crops.starts(*place, self.frames, g)
-        if self.short=='random': self.lefts = (rng(self.seed, 'pads', self.epoch).random(lack.shape)*(lack+1)).astype(int)
-        if self.probability is not None: order = order[(g.random(n) < self.probability[self.rows[:,0]])[order]]
-        if len(order)<2: raise AudiotagError(f'epoch {self.epoch} has {len(order)} clips', fix='give the rule a higher probability, or train on more clips')
-        self.n, self.drop_last = len(order), len(order)>self.bs
-    self.rows, self.share, self.starts, self.lefts = (o[order] for o in (self.rows, self.share, self.starts, self.lefts))
+        if self.short == "random":
+            self.lefts = (rng(self.seed, "pads", self.epoch).random(lack.shape) * (lack + 1)).astype(int)
+        if self.probability is not None:
+            order = order[(g.random(n) < self.probability[self.rows[:, 0]])[order]]
+        if len(order) < 2:
+            raise AudiotagError(
+                f"epoch {self.epoch} has {len(order)} clips",
+                fix="give the rule a higher probability, or train on more clips",
+            )
+        self.n, self.drop_last = len(order), len(order) > self.bs
+    self.rows, self.share, self.starts, self.lefts = (
+        o[order] for o in (self.rows, self.share, self.starts, self.lefts)
+    )
 
 # %% ../../nbs/data/08_crops.ipynb #d034c1ea
 @patch
-def _epoch_rows(self:CropLoader)->tuple: # (items, 1 or 2) rows of the table: a clip, and its partner or -1; (items,) the partner's share
+# (items, 1 or 2) rows of the table: a clip, and its partner or -1; (items,) the partner's share
+def _epoch_rows(self: CropLoader) -> tuple:
     "What the items of this epoch are made of."
-    if not (self.train and self.draw): return np.arange(len(self.ids))[:,None], np.zeros(len(self.ids))
-    drawn = self.draw(rng(self.seed, 'draw', self.epoch), self.epoch)
-    rows,*mixed = (np.asarray(o) for o in (drawn if isinstance(drawn, tuple) else (drawn,)))
-    rows,share = (np.stack([rows, mixed[0]], 1), np.broadcast_to(mixed[1], len(rows))) if mixed else (rows[:,None], np.zeros(len(rows)))
-    if rows.dtype.kind!='i' or len(rows) and not (0<=rows[:,0].min() and -1<=rows.min() and rows.max()<len(self.ids)):
-        raise AudiotagError(f'an epoch of {len(self.ids)} clips was drawn with rows {rows.min()} to {rows.max()}', field='draw', fix='give row numbers, and -1 for no partner')
+    if not (self.train and self.draw):
+        return np.arange(len(self.ids))[:, None], np.zeros(len(self.ids))
+    drawn = self.draw(rng(self.seed, "draw", self.epoch), self.epoch)
+    rows, *mixed = (np.asarray(o) for o in (drawn if isinstance(drawn, tuple) else (drawn,)))
+    rows, share = (
+        (np.stack([rows, mixed[0]], 1), np.broadcast_to(mixed[1], len(rows)))
+        if mixed
+        else (rows[:, None], np.zeros(len(rows)))
+    )
+    if (
+        rows.dtype.kind != "i"
+        or len(rows)
+        and not (0 <= rows[:, 0].min() and -1 <= rows.min() and rows.max() < len(self.ids))
+    ):
+        raise AudiotagError(
+            f"an epoch of {len(self.ids)} clips was drawn with rows {rows.min()} to {rows.max()}",
+            field="draw",
+            fix="give row numbers, and -1 for no partner",
+        )
     return rows, share
 
+
 @patch(as_prop=True)
-def order(self:CropLoader)->np.ndarray: # (items,)
+def order(self: CropLoader) -> np.ndarray:  # (items,)
     "The rows of the table in the order of the epoch."
-    return self.rows[:,0]
+    return self.rows[:, 0]
 
 # %% ../../nbs/data/08_crops.ipynb #ccf2205d
 @patch
-def get_idxs(self:CropLoader): return list(range(len(self.rows)))
+def get_idxs(self: CropLoader):
+    return list(range(len(self.rows)))
+
 
 @patch
-def create_item(self:CropLoader, j:int):
-    parts = [self._piece(j, k) for k,i in enumerate(self.rows[j]) if i>=0]
-    if len(parts)==1: return parts[0]
+def create_item(self: CropLoader, j: int):
+    parts = [self._piece(j, k) for k, i in enumerate(self.rows[j]) if i >= 0]
+    if len(parts) == 1:
+        return parts[0]
     w = float(self.share[j])
-    return tuple((1-w)*a+w*b for a,b in zip(*parts))
+    return tuple((1 - w) * a + w * b for a, b in zip(*parts))
+
 
 @patch
-def _piece(self:CropLoader, j:int, k:int)->tuple: # (x, *beside, y)
+def _piece(self: CropLoader, j: int, k: int) -> tuple:  # (x, *beside, y)
     "The crop of an item's clip, or of its partner."
-    i,start = int(self.rows[j,k]),int(self.starts[j,k])
-    x = self.store.crop(self.ids[i], start, self.frames, left=int(self.lefts[j,k]))
+    i, start = int(self.rows[j, k]), int(self.starts[j, k])
+    x = self.store.crop(self.ids[i], start, self.frames, left=int(self.lefts[j, k]))
     return *(_tensor(o) for o in (x if isinstance(x, tuple) else (x,))), self.target(i, start)
 
-def _tensor(x): return torch.from_numpy(np.require(x if x.ndim==3 else x[None], np.float32, 'CW'))
+
+def _tensor(x):
+    return torch.from_numpy(np.require(x if x.ndim == 3 else x[None], np.float32, "CW"))
 
 # %% ../../nbs/data/08_crops.ipynb #e341c16a
-def _others(clips, classes, first, last)->dict: # {row: list of (class, first, last)}
+def _others(clips, classes, first, last) -> dict:  # {row: list of (class, first, last)}
     "The labelled places of each clip's recording, itself left out."
-    column,of = {c: i for i,c in enumerate(classes)},{}
+    column, of = {c: i for i, c in enumerate(classes)}, {}
     rows = list(zip(clips.recording, clips.labels, clips.source, first, last))
-    for i,(recording,labels,source,a,b) in enumerate(rows):
-        if source in ('curated','noisy'): of.setdefault(recording, []).append((i, [column[c] for c in labels], a, b))
-    return {i: [(c, a, b) for k,labels,a,b in of.get(r[0], ()) if k!=i for c in labels] for i,r in enumerate(rows)}
+    for i, (recording, labels, source, a, b) in enumerate(rows):
+        if source in ("curated", "noisy"):
+            of.setdefault(recording, []).append((i, [column[c] for c in labels], a, b))
+    return {
+        i: [(c, a, b) for k, labels, a, b in of.get(r[0], ()) if k != i for c in labels] for i, r in enumerate(rows)
+    }
+
 
 @patch
-def target(self:CropLoader,
-    i:int, # row of the clip table
-    start:int, # first frame of its crop
-)->torch.Tensor: # a row of `y`
+def target(
+    self: CropLoader,
+    i: int,  # row of the clip table
+    start: int,  # first frame of its crop
+) -> torch.Tensor:  # a row of `y`
     "What a crop is said to hold: the clip's target, and the labels of other clips that lie in it."
-    inside = lambda a, b: min(b, start+self.frames)-max(a, start) >= self.crops.beside*(b-a)
-    more = [c for c,a,b in self.others.get(i, ()) if inside(a, b)]
-    if not more: return self.y[i]
+    inside = lambda a, b: min(b, start + self.frames) - max(a, start) >= self.crops.beside * (b - a)
+    more = [c for c, a, b in self.others.get(i, ()) if inside(a, b)]
+    if not more:
+        return self.y[i]
     y = self.y[i].clone()
-    y.view(-1, self.n_classes)[:,more] = 1. # the target, and where there is one its weight
+    y.view(-1, self.n_classes)[:, more] = 1.0  # the target, and where there is one its weight
     return y
 
 # %% ../../nbs/data/08_crops.ipynb #37797a7a
 @patch
-def to(self:CropLoader, device):
+def to(self: CropLoader, device):
     "Where the batches are wanted."
     self.goal = torch.device(device)
     return self
 
+
 @patch
-def __iter__(self:CropLoader):
+def __iter__(self: CropLoader):
     "The batches of the epoch, on their device."
-    n = self.ahead if self.ahead is not None else 2*(self.goal.type!='cpu')
+    n = self.ahead if self.ahead is not None else 2 * (self.goal.type != "cpu")
     yield from ahead_on(DataLoader.__iter__(self), self.goal, n=n) if n else DataLoader.__iter__(self)
 
 # %% ../../nbs/data/08_crops.ipynb #8bf1a276
 def place_frames(
-    clips:pd.DataFrame, # a clip table with `recording`; NaN times mean the whole of it
-    store:FeatureStore, # of the recordings
-)->tuple: # first frame of each clip in its recording, and the one behind its last; (clips,) each
+    clips: pd.DataFrame,  # a clip table with `recording`; NaN times mean the whole of it
+    store: FeatureStore,  # of the recordings
+) -> tuple:  # first frame of each clip in its recording, and the one behind its last; (clips,) each
     "Where the clips lie; raises `AudiotagError` on one that lies behind the end of its recording."
     length = np.array([store.n_frames(c) for c in clips.recording])
-    start,end = clips.start_s.to_numpy(float),clips.end_s.to_numpy(float)
-    rate = getattr(store, 'main', store).frame_rate if not (np.isnan(start) & np.isnan(end)).all() else 1.
-    first = np.floor(np.nan_to_num(start)*rate+1e-6).astype(int)
-    last = np.where(np.isnan(end), length, np.ceil(np.nan_to_num(end)*rate-1e-6)).astype(int)
-    if len(bad := np.flatnonzero(first>=length)):
-        raise AudiotagError(f'{clips.clip_id.iloc[bad[0]]!r} lies behind the end of its recording', field='start_s', fix='was the store built from other files?')
-    return first, np.clip(last, first+1, length)
+    start, end = clips.start_s.to_numpy(float), clips.end_s.to_numpy(float)
+    rate = getattr(store, "main", store).frame_rate if not (np.isnan(start) & np.isnan(end)).all() else 1.0
+    first = np.floor(np.nan_to_num(start) * rate + 1e-6).astype(int)
+    last = np.where(np.isnan(end), length, np.ceil(np.nan_to_num(end) * rate - 1e-6)).astype(int)
+    if len(bad := np.flatnonzero(first >= length)):
+        raise AudiotagError(
+            f"{clips.clip_id.iloc[bad[0]]!r} lies behind the end of its recording",
+            field="start_s",
+            fix="was the store built from other files?",
+        )
+    return first, np.clip(last, first + 1, length)
 
 # %% ../../nbs/data/08_crops.ipynb #5ec27c29
 @dataclass(frozen=True, kw_only=True)
 class AroundBox(Crops):
     "Around the centre of a box, moved by so many frames to the left or right, the box kept inside (RFCX 2021)."
-    shift:tuple[int,...]=(32,256) # least and most frames
-    beside:float|None=.5 # share of another box that has to be in the crop for its labels to count; None: a crop has those of its own box alone
+
+    shift: tuple[int, ...] = (32, 256)  # least and most frames
+    # share of another box that has to be in the crop for its labels to count; None: a crop has those of its own box
+    # alone
+    beside: float | None = 0.5
 
     def check(self):
-        self.require(len(self.shift)==2 and 0<=self.shift[0]<=self.shift[1]<10**9, 'shift', 'give two numbers of frames, the least and the most')
-        self.require(self.beside is None or 0<self.beside<=1, 'beside', 'give a share above 0, up to 1, or null')
+        self.require(
+            len(self.shift) == 2 and 0 <= self.shift[0] <= self.shift[1] < 10**9,
+            "shift",
+            "give two numbers of frames, the least and the most",
+        )
+        self.require(self.beside is None or 0 < self.beside <= 1, "beside", "give a share above 0, up to 1, or null")
 
     def _start(self, first, last, length, frames, low, high, g):
-        free,middle = super()._start(first, last, length, frames, low, high, g),(first+last-frames)//2
-        if g is not None: middle = middle+g.integers(self.shift[0], self.shift[1]+1, low.shape)*g.choice([-1,1], low.shape)
-        return np.where((first==0) & (last==length), free, np.clip(middle, low, high))
-    def scaled(self, k): return self.replace(shift=tuple(k*o for o in self.shift))
+        free, middle = super()._start(first, last, length, frames, low, high, g), (first + last - frames) // 2
+        if g is not None:
+            middle = middle + g.integers(self.shift[0], self.shift[1] + 1, low.shape) * g.choice([-1, 1], low.shape)
+        return np.where((first == 0) & (last == length), free, np.clip(middle, low, high))
+
+    def scaled(self, k):
+        return self.replace(shift=tuple(k * o for o in self.shift))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Anywhere(Crops):
     "Anywhere in the recording, with the labels of all its clips, wherever they are: what one does without boxes."
+
     whole = True
 
 # %% ../../nbs/data/08_crops.ipynb #3867c05f
 def fold_loaders(
-    train:pd.DataFrame, # clips to train on
-    valid:pd.DataFrame, # clips to watch; they are not trained on
-    store:FeatureStore,
-    classes, # class names
+    train: pd.DataFrame,  # clips to train on
+    valid: pd.DataFrame,  # clips to watch; they are not trained on
+    store: FeatureStore,
+    classes,  # class names
     *,
-    frames:int, # length of a crop
-    batch_size:int=64,
-    seed:int=0,
-    y=None, # soft targets of the training clips
-    probability=None, # chance of each training clip to be in an epoch
-    short:str='middle', # where a clip that is shorter than a crop stands in it
-    crops:Crops|None=None, # how crops are cut where clips are places in recordings; None: each clip is stored
-    draw=None, # which rows a training epoch is made of, as for `CropLoader`
-    num_workers:int=0,
-)->DataLoaders:
+    frames: int,  # length of a crop
+    batch_size: int = 64,
+    seed: int = 0,
+    y=None,  # soft targets of the training clips
+    probability=None,  # chance of each training clip to be in an epoch
+    short: str = "middle",  # where a clip that is shorter than a crop stands in it
+    crops: Crops | None = None,  # how crops are cut where clips are places in recordings; None: each clip is stored
+    draw=None,  # which rows a training epoch is made of, as for `CropLoader`
+    num_workers: int = 0,
+) -> DataLoaders:
     "Training and validation loader; raises `AudiotagError` when there is nothing to train on, or a clip is in both."
-    if len(train)<2: raise AudiotagError(f'there are only {len(train)} clips to train on', fix='use fewer folds or more clips')
+    if len(train) < 2:
+        raise AudiotagError(f"there are only {len(train)} clips to train on", fix="use fewer folds or more clips")
     if both := set(train.clip_id) & set(valid.clip_id):
-        raise AudiotagError(f'{len(both)} clips are in training and in validation, one is {min(both)!r}', fix='check the folds')
+        raise AudiotagError(
+            f"{len(both)} clips are in training and in validation, one is {min(both)!r}", fix="check the folds"
+        )
     common = dict(frames=frames, batch_size=batch_size, seed=seed, short=short, crops=crops, num_workers=num_workers)
-    return DataLoaders(CropLoader(train, store, classes, train=True, y=y, probability=probability, draw=draw, **common),
-                       CropLoader(valid, store, classes, train=False, **common))
+    return DataLoaders(
+        CropLoader(train, store, classes, train=True, y=y, probability=probability, draw=draw, **common),
+        CropLoader(valid, store, classes, train=False, **common),
+    )

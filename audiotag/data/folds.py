@@ -12,23 +12,30 @@ from ..core.progress import say
 from ..core.seeding import derive_seed
 
 # %% ../../nbs/data/03_folds.ipynb #f387b21d
-TRAINING = ('curated','noisy','negative') # the sources that get a fold
+TRAINING = ("curated", "noisy", "negative")  # the sources that get a fold
+
 
 def check_folds(
-    clips:pd.DataFrame, # a clip table with folds
-)->pd.DataFrame: # `clips`, unchanged
+    clips: pd.DataFrame,  # a clip table with folds
+) -> pd.DataFrame:  # `clips`, unchanged
     "Raise `AudiotagError` when a group lies in two folds, a training clip has none, or another clip has one."
     train = clips.source.isin(TRAINING)
-    for bad,what in ((train & (clips.fold<0), 'a training clip without a fold'), (~train & (clips.fold>=0), 'a fold for a clip that is not trained on')):
+    for bad, what in (
+        (train & (clips.fold < 0), "a training clip without a fold"),
+        (~train & (clips.fold >= 0), "a fold for a clip that is not trained on"),
+    ):
         if bad.any():
             i = int(np.flatnonzero(bad)[0])
-            raise AudiotagError(f'{what}: {clips.clip_id.iloc[i]!r}', row=i+1, field='fold', fix='call assign_folds')
-    torn = clips[train].groupby('group').fold.nunique()
-    if (torn>1).any():
-        name = torn.index[torn>1][0]
-        where = sorted(set(clips.fold[train & (clips.group==name)].astype(int)))
-        raise AudiotagError(f"{int((torn>1).sum())} groups lie in several folds, as {name!r} in {', '.join(map(str, where))}", field='fold',
-                            fix='call assign_folds: clips of one group belong together')
+            raise AudiotagError(f"{what}: {clips.clip_id.iloc[i]!r}", row=i + 1, field="fold", fix="call assign_folds")
+    torn = clips[train].groupby("group").fold.nunique()
+    if (torn > 1).any():
+        name = torn.index[torn > 1][0]
+        where = sorted(set(clips.fold[train & (clips.group == name)].astype(int)))
+        raise AudiotagError(
+            f"{int((torn > 1).sum())} groups lie in several folds, as {name!r} in {', '.join(map(str, where))}",
+            field="fold",
+            fix="call assign_folds: clips of one group belong together",
+        )
     return clips
 
 # %% ../../nbs/data/03_folds.ipynb #47533349
@@ -36,8 +43,8 @@ def _units(clips):
     "Counts (groups × (source, label)) of training clips, groups sorted, and as 0 or 1 what the package balances."
     rows = clips[clips.source.isin(TRAINING)]
     sizes = pd.crosstab(rows.group, rows.source)
-    each = rows[rows.source!='negative'].explode('labels')
-    counts = pd.crosstab(each.group, [each.source, each.labels.fillna('')]).reindex(sizes.index, fill_value=0)
+    each = rows[rows.source != "negative"].explode("labels")
+    counts = pd.crosstab(each.group, [each.source, each.labels.fillna("")]).reindex(sizes.index, fill_value=0)
     steps = [sizes >= 2**k for k in range(int(sizes.to_numpy().max()).bit_length())]
     return counts, np.concatenate([counts > 0, *steps], 1).astype(int)
 
@@ -45,57 +52,77 @@ def _units(clips):
 def _deal(counts, held, n_folds, seed):
     "The fold of each unit, and how uneven the folds are."
     from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
+
     split = MultilabelStratifiedKFold(n_splits=n_folds, shuffle=True, random_state=seed % 2**32)
     fold = np.empty(len(counts), dtype=int)
-    for k,(_,test) in enumerate(split.split(held, held)): fold[test] = k
-    per_fold = np.eye(n_folds)[:,fold] @ counts.to_numpy()
+    for k, (_, test) in enumerate(split.split(held, held)):
+        fold[test] = k
+    per_fold = np.eye(n_folds)[:, fold] @ counts.to_numpy()
     mean = per_fold.mean(0)
-    return fold, ((per_fold-mean)**2/mean).sum()
+    return fold, ((per_fold - mean) ** 2 / mean).sum()
+
 
 def assign_folds(
-    clips:pd.DataFrame, # a clip table, not changed
+    clips: pd.DataFrame,  # a clip table, not changed
     *,
-    n_folds:int, # at least 2
-    seed:int, # the same clips and seed give the same folds, whatever the order of rows
-    draws:int|None=None, # how many are made to keep the best one; None: 20 for up to 500 groups, 5 for more
-)->pd.DataFrame: # a copy with `fold` 0 … n_folds-1 for training clips and -1 for all others
+    n_folds: int,  # at least 2
+    seed: int,  # the same clips and seed give the same folds, whatever the order of rows
+    draws: int | None = None,  # how many are made to keep the best one; None: 20 for up to 500 groups, 5 for more
+) -> pd.DataFrame:  # a copy with `fold` 0 … n_folds-1 for training clips and -1 for all others
     "Folds stratified over label × source with groups kept whole; raises `AudiotagError` when there are too few groups."
     train = clips.source.isin(TRAINING)
     n_groups = clips.group[train].nunique()
-    if n_folds<2: raise AudiotagError(f'{n_folds!r} folds are too few', field='n_folds', fix='give 2 or more')
-    if n_folds>n_groups:
-        raise AudiotagError(f'{n_folds} folds need as many groups of training clips, and there are {n_groups}', field='n_folds', fix='give fewer folds')
-    counts,held = _units(clips)
-    draws = draws or (20 if n_groups<=500 else 5)
-    fold,_ = min((_deal(counts, held, n_folds, derive_seed(seed, 'folds', i)) for i in range(draws)), key=lambda o: o[1])
+    if n_folds < 2:
+        raise AudiotagError(f"{n_folds!r} folds are too few", field="n_folds", fix="give 2 or more")
+    if n_folds > n_groups:
+        raise AudiotagError(
+            f"{n_folds} folds need as many groups of training clips, and there are {n_groups}",
+            field="n_folds",
+            fix="give fewer folds",
+        )
+    counts, held = _units(clips)
+    draws = draws or (20 if n_groups <= 500 else 5)
+    fold, _ = min(
+        (_deal(counts, held, n_folds, derive_seed(seed, "folds", i)) for i in range(draws)), key=lambda o: o[1]
+    )
     out = clips.assign(fold=np.where(train, clips.group.map(dict(zip(counts.index, fold))), -1).astype(int))
     _warn_rare(out, n_folds)
     return check_folds(out)
 
 # %% ../../nbs/data/03_folds.ipynb #46a4c619
 def _warn_rare(clips, n_folds):
-    counts = clips[clips.source.isin(('curated','noisy'))].explode('labels').groupby(['source','labels']).size()
-    rare = [f'{label} ({source}, {n})' for (source,label),n in counts.items() if n<n_folds]
-    if rare: say(f'folds: {len(rare)} labels have fewer clips than the {n_folds} folds: '+', '.join(rare[:8])+(', …' if len(rare)>8 else ''))
+    counts = clips[clips.source.isin(("curated", "noisy"))].explode("labels").groupby(["source", "labels"]).size()
+    rare = [f"{label} ({source}, {n})" for (source, label), n in counts.items() if n < n_folds]
+    if rare:
+        say(
+            f"folds: {len(rare)} labels have fewer clips than the {n_folds} folds: "
+            + ", ".join(rare[:8])
+            + (", …" if len(rare) > 8 else "")
+        )
+
 
 def fold_table(
-    clips:pd.DataFrame, # a clip table with folds
-)->pd.DataFrame: # index (source, label), one column a fold
+    clips: pd.DataFrame,  # a clip table with folds
+) -> pd.DataFrame:  # index (source, label), one column a fold
     "How many clips of each source and label lie in each fold."
-    rows = clips[clips.fold>=0].explode('labels')
-    return rows.groupby(['source','labels','fold']).size().unstack(fill_value=0)
+    rows = clips[clips.fold >= 0].explode("labels")
+    return rows.groupby(["source", "labels", "fold"]).size().unstack(fill_value=0)
 
 # %% ../../nbs/data/03_folds.ipynb #3f3b2d1f
 def plot_folds(clips, axs=None):
     "The fold table as a picture, one panel a source: even rows are good folds."
     import matplotlib.pyplot as plt
+
     table = fold_table(clips)
-    sources = table.index.unique('source')
-    axs = plt.subplots(1, len(sources), figsize=(3.5*len(sources), 2.5), squeeze=False)[1][0] if axs is None else axs
-    for ax,source in zip(axs, sources):
+    sources = table.index.unique("source")
+    axs = plt.subplots(1, len(sources), figsize=(3.5 * len(sources), 2.5), squeeze=False)[1][0] if axs is None else axs
+    for ax, source in zip(axs, sources):
         part = table.loc[source]
-        ax.imshow(part, aspect='auto', vmin=0)
-        ax.set_xticks(range(part.shape[1]), part.columns); ax.set_yticks(range(len(part)), part.index, fontsize=7)
-        ax.set_xlabel('fold'); ax.set_title(source, fontsize=9)
-        for (i,j),n in np.ndenumerate(part.to_numpy()): ax.text(j, i, n, ha='center', va='center', fontsize=6, color='w')
+        ax.imshow(part, aspect="auto", vmin=0)
+        ax.set_xticks(range(part.shape[1]), part.columns)
+        ax.set_yticks(range(len(part)), part.index, fontsize=7)
+        ax.set_xlabel("fold")
+        ax.set_title(source, fontsize=9)
+        for (i, j), n in np.ndenumerate(part.to_numpy()):
+            ax.text(j, i, n, ha="center", va="center", fontsize=6, color="w")
     return axs

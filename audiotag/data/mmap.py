@@ -16,151 +16,210 @@ from ..core.errors import AudiotagError
 from ..core.files import atomic_folder, read_json, write_json
 
 # %% ../../nbs/data/05_mmap.ipynb #499a4c11
-def resident_memory()->int: # bytes
+def resident_memory() -> int:  # bytes
     "What this process holds in memory now, mapped pages included (Linux)."
-    return int(Path('/proc/self/statm').read_text().split()[1])*mmap.PAGESIZE
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 # %% ../../nbs/data/05_mmap.ipynb #a79e335f
 class Pages:
     "Gives the pages of mapped files back to the kernel after each `budget` bytes that were looked at."
-    def __init__(self, budget:int=2**25): self.budget,self.seen = budget,0
-    def looked_at(self,
-        nbytes:int, # bytes that were read from one of `maps`
-        maps, # mapped arrays, and others, which are left alone
+
+    def __init__(self, budget: int = 2**25):
+        self.budget, self.seen = budget, 0
+
+    def looked_at(
+        self,
+        nbytes: int,  # bytes that were read from one of `maps`
+        maps,  # mapped arrays, and others, which are left alone
     ):
         "Count `nbytes`; when the budget is spent, give the pages of all `maps` back."
         self.seen += nbytes
-        if self.seen<self.budget: return
+        if self.seen < self.budget:
+            return
         self.seen = 0
-        for o in list(maps): give_back(o)
+        for o in list(maps):
+            give_back(o)
+
 
 def give_back(array):
     "Give the pages of a mapped array back; of an array in memory, do nothing."
     _advise(array, mmap.MADV_DONTNEED)
 
+
 def _root(array):
     "The memmap that an array is a piece of, if it is one of one."
-    while isinstance(getattr(array, 'base', None), np.ndarray): array = array.base
+    while isinstance(getattr(array, "base", None), np.ndarray):
+        array = array.base
     return array
 
+
 def _advise(array, what, *range):
-    m = array if isinstance(array, mmap.mmap) else getattr(_root(array), '_mmap', None)
-    if m is not None and hasattr(m, 'madvise'): m.madvise(what, *range)
+    m = array if isinstance(array, mmap.mmap) else getattr(_root(array), "_mmap", None)
+    if m is not None and hasattr(m, "madvise"):
+        m.madvise(what, *range)
 
 # %% ../../nbs/data/05_mmap.ipynb #e8884014
 def read_at_random(array):
     "Tell the kernel not to read around what is touched of a mapped array."
     _advise(array, mmap.MADV_RANDOM)
 
+
 def soon(array):
     "Ask the kernel for the pages of a contiguous piece of a mapped array, all at once."
-    if not isinstance(root := _root(array), np.memmap) or not array.nbytes: return
-    at = array.__array_interface__['data'][0]-root.__array_interface__['data'][0]+root.offset%mmap.ALLOCATIONGRANULARITY
-    page = at//mmap.PAGESIZE*mmap.PAGESIZE
-    _advise(root, mmap.MADV_WILLNEED, page, at-page+array.nbytes)
+    if not isinstance(root := _root(array), np.memmap) or not array.nbytes:
+        return
+    at = (
+        array.__array_interface__["data"][0]
+        - root.__array_interface__["data"][0]
+        + root.offset % mmap.ALLOCATIONGRANULARITY
+    )
+    page = at // mmap.PAGESIZE * mmap.PAGESIZE
+    _advise(root, mmap.MADV_WILLNEED, page, at - page + array.nbytes)
 
 # %% ../../nbs/data/05_mmap.ipynb #a4e0987b
-RECORD = np.dtype([('end','<i8'), ('offset','<i8'), ('frames','<i8'), ('scale','<f8'), ('zero','<f8'), ('checksum','<u8'), ('shard','<i4'), ('_','<i4')])
+RECORD = np.dtype(
+    [
+        ("end", "<i8"),
+        ("offset", "<i8"),
+        ("frames", "<i8"),
+        ("scale", "<f8"),
+        ("zero", "<f8"),
+        ("checksum", "<u8"),
+        ("shard", "<i4"),
+        ("_", "<i4"),
+    ]
+)
+
 
 def records_of(
-    names, # str, in rising order
-    columns:dict, # 'shard' (numbers), 'offset', 'frames', 'scale', 'zero', 'checksum' (16 hexadecimal digits)
+    names,  # str, in rising order
+    columns: dict,  # 'shard' (numbers), 'offset', 'frames', 'scale', 'zero', 'checksum' (16 hexadecimal digits)
     *,
-    end:int=0, # bytes of all names before these
-)->tuple[bytes,np.ndarray]: # the names, one after the other; their records
+    end: int = 0,  # bytes of all names before these
+) -> tuple[bytes, np.ndarray]:  # the names, one after the other; their records
     "Names and records of some clips, as they lie on the disk."
     raw = [o.encode() for o in names]
     records = np.zeros(len(raw), RECORD)
-    for k in ('shard','offset','frames','scale','zero'): records[k] = columns[k]
-    records['checksum'] = [int(c, 16) for c in columns['checksum']]
-    records['end'] = end+np.cumsum([len(o) for o in raw], dtype=np.int64)
-    return b''.join(raw), records
+    for k in ("shard", "offset", "frames", "scale", "zero"):
+        records[k] = columns[k]
+    records["checksum"] = [int(c, 16) for c in columns["checksum"]]
+    records["end"] = end + np.cumsum([len(o) for o in raw], dtype=np.int64)
+    return b"".join(raw), records
 
-def order_by_shard(records)->np.ndarray: # int64
+
+def order_by_shard(records) -> np.ndarray:  # int64
     "The numbers of the records, ordered by shard and offset."
-    return np.lexsort((records['offset'], records['shard'])).astype(np.int64)
+    return np.lexsort((records["offset"], records["shard"])).astype(np.int64)
 
 # %% ../../nbs/data/05_mmap.ipynb #5331e177
 class Lookup:
     "Clips by name (`find`), and the clips of a shard (`of_shard`); in memory or mapped, the same calls."
-    def __init__(self, names, records, by_shard, about:dict):
-        self.names,self.records,self.by_shard,self.about,self.pages = names,records,by_shard,about,Pages()
-        self._text,self._ends,self._marks = memoryview(names),records['end'],None
-    def __len__(self): return len(self.records)
-    def name(self, row:int)->str: return self._raw(row).decode()
+
+    def __init__(self, names, records, by_shard, about: dict):
+        self.names, self.records, self.by_shard, self.about, self.pages = names, records, by_shard, about, Pages()
+        self._text, self._ends, self._marks = memoryview(names), records["end"], None
+
+    def __len__(self):
+        return len(self.records)
+
+    def name(self, row: int) -> str:
+        return self._raw(row).decode()
+
     def __iter__(self):
         for i in range(len(self)):
-            if i%4096==0: self._looked(4096*RECORD.itemsize)
+            if i % 4096 == 0:
+                self._looked(4096 * RECORD.itemsize)
             yield self.name(i)
 
-    def _raw(self, row): return bytes(self._text[self._ends[row-1] if row else 0:self._ends[row]])
-    def _looked(self, nbytes): self.pages.looked_at(nbytes, (self.names, self.records, self.by_shard))
+    def _raw(self, row):
+        return bytes(self._text[self._ends[row - 1] if row else 0 : self._ends[row]])
+
+    def _looked(self, nbytes):
+        self.pages.looked_at(nbytes, (self.names, self.records, self.by_shard))
 
 # %% ../../nbs/data/05_mmap.ipynb #b59d8042
 @patch
-def find(self:Lookup, name:str)->int: # the number of its record; -1 when it is not there
+def find(self: Lookup, name: str) -> int:  # the number of its record; -1 when it is not there
     "Where a clip is, by halving: among every 256th name, which are kept, and then between two of those."
-    try: wanted = name.encode()
-    except (UnicodeEncodeError, AttributeError): return -1
-    if self._marks is None: self._marks = [self._raw(i) for i in range(0, len(self), 256)]
-    high = min(256*bisect_left(self._marks, wanted), len(self)-1)+1
-    low = max(0, high-257)
-    while low<high:
-        middle = (low+high)//2
-        if self._raw(middle)<wanted: low = middle+1
-        else: high = middle
-    self._looked(4*mmap.PAGESIZE) # the others are those of every search
-    return low if low<len(self) and self._raw(low)==wanted else -1
+    try:
+        wanted = name.encode()
+    except (UnicodeEncodeError, AttributeError):
+        return -1
+    if self._marks is None:
+        self._marks = [self._raw(i) for i in range(0, len(self), 256)]
+    high = min(256 * bisect_left(self._marks, wanted), len(self) - 1) + 1
+    low = max(0, high - 257)
+    while low < high:
+        middle = (low + high) // 2
+        if self._raw(middle) < wanted:
+            low = middle + 1
+        else:
+            high = middle
+    self._looked(4 * mmap.PAGESIZE)  # the others are those of every search
+    return low if low < len(self) and self._raw(low) == wanted else -1
+
 
 @patch
-def record(self:Lookup, row:int)->np.void: # of dtype `RECORD`, a copy
+def record(self: Lookup, row: int) -> np.void:  # of dtype `RECORD`, a copy
     "What is known of clip number `row`."
     self._looked(mmap.PAGESIZE)
     return self.records[row].copy()
 
+
 @patch
-def of_shard(self:Lookup, shard:int)->np.ndarray: # numbers of records, by offset
+def of_shard(self: Lookup, shard: int) -> np.ndarray:  # numbers of records, by offset
     "The clips of a shard."
-    starts = self.about['starts']
-    self._looked((starts[shard+1]-starts[shard])*8)
-    return np.array(self.by_shard[starts[shard]:starts[shard+1]])
+    starts = self.about["starts"]
+    self._looked((starts[shard + 1] - starts[shard]) * 8)
+    return np.array(self.by_shard[starts[shard] : starts[shard + 1]])
 
 # %% ../../nbs/data/05_mmap.ipynb #188b0b33
-def make_lookup(pieces, about:dict)->Lookup: # `pieces`: calls of `records_of`, in order
+def make_lookup(pieces, about: dict) -> Lookup:  # `pieces`: calls of `records_of`, in order
     "A lookup in memory."
-    names,records = zip(*pieces) if (pieces := list(pieces)) else ((b'',), (np.zeros(0, RECORD),))
+    names, records = zip(*pieces) if (pieces := list(pieces)) else ((b"",), (np.zeros(0, RECORD),))
     records = np.concatenate(records)
-    return Lookup(b''.join(names), records, order_by_shard(records), _counted(records, about))
+    return Lookup(b"".join(names), records, order_by_shard(records), _counted(records, about))
+
 
 def _counted(records, about):
     "`about`, with the place in `by_shard` where each shard begins."
-    return {**about, 'starts': [0, *np.cumsum(np.bincount(records['shard'], minlength=len(about['shards']))).tolist()]}
+    return {**about, "starts": [0, *np.cumsum(np.bincount(records["shard"], minlength=len(about["shards"]))).tolist()]}
 
-def write_lookup(folder, pieces, about:dict):
+
+def write_lookup(folder, pieces, about: dict):
     "The same as files, in a folder that appears whole; raises `AudiotagError` where one may not write."
     with atomic_folder(folder, replace=True) as part:
-        with open(part/'names', 'wb') as n, open(part/'records', 'wb') as r:
-            for names,records in pieces: n.write(names); r.write(records.tobytes())
-        records = _mapped(part/'records', RECORD)
-        order_by_shard(records).tofile(part/'by_shard')
-        write_json(part/'about.json', {**_counted(records, about), 'sha256': {k: _sha256(part/k) for k in _files}})
+        with open(part / "names", "wb") as n, open(part / "records", "wb") as r:
+            for names, records in pieces:
+                n.write(names)
+                r.write(records.tobytes())
+        records = _mapped(part / "records", RECORD)
+        order_by_shard(records).tofile(part / "by_shard")
+        write_json(part / "about.json", {**_counted(records, about), "sha256": {k: _sha256(part / k) for k in _files}})
 
-_files = 'names','records','by_shard'
 
-def _mapped(path, dtype): return np.memmap(path, dtype, 'r').view(np.ndarray) if os.path.getsize(path) else np.zeros(0, dtype)
+_files = "names", "records", "by_shard"
+
+
+def _mapped(path, dtype):
+    return np.memmap(path, dtype, "r").view(np.ndarray) if os.path.getsize(path) else np.zeros(0, dtype)
 
 # %% ../../nbs/data/05_mmap.ipynb #21182edd
 def _sha256(path):
     h = hashlib.sha256()
-    with open(path, 'rb') as f:
-        while block := f.read(2**20): h.update(block)
+    with open(path, "rb") as f:
+        while block := f.read(2**20):
+            h.update(block)
     return h.hexdigest()
 
-def read_lookup(folder)->Lookup:
+
+def read_lookup(folder) -> Lookup:
     "What `write_lookup` wrote, mapped; raises `AudiotagError` when it is missing, damaged, or cannot be read."
     folder = Path(folder)
-    about = read_json(folder/'about.json')
+    about = read_json(folder / "about.json")
     try:
-        if any(_sha256(folder/k)!=about['sha256'][k] for k in _files): raise AudiotagError('is damaged', file=folder, fix='remove it: it is made again')
-        return Lookup(*(_mapped(folder/k, t) for k,t in zip(_files, (np.uint8, RECORD, np.dtype('<i8')))), about)
-    except (OSError, LookupError, TypeError, ValueError) as e: raise AudiotagError(f'cannot be read ({e})', file=folder, fix='remove it: it is made again') from None
+        if any(_sha256(folder / k) != about["sha256"][k] for k in _files):
+            raise AudiotagError("is damaged", file=folder, fix="remove it: it is made again")
+        return Lookup(*(_mapped(folder / k, t) for k, t in zip(_files, (np.uint8, RECORD, np.dtype("<i8")))), about)
+    except (OSError, LookupError, TypeError, ValueError) as e:
+        raise AudiotagError(f"cannot be read ({e})", file=folder, fix="remove it: it is made again") from None

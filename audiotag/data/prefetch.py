@@ -11,71 +11,94 @@ from typing import Callable, Iterable, Iterator
 
 # %% ../../nbs/data/07_prefetch.ipynb #e7159438
 def ahead(
-    batches:Iterable, # consumed by one thread, in order
+    batches: Iterable,  # consumed by one thread, in order
     *,
-    n:int=2, # batches that may be ready
-    send:Callable|None=None, # applied to each batch in that thread
-)->Iterator: # the same batches in the same order
+    n: int = 2,  # batches that may be ready
+    send: Callable | None = None,  # applied to each batch in that thread
+) -> Iterator:  # the same batches in the same order
     "Yield what `batches` yields, made ready beforehand; what it raises is raised here, and leaving early ends it."
-    made,stop = queue.Queue(n),threading.Event()
+    made, stop = queue.Queue(n), threading.Event()
+
     def put(*o):
         while not stop.is_set():
-            try: return made.put(o, timeout=.1)
-            except queue.Full: pass
+            try:
+                return made.put(o, timeout=0.1)
+            except queue.Full:
+                pass
+
     def work():
         try:
             for b in batches:
                 put(send(b) if send else b, None)
-                if stop.is_set(): return
+                if stop.is_set():
+                    return
             put(None, StopIteration())
-        except BaseException as e: put(None, e) # raised where the batch is missed
-    thread = threading.Thread(target=work, name='ahead', daemon=True)
+        except BaseException as e:
+            put(None, e)  # raised where the batch is missed
+
+    thread = threading.Thread(target=work, name="ahead", daemon=True)
     thread.start()
-    try: yield from _until_end(made)
-    finally: stop.set(); thread.join()
+    try:
+        yield from _until_end(made)
+    finally:
+        stop.set()
+        thread.join()
+
 
 def _until_end(made):
     while True:
-        b,e = made.get()
-        if isinstance(e, StopIteration): return
-        if e is not None: raise e
+        b, e = made.get()
+        if isinstance(e, StopIteration):
+            return
+        if e is not None:
+            raise e
         yield b
 
 # %% ../../nbs/data/07_prefetch.ipynb #833d3510
 class Sender:
     "Batches, tuples of tensors, to a GPU on a stream of their own; without a GPU they stay where they are."
-    def __init__(self, device): # such as 'cuda' or 'cpu'
-        import torch
-        self.device = torch.device(device)
-        self.stream = torch.cuda.Stream(self.device) if self.device.type=='cuda' else None
 
-    def send(self, batch:tuple)->tuple: # batch, event
-        "Begin the copy; called in the thread that is ahead."
-        if self.stream is None: return tuple(o.to(self.device) for o in batch), None
+    def __init__(self, device):  # such as 'cuda' or 'cpu'
         import torch
-        with torch.cuda.stream(self.stream): there = tuple(o.pin_memory().to(self.device, non_blocking=True) for o in batch)
+
+        self.device = torch.device(device)
+        self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    def send(self, batch: tuple) -> tuple:  # batch, event
+        "Begin the copy; called in the thread that is ahead."
+        if self.stream is None:
+            return tuple(o.to(self.device) for o in batch), None
+        import torch
+
+        with torch.cuda.stream(self.stream):
+            there = tuple(o.pin_memory().to(self.device, non_blocking=True) for o in batch)
         return there, self.stream.record_event()
 
-    def receive(self, sent:tuple)->tuple:
+    def receive(self, sent: tuple) -> tuple:
         "The batch, as soon as it is there; called where it is used."
-        batch,event = sent
-        if event is None: return batch
+        batch, event = sent
+        if event is None:
+            return batch
         import torch
+
         now = torch.cuda.current_stream(self.device)
         now.wait_event(event)
-        for o in batch: o.record_stream(now) # its memory is not given away before this stream has used it
+        for o in batch:
+            o.record_stream(now)  # its memory is not given away before this stream has used it
         return batch
 
 # %% ../../nbs/data/07_prefetch.ipynb #2e493fc7
 def ahead_on(
-    batches:Iterable, # of tuples of tensors
-    device, # where they are wanted
+    batches: Iterable,  # of tuples of tensors
+    device,  # where they are wanted
     *,
-    n:int=2, # batches that may be ready
-)->Iterator: # tuples of tensors on the device
+    n: int = 2,  # batches that may be ready
+) -> Iterator:  # tuples of tensors on the device
     "Batches on a device, made ready and sent while the ones before are computed."
     sender = Sender(device)
     sent = ahead(batches, n=n, send=sender.send)
     try:
-        for o in sent: yield sender.receive(o)
-    finally: sent.close() # and its thread, at once
+        for o in sent:
+            yield sender.receive(o)
+    finally:
+        sent.close()  # and its thread, at once

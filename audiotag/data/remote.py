@@ -19,564 +19,869 @@ from ..core.progress import progress, say
 from .store import FeatureStore, build_store, build_stores, map_codes, open_store
 
 # %% ../../nbs/data/10_remote.ipynb #f7c1e566
-def is_url(path)->bool:
+def is_url(path) -> bool:
     "Whether a path names something behind fsspec, such as s3://bucket/run."
-    return '://' in str(path)
+    return "://" in str(path)
+
 
 def _advice(e, url):
-    text = f'{type(e).__name__} {e}'.lower()
-    if isinstance(e, (ImportError, ValueError)) and ('install' in text or 'protocol' in text): return 'install the package for this kind of URL (`pip install s3fs` for s3://), or correct the URL'
-    if 'credential' in text or 'token' in text: return 'sign in as this service asks for: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials, for s3://'
-    if isinstance(e, PermissionError) or 'denied' in text or 'forbidden' in text: return 'these credentials may not do that: check them, and the rights of the bucket'
-    if isinstance(e, FileNotFoundError): return 'check the spelling; a bucket has to be made first'
-    if getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT): return 'free some space and run the same command again'
-    return 'check the network and run the same command again: what was finished is kept'
+    text = f"{type(e).__name__} {e}".lower()
+    if isinstance(e, (ImportError, ValueError)) and ("install" in text or "protocol" in text):
+        return "install the package for this kind of URL (`pip install s3fs` for s3://), or correct the URL"
+    if "credential" in text or "token" in text:
+        return "sign in as this service asks for: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials, for s3://"
+    if isinstance(e, PermissionError) or "denied" in text or "forbidden" in text:
+        return "these credentials may not do that: check them, and the rights of the bucket"
+    if isinstance(e, FileNotFoundError):
+        return "check the spelling; a bucket has to be made first"
+    if getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space and run the same command again"
+    return "check the network and run the same command again: what was finished is kept"
+
 
 @contextmanager
 def _at(url, doing):
     "Turn what a service raises into one sentence."
-    try: yield
-    except (AudiotagError, KeyboardInterrupt): raise
-    except Exception as e: raise AudiotagError(f"cannot be {doing} ({type(e).__name__}: {(str(e).strip() or 'no word about why').splitlines()[0]})", file=url, fix=_advice(e, url)) from e
+    try:
+        yield
+    except (AudiotagError, KeyboardInterrupt):
+        raise
+    except Exception as e:
+        raise AudiotagError(
+            f"cannot be {doing} ({type(e).__name__}: {(str(e).strip() or 'no word about why').splitlines()[0]})",
+            file=url,
+            fix=_advice(e, url),
+        ) from e
 
 # %% ../../nbs/data/10_remote.ipynb #4292f4aa
-_objects = {'s3','s3a','gs','gcs','az','abfs','abfss','oss','oci','memory'} # an upload is whole or not there
+# an upload is whole or not there
+_objects = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci", "memory"}
+
 
 class Remote:
     "A folder behind a URL; raises `AudiotagError` with the URL and what to do."
+
     def __init__(self, url):
-        self.url = str(url).rstrip('/')
-        with _at(self.url, 'opened'):
+        self.url = str(url).rstrip("/")
+        with _at(self.url, "opened"):
             from fsspec.core import url_to_fs
-            self.fs,root = url_to_fs(self.url)
-            self.root,self.whole = root.rstrip('/'),self.url.split('://')[0] in _objects
 
-    def files(self)->dict: # {name: (bytes, a stamp that changes with the content)}
+            self.fs, root = url_to_fs(self.url)
+            self.root, self.whole = root.rstrip("/"), self.url.split("://")[0] in _objects
+
+    def files(self) -> dict:  # {name: (bytes, a stamp that changes with the content)}
         "All files, at any depth; no hidden ones and none that is still being written."
-        with _at(self.url, 'listed'):
+        with _at(self.url, "listed"):
             self.fs.invalidate_cache()
-            try: found = self.fs.find(self.root, detail=True)
-            except FileNotFoundError: return {}
-        names = {k[len(self.root):].strip('/'): v for k,v in found.items()}
-        return {k: _stamp(v) for k,v in names.items() if not any(o.startswith('.') for o in k.split('/')) and not k.endswith('.part')}
+            try:
+                found = self.fs.find(self.root, detail=True)
+            except FileNotFoundError:
+                return {}
+        names = {k[len(self.root) :].strip("/"): v for k, v in found.items()}
+        return {
+            k: _stamp(v)
+            for k, v in names.items()
+            if not any(o.startswith(".") for o in k.split("/")) and not k.endswith(".part")
+        }
 
-    def read(self, name:str)->bytes|None:
+    def read(self, name: str) -> bytes | None:
         "The content of a small file; None where it is not there."
-        with _at(f'{self.url}/{name}', 'read'):
-            try: return self.fs.cat_file(f'{self.root}/{name}')
-            except FileNotFoundError: return None
+        with _at(f"{self.url}/{name}", "read"):
+            try:
+                return self.fs.cat_file(f"{self.root}/{name}")
+            except FileNotFoundError:
+                return None
 
-def _stamp(info): return [int(info['size']), str(next((info[k] for k in ('ETag','etag','md5','mtime','LastModified','created') if info.get(k)), ''))]
+
+def _stamp(info):
+    return [
+        int(info["size"]),
+        str(next((info[k] for k in ("ETag", "etag", "md5", "mtime", "LastModified", "created") if info.get(k)), "")),
+    ]
 
 # %% ../../nbs/data/10_remote.ipynb #a4da10f4
 @patch
-def get(self:Remote, name:str, path):
+def get(self: Remote, name: str, path):
     "Fetch a file; it appears at `path` when it is complete."
-    with _at(f'{self.url}/{name}', 'fetched'), atomic_path(path) as part: self.fs.get_file(f'{self.root}/{name}', str(part))
+    with _at(f"{self.url}/{name}", "fetched"), atomic_path(path) as part:
+        self.fs.get_file(f"{self.root}/{name}", str(part))
+
 
 @patch
-def put(self:Remote, path, name:str):
+def put(self: Remote, path, name: str):
     "Send a file; it appears when it is complete."
-    target = f'{self.root}/{name}'
-    with _at(f'{self.url}/{name}', 'written'):
-        if 'memory://' in self.url: return self.fs.pipe_file(target, Path(path).read_bytes())
-        if self.whole: return self.fs.put_file(str(path), target)
-        folder,_,last = target.rpartition('/')
-        part = f'{folder}/.{last}.{os.urandom(4).hex()}.part'
+    target = f"{self.root}/{name}"
+    with _at(f"{self.url}/{name}", "written"):
+        if "memory://" in self.url:
+            return self.fs.pipe_file(target, Path(path).read_bytes())
+        if self.whole:
+            return self.fs.put_file(str(path), target)
+        folder, _, last = target.rpartition("/")
+        part = f"{folder}/.{last}.{os.urandom(4).hex()}.part"
         self.fs.makedirs(folder, exist_ok=True)
-        try: self.fs.put_file(str(path), part); self.fs.mv(part, target)
+        try:
+            self.fs.put_file(str(path), part)
+            self.fs.mv(part, target)
         finally:
-            if self.fs.exists(part): self.fs.rm_file(part)
+            if self.fs.exists(part):
+                self.fs.rm_file(part)
+
 
 @patch
-def write(self:Remote, name:str, data:bytes):
+def write(self: Remote, name: str, data: bytes):
     "Write a small file; it appears when it is complete."
     with tempfile.TemporaryDirectory() as d:
-        (Path(d)/'new').write_bytes(data)
-        self.put(Path(d)/'new', name)
+        (Path(d) / "new").write_bytes(data)
+        self.put(Path(d) / "new", name)
 
 # %% ../../nbs/data/10_remote.ipynb #1853a055
 @patch
-def remove(self:Remote, name:str):
+def remove(self: Remote, name: str):
     "Remove a file, if it is there."
-    with _at(f'{self.url}/{name}', 'removed'):
-        try: self.fs.rm_file(f'{self.root}/{name}')
-        except FileNotFoundError: pass
+    with _at(f"{self.url}/{name}", "removed"):
+        try:
+            self.fs.rm_file(f"{self.root}/{name}")
+        except FileNotFoundError:
+            pass
+
 
 @patch
-def claim(self:Remote, kind:str):
+def claim(self: Remote, kind: str):
     "See that nothing is there, or something of this kind; raises `AudiotagError` where it is somebody else's."
-    if (mark := self.read('audiotag.json')) is None:
-        if self.files(): raise AudiotagError(f"holds files that are not an audiotag {kind}'s", file=self.url, fix='name a new or an empty place')
+    if (mark := self.read("audiotag.json")) is None:
+        if self.files():
+            raise AudiotagError(
+                f"holds files that are not an audiotag {kind}'s", file=self.url, fix="name a new or an empty place"
+            )
         return
-    try: found = json.loads(mark).get('kind')
-    except (ValueError, AttributeError): found = None
-    if found!=kind: raise AudiotagError(f'is an audiotag {found}, not a {kind}', file=self.url, fix='name another place')
+    try:
+        found = json.loads(mark).get("kind")
+    except (ValueError, AttributeError):
+        found = None
+    if found != kind:
+        raise AudiotagError(f"is an audiotag {found}, not a {kind}", file=self.url, fix="name another place")
 
 # %% ../../nbs/data/10_remote.ipynb #48684a83
-class _Full(Exception): "There is no room that can be made."
+class _Full(Exception):
+    "There is no room that can be made."
+
 
 class Cache:
     "Files that were fetched, at most `limit` bytes of them; safe with several processes."
-    def __init__(self, folder=None, limit:int|None=None):
-        self.folder = Path(folder or os.environ.get('AUDIOTAG_CACHE') or Path.home()/'.cache'/'audiotag').absolute()
-        gb = os.environ.get('AUDIOTAG_CACHE_GB') or 20
-        try: self.limit = int(float(gb)*1e9) if limit is None else int(limit)
-        except ValueError: raise AudiotagError(f'{gb!r} is no number', field='AUDIOTAG_CACHE_GB', fix='give gigabytes, such as 20') from None
-        self.shards = self.folder/'shards'
-        try: self.shards.mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise AudiotagError(f'cannot be made ({e.strerror})', file=self.shards, fix='name another folder in AUDIOTAG_CACHE') from None
 
-    def place(self, kind:str, url:str)->Path:
+    def __init__(self, folder=None, limit: int | None = None):
+        self.folder = Path(folder or os.environ.get("AUDIOTAG_CACHE") or Path.home() / ".cache" / "audiotag").absolute()
+        gb = os.environ.get("AUDIOTAG_CACHE_GB") or 20
+        try:
+            self.limit = int(float(gb) * 1e9) if limit is None else int(limit)
+        except ValueError:
+            raise AudiotagError(
+                f"{gb!r} is no number", field="AUDIOTAG_CACHE_GB", fix="give gigabytes, such as 20"
+            ) from None
+        self.shards = self.folder / "shards"
+        try:
+            self.shards.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise AudiotagError(
+                f"cannot be made ({e.strerror})", file=self.shards, fix="name another folder in AUDIOTAG_CACHE"
+            ) from None
+
+    def place(self, kind: str, url: str) -> Path:
         "The folder for what belongs to a URL."
-        return self.folder/kind/hashlib.sha256(url.encode()).hexdigest()[:16]
+        return self.folder / kind / hashlib.sha256(url.encode()).hexdigest()[:16]
 
-def _hold(f, how)->bool:
-    try: fcntl.flock(f, how)
-    except BlockingIOError: return False
-    return os.fstat(f.fileno()).st_nlink>0 # 0: it was thrown out before we had it
+
+def _hold(f, how) -> bool:
+    try:
+        fcntl.flock(f, how)
+    except BlockingIOError:
+        return False
+    return os.fstat(f.fileno()).st_nlink > 0  # 0: it was thrown out before we had it
 
 # %% ../../nbs/data/10_remote.ipynb #ce6b08ee
 @patch
-def open(self:Cache,
-    key:str, # file name, unlike that of any other content
-    size:int, # bytes
-    fetch, # called with a path: puts the content there, and raises where it is not right
-): # a file opened for reading; it stays in the cache until this file and all maps of it are closed
+def open(
+    self: Cache,
+    key: str,  # file name, unlike that of any other content
+    size: int,  # bytes
+    fetch,  # called with a path: puts the content there, and raises where it is not right
+):  # a file opened for reading; it stays in the cache until this file and all maps of it are closed
     "A cached file, fetched first if need be; raises `_Full` when others hold all the room."
-    path = self.shards/key
+    path = self.shards / key
     while True:
-        try: f = open(path, 'rb')
-        except FileNotFoundError: self._fetch(path, size, fetch); continue
-        if _hold(f, fcntl.LOCK_SH): break
+        try:
+            f = open(path, "rb")
+        except FileNotFoundError:
+            self._fetch(path, size, fetch)
+            continue
+        if _hold(f, fcntl.LOCK_SH):
+            break
         f.close()
     os.utime(path)
     return f
 
+
 @patch
-def _fetch(self:Cache, path, size, fetch):
-    part = path.with_name(f'.{path.name}.{size}.part')
-    with open(part, 'ab') as f:
-        if not _hold(f, fcntl.LOCK_EX) or path.exists(): return
+def _fetch(self: Cache, path, size, fetch):
+    part = path.with_name(f".{path.name}.{size}.part")
+    with open(part, "ab") as f:
+        if not _hold(f, fcntl.LOCK_EX) or path.exists():
+            return
         try:
             self._make_room(part, size)
             fetch(part)
             os.replace(part, path)
-        except BaseException: part.unlink(missing_ok=True); raise
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
 # %% ../../nbs/data/10_remote.ipynb #6f2f8a76
 @patch
-def _make_room(self:Cache, part, size):
+def _make_room(self: Cache, part, size):
     "Throw out what was not used for the longest time, until `size` more bytes fit."
-    if size>self.limit: raise AudiotagError(f'a shard has {size/1e6:.0f} MB, and the cache may hold {self.limit/1e6:.0f}', file=self.shards, fix='raise AUDIOTAG_CACHE_GB, or build the store with a smaller shard_mb')
-    with open(self.folder/'.lock', 'a') as lock:
+    if size > self.limit:
+        raise AudiotagError(
+            f"a shard has {size / 1e6:.0f} MB, and the cache may hold {self.limit / 1e6:.0f}",
+            file=self.shards,
+            fix="raise AUDIOTAG_CACHE_GB, or build the store with a smaller shard_mb",
+        )
+    with open(self.folder / ".lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        held = sorted(_held(p) for p in self.shards.iterdir() if p!=part and p.exists())
-        used = sum(n for _,n,_ in held)
-        for _,n,p in held:
-            if used+size<=self.limit: break
-            used -= n*_throw_out(p)
-        if used+size>self.limit: raise _Full(f'{used/1e6:.0f} of {self.limit/1e6:.0f} MB are in use')
+        held = sorted(_held(p) for p in self.shards.iterdir() if p != part and p.exists())
+        used = sum(n for _, n, _ in held)
+        for _, n, p in held:
+            if used + size <= self.limit:
+                break
+            used -= n * _throw_out(p)
+        if used + size > self.limit:
+            raise _Full(f"{used / 1e6:.0f} of {self.limit / 1e6:.0f} MB are in use")
+
 
 def _held(p):
     "(last use, bytes taken or reserved, path)"
-    try: s = p.stat()
-    except FileNotFoundError: return 0., 0, p
-    return s.st_mtime, int(p.name.split('.')[-2]) if p.suffix=='.part' else s.st_size, p
+    try:
+        s = p.stat()
+    except FileNotFoundError:
+        return 0.0, 0, p
+    return s.st_mtime, int(p.name.split(".")[-2]) if p.suffix == ".part" else s.st_size, p
 
-def _throw_out(p)->bool:
+
+def _throw_out(p) -> bool:
     "Remove a file that nobody holds."
     try:
-        with open(p, 'rb') as f:
-            if ok := _hold(f, fcntl.LOCK_EX|fcntl.LOCK_NB): p.unlink()
+        with open(p, "rb") as f:
+            if ok := _hold(f, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                p.unlink()
             return ok
-    except FileNotFoundError: return True
+    except FileNotFoundError:
+        return True
 
 # %% ../../nbs/data/10_remote.ipynb #73e35892
-_index_files = 'audiotag.json','store.json','index.sha256','index.parquet','quarantine.csv'
+_index_files = "audiotag.json", "store.json", "index.sha256", "index.parquet", "quarantine.csv"
+
 
 def _small_files(remote, folder, names):
     "Bring `folder` up to what `remote` has of these names; what has not changed is not fetched."
-    note = folder/'.stamps.json'
-    try: had = read_json(note)
-    except AudiotagError: had = {}
+    note = folder / ".stamps.json"
+    try:
+        had = read_json(note)
+    except AudiotagError:
+        had = {}
     there = remote.files()
     for name in names:
-        if name not in there: (folder/name).unlink(missing_ok=True)
-        elif had.get(name)!=there[name] or not (folder/name).exists(): remote.get(name, folder/name)
-    write_json(note, {k: v for k,v in there.items() if k in names})
+        if name not in there:
+            (folder / name).unlink(missing_ok=True)
+        elif had.get(name) != there[name] or not (folder / name).exists():
+            remote.get(name, folder / name)
+    write_json(note, {k: v for k, v in there.items() if k in names})
     return there
+
 
 class RemoteStore(FeatureStore):
     "A `FeatureStore` behind a URL: shards are fetched when they are needed, checked, and kept in a cache."
-    def __init__(self, url, *, cache:Cache|None=None, open_shards:int=256):
-        self.remote,self.cache = Remote(url),cache or Cache()
-        self.url,folder = self.remote.url,self.cache.place('stores', self.remote.url)
-        for attempt in range(4): # somebody may be replacing the index
+
+    def __init__(self, url, *, cache: Cache | None = None, open_shards: int = 256):
+        self.remote, self.cache = Remote(url), cache or Cache()
+        self.url, folder = self.remote.url, self.cache.place("stores", self.remote.url)
+        for attempt in range(4):  # somebody may be replacing the index
             self.there = _small_files(self.remote, folder, _index_files)
-            if 'audiotag.json' not in self.there or 'index.parquet' not in self.there:
-                raise AudiotagError('the store is not there, or not finished', file=self.url, fix='check the URL, or make the call that builds it')
-            try: super().__init__(folder, open_shards=open_shards); break
+            if "audiotag.json" not in self.there or "index.parquet" not in self.there:
+                raise AudiotagError(
+                    "the store is not there, or not finished",
+                    file=self.url,
+                    fix="check the URL, or make the call that builds it",
+                )
+            try:
+                super().__init__(folder, open_shards=open_shards)
+                break
             except AudiotagError as e:
-                if attempt==3: raise AudiotagError(e.what, file=self.url, fix='make the call again that builds the store') from None
-                (folder/'.stamps.json').unlink(missing_ok=True); time.sleep(.2*attempt)
-    def __repr__(self): return f'RemoteStore({self.url!r}): {len(self)} clips'
-    def __reduce__(self): return partial(type(self), cache=Cache(self.cache.folder, self.cache.limit), open_shards=self.open_shards), (self.url,)
+                if attempt == 3:
+                    raise AudiotagError(
+                        e.what, file=self.url, fix="make the call again that builds the store"
+                    ) from None
+                (folder / ".stamps.json").unlink(missing_ok=True)
+                time.sleep(0.2 * attempt)
+
+    def __repr__(self):
+        return f"RemoteStore({self.url!r}): {len(self)} clips"
+
+    def __reduce__(self):
+        return partial(type(self), cache=Cache(self.cache.folder, self.cache.limit), open_shards=self.open_shards), (
+            self.url,
+        )
 
 # %% ../../nbs/data/10_remote.ipynb #a49b5e3a
-def _map_shard(f, dtype, where)->np.ndarray: # (frames, values), mapped; keeps `f`'s lock
-    try: return map_codes(f, dtype)
-    except (OSError, ValueError) as e: raise AudiotagError(f'is damaged ({e})', file=where, fix='repair it by `audiotag store URL --repair`') from None
+def _map_shard(f, dtype, where) -> np.ndarray:  # (frames, values), mapped; keeps `f`'s lock
+    try:
+        return map_codes(f, dtype)
+    except (OSError, ValueError) as e:
+        raise AudiotagError(f"is damaged ({e})", file=where, fix="repair it by `audiotag store URL --repair`") from None
+
 
 @patch
-def _check(self:RemoteStore, name, path):
+def _check(self: RemoteStore, name, path):
     "Compare each clip of a shard with the index."
-    where = f'{self.url}/shards/{name}.npy'
-    with open(path, 'rb') as f: codes = _map_shard(f, self.settings.dtype, where)
-    for i in self.clips.of_shard(self.clips.about['shards'].index(name)):
+    where = f"{self.url}/shards/{name}.npy"
+    with open(path, "rb") as f:
+        codes = _map_shard(f, self.settings.dtype, where)
+    for i in self.clips.of_shard(self.clips.about["shards"].index(name)):
         r = self.clips.record(int(i))
-        found = hashlib.sha256(codes[r['offset']:r['offset']+r['frames']]).hexdigest()[:16]
-        if int(found, 16)!=int(r['checksum']):
-            raise AudiotagError(f'is damaged: clip {self.clips.name(int(i))!r} has other bytes than were written', file=where, fix='repair it by `audiotag store URL --repair`')
+        found = hashlib.sha256(codes[r["offset"] : r["offset"] + r["frames"]]).hexdigest()[:16]
+        if int(found, 16) != int(r["checksum"]):
+            raise AudiotagError(
+                f"is damaged: clip {self.clips.name(int(i))!r} has other bytes than were written",
+                file=where,
+                fix="repair it by `audiotag store URL --repair`",
+            )
 
 # %% ../../nbs/data/10_remote.ipynb #9a8a030c
 @patch
-def _open_shard(self:RemoteStore, name)->np.ndarray:
-    file = f'shards/{name}.npy'
+def _open_shard(self: RemoteStore, name) -> np.ndarray:
+    file = f"shards/{name}.npy"
+
     def fetch(part):
-        with _at(f'{self.url}/{file}', 'fetched'): self.remote.fs.get_file(f'{self.remote.root}/{file}', str(part))
+        with _at(f"{self.url}/{file}", "fetched"):
+            self.remote.fs.get_file(f"{self.remote.root}/{file}", str(part))
         self._check(name, part)
-    end = time.monotonic()+60
+
+    end = time.monotonic() + 60
     while True:
         try:
-            with self.cache.open(f'{hashlib.sha256(self.url.encode()).hexdigest()[:8]}-{name}.npy', self._shard_bytes(name), fetch) as f:
-                return _map_shard(f, self.settings.dtype, f'{self.url}/{file}')
+            with self.cache.open(
+                f"{hashlib.sha256(self.url.encode()).hexdigest()[:8]}-{name}.npy", self._shard_bytes(name), fetch
+            ) as f:
+                return _map_shard(f, self.settings.dtype, f"{self.url}/{file}")
         except _Full as e:
-            if not self._maps and time.monotonic()>end: raise AudiotagError(f'the cache is full: {e} by this and other processes', file=self.cache.shards, fix='raise AUDIOTAG_CACHE_GB, or use fewer workers') from None
-            if not self._maps: time.sleep(.2) # somebody else holds it all
+            if not self._maps and time.monotonic() > end:
+                raise AudiotagError(
+                    f"the cache is full: {e} by this and other processes",
+                    file=self.cache.shards,
+                    fix="raise AUDIOTAG_CACHE_GB, or use fewer workers",
+                ) from None
+            if not self._maps:
+                time.sleep(0.2)  # somebody else holds it all
             self._maps.clear()
 
+
 @patch
-def _shard_bytes(self:RemoteStore, name):
-    if (found := self.there.get(f'shards/{name}.npy')) is None:
-        raise AudiotagError('is not there', file=f'{self.url}/shards/{name}.npy', fix='open the store again if it was built again meanwhile, else repair it')
+def _shard_bytes(self: RemoteStore, name):
+    if (found := self.there.get(f"shards/{name}.npy")) is None:
+        raise AudiotagError(
+            "is not there",
+            file=f"{self.url}/shards/{name}.npy",
+            fix="open the store again if it was built again meanwhile, else repair it",
+        )
     return found[0]
 
 # %% ../../nbs/data/10_remote.ipynb #5a790af3
 @patch
-def verify(self:RemoteStore, *, audio:bool=False)->pd.DataFrame: # shard, clip_id, what
+def verify(self: RemoteStore, *, audio: bool = False) -> pd.DataFrame:  # shard, clip_id, what
     "Fetch every shard anew and compare every clip with its checksum."
-    faults,part = [],self.cache.folder/f'.verify-{os.getpid()}.part'
-    for name in progress(self.clips.about['shards'], label='verifying', unit='shards'):
-        try: self._shard_bytes(name); self.remote.get(f'shards/{name}.npy', part); self._check(name, part)
-        except AudiotagError as e: faults.append((name, '', e.what))
-        finally: part.unlink(missing_ok=True)
-    if audio: faults += [o for o in FeatureStore.verify(self, audio=True).itertuples(index=False, name=None) if 'audio has changed' in o[2]]
-    return pd.DataFrame(faults, columns=['shard','clip_id','what'])
+    faults, part = [], self.cache.folder / f".verify-{os.getpid()}.part"
+    for name in progress(self.clips.about["shards"], label="verifying", unit="shards"):
+        try:
+            self._shard_bytes(name)
+            self.remote.get(f"shards/{name}.npy", part)
+            self._check(name, part)
+        except AudiotagError as e:
+            faults.append((name, "", e.what))
+        finally:
+            part.unlink(missing_ok=True)
+    if audio:
+        faults += [
+            o
+            for o in FeatureStore.verify(self, audio=True).itertuples(index=False, name=None)
+            if "audio has changed" in o[2]
+        ]
+    return pd.DataFrame(faults, columns=["shard", "clip_id", "what"])
+
 
 @patch
-def describe(self:RemoteStore)->str:
+def describe(self: RemoteStore) -> str:
     "What the store holds, as a few lines of text."
     lines = FeatureStore.describe(self).splitlines()
-    size = sum(n for k,(n,_) in self.there.items() if k.startswith('shards/'))
-    return '\n'.join([f"{'store':17}{self.url}", *lines[1:3], f"{'there':17}{size/1e6:.1f} MB, {len(self.clips.about['shards'])} shards", *lines[4:]])
+    size = sum(n for k, (n, _) in self.there.items() if k.startswith("shards/"))
+    return "\n".join(
+        [
+            f"{'store':17}{self.url}",
+            *lines[1:3],
+            f"{'there':17}{size / 1e6:.1f} MB, {len(self.clips.about['shards'])} shards",
+            *lines[4:],
+        ]
+    )
 
 # %% ../../nbs/data/10_remote.ipynb #e6012254
 def _pull_notes(remote, folder):
     "Make `folder` know what `remote` holds."
-    claim_folder(folder, 'store')
+    claim_folder(folder, "store")
     there = _small_files(remote, folder, _index_files[1:])
-    names = [Path(k).stem for k in there if k.startswith('shards/') and k.endswith('.json')]
-    (folder/'shards').mkdir(parents=True, exist_ok=True)
-    for note in (folder/'shards').glob('.*.away'):
-        if f'shards/{note.name[1:-5]}.npy' not in there: note.unlink()
-    for n in progress(names, label='looking at what is there', unit='shards'):
-        if not (folder/'shards'/f'{n}.json').exists(): remote.get(f'shards/{n}.json', folder/'shards'/f'{n}.json')
-        if f'shards/{n}.npy' in there: write_text(folder/'shards'/f'.{n}.away', str(there[f'shards/{n}.npy'][0]))
+    names = [Path(k).stem for k in there if k.startswith("shards/") and k.endswith(".json")]
+    (folder / "shards").mkdir(parents=True, exist_ok=True)
+    for note in (folder / "shards").glob(".*.away"):
+        if f"shards/{note.name[1:-5]}.npy" not in there:
+            note.unlink()
+    for n in progress(names, label="looking at what is there", unit="shards"):
+        if not (folder / "shards" / f"{n}.json").exists():
+            remote.get(f"shards/{n}.json", folder / "shards" / f"{n}.json")
+        if f"shards/{n}.npy" in there:
+            write_text(folder / "shards" / f".{n}.away", str(there[f"shards/{n}.npy"][0]))
     return there
+
 
 def _agree(remote, folder, rebuild):
     "Send the settings of this build, or see that they are those of the others who build there."
-    mine,theirs = read_json(folder/'store.json'),remote.read('store.json')
-    if theirs is not None and not rebuild and any(json.loads(theirs).get(k)!=mine[k] for k in ('front_end','dtype')):
-        raise AudiotagError('another store was begun here at the same time, with another front end or number format', file=remote.url, fix='name another place')
-    for name in ('audiotag.json','store.json') if theirs is None or rebuild else (): remote.put(folder/name, name)
+    mine, theirs = read_json(folder / "store.json"), remote.read("store.json")
+    if theirs is not None and not rebuild and any(json.loads(theirs).get(k) != mine[k] for k in ("front_end", "dtype")):
+        raise AudiotagError(
+            "another store was begun here at the same time, with another front end or number format",
+            file=remote.url,
+            fix="name another place",
+        )
+    for name in ("audiotag.json", "store.json") if theirs is None or rebuild else ():
+        remote.put(folder / name, name)
 
 # %% ../../nbs/data/10_remote.ipynb #e92bcb93
 def _send_shards(remote, folder, rebuild=False):
     "Send the shards that are finished, and leave a note in their place."
-    if (folder/'store.json').exists() and not (folder/'.agreed').exists(): _agree(remote, folder, rebuild); (folder/'.agreed').touch()
-    for side in sorted((folder/'shards').glob('[!.]*.json')):
-        shard,note = side.with_suffix('.npy'),side.with_name(f'.{side.stem}.away')
-        if not shard.exists(): continue
+    if (folder / "store.json").exists() and not (folder / ".agreed").exists():
+        _agree(remote, folder, rebuild)
+        (folder / ".agreed").touch()
+    for side in sorted((folder / "shards").glob("[!.]*.json")):
+        shard, note = side.with_suffix(".npy"), side.with_name(f".{side.stem}.away")
+        if not shard.exists():
+            continue
         size = shard.stat().st_size
-        if not note.exists() or note.read_text()!=str(size):
-            remote.put(shard, f'shards/{shard.name}')
-            remote.put(side, f'shards/{side.name}')
+        if not note.exists() or note.read_text() != str(size):
+            remote.put(shard, f"shards/{shard.name}")
+            remote.put(side, f"shards/{side.name}")
             write_text(note, str(size))
         shard.unlink()
 
 # %% ../../nbs/data/10_remote.ipynb #ad046867
 @contextmanager
-def _meanwhile(work, every:float):
+def _meanwhile(work, every: float):
     "Call `work` again and again in a thread, and once more at the end; what it raises then is raised, before that it is said."
-    stop,said = threading.Event(),[]
+    stop, said = threading.Event(), []
+
     def loop():
         while not stop.wait(every):
-            try: work()
+            try:
+                work()
             except AudiotagError as e:
-                if str(e) not in said: say(f'{e} (it is tried again)'); said.append(str(e))
-            except Exception: continue # a file that went while it was looked at
+                if str(e) not in said:
+                    say(f"{e} (it is tried again)")
+                    said.append(str(e))
+            except Exception:
+                continue  # a file that went while it was looked at
+
     thread = threading.Thread(target=loop, daemon=True)
     thread.start()
-    try: yield
+    try:
+        yield
     except BaseException:
-        stop.set(); thread.join()
-        try: work() # what is finished is sent, whatever happened
-        except AudiotagError as e: say(e)
+        stop.set()
+        thread.join()
+        try:
+            work()  # what is finished is sent, whatever happened
+        except AudiotagError as e:
+            say(e)
         raise
-    stop.set(); thread.join()
+    stop.set()
+    thread.join()
     work()
 
 # %% ../../nbs/data/10_remote.ipynb #7e0ebd3e
 def _send_index(remote, folder, before):
     "Send what readers open, after all that it names; then remove what only the index before it named."
     _send_shards(remote, folder)
-    there,store = remote.files(),FeatureStore(folder)
-    keep = set(store.clips.about['shards']) | {p.stem for p in (folder/'shards').glob('[!.]*.json')}
-    if lost := [n for n in keep if f'shards/{n}.npy' not in there]:
-        for n in lost: (folder/'shards'/f'.{n}.away').unlink(missing_ok=True)
-        raise AudiotagError(f'{len(lost)} shards are gone, the first is {lost[0]}', file=remote.url, fix='make the same call again; does somebody else build here, too?')
-    for name in ('store.json','quarantine.csv'): remote.put(folder/name, name)
-    sums = folder/'.sums'
-    write_bytes(sums, (folder/'index.sha256').read_bytes()+(before or b''))
-    remote.put(sums, 'index.sha256')
-    remote.put(folder/'index.parquet', 'index.parquet')
-    remote.put(folder/'index.sha256', 'index.sha256')
+    there, store = remote.files(), FeatureStore(folder)
+    keep = set(store.clips.about["shards"]) | {p.stem for p in (folder / "shards").glob("[!.]*.json")}
+    if lost := [n for n in keep if f"shards/{n}.npy" not in there]:
+        for n in lost:
+            (folder / "shards" / f".{n}.away").unlink(missing_ok=True)
+        raise AudiotagError(
+            f"{len(lost)} shards are gone, the first is {lost[0]}",
+            file=remote.url,
+            fix="make the same call again; does somebody else build here, too?",
+        )
+    for name in ("store.json", "quarantine.csv"):
+        remote.put(folder / name, name)
+    sums = folder / ".sums"
+    write_bytes(sums, (folder / "index.sha256").read_bytes() + (before or b""))
+    remote.put(sums, "index.sha256")
+    remote.put(folder / "index.parquet", "index.parquet")
+    remote.put(folder / "index.sha256", "index.sha256")
     for name in there:
-        if name.startswith('shards/') and Path(name).stem not in keep: remote.remove(name)
+        if name.startswith("shards/") and Path(name).stem not in keep:
+            remote.remove(name)
 
-def build_remote(clips, front_end, url, *, cache:Cache|None=None, workers:int=1, **options)->RemoteStore:
+
+def build_remote(clips, front_end, url, *, cache: Cache | None = None, workers: int = 1, **options) -> RemoteStore:
     "`audiotag.data.store.build_store` to a URL; killed at any point, the same call goes on, here or elsewhere."
-    remote,cache = Remote(url),cache or Cache()
-    folder = cache.place('builds', remote.url)
-    remote.claim('store')
+    remote, cache = Remote(url), cache or Cache()
+    folder = cache.place("builds", remote.url)
+    remote.claim("store")
     _pull_notes(remote, folder)
-    before = remote.read('index.sha256')
-    (folder/'.agreed').unlink(missing_ok=True)
+    before = remote.read("index.sha256")
+    (folder / ".agreed").unlink(missing_ok=True)
     try:
-        with _meanwhile(partial(_send_shards, remote, folder, options.get('rebuild')), 1.): build_store(clips, front_end, folder, workers=workers, **options)
-    except AudiotagError as e: raise AudiotagError(e.what, file=str(e.file).replace(str(folder), remote.url) if e.file else remote.url, field=e.field, fix=e.fix, row=e.row) from e
+        with _meanwhile(partial(_send_shards, remote, folder, options.get("rebuild")), 1.0):
+            build_store(clips, front_end, folder, workers=workers, **options)
+    except AudiotagError as e:
+        raise AudiotagError(
+            e.what,
+            file=str(e.file).replace(str(folder), remote.url) if e.file else remote.url,
+            field=e.field,
+            fix=e.fix,
+            row=e.row,
+        ) from e
     _send_index(remote, folder, before)
     return RemoteStore(url, cache=cache)
 
 # %% ../../nbs/data/10_remote.ipynb #ea5d4007
-def repair_remote(url, *, cache:Cache|None=None, workers:int=1)->RemoteStore:
+def repair_remote(url, *, cache: Cache | None = None, workers: int = 1) -> RemoteStore:
     "Make the damaged and missing shards of a store again, from the audio."
     store = RemoteStore(url, cache=cache)
-    folder = store.cache.place('builds', store.url)
+    folder = store.cache.place("builds", store.url)
     for name in sorted(set(store.verify().shard)):
-        for suffix in ('.npy','.json'): store.remote.remove(f'shards/{name}{suffix}')
-        for p in ((folder/'shards').glob(f'*{name}*') if folder.exists() else ()): p.unlink()
-    clips,s = pd.concat([store.index, store.quarantine]),store.settings
-    return build_remote(clips[['clip_id','path','start_s','end_s']], s.front_end, url, cache=cache, workers=workers, dtype=s.dtype, shard_mb=s.shard_mb, longest_s=s.longest_s)
+        for suffix in (".npy", ".json"):
+            store.remote.remove(f"shards/{name}{suffix}")
+        for p in (folder / "shards").glob(f"*{name}*") if folder.exists() else ():
+            p.unlink()
+    clips, s = pd.concat([store.index, store.quarantine]), store.settings
+    return build_remote(
+        clips[["clip_id", "path", "start_s", "end_s"]],
+        s.front_end,
+        url,
+        cache=cache,
+        workers=workers,
+        dtype=s.dtype,
+        shard_mb=s.shard_mb,
+        longest_s=s.longest_s,
+    )
 
 # %% ../../nbs/data/10_remote.ipynb #193f2004
-def _away(folder)->dict: return dict(build=build_remote, opened=RemoteStore) if is_url(folder) else {}
+def _away(folder) -> dict:
+    return dict(build=build_remote, opened=RemoteStore) if is_url(folder) else {}
 
-def build_stores_at(clips, front_end, folder, *, workers:int=1, **options):
+
+def build_stores_at(clips, front_end, folder, *, workers: int = 1, **options):
     "`audiotag.data.store.build_stores`, also to a URL."
-    return build_stores(clips, front_end, str(folder).rstrip('/') if is_url(folder) else folder, workers=workers, **_away(folder), **options)
+    return build_stores(
+        clips,
+        front_end,
+        str(folder).rstrip("/") if is_url(folder) else folder,
+        workers=workers,
+        **_away(folder),
+        **options,
+    )
+
 
 def open_store_at(folder, front_end):
     "`audiotag.data.store.open_store`, also behind a URL."
-    return open_store(str(folder).rstrip('/') if is_url(folder) else folder, front_end, **{k: v for k,v in _away(folder).items() if k=='opened'})
+    return open_store(
+        str(folder).rstrip("/") if is_url(folder) else folder,
+        front_end,
+        **{k: v for k, v in _away(folder).items() if k == "opened"},
+    )
 
 # %% ../../nbs/data/10_remote.ipynb #a93d8a70
 class Mirror:
     "A local copy of a run behind a URL: `pull` before the work, `push` during and after it."
-    def __init__(self, url, *, cache:Cache|None=None):
+
+    def __init__(self, url, *, cache: Cache | None = None):
         self.remote = Remote(url)
-        self.folder = (cache or Cache()).place('runs', self.remote.url)
+        self.folder = (cache or Cache()).place("runs", self.remote.url)
         self.lock = threading.Lock()
 
     def _notes(self):
-        try: return read_json(self.folder/'.sent.json')
-        except AudiotagError: return {}
+        try:
+            return read_json(self.folder / ".sent.json")
+        except AudiotagError:
+            return {}
 
     @contextmanager
     def _alone(self):
         "Among the threads and processes of this machine."
-        with self.lock, open(self.folder/'.sync', 'a') as f:
+        with self.lock, open(self.folder / ".sync", "a") as f:
             fcntl.flock(f, fcntl.LOCK_EX)
             yield
 
-    def pull(self)->Path:
+    def pull(self) -> Path:
         "Fetch what is new there; what was finished here and not sent yet stays."
-        self.remote.claim('run')
-        claim_folder(self.folder, 'run')
-        write_text(self.folder/'.origin', self.remote.url)
-        with self._alone(): self._pull()
+        self.remote.claim("run")
+        claim_folder(self.folder, "run")
+        write_text(self.folder / ".origin", self.remote.url)
+        with self._alone():
+            self._pull()
         return self.folder
 
 # %% ../../nbs/data/10_remote.ipynb #7e1c5d91
 @patch
-def _pull(self:Mirror):
-    notes,there = self._notes(),{k: v for k,v in self.remote.files().items() if not k.startswith('store')}
-    for name,stamp in there.items():
+def _pull(self: Mirror):
+    notes, there = self._notes(), {k: v for k, v in self.remote.files().items() if not k.startswith("store")}
+    for name, stamp in there.items():
         note = notes.get(name) or {}
-        if note.get('there')==stamp and (self.folder/name).exists(): continue
-        self.remote.get(name, self.folder/name)
-        notes[name] = {'there': stamp, 'here': _local(self.folder/name)}
+        if note.get("there") == stamp and (self.folder / name).exists():
+            continue
+        self.remote.get(name, self.folder / name)
+        notes[name] = {"there": stamp, "here": _local(self.folder / name)}
     for name in [n for n in notes if n not in there]:
-        if (here := notes.pop(name)['here']) and _local(self.folder/name)==here: (self.folder/name).unlink() # removed there, not changed here
-    write_json(self.folder/'.sent.json', notes)
+        # removed there, not changed here
+        if (here := notes.pop(name)["here"]) and _local(self.folder / name) == here:
+            (self.folder / name).unlink()
+    write_json(self.folder / ".sent.json", notes)
 
-def _local(path)->list|None:
-    try: s = os.stat(path)
-    except FileNotFoundError: return None
+
+def _local(path) -> list | None:
+    try:
+        s = os.stat(path)
+    except FileNotFoundError:
+        return None
     return [s.st_size, s.st_mtime_ns]
 
 # %% ../../nbs/data/10_remote.ipynb #c6ff577e
-_last = 'scored.json','recipe.json' # these vouch for files beside them
+_last = "scored.json", "recipe.json"  # these vouch for files beside them
+
 
 @patch
-def push(self:Mirror):
+def push(self: Mirror):
     "Send what is new here, and remove there what was removed here."
     with self._alone():
         notes = self._notes()
-        found = {str(p.relative_to(self.folder)): p for p in sorted(self.folder.rglob('*')) if p.is_file()}
-        mine = [n for n in found if not any(o.startswith('.') for o in n.split('/')) and not n.endswith('.part') and not n.startswith('store')]
-        for name in sorted(mine, key=lambda n: (n.split('/')[-1] in _last, n)):
-            if (here := _local(found[name])) is None or here==(notes.get(name) or {}).get('here'): continue
+        found = {str(p.relative_to(self.folder)): p for p in sorted(self.folder.rglob("*")) if p.is_file()}
+        mine = [
+            n
+            for n in found
+            if not any(o.startswith(".") for o in n.split("/"))
+            and not n.endswith(".part")
+            and not n.startswith("store")
+        ]
+        for name in sorted(mine, key=lambda n: (n.split("/")[-1] in _last, n)):
+            if (here := _local(found[name])) is None or here == (notes.get(name) or {}).get("here"):
+                continue
             self._put(name, found[name], notes)
-            write_json(self.folder/'.sent.json', notes)
+            write_json(self.folder / ".sent.json", notes)
         for name in [n for n in notes if n not in mine]:
-            self.remote.remove(name); del notes[name]
-            write_json(self.folder/'.sent.json', notes)
+            self.remote.remove(name)
+            del notes[name]
+            write_json(self.folder / ".sent.json", notes)
+
 
 @patch
-def _put(self:Mirror, name, path, notes):
-    frozen = self.folder/'.sending' # a second name of the same bytes: the file may be replaced meanwhile
+def _put(self: Mirror, name, path, notes):
+    frozen = self.folder / ".sending"  # a second name of the same bytes: the file may be replaced meanwhile
     frozen.unlink(missing_ok=True)
-    try: os.link(path, frozen)
-    except FileNotFoundError: return
-    if name=='recipe.json' and name not in notes and (theirs := self.remote.read(name)) not in (None, frozen.read_bytes()):
-        raise AudiotagError('another run was begun here at the same time, with other settings or data', file=self.remote.url, fix='name another place')
+    try:
+        os.link(path, frozen)
+    except FileNotFoundError:
+        return
+    if (
+        name == "recipe.json"
+        and name not in notes
+        and (theirs := self.remote.read(name)) not in (None, frozen.read_bytes())
+    ):
+        raise AudiotagError(
+            "another run was begun here at the same time, with other settings or data",
+            file=self.remote.url,
+            fix="name another place",
+        )
     self.remote.put(frozen, name)
-    notes[name] = {'here': _local(frozen), 'there': self.remote.files().get(name)}
+    notes[name] = {"here": _local(frozen), "there": self.remote.files().get(name)}
     frozen.unlink()
 
 # %% ../../nbs/data/10_remote.ipynb #113855f2
-BEAT,SILENCE = 5.,20. # seconds: between two signs of life of a driver, and without one until it is taken for dead
-_lease = '.driver.json'
+# seconds: between two signs of life of a driver, and without one until it is taken for dead
+BEAT, SILENCE = 5.0, 20.0
+_lease = ".driver.json"
 
-def _began(pid)->str:
+
+def _began(pid) -> str:
     "When a process of this machine began; '' when there is none."
-    try: state,*more = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
-    except OSError: return ''
-    return '' if state in 'ZX' else more[18]
+    try:
+        state, *more = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if state in "ZX" else more[18]
 
-def _machine()->list:
+
+def _machine() -> list:
     "What distinguishes this machine, and this container, from others."
-    try: return [socket.gethostname(), Path('/proc/sys/kernel/random/boot_id').read_text().strip(), os.readlink('/proc/self/ns/pid')]
-    except OSError: return [socket.gethostname()]
+    try:
+        return [
+            socket.gethostname(),
+            Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            os.readlink("/proc/self/ns/pid"),
+        ]
+    except OSError:
+        return [socket.gethostname()]
 
-def _lives(holder)->bool|None:
+
+def _lives(holder) -> bool | None:
     "Whether the holder of a lease lives; None where that cannot be known from here."
-    if holder['machine']!=_machine() or len(holder['machine'])<3: return None
-    return _began(holder['pid'])==holder['began']!=''
+    if holder["machine"] != _machine() or len(holder["machine"]) < 3:
+        return None
+    return _began(holder["pid"]) == holder["began"] != ""
 
 # %% ../../nbs/data/10_remote.ipynb #03ed4b03
 class Lease:
     "The right to drive a run behind a URL, while the block lasts; raises `AudiotagError` when somebody else has it."
-    def __init__(self, remote:Remote):
-        self.remote,self.beat,self.silence,self.lost,self.ended = remote,BEAT,SILENCE,None,threading.Event()
-        self.me = {'machine': _machine(), 'pid': os.getpid(), 'began': _began(os.getpid()), 'token': os.urandom(8).hex(), 'beats': 0}
 
-    def _read(self)->dict|None: # None: nobody's, or not a lease
-        try: held = json.loads(self.remote.read(_lease) or b'null')
-        except ValueError: return None
-        return held if isinstance(held, dict) and set(self.me)<=set(held) else None
-    def _write(self): self.me['beats'] += 1; self.remote.write(_lease, json.dumps(self.me).encode())
-    def _others(self)->dict|None:
+    def __init__(self, remote: Remote):
+        self.remote, self.beat, self.silence, self.lost, self.ended = remote, BEAT, SILENCE, None, threading.Event()
+        self.me = {
+            "machine": _machine(),
+            "pid": os.getpid(),
+            "began": _began(os.getpid()),
+            "token": os.urandom(8).hex(),
+            "beats": 0,
+        }
+
+    def _read(self) -> dict | None:  # None: nobody's, or not a lease
+        try:
+            held = json.loads(self.remote.read(_lease) or b"null")
+        except ValueError:
+            return None
+        return held if isinstance(held, dict) and set(self.me) <= set(held) else None
+
+    def _write(self):
+        self.me["beats"] += 1
+        self.remote.write(_lease, json.dumps(self.me).encode())
+
+    def _others(self) -> dict | None:
         held = self._read()
-        return held if held and held['token']!=self.me['token'] else None
+        return held if held and held["token"] != self.me["token"] else None
 
-    def _refused(self, held, what='is driven by'):
-        return AudiotagError(f"{what} process {held['pid']} on {held['machine'][0]}", file=self.remote.url, fix=f'wait for it, or stop it; if you know that it is dead, remove {self.remote.url}/{_lease} and start again')
+    def _refused(self, held, what="is driven by"):
+        return AudiotagError(
+            f"{what} process {held['pid']} on {held['machine'][0]}",
+            file=self.remote.url,
+            fix=f"wait for it, or stop it; if you know that it is dead, remove {self.remote.url}/{_lease} and start again",
+        )
+
     def check(self):
         "Raises `AudiotagError` when somebody else has taken over."
-        if held := self.lost or self._others(): self.lost = held; raise self._refused(held, 'has been taken over by')
+        if held := self.lost or self._others():
+            self.lost = held
+            raise self._refused(held, "has been taken over by")
 
 # %% ../../nbs/data/10_remote.ipynb #0b68a3be
 @patch
-def _wait(self:Lease):
+def _wait(self: Lease):
     "Until nobody has it."
-    heard,end,soon = None,0.,time.monotonic()+1.
+    heard, end, soon = None, 0.0, time.monotonic() + 1.0
     while (held := self._others()) and (lives := _lives(held)) is not False:
-        if lives and time.monotonic()<soon: time.sleep(.05); continue # one that was killed takes a moment to end
-        if lives or heard not in (None, (held['token'],held['beats'])): raise self._refused(held)
+        if lives and time.monotonic() < soon:
+            time.sleep(0.05)
+            continue  # one that was killed takes a moment to end
+        if lives or heard not in (None, (held["token"], held["beats"])):
+            raise self._refused(held)
         if heard is None:
-            heard,end = (held['token'],held['beats']),time.monotonic()+self.silence
-            say(f"{self.remote.url}: process {held['pid']} on {held['machine'][0]} drove this run; if it gives no sign of life within {self.silence:.0f} s it is dead, and this one goes on")
-        if time.monotonic()>end: return
-        time.sleep(min(1., self.beat/5))
+            heard, end = (held["token"], held["beats"]), time.monotonic() + self.silence
+            say(
+                f"{self.remote.url}: process {held['pid']} on {held['machine'][0]} drove this run; if it gives no sign of life within {self.silence:.0f} s it is dead, and this one goes on"
+            )
+        if time.monotonic() > end:
+            return
+        time.sleep(min(1.0, self.beat / 5))
 
 # %% ../../nbs/data/10_remote.ipynb #0cf16322
 @patch
-def __enter__(self:Lease):
+def __enter__(self: Lease):
     self._wait()
     self._write()
-    time.sleep(min(.5, self.beat/5)) # somebody may have written in the same moment
-    if held := self._others(): raise self._refused(held)
-    main = threading.current_thread() is threading.main_thread() and threading.get_ident() # who can be stopped by Ctrl-C
+    time.sleep(min(0.5, self.beat / 5))  # somebody may have written in the same moment
+    if held := self._others():
+        raise self._refused(held)
+    # who can be stopped by Ctrl-C
+    main = threading.current_thread() is threading.main_thread() and threading.get_ident()
+
     def beats():
         while not self.ended.wait(self.beat):
-            try: self.check(); self._write()
-            except AudiotagError: # or the network is away: it is tried again
-                if self.lost: return signal.pthread_kill(main, signal.SIGINT) if main else None
-    self.thread = threading.Thread(target=beats, name='lease', daemon=True)
+            try:
+                self.check()
+                self._write()
+            except AudiotagError:  # or the network is away: it is tried again
+                if self.lost:
+                    return signal.pthread_kill(main, signal.SIGINT) if main else None
+
+    self.thread = threading.Thread(target=beats, name="lease", daemon=True)
     self.thread.start()
     return self
 
+
 @patch
-def __exit__(self:Lease, kind, *_):
-    self.ended.set(); self.thread.join()
-    if self.lost and kind in (None, KeyboardInterrupt): self.check()
+def __exit__(self: Lease, kind, *_):
+    self.ended.set()
+    self.thread.join()
+    if self.lost and kind in (None, KeyboardInterrupt):
+        self.check()
     try:
-        if not self._others(): self.remote.remove(_lease)
-    except AudiotagError: pass # it is silent from now on
+        if not self._others():
+            self.remote.remove(_lease)
+    except AudiotagError:
+        pass  # it is silent from now on
 
 # %% ../../nbs/data/10_remote.ipynb #0c289d6e
 @contextmanager
 def at_hand(
-    folder, # of a run: a folder, or a URL
+    folder,  # of a run: a folder, or a URL
     *,
-    cache:Cache|None=None,
-    every:float=5., # seconds between two looks for what can be sent
-    drive:bool=True, # be its only driver; a worker of the driver is none
+    cache: Cache | None = None,
+    every: float = 5.0,  # seconds between two looks for what can be sent
+    drive: bool = True,  # be its only driver; a worker of the driver is none
 ):
     "Give the folder to work in: the same one, or a local copy of what is behind the URL, kept in step with it; raises `AudiotagError` when somebody else drives that run."
-    if not is_url(folder): yield folder; return
+    if not is_url(folder):
+        yield folder
+        return
     mirror = Mirror(folder, cache=cache)
-    mirror.remote.claim('run')
+    mirror.remote.claim("run")
     with Lease(mirror.remote) if drive else nullcontext() as lease:
-        say(f'{folder}: the local copy is {mirror.pull()}')
+        say(f"{folder}: the local copy is {mirror.pull()}")
+
         def send():
-            if lease: lease.check()
+            if lease:
+                lease.check()
             mirror.push()
-        with _meanwhile(send, every): yield mirror.folder
+
+        with _meanwhile(send, every):
+            yield mirror.folder
 
 # %% ../../nbs/data/10_remote.ipynb #a87792e9
-def origin(folder)->str|None:
+def origin(folder) -> str | None:
     "The URL that a folder is the local copy of; None for any other folder."
-    note = Path(folder)/'.origin'
-    return note.read_text(encoding='utf-8') if note.is_file() else None
+    note = Path(folder) / ".origin"
+    return note.read_text(encoding="utf-8") if note.is_file() else None
+
 
 def refresh(folder):
     "Fetch what other machines have finished meanwhile, if `folder` is the copy of a run behind a URL."
     if url := origin(folder):
         mirror = Mirror(url)
-        if mirror.folder.absolute()!=Path(folder).absolute(): raise AudiotagError('is a copy in another cache than AUDIOTAG_CACHE names', file=folder, fix='set AUDIOTAG_CACHE as it was')
-        mirror.push(); mirror.pull()
+        if mirror.folder.absolute() != Path(folder).absolute():
+            raise AudiotagError(
+                "is a copy in another cache than AUDIOTAG_CACHE names", file=folder, fix="set AUDIOTAG_CACHE as it was"
+            )
+        mirror.push()
+        mirror.pull()

@@ -14,11 +14,11 @@ from ..core.config import Config
 
 # %% ../../nbs/data/04_sampling.ipynb #6c2b0d72
 def class_counts(
-    clips:pd.DataFrame, # a clip table, rows may be repeated
-    classes, # names, in the order wanted
-)->np.ndarray: # (n_classes,) int
+    clips: pd.DataFrame,  # a clip table, rows may be repeated
+    classes,  # names, in the order wanted
+) -> np.ndarray:  # (n_classes,) int
     "How many clips have each label; what a negative clip names is not counted."
-    labels = [c for o,s in zip(clips.labels, clips.source) if s!='negative' for c in o]
+    labels = [c for o, s in zip(clips.labels, clips.source) if s != "negative" for c in o]
     found = pd.Series(labels, dtype=object).value_counts()
     return found.reindex(list(classes), fill_value=0).to_numpy(dtype=int)
 
@@ -26,135 +26,180 @@ def class_counts(
 @dataclass(frozen=True, kw_only=True)
 class Sampler(Config):
     "Base of the samplers; subclasses give `rows(clips, g)`, places in the table of its source."
-    source:str='curated' # whose rows it draws
-    def rows(self, clips, g): raise AudiotagError('a Sampler does not say what it draws', fix='choose InverseRoot, PerClass, RowsOf, Weighted or Partners')
 
-def _own(sampler, clips)->tuple: # the rows of its source by name, and where they stand in the table
-    at = np.flatnonzero((clips.source==sampler.source).to_numpy())
-    if not len(at): raise AudiotagError(f'there are no {sampler.source!r} clips to draw from', field='sampling.source')
-    at = at[np.argsort(clips.clip_id.to_numpy()[at].astype(str), kind='stable')]
+    source: str = "curated"  # whose rows it draws
+
+    def rows(self, clips, g):
+        raise AudiotagError(
+            "a Sampler does not say what it draws", fix="choose InverseRoot, PerClass, RowsOf, Weighted or Partners"
+        )
+
+
+def _own(sampler, clips) -> tuple:  # the rows of its source by name, and where they stand in the table
+    at = np.flatnonzero((clips.source == sampler.source).to_numpy())
+    if not len(at):
+        raise AudiotagError(f"there are no {sampler.source!r} clips to draw from", field="sampling.source")
+    at = at[np.argsort(clips.clip_id.to_numpy()[at].astype(str), kind="stable")]
     return clips.iloc[at].reset_index(drop=True), at
 
 # %% ../../nbs/data/04_sampling.ipynb #d3fd61be
 def epoch_draw(
-    samplers, # settings, one a source
-    clips:pd.DataFrame, # a clip table, the rows of the loader
-): # `(generator, epoch) -> rows` or `(rows, partners, share)`, for `CropLoader(draw=…)`
+    samplers,  # settings, one a source
+    clips: pd.DataFrame,  # a clip table, the rows of the loader
+):  # `(generator, epoch) -> rows` or `(rows, partners, share)`, for `CropLoader(draw=…)`
     "What the loader asks each epoch; raises `AudiotagError` on a source without clips, and one that two samplers want."
     sources = [s.source for s in samplers]
-    if twice := [s for s in sources if sources.count(s)>1]: raise AudiotagError(f'two samplers draw from {twice[0]!r}', field='sampling', fix='one a source')
+    if twice := [s for s in sources if sources.count(s) > 1]:
+        raise AudiotagError(f"two samplers draw from {twice[0]!r}", field="sampling", fix="one a source")
     mates = [s for s in samplers if isinstance(s, Partners)]
-    own = [(s, *_own(s, clips)) for s in samplers if s not in mates or (clips.source==s.source).any()] # a rule may have left no partners
-    if len(mates)>1: raise AudiotagError('there are two kinds of partners', field='sampling', fix='give one `Partners`')
+    # a rule may have left no partners
+    own = [(s, *_own(s, clips)) for s in samplers if s not in mates or (clips.source == s.source).any()]
+    if len(mates) > 1:
+        raise AudiotagError("there are two kinds of partners", field="sampling", fix="give one `Partners`")
     rest = np.flatnonzero(~clips.source.isin(sources).to_numpy())
-    rest = rest[np.argsort(clips.clip_id.to_numpy()[rest].astype(str), kind='stable')]
+    rest = rest[np.argsort(clips.clip_id.to_numpy()[rest].astype(str), kind="stable")]
+
     def draw(g, epoch):
-        parts = [at[s.rows(table, g)] for s,table,at in own if s not in mates]
+        parts = [at[s.rows(table, g)] for s, table, at in own if s not in mates]
         rows = g.permutation(np.concatenate([rest, *parts]).astype(int))
-        for s,table,at in own:
-            if s in mates: return rows, np.append(at, -1)[s.beside(table, len(rows), g)], s.share
+        for s, table, at in own:
+            if s in mates:
+                return rows, np.append(at, -1)[s.beside(table, len(rows), g)], s.share
         return rows
+
     return draw
 
 # %% ../../nbs/data/04_sampling.ipynb #b0c05ba3
 def systematic(
-    weights, # (n,) none negative
-    size:int, # draws
-    g, # np.random.Generator
-)->np.ndarray: # (size,) places, shuffled
+    weights,  # (n,) none negative
+    size: int,  # draws
+    g,  # np.random.Generator
+) -> np.ndarray:  # (size,) places, shuffled
     "Draw by weight, each place as often as expected or one more: `size * w / sum(w)` rounded down or up."
     w = np.asarray(weights, dtype=float)
-    if not len(w) or not np.isfinite(w).all() or (w<0).any() or not w.any():
-        raise AudiotagError('weights to draw by are no finite numbers, none negative and one above 0', field='weights')
+    if not len(w) or not np.isfinite(w).all() or (w < 0).any() or not w.any():
+        raise AudiotagError("weights to draw by are no finite numbers, none negative and one above 0", field="weights")
     order = g.permutation(len(w))
     ends = np.cumsum(w[order])
-    teeth = (np.arange(size)+g.random())/size*ends[-1]
-    return g.permutation(order[np.searchsorted(ends, np.minimum(teeth, np.nextafter(ends[-1], 0)), side='right')])
+    teeth = (np.arange(size) + g.random()) / size * ends[-1]
+    return g.permutation(order[np.searchsorted(ends, np.minimum(teeth, np.nextafter(ends[-1], 0)), side="right")])
 
 # %% ../../nbs/data/04_sampling.ipynb #4fdfe4a6
 @dataclass(frozen=True, kw_only=True)
 class InverseRoot(Sampler):
     "Clips drawn with a chance of 1/n**power, n the clips of their rarest class (BirdCLEF 2024: power .5)."
-    power:float=.5 # 0: every clip alike; 1: every class alike
-    size:int|None=None # items an epoch; None: as many as there are clips
-    def check(self):
-        self.require(0<=self.power<=4, 'power', 'give 0 to 4')
-        self.require(self.size is None or self.size>1, 'size', 'give 2 or more')
 
-    def weights(self, clips)->np.ndarray: # (n,)
+    power: float = 0.5  # 0: every clip alike; 1: every class alike
+    size: int | None = None  # items an epoch; None: as many as there are clips
+
+    def check(self):
+        self.require(0 <= self.power <= 4, "power", "give 0 to 4")
+        self.require(self.size is None or self.size > 1, "size", "give 2 or more")
+
+    def weights(self, clips) -> np.ndarray:  # (n,)
         "The chance of each clip, not yet divided by their sum."
         n = pd.Series([c for o in clips.labels for c in o], dtype=object).value_counts()
-        return np.array([min((n[c] for c in o), default=len(clips)) for o in clips.labels], dtype=float)**-self.power
-    def rows(self, clips, g): return systematic(self.weights(clips), self.size or len(clips), g)
+        return np.array([min((n[c] for c in o), default=len(clips)) for o in clips.labels], dtype=float) ** -self.power
+
+    def rows(self, clips, g):
+        return systematic(self.weights(clips), self.size or len(clips), g)
 
 # %% ../../nbs/data/04_sampling.ipynb #d6834df7
 @dataclass(frozen=True, kw_only=True)
 class PerClass(Sampler):
     "Rare classes repeated up to `at_least`, common ones cut down to `at_most`, drawn anew each epoch."
-    at_least:int|None=None # items of each class; None: as many as it has
-    at_most:int|None=None # items of each class; None: as many as it has
+
+    at_least: int | None = None  # items of each class; None: as many as it has
+    at_most: int | None = None  # items of each class; None: as many as it has
+
     def check(self):
-        for o in ('at_least','at_most'): self.require(getattr(self, o) is None or getattr(self, o)>0, o, 'give a positive number')
-        self.require(None in (self.at_least, self.at_most) or self.at_least<=self.at_most, 'at_least', 'give no more than at_most')
+        for o in ("at_least", "at_most"):
+            self.require(getattr(self, o) is None or getattr(self, o) > 0, o, "give a positive number")
+        self.require(
+            None in (self.at_least, self.at_most) or self.at_least <= self.at_most,
+            "at_least",
+            "give no more than at_most",
+        )
 
     def rows(self, clips, g):
-        labels,taken,out = list(clips.labels),{},[]
+        labels, taken, out = list(clips.labels), {}, []
+
         def take(i):
             out.append(i)
-            for c in labels[i]: taken[c] = taken.get(c, 0)+1
+            for c in labels[i]:
+                taken[c] = taken.get(c, 0) + 1
+
         for i in g.permutation(len(labels)):
-            if self.at_most is None or not labels[i] or any(taken.get(c, 0)<self.at_most for c in labels[i]): take(i)
+            if self.at_most is None or not labels[i] or any(taken.get(c, 0) < self.at_most for c in labels[i]):
+                take(i)
         for c in sorted(taken, key=lambda c: (taken[c], c)) if self.at_least else ():
-            mine = g.permutation([i for i,o in enumerate(labels) if c in o])
-            for k in range(max(0, self.at_least-taken[c])): take(mine[k%len(mine)])
+            mine = g.permutation([i for i, o in enumerate(labels) if c in o])
+            for k in range(max(0, self.at_least - taken[c])):
+                take(mine[k % len(mine)])
         return np.array(out, dtype=int)
 
 # %% ../../nbs/data/04_sampling.ipynb #a12e8d7c
 @dataclass(frozen=True, kw_only=True)
 class RowsOf(Sampler):
     "So many rows an epoch, none twice, drawn anew each epoch (RFCX: 30 false positives)."
-    n:int=30
-    def check(self): self.require(self.n>0, 'n', 'give a positive number')
-    def rows(self, clips, g): return g.permutation(len(clips))[:self.n]
+
+    n: int = 30
+
+    def check(self):
+        self.require(self.n > 0, "n", "give a positive number")
+
+    def rows(self, clips, g):
+        return g.permutation(len(clips))[: self.n]
 
 # %% ../../nbs/data/04_sampling.ipynb #acf5936f
 def sum_of_maxima(
-    p, # (windows, classes) probabilities
-    group, # (windows,) names of recordings
-)->np.ndarray: # (windows,)
+    p,  # (windows, classes) probabilities
+    group,  # (windows,) names of recordings
+) -> np.ndarray:  # (windows,)
     "For each window its recording's highest score of each class, summed over classes, divided by the recording's windows."
-    p,code = np.asarray(p, dtype=float),pd.factorize(np.asarray(group))[0]
-    top = np.zeros((code.max(initial=-1)+1, p.shape[1]))
+    p, code = np.asarray(p, dtype=float), pd.factorize(np.asarray(group))[0]
+    top = np.zeros((code.max(initial=-1) + 1, p.shape[1]))
     np.maximum.at(top, code, p)
-    return (top.sum(1)/np.maximum(1, np.bincount(code, minlength=len(top))))[code]
+    return (top.sum(1) / np.maximum(1, np.bincount(code, minlength=len(top))))[code]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Weighted(Sampler):
     "Rows drawn by a column of the table; rows with the weight 0 never come."
-    column:str='weight'
-    size:int|None=None # items an epoch; None: as many as there are rows
-    def check(self): self.require(self.size is None or self.size>1, 'size', 'give 2 or more')
-    def rows(self, clips, g): return systematic(_given(clips, self.column), self.size or len(clips), g)
+
+    column: str = "weight"
+    size: int | None = None  # items an epoch; None: as many as there are rows
+
+    def check(self):
+        self.require(self.size is None or self.size > 1, "size", "give 2 or more")
+
+    def rows(self, clips, g):
+        return systematic(_given(clips, self.column), self.size or len(clips), g)
+
 
 def _given(clips, column):
-    if column not in clips: raise AudiotagError(f'there is no column {column!r} to draw by', field='sampling.column')
+    if column not in clips:
+        raise AudiotagError(f"there is no column {column!r} to draw by", field="sampling.column")
     return clips[column].to_numpy(dtype=float)
 
 # %% ../../nbs/data/04_sampling.ipynb #c1bfabff
 @dataclass(frozen=True, kw_only=True)
 class Partners(Sampler):
     "Rows that are mixed into the other items of the epoch, and do not come alone (BirdCLEF 2025, 1st: share .5)."
-    source:str='unlabeled'
-    p:float=.5 # chance of an item to get a partner
-    share:float=.5 # of the partner, in the sound and in the target
-    column:str|None='weight' # which rows are drawn how often; None: all alike
-    def check(self):
-        self.require(0<=self.p<=1, 'p', 'give a number from 0 to 1')
-        self.require(0<self.share<1, 'share', 'give a number between 0 and 1')
 
-    def beside(self, clips, n:int, g)->np.ndarray: # (n,) places, -1 for no partner
+    source: str = "unlabeled"
+    p: float = 0.5  # chance of an item to get a partner
+    share: float = 0.5  # of the partner, in the sound and in the target
+    column: str | None = "weight"  # which rows are drawn how often; None: all alike
+
+    def check(self):
+        self.require(0 <= self.p <= 1, "p", "give a number from 0 to 1")
+        self.require(0 < self.share < 1, "share", "give a number between 0 and 1")
+
+    def beside(self, clips, n: int, g) -> np.ndarray:  # (n,) places, -1 for no partner
         "A partner for each of `n` items, or none; nobody is mixed when no row has a weight."
-        w,mixed = np.ones(len(clips)) if self.column is None else _given(clips, self.column), g.random(n)<self.p
+        w, mixed = np.ones(len(clips)) if self.column is None else _given(clips, self.column), g.random(n) < self.p
         out = np.full(n, -1)
-        if mixed.any() and w.any(): out[mixed] = systematic(w, int(mixed.sum()), g)
+        if mixed.any() and w.any():
+            out[mixed] = systematic(w, int(mixed.sum()), g)
         return out

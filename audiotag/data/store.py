@@ -19,296 +19,444 @@ import pandas as pd
 from fastcore.basics import patch
 from ..core.errors import AudiotagError, did_you_mean, missing_library
 from ..core.config import Config, config_from_dict, require_same
-from ..core.files import atomic_path, claim_folder, file_sha256, folder_kind, locked, read_json, write_bytes, write_json, write_text
+from audiotag.core.files import (
+    atomic_path,
+    claim_folder,
+    file_sha256,
+    folder_kind,
+    locked,
+    read_json,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from ..core.progress import progress, say
-from .mmap import Lookup, Pages, give_back, make_lookup, read_at_random, read_lookup, records_of, soon, write_lookup
+from audiotag.data.mmap import (
+    Lookup,
+    Pages,
+    give_back,
+    make_lookup,
+    read_at_random,
+    read_lookup,
+    records_of,
+    soon,
+    write_lookup,
+)
 from ..audio.io import audio_info, write_quarantine
 from ..audio.features import FrontEnd, Joined, Waveform, crop_frames, parts
 
 # %% ../../nbs/data/06_store.ipynb #a7ea6aea
-DTYPES = 'float16','float32','uint8','int16'
+DTYPES = "float16", "float32", "uint8", "int16"
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoreSettings(Config):
     "What a store is made with."
-    front_end:FrontEnd # what the network hears
-    dtype:str='float16' # number format on disk: float16, float32, uint8, int16
-    shard_mb:float=64. # no shard is meant to be larger (10**6 bytes), unless one file alone is
-    longest_s:float=3600. # a longer clip goes to the quarantine: this bounds the memory of a worker
+
+    front_end: FrontEnd  # what the network hears
+    dtype: str = "float16"  # number format on disk: float16, float32, uint8, int16
+    shard_mb: float = 64.0  # no shard is meant to be larger (10**6 bytes), unless one file alone is
+    longest_s: float = 3600.0  # a longer clip goes to the quarantine: this bounds the memory of a worker
 
     def check(self):
-        self.require(self.dtype in DTYPES, 'dtype', did_you_mean(self.dtype, DTYPES))
-        self.require(0<self.shard_mb<=1e5, 'shard_mb', 'give megabytes above 0')
-        self.require(0<self.longest_s<=86400, 'longest_s', 'give seconds above 0, a day at most')
-        self.require(self.dtype.startswith('float') or self.front_end.n_channels==1, 'dtype',
-                     'whole numbers keep one range per clip, which does not fit several channels: give float16')
+        self.require(self.dtype in DTYPES, "dtype", did_you_mean(self.dtype, DTYPES))
+        self.require(0 < self.shard_mb <= 1e5, "shard_mb", "give megabytes above 0")
+        self.require(0 < self.longest_s <= 86400, "longest_s", "give seconds above 0, a day at most")
+        self.require(
+            self.dtype.startswith("float") or self.front_end.n_channels == 1,
+            "dtype",
+            "whole numbers keep one range per clip, which does not fit several channels: give float16",
+        )
 
     @property
-    def content(self): return hashlib.sha256(f'{self.front_end.hash} {self.dtype}'.encode()).hexdigest()[:16]
+    def content(self):
+        return hashlib.sha256(f"{self.front_end.hash} {self.dtype}".encode()).hexdigest()[:16]
 
 # %% ../../nbs/data/06_store.ipynb #b9c0ac78
 def encode(
-    x:np.ndarray, # float32 (…, frames)
-    dtype:str, # one of `DTYPES`
-)->tuple[np.ndarray,float,float]: # codes (frames, values), scale, zero: the value is code*scale+zero
+    x: np.ndarray,  # float32 (…, frames)
+    dtype: str,  # one of `DTYPES`
+) -> tuple[np.ndarray, float, float]:  # codes (frames, values), scale, zero: the value is code*scale+zero
     "Features in the number format of a store; raises `AudiotagError` where they do not fit."
-    rows,scale,zero = x.reshape(-1, x.shape[-1]).T, 1., 0.
-    low,high = float(x.min()), float(x.max())
-    if dtype=='float16' and max(-low, high)>65504:
-        raise AudiotagError(f'a value of {max(-low, high):g} does not fit into float16', field='dtype', fix="give dtype='float32'")
-    if dtype=='uint8': scale,zero = float(np.float32((high-low)/255)) or 1., low
-    if dtype=='int16': scale = float(np.float32(max(1/32768, -low/32768, high/32767)))
-    if dtype.startswith('float'): return np.ascontiguousarray(rows, dtype), scale, zero
+    rows, scale, zero = x.reshape(-1, x.shape[-1]).T, 1.0, 0.0
+    low, high = float(x.min()), float(x.max())
+    if dtype == "float16" and max(-low, high) > 65504:
+        raise AudiotagError(
+            f"a value of {max(-low, high):g} does not fit into float16", field="dtype", fix="give dtype='float32'"
+        )
+    if dtype == "uint8":
+        scale, zero = float(np.float32((high - low) / 255)) or 1.0, low
+    if dtype == "int16":
+        scale = float(np.float32(max(1 / 32768, -low / 32768, high / 32767)))
+    if dtype.startswith("float"):
+        return np.ascontiguousarray(rows, dtype), scale, zero
     limits = np.iinfo(dtype)
-    return np.rint((rows-np.float32(zero))/np.float32(scale)).clip(limits.min, limits.max).astype(dtype), scale, zero
+    return (
+        np.rint((rows - np.float32(zero)) / np.float32(scale)).clip(limits.min, limits.max).astype(dtype),
+        scale,
+        zero,
+    )
+
 
 def decode(
-    codes:np.ndarray, # (frames, values), as `encode` gives them; a memory map will do
-    scale:float,
-    zero:float,
-    lead:tuple, # the shape in front of the frames: (bands,) or (channels, bands)
-)->np.ndarray: # float32 (*lead, frames), contiguous
+    codes: np.ndarray,  # (frames, values), as `encode` gives them; a memory map will do
+    scale: float,
+    zero: float,
+    lead: tuple,  # the shape in front of the frames: (bands,) or (channels, bands)
+) -> np.ndarray:  # float32 (*lead, frames), contiguous
     "What was encoded."
     x = np.ascontiguousarray(codes.T, np.float32)
-    if scale!=1: x *= np.float32(scale)
-    if zero: x += np.float32(zero)
+    if scale != 1:
+        x *= np.float32(scale)
+    if zero:
+        x += np.float32(zero)
     return x.reshape(*lead, len(codes))
 
 # %% ../../nbs/data/06_store.ipynb #0d8ef8e1
-def _clip_rows(clips)->list:
+def _clip_rows(clips) -> list:
     "(clip_id, absolute path, start_s, end_s) sorted by clip_id; raises `AudiotagError` on what is no clip table."
-    missing = [c for c in ('clip_id','path') if c not in clips]
-    if missing: raise AudiotagError(f'the clip table has no column {missing[0]!r}', fix='give clip_id, path, start_s, end_s')
-    if not len(clips): raise AudiotagError('the clip table is empty', fix='give at least one clip')
-    for row,(c,p) in enumerate(zip(clips.clip_id, clips.path), 1):
-        if not isinstance(c, str) or not c: raise AudiotagError(f'{c!r} is no clip_id', row=row, field='clip_id', fix='give text')
-        if not isinstance(p, (str,os.PathLike)): raise AudiotagError(f'{p!r} is no path', row=row, field='path', fix='give text')
+    missing = [c for c in ("clip_id", "path") if c not in clips]
+    if missing:
+        raise AudiotagError(f"the clip table has no column {missing[0]!r}", fix="give clip_id, path, start_s, end_s")
+    if not len(clips):
+        raise AudiotagError("the clip table is empty", fix="give at least one clip")
+    for row, (c, p) in enumerate(zip(clips.clip_id, clips.path), 1):
+        if not isinstance(c, str) or not c:
+            raise AudiotagError(f"{c!r} is no clip_id", row=row, field="clip_id", fix="give text")
+        if not isinstance(p, (str, os.PathLike)):
+            raise AudiotagError(f"{p!r} is no path", row=row, field="path", fix="give text")
     twice = clips.clip_id[clips.clip_id.duplicated()]
-    if len(twice): raise AudiotagError(f'clip_id {twice.iloc[0]!r} is there twice', field='clip_id', fix='give each clip its own')
-    times = [[None if pd.isna(t) else float(t) for t in clips[c]] if c in clips else [None]*len(clips) for c in ('start_s','end_s')]
+    if len(twice):
+        raise AudiotagError(f"clip_id {twice.iloc[0]!r} is there twice", field="clip_id", fix="give each clip its own")
+    times = [
+        [None if pd.isna(t) else float(t) for t in clips[c]] if c in clips else [None] * len(clips)
+        for c in ("start_s", "end_s")
+    ]
     return sorted(zip(clips.clip_id, (os.path.abspath(p) for p in clips.path), *times), key=lambda r: r[0])
 
-def _split(files, limit, bits=''):
-    "Yield (label, rows) for each leaf; `files` is a list of (hash as bits, bytes, rows)."
-    if len(files)<2 or len(bits)==64 or sum(f[1] for f in files)<=limit:
-        yield bits or 'all', sorted((r for f in files for r in f[2]), key=lambda r: r[0])
-    else:
-        for b in '01':
-            if half := [f for f in files if f[0][len(bits)]==b]: yield from _split(half, limit, bits+b)
 
-def _bits(text): return f"{int.from_bytes(hashlib.sha256(text.encode('utf-8', 'replace')).digest()[:8], 'big'):064b}"
+def _split(files, limit, bits=""):
+    "Yield (label, rows) for each leaf; `files` is a list of (hash as bits, bytes, rows)."
+    if len(files) < 2 or len(bits) == 64 or sum(f[1] for f in files) <= limit:
+        yield bits or "all", sorted((r for f in files for r in f[2]), key=lambda r: r[0])
+    else:
+        for b in "01":
+            if half := [f for f in files if f[0][len(bits)] == b]:
+                yield from _split(half, limit, bits + b)
+
+
+def _bits(text):
+    return f"{int.from_bytes(hashlib.sha256(text.encode('utf-8', 'replace')).digest()[:8], 'big'):064b}"
 
 # %% ../../nbs/data/06_store.ipynb #e5f4c631
-def _seconds(row, looks)->float:
+def _seconds(row, looks) -> float:
     "The declared length of a clip; 0 where the header gives none."
-    _,path,start,end = row
-    whole = looks[path].seconds or 0.
-    return max(0., (whole if end is None else end)-(start or 0.))
+    _, path, start, end = row
+    whole = looks[path].seconds or 0.0
+    return max(0.0, (whole if end is None else end) - (start or 0.0))
+
 
 def _clip_bytes(settings, seconds):
     fe = settings.front_end
-    try: frames = fe.n_frames(round(seconds*fe.sample_rate)) if seconds>0 else 0
-    except AudiotagError: frames = 0 # shorter than one frame
-    return frames*fe.n_bands*fe.n_channels*np.dtype(settings.dtype).itemsize
+    try:
+        frames = fe.n_frames(round(seconds * fe.sample_rate)) if seconds > 0 else 0
+    except AudiotagError:
+        frames = 0  # shorter than one frame
+    return frames * fe.n_bands * fe.n_channels * np.dtype(settings.dtype).itemsize
 
-def _plan(rows, settings, looks)->dict: # {label: rows}
+
+def _plan(rows, settings, looks) -> dict:  # {label: rows}
     "Which clips go into which shard: a function of the clip table, the files and the settings only."
     files = {}
-    for r in rows: files.setdefault(r[1], []).append(r)
+    for r in rows:
+        files.setdefault(r[1], []).append(r)
     files = [(_bits(rs[0][0]), sum(_clip_bytes(settings, _seconds(r, looks)) for r in rs), rs) for rs in files.values()]
-    total,limit = sum(f[1] for f in files), settings.shard_mb*1e6
-    while limit>4e6 and total<16*limit: limit /= 2
+    total, limit = sum(f[1] for f in files), settings.shard_mb * 1e6
+    while limit > 4e6 and total < 16 * limit:
+        limit /= 2
     return dict(_split(files, limit))
 
 # %% ../../nbs/data/06_store.ipynb #63dd8863
 @dataclass
 class _Look:
     "What is known about an audio file."
-    signature:list|None=None # size, mtime, ctime, inode; None: look again next time
-    sha256:str='' # of its bytes; '!ENOENT' and the like where there are none
-    seconds:float|None=None # as its header declares
+
+    signature: list | None = None  # size, mtime, ctime, inode; None: look again next time
+    sha256: str = ""  # of its bytes; '!ENOENT' and the like where there are none
+    seconds: float | None = None  # as its header declares
+
 
 def _signature(path):
     "Raises OSError or ValueError where there is no file."
     s = os.stat(path)
-    if not stat.S_ISREG(s.st_mode): raise OSError(errno.EINVAL, 'not a file')
+    if not stat.S_ISREG(s.st_mode):
+        raise OSError(errno.EINVAL, "not a file")
     return [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino]
 
-def _declared(path, known)->_Look:
-    "Signature and declared length; the hash only where it is known from before."
-    try: signature = _signature(path)
-    except (OSError, ValueError): return _Look()
-    if known and known.signature==signature: return known
-    try: return _Look(signature, '', audio_info(path).seconds)
-    except AudiotagError: return _Look(signature)
 
-def _hashed(path, look)->_Look:
+def _declared(path, known) -> _Look:
+    "Signature and declared length; the hash only where it is known from before."
+    try:
+        signature = _signature(path)
+    except (OSError, ValueError):
+        return _Look()
+    if known and known.signature == signature:
+        return known
+    try:
+        return _Look(signature, "", audio_info(path).seconds)
+    except AudiotagError:
+        return _Look(signature)
+
+
+def _hashed(path, look) -> _Look:
     "`look` with the hash. What was changed in the last two seconds may change again within a tick of the clock."
     try:
         signature = _signature(path)
-        if look.sha256 and look.signature==signature: return look
-        settled = time.time()-max(signature[1:3])/1e9>2
+        if look.sha256 and look.signature == signature:
+            return look
+        settled = time.time() - max(signature[1:3]) / 1e9 > 2
         return _Look(signature if settled else None, file_sha256(path), look.seconds)
-    except (OSError, ValueError) as e: return _Look(None, '!'+errno.errorcode.get(getattr(e, 'errno', None), 'EINVAL'))
+    except (OSError, ValueError) as e:
+        return _Look(None, "!" + errno.errorcode.get(getattr(e, "errno", None), "EINVAL"))
 
 # %% ../../nbs/data/06_store.ipynb #7a74f8f7
-def _read_seen(folder)->dict: # {path: _Look}
+def _read_seen(folder) -> dict:  # {path: _Look}
     seen = {}
-    try: lines = (folder/'.seen').read_text(encoding='utf-8', errors='replace').splitlines()
-    except OSError: lines = []
+    try:
+        lines = (folder / ".seen").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
     for line in lines:
         try:
-            path,*look = json.loads(line)
+            path, *look = json.loads(line)
             seen[path] = _Look(*look)
-        except (ValueError, TypeError): continue # torn by a kill
+        except (ValueError, TypeError):
+            continue  # torn by a kill
     return seen
 
+
 def _seen_lines(looks):
-    return ''.join('\n'+json.dumps([p, k.signature, k.sha256, k.seconds]) for p,k in looks.items() if k.signature and k.sha256)
+    return "".join(
+        "\n" + json.dumps([p, k.signature, k.sha256, k.seconds]) for p, k in looks.items() if k.signature and k.sha256
+    )
+
 
 def _add_seen(folder, looks):
     try:
-        with open(folder/'.seen', 'a', encoding='utf-8') as f: f.write(_seen_lines(looks))
-    except OSError: pass # a full disk is met again where it matters
+        with open(folder / ".seen", "a", encoding="utf-8") as f:
+            f.write(_seen_lines(looks))
+    except OSError:
+        pass  # a full disk is met again where it matters
 
 # %% ../../nbs/data/06_store.ipynb #fe579abd
 @dataclass
 class _Job:
-    folder:Path; settings:StoreSettings; label:str; rows:list; looks:dict
-    check:bool=False # compare checksums before a shard that is there is kept
-    in_worker:bool=False
+    folder: Path
+    settings: StoreSettings
+    label: str
+    rows: list
+    looks: dict
+    check: bool = False  # compare checksums before a shard that is there is kept
+    in_worker: bool = False
 
-def _shard_name(job)->str:
-    text = json.dumps([job.settings.content, job.settings.longest_s, [[r[0], r[2], r[3], job.looks[r[1]].sha256] for r in job.rows]])
-    return f'{job.label}-{hashlib.sha256(text.encode()).hexdigest()[:16]}'
 
-def _digest(data)->str: return hashlib.sha256(data).hexdigest()[:16]
+def _shard_name(job) -> str:
+    text = json.dumps(
+        [job.settings.content, job.settings.longest_s, [[r[0], r[2], r[3], job.looks[r[1]].sha256] for r in job.rows]]
+    )
+    return f"{job.label}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
-def _shard_codes(folder, name, dtype)->np.ndarray: # (frames, values), mapped
+
+def _digest(data) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _shard_codes(folder, name, dtype) -> np.ndarray:  # (frames, values), mapped
     "Raises OSError or ValueError where the file is not what we would have written."
-    with open(folder/'shards'/f'{name}.npy', 'rb') as f: return map_codes(f, dtype)
+    with open(folder / "shards" / f"{name}.npy", "rb") as f:
+        return map_codes(f, dtype)
 
-def map_codes(f, dtype)->np.ndarray: # (frames, values), mapped
+
+def map_codes(f, dtype) -> np.ndarray:  # (frames, values), mapped
     "The array in an open shard; raises ValueError where it is not what we would have written."
     try:
-        if np.lib.format.read_magic(f)!=(1,0): raise ValueError
-        shape,fortran,found = np.lib.format.read_array_header_1_0(f)
-    except Exception: raise ValueError('its header is damaged') from None # NumPy reads it as Python, which has many errors
-    if found!=dtype or len(shape)!=2 or fortran or f.tell()+math.prod(shape)*found.itemsize!=os.fstat(f.fileno()).st_size:
-        raise ValueError('its header is damaged')
-    return np.memmap(f, found, 'r', f.tell(), shape).view(np.ndarray) if math.prod(shape) else np.zeros(shape, found)
+        if np.lib.format.read_magic(f) != (1, 0):
+            raise ValueError
+        shape, fortran, found = np.lib.format.read_array_header_1_0(f)
+    except Exception:
+        raise ValueError("its header is damaged") from None  # NumPy reads it as Python, which has many errors
+    if (
+        found != dtype
+        or len(shape) != 2
+        or fortran
+        or f.tell() + math.prod(shape) * found.itemsize != os.fstat(f.fileno()).st_size
+    ):
+        raise ValueError("its header is damaged")
+    return np.memmap(f, found, "r", f.tell(), shape).view(np.ndarray) if math.prod(shape) else np.zeros(shape, found)
 
-def _clip_codes(codes, r): return codes[r['offset']:r['offset']+r['frames']]
+
+def _clip_codes(codes, r):
+    return codes[r["offset"] : r["offset"] + r["frames"]]
 
 # %% ../../nbs/data/06_store.ipynb #163ceff2
 def _write_side(folder, name, side):
     text = json.dumps(side)
-    write_text(folder/'shards'/f'{name}.json', f'{_digest(text.encode())} {text}\n')
+    write_text(folder / "shards" / f"{name}.json", f"{_digest(text.encode())} {text}\n")
 
-def _read_side(folder, name)->dict|None:
+
+def _read_side(folder, name) -> dict | None:
     "What is known of a shard, or None where there is no whole shard."
     try:
-        digest,text = (folder/'shards'/f'{name}.json').read_text(encoding='utf-8').rstrip('\n').split(' ', 1)
-        if digest!=_digest(text.encode()): return None
+        digest, text = (folder / "shards" / f"{name}.json").read_text(encoding="utf-8").rstrip("\n").split(" ", 1)
+        if digest != _digest(text.encode()):
+            return None
         side = json.loads(text)
-        return side if _shard_size(folder, name)==side['bytes'] else None
-    except (OSError, ValueError): return None
+        return side if _shard_size(folder, name) == side["bytes"] else None
+    except (OSError, ValueError):
+        return None
 
-def _shard_size(folder, name)->int:
+
+def _shard_size(folder, name) -> int:
     "In bytes. A note `.<name>.away` stands for a shard that was checked and moved elsewhere (see `audiotag.data.remote`)."
-    file,note = folder/'shards'/f'{name}.npy', folder/'shards'/f'.{name}.away'
+    file, note = folder / "shards" / f"{name}.npy", folder / "shards" / f".{name}.away"
     return int(note.read_text()) if note.exists() and not file.exists() else file.stat().st_size
 
-def _damaged(job, name, side)->bool:
+
+def _damaged(job, name, side) -> bool:
     "Whether any clip of a shard has other bytes than were written."
-    try: codes = _shard_codes(job.folder, name, job.settings.dtype)
-    except (OSError, ValueError): return True
-    return any(_digest(_clip_codes(codes, r))!=r['checksum'] for r in side['rows'])
+    try:
+        codes = _shard_codes(job.folder, name, job.settings.dtype)
+    except (OSError, ValueError):
+        return True
+    return any(_digest(_clip_codes(codes, r)) != r["checksum"] for r in side["rows"])
 
 # %% ../../nbs/data/06_store.ipynb #3a095ef4
-def _old_clips(job)->dict: # {clip_id: (codes of the shard, entry)}
-    old,mine = {},job.label.replace('all', '')
-    for p in sorted((job.folder/'shards').glob('*.json')):
-        label = p.stem.split('-')[0].replace('all', '')
-        if not (label.startswith(mine) or mine.startswith(label)): continue
-        if (side := _read_side(job.folder, p.stem)) is None or side['content']!=job.settings.content: continue
-        try: codes = _shard_codes(job.folder, p.stem, job.settings.dtype)
-        except (OSError, ValueError): continue
-        old |= {r['clip_id']: (codes,r) for r in side['rows']}
+def _old_clips(job) -> dict:  # {clip_id: (codes of the shard, entry)}
+    old, mine = {}, job.label.replace("all", "")
+    for p in sorted((job.folder / "shards").glob("*.json")):
+        label = p.stem.split("-")[0].replace("all", "")
+        if not (label.startswith(mine) or mine.startswith(label)):
+            continue
+        if (side := _read_side(job.folder, p.stem)) is None or side["content"] != job.settings.content:
+            continue
+        try:
+            codes = _shard_codes(job.folder, p.stem, job.settings.dtype)
+        except (OSError, ValueError):
+            continue
+        old |= {r["clip_id"]: (codes, r) for r in side["rows"]}
     return old
+
 
 def _salvage(row, audio, old):
     "(codes, entry) of a clip that an older shard holds undamaged; else None."
-    codes,r = old.get(row[0], (None,None))
-    if r is None or (r['start_s'], r['end_s'], r['audio'])!=(row[2], row[3], audio): return None
+    codes, r = old.get(row[0], (None, None))
+    if r is None or (r["start_s"], r["end_s"], r["audio"]) != (row[2], row[3], audio):
+        return None
     codes = _clip_codes(codes, r)
-    return (codes,r) if _digest(codes)==r['checksum'] else None
+    return (codes, r) if _digest(codes) == r["checksum"] else None
 
 # %% ../../nbs/data/06_store.ipynb #229ba3a3
-def _features(job, row)->np.ndarray:
+def _features(job, row) -> np.ndarray:
     "What the front end makes of one clip; raises `AudiotagError` when it cannot be had."
-    _,path,start,end = row
-    if (seconds := _seconds(row, job.looks))>job.settings.longest_s:
-        raise AudiotagError(f'is {seconds:.0f} s long', fix=f'cut it by start_s and end_s, or give longest_s={seconds+1:.0f}', kind='too_long')
+    _, path, start, end = row
+    if (seconds := _seconds(row, job.looks)) > job.settings.longest_s:
+        raise AudiotagError(
+            f"is {seconds:.0f} s long",
+            fix=f"cut it by start_s and end_s, or give longest_s={seconds + 1:.0f}",
+            kind="too_long",
+        )
     try:
         path.encode()
         x = job.settings.front_end.from_file(path, start_s=start, end_s=end)
-    except UnicodeEncodeError: raise AudiotagError('has a name that is not UTF-8', fix='rename the file', kind='bad_name') from None
-    except (AudiotagError, MemoryError, ImportError): raise # the last two are no fault of the clip
-    except Exception as e: raise AudiotagError(f'{type(e).__name__}: {e}', kind='unexpected') from None
-    if not x.size: raise AudiotagError('gives no frames', kind='zero_frames')
-    if not np.isfinite(x).all(): raise AudiotagError('gives features that are no finite numbers', kind='non_finite')
+    except UnicodeEncodeError:
+        raise AudiotagError("has a name that is not UTF-8", fix="rename the file", kind="bad_name") from None
+    except (AudiotagError, MemoryError, ImportError):
+        raise  # the last two are no fault of the clip
+    except Exception as e:
+        raise AudiotagError(f"{type(e).__name__}: {e}", kind="unexpected") from None
+    if not x.size:
+        raise AudiotagError("gives no frames", kind="zero_frames")
+    if not np.isfinite(x).all():
+        raise AudiotagError("gives features that are no finite numbers", kind="non_finite")
     return x
 
 # %% ../../nbs/data/06_store.ipynb #8cf6fe72
 def _encoded(job, row, x):
     "(codes, entry) of the features of one clip."
-    try: codes,scale,zero = encode(x, job.settings.dtype)
-    except AudiotagError as e: raise AudiotagError(e.what, file=row[1], field=e.field, fix=e.fix) from None
-    level = dict(mean=x.mean(dtype=np.float64), std=x.std(dtype=np.float64), min=x.min(), max=x.max(),
-                 error=np.abs(decode(codes, scale, zero, x.shape[:-1])-x).max())
-    return codes, dict(lead=list(x.shape[:-1]), frames=len(codes), scale=scale, zero=zero, checksum=_digest(np.ascontiguousarray(codes)),
-                       **{k: float(np.float32(v)) for k,v in level.items()})
+    try:
+        codes, scale, zero = encode(x, job.settings.dtype)
+    except AudiotagError as e:
+        raise AudiotagError(e.what, file=row[1], field=e.field, fix=e.fix) from None
+    level = dict(
+        mean=x.mean(dtype=np.float64),
+        std=x.std(dtype=np.float64),
+        min=x.min(),
+        max=x.max(),
+        error=np.abs(decode(codes, scale, zero, x.shape[:-1]) - x).max(),
+    )
+    return codes, dict(
+        lead=list(x.shape[:-1]),
+        frames=len(codes),
+        scale=scale,
+        zero=zero,
+        checksum=_digest(np.ascontiguousarray(codes)),
+        **{k: float(np.float32(v)) for k, v in level.items()},
+    )
+
 
 def _clip(job, row, old):
     "(codes, entry) of one clip; the codes are None when it goes to the quarantine."
     where = dict(clip_id=row[0], start_s=row[2], end_s=row[3], audio=job.looks[row[1]].sha256)
-    if found := _salvage(row, where['audio'], old): return found
-    try: x = _features(job, row)
-    except AudiotagError as e: return None, dict(**where, kind=e.kind or 'error', what=f'{e.what}: {e.fix}' if e.fix else e.what)
-    except MemoryError: raise AudiotagError('does not fit into memory', file=row[1], fix='give a smaller longest_s') from None
-    except ImportError as e: raise missing_library(e) from None
-    codes,entry = _encoded(job, row, x)
+    if found := _salvage(row, where["audio"], old):
+        return found
+    try:
+        x = _features(job, row)
+    except AudiotagError as e:
+        return None, dict(**where, kind=e.kind or "error", what=f"{e.what}: {e.fix}" if e.fix else e.what)
+    except MemoryError:
+        raise AudiotagError("does not fit into memory", file=row[1], fix="give a smaller longest_s") from None
+    except ImportError as e:
+        raise missing_library(e) from None
+    codes, entry = _encoded(job, row, x)
     return codes, {**where, **entry}
 
 # %% ../../nbs/data/06_store.ipynb #25d9347d
 @contextmanager
 def _noted(job):
     "Give a function to call with each path; the note goes away with the block, but not with the process."
-    note = job.folder/'shards'/f'.reading-{os.getpid()}.part'
-    try: yield (lambda path: note.write_bytes(os.fsencode(path))) if job.in_worker else lambda path: None
-    finally: note.unlink(missing_ok=True)
+    note = job.folder / "shards" / f".reading-{os.getpid()}.part"
+    try:
+        yield (lambda path: note.write_bytes(os.fsencode(path))) if job.in_worker else lambda path: None
+    finally:
+        note.unlink(missing_ok=True)
 
 # %% ../../nbs/data/06_store.ipynb #9fde5154
-_PASSING = 'missing','no_permission','io_error' # faults that lie in the moment, and not in the bytes of the file
+_PASSING = "missing", "no_permission", "io_error"  # faults that lie in the moment, and not in the bytes of the file
 
-def _write_shard(job, name)->dict: # what is known of it
+
+def _write_shard(job, name) -> dict:  # what is known of it
     "Write the shard, and then the JSON beside it, each atomically."
-    old,rows,bad,offset,width = _old_clips(job),[],[],0,0
+    old, rows, bad, offset, width = _old_clips(job), [], [], 0, 0
     dtype = np.dtype(job.settings.dtype).str
-    def header(f): np.lib.format.write_array_header_1_0(f, dict(descr=dtype, fortran_order=False, shape=(offset,width)))
-    with atomic_path(job.folder/'shards'/f'{name}.npy') as part, _noted(job) as note, open(part, 'wb') as f:
+
+    def header(f):
+        np.lib.format.write_array_header_1_0(f, dict(descr=dtype, fortran_order=False, shape=(offset, width)))
+
+    with atomic_path(job.folder / "shards" / f"{name}.npy") as part, _noted(job) as note, open(part, "wb") as f:
         header(f)
         for row in job.rows:
             note(row[1])
-            codes,entry = _clip(job, row, old)
-            if codes is None: bad.append(entry); continue
-            rows.append(entry|dict(offset=offset))
-            offset,width = offset+len(codes),codes.shape[1]
+            codes, entry = _clip(job, row, old)
+            if codes is None:
+                bad.append(entry)
+                continue
+            rows.append(entry | dict(offset=offset))
+            offset, width = offset + len(codes), codes.shape[1]
             f.write(np.ascontiguousarray(codes))
         size = f.tell()
-        f.seek(0); header(f) # NumPy leaves room in it for a larger number of frames
-    again = any(q['kind'] in _PASSING and not q['audio'].startswith('!') for q in bad)
+        f.seek(0)
+        header(f)  # NumPy leaves room in it for a larger number of frames
+    again = any(q["kind"] in _PASSING and not q["audio"].startswith("!") for q in bad)
     side = dict(content=job.settings.content, bytes=size, again=again, rows=rows, quarantine=bad)
     _write_side(job.folder, name, side)
     return side
@@ -316,10 +464,11 @@ def _write_shard(job, name)->dict: # what is known of it
 # %% ../../nbs/data/06_store.ipynb #05011ced
 def _do(job):
     "Make one shard, unless it is there: (label, name, what is known of it, what was seen of its files)."
-    looks = job.looks = {path: _hashed(path, look) for path,look in job.looks.items()}
+    looks = job.looks = {path: _hashed(path, look) for path, look in job.looks.items()}
     name = _shard_name(job)
     side = _read_side(job.folder, name)
-    if side is None or side['again'] or (job.check and _damaged(job, name, side)): side = _write_shard(job, name)
+    if side is None or side["again"] or (job.check and _damaged(job, name, side)):
+        side = _write_shard(job, name)
     return job.label, name, side, looks
 
 # %% ../../nbs/data/06_store.ipynb #c324a610
@@ -327,151 +476,239 @@ def _do(job):
 def _one_thread():
     "One torch thread in this process, as in the workers."
     import torch
+
     n = torch.get_num_threads()
     torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n)
 
-def _start_worker(parent:int):
+
+def _start_worker(parent: int):
     "One torch thread, and one that ends this worker soon after its parent was killed."
+
     def watch():
-        while os.getppid()==parent: time.sleep(.3)
+        while os.getppid() == parent:
+            time.sleep(0.3)
         os._exit(1)
+
     threading.Thread(target=watch, daemon=True).start()
     import torch
+
     torch.set_num_threads(1)
 
 # %% ../../nbs/data/06_store.ipynb #a407eff7
 def _do_elsewhere(job):
     "`_do` where the folders may be missing."
-    seen = (os.path.dirname(path) for path,look in job.looks.items() if look.signature)
-    for folder in sorted({str(job.folder/'shards'), *seen}):
-        if not os.path.isdir(folder): raise AudiotagError(f'is not on {socket.gethostname()}', file=folder, fix='put recordings and store where all machines find them by the same path')
+    seen = (os.path.dirname(path) for path, look in job.looks.items() if look.signature)
+    for folder in sorted({str(job.folder / "shards"), *seen}):
+        if not os.path.isdir(folder):
+            raise AudiotagError(
+                f"is not on {socket.gethostname()}",
+                file=folder,
+                fix="put recordings and store where all machines find them by the same path",
+            )
     return _do(job)
+
 
 def _run(jobs, workers, folder, engine=None):
     "Yield what `_do` gives, in any order."
-    if engine: yield from engine.map(_do_elsewhere, jobs, label='shard'); return
-    if workers==1:
-        with _one_thread(): yield from map(_do, jobs)
+    if engine:
+        yield from engine.map(_do_elsewhere, jobs, label="shard")
+        return
+    if workers == 1:
+        with _one_thread():
+            yield from map(_do, jobs)
         return
     from joblib.externals.loky import ProcessPoolExecutor, wait
-    pool = ProcessPoolExecutor(workers, env={f'{k}_NUM_THREADS': '1' for k in ('OMP','MKL','OPENBLAS')},
-                               initializer=_start_worker, initargs=(os.getpid(),))
+
+    pool = ProcessPoolExecutor(
+        workers,
+        env={f"{k}_NUM_THREADS": "1" for k in ("OMP", "MKL", "OPENBLAS")},
+        initializer=_start_worker,
+        initargs=(os.getpid(),),
+    )
     waiting = set()
     try:
         for job in jobs:
             waiting.add(pool.submit(_do, job))
-            if len(waiting)<2*workers: continue
-            done,waiting = wait(waiting, return_when='FIRST_COMPLETED')
+            if len(waiting) < 2 * workers:
+                continue
+            done, waiting = wait(waiting, return_when="FIRST_COMPLETED")
             yield from (o.result() for o in done)
         yield from (o.result() for o in waiting)
     except BrokenProcessPool as e:
-        read = [os.fsdecode(p.read_bytes()) for p in (folder/'shards').glob('.reading-*')]
-        raise AudiotagError(f"a worker process died while it read {' or '.join(read) or 'a clip'} ({type(e).__name__})",
-                            fix='make the same call again; with fewer workers if memory was short, without that clip if not') from None
-    finally: pool.shutdown(kill_workers=True)
+        read = [os.fsdecode(p.read_bytes()) for p in (folder / "shards").glob(".reading-*")]
+        raise AudiotagError(
+            f"a worker process died while it read {' or '.join(read) or 'a clip'} ({type(e).__name__})",
+            fix="make the same call again; with fewer workers if memory was short, without that clip if not",
+        ) from None
+    finally:
+        pool.shutdown(kill_workers=True)
 
 # %% ../../nbs/data/06_store.ipynb #3a372431
-COLUMNS = dict(clip_id=str, shard=str, offset=int, frames=int, channels=int, bands=int, mean=float, std=float, min=float, max=float,
-    error=float, scale=float, zero=float, checksum=str, audio=str, path=str, start_s=float, end_s=float, kind=str, what=str)
+COLUMNS = dict(
+    clip_id=str,
+    shard=str,
+    offset=int,
+    frames=int,
+    channels=int,
+    bands=int,
+    mean=float,
+    std=float,
+    min=float,
+    max=float,
+    error=float,
+    scale=float,
+    zero=float,
+    checksum=str,
+    audio=str,
+    path=str,
+    start_s=float,
+    end_s=float,
+    kind=str,
+    what=str,
+)
+
 
 def _index_rows(plan, done):
     "Yield one dict a clip."
-    for label,rows in plan.items():
-        name,side = done[label]
-        path = {r[0]: r[1].encode('utf-8', 'backslashreplace').decode() for r in rows}
-        for r in side['rows']+side['quarantine']:
-            lead = r.get('lead')
+    for label, rows in plan.items():
+        name, side = done[label]
+        path = {r[0]: r[1].encode("utf-8", "backslashreplace").decode() for r in rows}
+        for r in side["rows"] + side["quarantine"]:
+            lead = r.get("lead")
             shape = dict(channels=math.prod(lead[:-1]), bands=lead[-1], shard=name) if lead else {}
-            yield {**r, **shape, 'path': path[r['clip_id']]}
+            yield {**r, **shape, "path": path[r["clip_id"]]}
 
-def _parquet(settings, rows)->bytes:
+
+def _parquet(settings, rows) -> bytes:
     import pyarrow as pa, pyarrow.parquet as pq
+
     types = {str: pa.string(), int: pa.int64(), float: pa.float64()}
-    table = pa.table({k: pa.array([r.get(k) for r in rows], types[t]) for k,t in COLUMNS.items()})
+    table = pa.table({k: pa.array([r.get(k) for r in rows], types[t]) for k, t in COLUMNS.items()})
     out = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({'audiotag': json.dumps(settings.to_dict())}), out)
+    pq.write_table(table.replace_schema_metadata({"audiotag": json.dumps(settings.to_dict())}), out)
     return out.getvalue().to_pybytes()
 
 # %% ../../nbs/data/06_store.ipynb #bf1e3522
 def _write_index(folder, data):
-    file,sums = folder/'index.parquet', folder/'index.sha256'
-    if file.exists() and file.read_bytes()==data and sums.exists() and sums.read_text()==_sum_line(data): return
-    write_text(sums, _sum_line(data)+(_sum_line(file.read_bytes()) if file.exists() else ''))
+    file, sums = folder / "index.parquet", folder / "index.sha256"
+    if file.exists() and file.read_bytes() == data and sums.exists() and sums.read_text() == _sum_line(data):
+        return
+    write_text(sums, _sum_line(data) + (_sum_line(file.read_bytes()) if file.exists() else ""))
     write_bytes(file, data)
     write_text(sums, _sum_line(data))
 
-def _sum_line(data): return f'{hashlib.sha256(data).hexdigest()}  index.parquet\n'
+
+def _sum_line(data):
+    return f"{hashlib.sha256(data).hexdigest()}  index.parquet\n"
 
 # %% ../../nbs/data/06_store.ipynb #1806599d
 def _publish(folder, settings, plan, done):
-    rows = sorted(_index_rows(plan, done), key=lambda r: r['clip_id'])
-    bad = [r for r in rows if 'kind' in r]
-    shapes = {(r['channels'], r['bands']): r for r in rows if 'kind' not in r}
-    if len(shapes)>1:
-        (a,r),(b,s) = list(shapes.items())[:2]
-        raise AudiotagError(f"the front end gives {a} channels and bands for {r['path']}, and {b} for {s['path']}", file=folder, fix='correct the front end')
-    write_quarantine(folder/'quarantine.csv', [{k: r[k] for k in ('clip_id','path','kind','what')} for r in bad])
+    rows = sorted(_index_rows(plan, done), key=lambda r: r["clip_id"])
+    bad = [r for r in rows if "kind" in r]
+    shapes = {(r["channels"], r["bands"]): r for r in rows if "kind" not in r}
+    if len(shapes) > 1:
+        (a, r), (b, s) = list(shapes.items())[:2]
+        raise AudiotagError(
+            f"the front end gives {a} channels and bands for {r['path']}, and {b} for {s['path']}",
+            file=folder,
+            fix="correct the front end",
+        )
+    write_quarantine(folder / "quarantine.csv", [{k: r[k] for k in ("clip_id", "path", "kind", "what")} for r in bad])
     _write_index(folder, _parquet(settings, rows))
-    keep = {name for name,_ in done.values()}
-    for p in (folder/'shards').iterdir():
-        if p.suffix=='.part' or p.name.strip('.').split('.')[0] not in keep: p.unlink() # a worker that was lost leaves a part
-    for p in folder.glob('.lookup-*'): shutil.rmtree(p, ignore_errors=True)
-    if bad: say(f"{len(bad)} of {len(rows)} clips could not be read, see {folder/'quarantine.csv'}; the first: {bad[0]['path']}: {bad[0]['what']}")
+    keep = {name for name, _ in done.values()}
+    for p in (folder / "shards").iterdir():
+        # a worker that was lost leaves a part
+        if p.suffix == ".part" or p.name.strip(".").split(".")[0] not in keep:
+            p.unlink()
+    for p in folder.glob(".lookup-*"):
+        shutil.rmtree(p, ignore_errors=True)
+    if bad:
+        say(
+            f"{len(bad)} of {len(rows)} clips could not be read, see {folder / 'quarantine.csv'}; the first: {bad[0]['path']}: {bad[0]['what']}"
+        )
 
 # %% ../../nbs/data/06_store.ipynb #62f28ff1
 def _build(folder, rows, settings, workers, check=False, engine=None):
     "Make all shards that are not there, and publish the index."
-    (folder/'shards').mkdir(exist_ok=True)
-    for p in [*folder.glob('.*.part'), *(folder/'shards').glob('.*.part')]: p.unlink(missing_ok=True)
-    seen,paths = _read_seen(folder), sorted({r[1] for r in rows})
+    (folder / "shards").mkdir(exist_ok=True)
+    for p in [*folder.glob(".*.part"), *(folder / "shards").glob(".*.part")]:
+        p.unlink(missing_ok=True)
+    seen, paths = _read_seen(folder), sorted({r[1] for r in rows})
     with ThreadPoolExecutor(8) as pool:
-        found = progress(pool.map(lambda p: _declared(p, seen.get(p)), paths), label='looking at files', unit='files', total=len(paths))
+        found = progress(
+            pool.map(lambda p: _declared(p, seen.get(p)), paths),
+            label="looking at files",
+            unit="files",
+            total=len(paths),
+        )
         looks = dict(zip(paths, found))
-    plan,done = _plan(rows, settings, looks), {}
-    jobs = (_Job(folder, settings, label, rs, {r[1]: looks[r[1]] for r in rs}, check, workers>1 or engine is not None) for label,rs in plan.items())
+    plan, done = _plan(rows, settings, looks), {}
+    jobs = (
+        _Job(folder, settings, label, rs, {r[1]: looks[r[1]] for r in rs}, check, workers > 1 or engine is not None)
+        for label, rs in plan.items()
+    )
+
     def clips():
-        for label,name,side,seen_now in _run(jobs, workers, folder, engine):
-            done[label] = name,side
+        for label, name, side, seen_now in _run(jobs, workers, folder, engine):
+            done[label] = name, side
             looks.update(seen_now)
             _add_seen(folder, seen_now)
             yield from plan[label]
-    for _ in progress(clips(), label=f'building {folder.name}', total=len(rows)): pass
+
+    for _ in progress(clips(), label=f"building {folder.name}", total=len(rows)):
+        pass
     _publish(folder, settings, plan, done)
-    try: write_text(folder/'.seen', _seen_lines(looks))
-    except AudiotagError: pass # the store itself is complete
+    try:
+        write_text(folder / ".seen", _seen_lines(looks))
+    except AudiotagError:
+        pass  # the store itself is complete
 
 # %% ../../nbs/data/06_store.ipynb #fce73ee5
 @contextmanager
 def _at_work(folder):
     "Hold the folder; what the operating system refuses becomes one sentence."
     try:
-        with locked(folder): yield
+        with locked(folder):
+            yield
     except OSError as e:
         full = e.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise AudiotagError(f'cannot write ({e.strerror or e})', file=e.filename or folder,
-                            fix='free some space and make the same call again' if full else 'nothing that was finished is lost') from e
+        raise AudiotagError(
+            f"cannot write ({e.strerror or e})",
+            file=e.filename or folder,
+            fix="free some space and make the same call again" if full else "nothing that was finished is lost",
+        ) from e
 
 # %% ../../nbs/data/06_store.ipynb #ad5514e0
 def build_store(
-    clips:pd.DataFrame, # clip_id, path, and where there are such columns start_s, end_s (seconds, NaN is the whole file)
-    front_end:FrontEnd, # what the network hears
-    folder, # the store; made if missing, else brought up to date
+    # clip_id, path, and where there are such columns start_s, end_s (seconds, NaN is the whole file)
+    clips: pd.DataFrame,
+    front_end: FrontEnd,  # what the network hears
+    folder,  # the store; made if missing, else brought up to date
     *,
-    workers:int=1, # processes
-    dtype:str|None=None, # float16, float32, uint8 or int16 on disk; None is what the store was begun with, else int16 for a `Waveform` and float16
-    shard_mb:float=64, # no shard is meant to be larger (10**6 bytes)
-    longest_s:float=3600, # seconds; longer clips go to the quarantine
-    rebuild:bool=False, # take the place of a store with another front end or number format
-    engine=None, # of `audiotag.train.engine`: where shards are made, in place of `workers`
-)->'FeatureStore':
+    workers: int = 1,  # processes
+    # float16, float32, uint8 or int16 on disk; None is what the store was begun with, else int16 for a `Waveform` and
+    # float16
+    dtype: str | None = None,
+    shard_mb: float = 64,  # no shard is meant to be larger (10**6 bytes)
+    longest_s: float = 3600,  # seconds; longer clips go to the quarantine
+    rebuild: bool = False,  # take the place of a store with another front end or number format
+    engine=None,  # of `audiotag.train.engine`: where shards are made, in place of `workers`
+) -> "FeatureStore":
     "Make a store of exactly these clips; killed at any point, the same call goes on. Raises `AudiotagError`."
-    dtype = dtype or (None if rebuild else _begun_dtype(folder)) or ('int16' if isinstance(front_end, Waveform) else 'float16')
+    dtype = (
+        dtype
+        or (None if rebuild else _begun_dtype(folder))
+        or ("int16" if isinstance(front_end, Waveform) else "float16")
+    )
     settings = StoreSettings(front_end=front_end, dtype=dtype, shard_mb=shard_mb, longest_s=longest_s)
     rows = _clip_rows(clips)
-    if workers<1: raise AudiotagError(f'{workers} workers cannot work', field='workers', fix='give 1 or more')
-    folder = claim_folder(folder, 'store').absolute()
+    if workers < 1:
+        raise AudiotagError(f"{workers} workers cannot work", field="workers", fix="give 1 or more")
+    folder = claim_folder(folder, "store").absolute()
     with _at_work(folder):
         _check_settings(folder, settings, rebuild)
         _build(folder, rows, settings, workers, engine=engine)
@@ -480,300 +717,431 @@ def build_store(
 # %% ../../nbs/data/06_store.ipynb #d98858c6
 def _check_settings(folder, settings, rebuild):
     "Compare with what the folder was begun with, and write down what it is now made with."
-    file = folder/'store.json'
+    file = folder / "store.json"
     if file.exists() and not rebuild:
         found = config_from_dict(read_json(file), where=str(file))
-        require_same(found.replace(shard_mb=settings.shard_mb, longest_s=settings.longest_s), settings, where=str(file),
-                     fix='name another folder, or replace this store by rebuild=True (--rebuild)')
+        require_same(
+            found.replace(shard_mb=settings.shard_mb, longest_s=settings.longest_s),
+            settings,
+            where=str(file),
+            fix="name another folder, or replace this store by rebuild=True (--rebuild)",
+        )
     write_json(file, settings.to_dict())
 
-def _begun_dtype(folder)->str|None:
+
+def _begun_dtype(folder) -> str | None:
     "The number format of a store that is there; None where none is, or where its settings cannot be read."
-    try: return read_json(Path(folder)/'store.json').get('dtype')
-    except (AudiotagError, AttributeError): return None
+    try:
+        return read_json(Path(folder) / "store.json").get("dtype")
+    except (AudiotagError, AttributeError):
+        return None
 
 # %% ../../nbs/data/06_store.ipynb #7c5520ac
 class FeatureStore:
     "A finished store: `store[clip_id]` is float32 (bands, frames), `store.crop` a piece of it. Raises `AudiotagError`."
-    def __init__(self,
-        folder, # as `build_store` made it
+
+    def __init__(
+        self,
+        folder,  # as `build_store` made it
         *,
-        open_shards:int=256, # how many shards are kept mapped
+        open_shards: int = 256,  # how many shards are kept mapped
     ):
-        self.folder,self.open_shards,self._maps,self._pages = Path(folder).absolute(),open_shards,{},Pages()
-        self._index,sha256 = _map_index(self.folder)
+        self.folder, self.open_shards, self._maps, self._pages = Path(folder).absolute(), open_shards, {}, Pages()
+        self._index, sha256 = _map_index(self.folder)
         index = _parquet_file(self._index)
-        self.settings = config_from_dict(json.loads(index.schema_arrow.metadata[b'audiotag']), where=str(self.folder/'index.parquet'))
+        self.settings = config_from_dict(
+            json.loads(index.schema_arrow.metadata[b"audiotag"]), where=str(self.folder / "index.parquet")
+        )
         self.front_end = self.settings.front_end
-        self.clips = _lookup(self.folder/f'.lookup-{sha256[:16]}', index)
+        self.clips = _lookup(self.folder / f".lookup-{sha256[:16]}", index)
         give_back(self._index)
 
     @cached_property
-    def index(self)->pd.DataFrame: return _frame(self._index, True, [k for k in COLUMNS if k not in ('kind','what')])
+    def index(self) -> pd.DataFrame:
+        return _frame(self._index, True, [k for k in COLUMNS if k not in ("kind", "what")])
 
     @cached_property
-    def quarantine(self)->pd.DataFrame: return _frame(self._index, False, ['clip_id','path','kind','what','start_s','end_s'])
+    def quarantine(self) -> pd.DataFrame:
+        return _frame(self._index, False, ["clip_id", "path", "kind", "what", "start_s", "end_s"])
 
-    def __len__(self): return len(self.clips)
-    def __contains__(self, clip_id): return self.clips.find(clip_id)>=0
-    def __iter__(self): return iter(self.clips)
-    def __repr__(self): return f'FeatureStore({str(self.folder)!r}): {len(self)} clips'
-    def __reduce__(self): return partial(type(self), open_shards=self.open_shards), (self.folder,)
+    def __len__(self):
+        return len(self.clips)
+
+    def __contains__(self, clip_id):
+        return self.clips.find(clip_id) >= 0
+
+    def __iter__(self):
+        return iter(self.clips)
+
+    def __repr__(self):
+        return f"FeatureStore({str(self.folder)!r}): {len(self)} clips"
+
+    def __reduce__(self):
+        return partial(type(self), open_shards=self.open_shards), (self.folder,)
 
 # %% ../../nbs/data/06_store.ipynb #250f4808
-def _map_index(folder)->tuple: # index.parquet, mapped; its SHA-256
-    if folder_kind(folder)!='store': raise AudiotagError('is no feature store', file=folder, fix='make one with `audiotag features`, or build_store')
-    file,sums = folder/'index.parquet', folder/'index.sha256'
+def _map_index(folder) -> tuple:  # index.parquet, mapped; its SHA-256
+    if folder_kind(folder) != "store":
+        raise AudiotagError("is no feature store", file=folder, fix="make one with `audiotag features`, or build_store")
+    file, sums = folder / "index.parquet", folder / "index.sha256"
     try:
-        with open(file, 'rb') as f: data = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ) if os.fstat(f.fileno()).st_size else b''
-        said = sums.read_text(errors='replace')
+        with open(file, "rb") as f:
+            data = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ) if os.fstat(f.fileno()).st_size else b""
+        said = sums.read_text(errors="replace")
     except FileNotFoundError:
-        raise AudiotagError('the store is not finished', file=folder, fix='make the call again that builds it') from None
-    except OSError as e: raise AudiotagError(f'cannot be read ({e.strerror})', file=file) from None
+        raise AudiotagError(
+            "the store is not finished", file=folder, fix="make the call again that builds it"
+        ) from None
+    except OSError as e:
+        raise AudiotagError(f"cannot be read ({e.strerror})", file=file) from None
     if (line := _sum_line(data)) not in said:
-        raise AudiotagError('is damaged, its SHA-256 is not the one in index.sha256', file=file, fix='make the call again that builds the store')
+        raise AudiotagError(
+            "is damaged, its SHA-256 is not the one in index.sha256",
+            file=file,
+            fix="make the call again that builds the store",
+        )
     return data, line.split()[0]
+
 
 def _parquet_file(data):
     import pyarrow as pa, pyarrow.parquet as pq
+
     return pq.ParquetFile(pa.BufferReader(pa.py_buffer(data)), pre_buffer=False)
+
 
 def _frame(data, good, columns):
     "The rows of clips that could (`good`) or could not be read."
-    table = _parquet_file(data).read([*columns, *({'kind'}-set(columns))], use_threads=False) # threads of pyarrow 26 may abort the process at its exit
-    return table.filter(table['kind'].is_null() if good else table['kind'].is_valid()).select(columns).to_pandas(ignore_metadata=True, use_threads=False)
+    # threads of pyarrow 26 may abort the process at its exit
+    table = _parquet_file(data).read([*columns, *({"kind"} - set(columns))], use_threads=False)
+    return (
+        table.filter(table["kind"].is_null() if good else table["kind"].is_valid())
+        .select(columns)
+        .to_pandas(ignore_metadata=True, use_threads=False)
+    )
 
 # %% ../../nbs/data/06_store.ipynb #a40fed0b
-LARGE = 50_000 # clips; the lookup of more than these is mapped
+LARGE = 50_000  # clips; the lookup of more than these is mapped
+
 
 def _pieces(index, about):
     "Yield names and records of the clips that could be read; fill `about` on the way."
-    number,end = {},0
-    for batch in index.iter_batches(2**16, columns=[*_LOOKED_UP, 'kind'], use_threads=False):
-        good = batch.filter(batch['kind'].is_null())
-        if not len(good): continue
-        shards = good['shard'].dictionary_encode()
-        for name in shards.dictionary.to_pylist(): number.setdefault(name, len(number))
+    number, end = {}, 0
+    for batch in index.iter_batches(2**16, columns=[*_LOOKED_UP, "kind"], use_threads=False):
+        good = batch.filter(batch["kind"].is_null())
+        if not len(good):
+            continue
+        shards = good["shard"].dictionary_encode()
+        for name in shards.dictionary.to_pylist():
+            number.setdefault(name, len(number))
         at = np.array([number[o] for o in shards.dictionary.to_pylist()])[shards.indices.to_numpy()]
-        names,records = records_of(good['clip_id'].to_pylist(), {**{k: good[k].to_numpy() for k in ('offset','frames','scale','zero')}, 'shard': at, 'checksum': good['checksum'].to_pylist()}, end=end)
+        names, records = records_of(
+            good["clip_id"].to_pylist(),
+            {
+                **{k: good[k].to_numpy() for k in ("offset", "frames", "scale", "zero")},
+                "shard": at,
+                "checksum": good["checksum"].to_pylist(),
+            },
+            end=end,
+        )
         end += len(names)
-        about.update(shards=list(number), **{k: good[k][0].as_py() for k in ('channels','bands')})
+        about.update(shards=list(number), **{k: good[k][0].as_py() for k in ("channels", "bands")})
         yield names, records
 
-_LOOKED_UP = 'clip_id','shard','offset','frames','scale','zero','channels','bands','checksum'
 
-def _lookup(file, index)->Lookup:
-    about = {'shards': [], 'channels': 1, 'bands': 1}
-    if index.metadata.num_rows<=LARGE: return make_lookup(_pieces(index, about), about)
+_LOOKED_UP = "clip_id", "shard", "offset", "frames", "scale", "zero", "channels", "bands", "checksum"
+
+
+def _lookup(file, index) -> Lookup:
+    about = {"shards": [], "channels": 1, "bands": 1}
+    if index.metadata.num_rows <= LARGE:
+        return make_lookup(_pieces(index, about), about)
     for make in (lambda: None, lambda: write_lookup(file, _pieces(index, about), about)):
-        try: make(); return read_lookup(file)
-        except AudiotagError: continue
+        try:
+            make()
+            return read_lookup(file)
+        except AudiotagError:
+            continue
     return make_lookup(_pieces(index, about), about)
 
 # %% ../../nbs/data/06_store.ipynb #5dbde947
 @patch
-def row(self:FeatureStore, clip_id:str)->int:
+def row(self: FeatureStore, clip_id: str) -> int:
     "The number of a clip in `store.clips`; all that takes a clip_id takes this number as well, and is faster by the search."
-    if (row := self.clips.find(clip_id))>=0: return row
-    q = self.quarantine[self.quarantine.clip_id==clip_id]
-    if len(q): raise AudiotagError(f'clip {clip_id!r} is in quarantine: {q.what.iloc[0]}', file=q.path.iloc[0], kind=q.kind.iloc[0])
-    raise AudiotagError(f'there is no clip {clip_id!r}', file=self.folder, fix='build the store with a clip table that has it')
+    if (row := self.clips.find(clip_id)) >= 0:
+        return row
+    q = self.quarantine[self.quarantine.clip_id == clip_id]
+    if len(q):
+        raise AudiotagError(
+            f"clip {clip_id!r} is in quarantine: {q.what.iloc[0]}", file=q.path.iloc[0], kind=q.kind.iloc[0]
+        )
+    raise AudiotagError(
+        f"there is no clip {clip_id!r}", file=self.folder, fix="build the store with a clip table that has it"
+    )
+
 
 @patch
-def _entry(self:FeatureStore, clip)->tuple: # name of the shard, record
-    r = self.clips.record(clip if isinstance(clip, (int,np.integer)) else self.row(clip))
-    return self.clips.about['shards'][r['shard']], r
+def _entry(self: FeatureStore, clip) -> tuple:  # name of the shard, record
+    r = self.clips.record(clip if isinstance(clip, (int, np.integer)) else self.row(clip))
+    return self.clips.about["shards"][r["shard"]], r
 
 # %% ../../nbs/data/06_store.ipynb #84835d76
 @patch
-def _open_shard(self:FeatureStore, name)->np.ndarray:
-    try: return _shard_codes(self.folder, name, self.settings.dtype)
+def _open_shard(self: FeatureStore, name) -> np.ndarray:
+    try:
+        return _shard_codes(self.folder, name, self.settings.dtype)
     except (OSError, ValueError) as e:
-        raise AudiotagError(f"cannot be read ({getattr(e, 'strerror', None) or e})", file=self.folder/'shards'/f'{name}.npy',
-                            fix='open the store again if it was built again meanwhile, else repair it') from None
+        raise AudiotagError(
+            f"cannot be read ({getattr(e, 'strerror', None) or e})",
+            file=self.folder / "shards" / f"{name}.npy",
+            fix="open the store again if it was built again meanwhile, else repair it",
+        ) from None
+
 
 @patch
-def _codes(self:FeatureStore, name, r):
+def _codes(self: FeatureStore, name, r):
     if (shard := self._maps.get(name)) is None:
         read_at_random(shard := self._open_shard(name))
-        while len(self._maps)>=self.open_shards: self._maps.pop(next(iter(list(self._maps))), None)
+        while len(self._maps) >= self.open_shards:
+            self._maps.pop(next(iter(list(self._maps))), None)
         self._maps[name] = shard
     return _clip_codes(shard, r)
 
+
 @patch
-def codes(self:FeatureStore, clip_id:str)->np.ndarray: # (frames, values), mapped and not read
+def codes(self: FeatureStore, clip_id: str) -> np.ndarray:  # (frames, values), mapped and not read
     "A clip as it lies on the disk."
     return self._codes(*self._entry(clip_id))
 
+
 @patch
-def _decoded(self:FeatureStore, r, codes):
-    channels,bands = (self.clips.about[k] for k in ('channels','bands'))
+def _decoded(self: FeatureStore, r, codes):
+    channels, bands = (self.clips.about[k] for k in ("channels", "bands"))
     soon(codes)
-    x = decode(codes, float(r['scale']), float(r['zero']), (bands,) if channels==1 else (channels,bands))
+    x = decode(codes, float(r["scale"]), float(r["zero"]), (bands,) if channels == 1 else (channels, bands))
     self._pages.looked_at(codes.nbytes, self._maps.values())
     return x
 
 # %% ../../nbs/data/06_store.ipynb #0aa576ab
 @patch
-def n_frames(self:FeatureStore, clip_id:str)->int:
+def n_frames(self: FeatureStore, clip_id: str) -> int:
     "How many frames a clip has."
-    return int(self._entry(clip_id)[1]['frames'])
+    return int(self._entry(clip_id)[1]["frames"])
+
 
 @patch
-def __getitem__(self:FeatureStore, clip_id:str)->np.ndarray: # float32 (bands, frames), or (channels, bands, frames)
+# float32 (bands, frames), or (channels, bands, frames)
+def __getitem__(self: FeatureStore, clip_id: str) -> np.ndarray:
     "A whole clip."
-    name,r = self._entry(clip_id)
+    name, r = self._entry(clip_id)
     return self._decoded(r, self._codes(name, r))
 
+
 @patch
-def crop(self:FeatureStore,
-    clip_id:str,
-    start:int, # the first frame
-    n:int, # frames wanted
+def crop(
+    self: FeatureStore,
+    clip_id: str,
+    start: int,  # the first frame
+    n: int,  # frames wanted
     *,
-    left:int|None=None, # how many of the frames that a short clip lacks come before it
-)->np.ndarray: # float32 (bands, n), or (channels, bands, n)
+    left: int | None = None,  # how many of the frames that a short clip lacks come before it
+) -> np.ndarray:  # float32 (bands, n), or (channels, bands, n)
     "Frames `start` to `start+n`; a clip of fewer than `n` frames is padded: all as `crop_frames` does it."
-    name,r = self._entry(clip_id)
+    name, r = self._entry(clip_id)
     codes = self._codes(name, r)
-    if len(codes)<n: return crop_frames(self._decoded(r, codes), start, n, fill=self.front_end.fill, left=left)
+    if len(codes) < n:
+        return crop_frames(self._decoded(r, codes), start, n, fill=self.front_end.fill, left=left)
     return self._decoded(r, crop_frames(codes.T, start, n).T)
 
 # %% ../../nbs/data/06_store.ipynb #27026dfc
 @patch(as_prop=True)
-def frame_rate(self:FeatureStore)->float: # frames per second
+def frame_rate(self: FeatureStore) -> float:  # frames per second
     "Raises `AudiotagError` where the frames of the front end are not steps in time."
-    if not (hop := 1 if isinstance(self.front_end, Waveform) else getattr(self.front_end, 'hop_length', None)):
-        raise AudiotagError(f'frames of {type(self.front_end).__name__} have no place in time', fix='count in frames, by `crop`')
-    return self.front_end.sample_rate/hop
+    if not (hop := 1 if isinstance(self.front_end, Waveform) else getattr(self.front_end, "hop_length", None)):
+        raise AudiotagError(
+            f"frames of {type(self.front_end).__name__} have no place in time", fix="count in frames, by `crop`"
+        )
+    return self.front_end.sample_rate / hop
+
 
 @patch
-def seconds(self:FeatureStore, clip_id:str)->float:
+def seconds(self: FeatureStore, clip_id: str) -> float:
     "How long a clip is, after trimming."
-    return self.n_frames(clip_id)/self.frame_rate
+    return self.n_frames(clip_id) / self.frame_rate
+
 
 @patch
-def crop_seconds(self:FeatureStore,
-    clip_id:str,
-    start_s:float, # seconds from the start of the clip
-    length_s:float, # seconds wanted
-)->np.ndarray: # float32 (bands, n) with n = round(length_s*frame_rate)
+def crop_seconds(
+    self: FeatureStore,
+    clip_id: str,
+    start_s: float,  # seconds from the start of the clip
+    length_s: float,  # seconds wanted
+) -> np.ndarray:  # float32 (bands, n) with n = round(length_s*frame_rate)
     "`crop`, counted in seconds; a crop that ends a frame late because of rounding is moved to the clip's end."
-    n = max(1, round(length_s*self.frame_rate))
-    start,last = round(start_s*self.frame_rate), max(0, self.n_frames(clip_id)-n)
-    return self.crop(clip_id, last if last<start<=last+1 else start, n)
+    n = max(1, round(length_s * self.frame_rate))
+    start, last = round(start_s * self.frame_rate), max(0, self.n_frames(clip_id) - n)
+    return self.crop(clip_id, last if last < start <= last + 1 else start, n)
 
 # %% ../../nbs/data/06_store.ipynb #45a2ee17
 @patch
-def describe(self:FeatureStore)->str:
+def describe(self: FeatureStore) -> str:
     "What the store holds, as a few lines of text."
-    files = [p for p in self.folder.rglob('*') if p.is_file()]
-    frames,shards = int(self.index.frames.sum()), self.index.shard.nunique()
-    try: long = f'{frames/self.frame_rate/3600:.2f} hours, {frames} frames'
-    except AudiotagError: long = f'{frames} frames'
-    kinds = ', '.join(f'{n} {k}' for k,n in self.quarantine.kind.value_counts().items())
-    shape = ' × '.join(map(str, self.index[['channels','bands']].iloc[0])) if len(self) else 'none'
-    lines = {'store': self.folder, 'clips': f'{len(self)}, and {len(self.quarantine)} in quarantine' + (f' ({kinds})' if kinds else ''),
-             'length': long, 'on disk': f'{sum(p.stat().st_size for p in files)/1e6:.1f} MB, {shards} shards',
-             'numbers': f'{self.settings.dtype}, off by at most {self.index.error.max():.3g}' if len(self) else self.settings.dtype,
-             'channels × bands': shape, 'front end': f'{self.front_end.hash} {self.front_end}'}
-    return '\n'.join(f'{k:17}{v}' for k,v in lines.items())
+    files = [p for p in self.folder.rglob("*") if p.is_file()]
+    frames, shards = int(self.index.frames.sum()), self.index.shard.nunique()
+    try:
+        long = f"{frames / self.frame_rate / 3600:.2f} hours, {frames} frames"
+    except AudiotagError:
+        long = f"{frames} frames"
+    kinds = ", ".join(f"{n} {k}" for k, n in self.quarantine.kind.value_counts().items())
+    shape = " × ".join(map(str, self.index[["channels", "bands"]].iloc[0])) if len(self) else "none"
+    lines = {
+        "store": self.folder,
+        "clips": f"{len(self)}, and {len(self.quarantine)} in quarantine" + (f" ({kinds})" if kinds else ""),
+        "length": long,
+        "on disk": f"{sum(p.stat().st_size for p in files) / 1e6:.1f} MB, {shards} shards",
+        "numbers": f"{self.settings.dtype}, off by at most {self.index.error.max():.3g}"
+        if len(self)
+        else self.settings.dtype,
+        "channels × bands": shape,
+        "front end": f"{self.front_end.hash} {self.front_end}",
+    }
+    return "\n".join(f"{k:17}{v}" for k, v in lines.items())
 
 # %% ../../nbs/data/06_store.ipynb #ffdef729
 def _shard_faults(folder, name, dtype, clips):
     "Yield (clip_id, what) for each clip of a shard that is not as the index says."
-    try: codes = _shard_codes(folder, name, dtype)
+    try:
+        codes = _shard_codes(folder, name, dtype)
     except (OSError, ValueError) as e:
-        yield from ((r['clip_id'], f"the shard cannot be read ({getattr(e, 'strerror', None) or e})") for r in clips)
+        yield from ((r["clip_id"], f"the shard cannot be read ({getattr(e, 'strerror', None) or e})") for r in clips)
         return
     for r in clips:
-        if _digest(_clip_codes(codes, r))!=r['checksum']: yield r['clip_id'], 'other bytes than were written'
+        if _digest(_clip_codes(codes, r)) != r["checksum"]:
+            yield r["clip_id"], "other bytes than were written"
+
 
 @patch
-def verify(self:FeatureStore, *,
-    audio:bool=False, # compare the audio files, too
-)->pd.DataFrame: # shard, clip_id, what: one row a fault; none when all is well
+def verify(
+    self: FeatureStore,
+    *,
+    audio: bool = False,  # compare the audio files, too
+) -> pd.DataFrame:  # shard, clip_id, what: one row a fault; none when all is well
     "Compare every clip with its checksum."
     faults = []
-    for name,clips in progress(list(self.index.groupby('shard')), label=f'verifying {self.folder.name}', unit='shards'):
-        faults += [(name, *f) for f in _shard_faults(self.folder, name, self.settings.dtype, clips.to_dict('records'))]
-        if _read_side(self.folder, name) is None: faults.append((name, '', 'its JSON is missing or damaged, or its size is wrong'))
-    if audio: faults += [(r.shard, r.clip_id, f'the audio has changed: {r.path}') for r in self.index.itertuples()
-                         if _hashed(r.path, _Look()).sha256!=r.audio]
-    begun = config_from_dict(read_json(self.folder/'store.json'), where=str(self.folder/'store.json'))
-    if begun!=self.settings: faults.append(('', '', f'a build with other settings was not finished: {begun.diff(self.settings)}'))
-    return pd.DataFrame(faults, columns=['shard','clip_id','what'])
+    for name, clips in progress(
+        list(self.index.groupby("shard")), label=f"verifying {self.folder.name}", unit="shards"
+    ):
+        faults += [(name, *f) for f in _shard_faults(self.folder, name, self.settings.dtype, clips.to_dict("records"))]
+        if _read_side(self.folder, name) is None:
+            faults.append((name, "", "its JSON is missing or damaged, or its size is wrong"))
+    if audio:
+        faults += [
+            (r.shard, r.clip_id, f"the audio has changed: {r.path}")
+            for r in self.index.itertuples()
+            if _hashed(r.path, _Look()).sha256 != r.audio
+        ]
+    begun = config_from_dict(read_json(self.folder / "store.json"), where=str(self.folder / "store.json"))
+    if begun != self.settings:
+        faults.append(("", "", f"a build with other settings was not finished: {begun.diff(self.settings)}"))
+    return pd.DataFrame(faults, columns=["shard", "clip_id", "what"])
 
 # %% ../../nbs/data/06_store.ipynb #cdb0a2b4
 def repair_store(
-    folder, # a store, finished or not
-    clips:pd.DataFrame|None=None, # the clip table; None takes the clips of the index
+    folder,  # a store, finished or not
+    clips: pd.DataFrame | None = None,  # the clip table; None takes the clips of the index
     *,
-    workers:int=1, # processes
-)->FeatureStore:
+    workers: int = 1,  # processes
+) -> FeatureStore:
     "Make all shards again that are missing or damaged, from the audio; the others are left as they are."
     folder = Path(folder).absolute()
-    if folder_kind(folder)!='store': raise AudiotagError('is no feature store', file=folder, fix='name the folder of one')
-    try: store = FeatureStore(folder)
+    if folder_kind(folder) != "store":
+        raise AudiotagError("is no feature store", file=folder, fix="name the folder of one")
+    try:
+        store = FeatureStore(folder)
     except AudiotagError as e:
-        if clips is None: raise AudiotagError(e.what, file=e.file, fix='give the clip table as well') from None
+        if clips is None:
+            raise AudiotagError(e.what, file=e.file, fix="give the clip table as well") from None
         store = None
-    if clips is None: clips = pd.concat([store.index, store.quarantine])
-    try: settings = config_from_dict(read_json(folder/'store.json'), where=str(folder/'store.json'))
+    if clips is None:
+        clips = pd.concat([store.index, store.quarantine])
+    try:
+        settings = config_from_dict(read_json(folder / "store.json"), where=str(folder / "store.json"))
     except AudiotagError:
-        if store is None: raise
+        if store is None:
+            raise
         settings = store.settings
-        write_json(folder/'store.json', settings.to_dict())
-    with _at_work(folder): _build(folder, _clip_rows(clips), settings, workers, check=True)
+        write_json(folder / "store.json", settings.to_dict())
+    with _at_work(folder):
+        _build(folder, _clip_rows(clips), settings, workers, check=True)
     return FeatureStore(folder)
 
+
 @patch
-def repair(self:FeatureStore, clips:pd.DataFrame|None=None, *, workers:int=1):
+def repair(self: FeatureStore, clips: pd.DataFrame | None = None, *, workers: int = 1):
     "`repair_store` on this store; gives it back, opened again."
     return repair_store(self.folder, clips, workers=workers)
 
 # %% ../../nbs/data/06_store.ipynb #8f687d57
 class JoinedStore:
     "The stores of a joined front end: `store[id]` is the tuple of its parts; a crop is cut out of the main one alone."
-    def __init__(self, front_end:Joined, stores):
-        self.front_end,self.main,self.beside = front_end,stores[0],tuple(stores[1:])
-        self.folder,self.index = self.main.folder,self.main.index
-    def __contains__(self, clip_id): return all(clip_id in s for s in (self.main, *self.beside))
-    def __iter__(self): return (c for c in self.main if c in self)
-    def __len__(self): return sum(1 for _ in self)
-    def __getitem__(self, clip_id): return (self.main[clip_id], *self.around(clip_id))
-    def n_frames(self, clip_id): return self.main.n_frames(clip_id)
-    def crop(self, clip_id, start, n, *, left=None): return (self.main.crop(clip_id, start, n, left=left), *self.around(clip_id))
-    def around(self, clip_id): return tuple(s[clip_id] for s in self.beside)
-    def describe(self): return '\n\n'.join(s.describe() for s in (self.main, *self.beside))
+
+    def __init__(self, front_end: Joined, stores):
+        self.front_end, self.main, self.beside = front_end, stores[0], tuple(stores[1:])
+        self.folder, self.index = self.main.folder, self.main.index
+
+    def __contains__(self, clip_id):
+        return all(clip_id in s for s in (self.main, *self.beside))
+
+    def __iter__(self):
+        return (c for c in self.main if c in self)
+
+    def __len__(self):
+        return sum(1 for _ in self)
+
+    def __getitem__(self, clip_id):
+        return (self.main[clip_id], *self.around(clip_id))
+
+    def n_frames(self, clip_id):
+        return self.main.n_frames(clip_id)
+
+    def crop(self, clip_id, start, n, *, left=None):
+        return (self.main.crop(clip_id, start, n, left=left), *self.around(clip_id))
+
+    def around(self, clip_id):
+        return tuple(s[clip_id] for s in self.beside)
+
+    def describe(self):
+        return "\n\n".join(s.describe() for s in (self.main, *self.beside))
+
 
 def _part_folders(folder, front_end):
     "The folder itself, and one next to it for each further part."
-    return [f'{folder}-{type(o).__name__.lower()}' if i else folder for i,o in enumerate(parts(front_end))]
+    return [f"{folder}-{type(o).__name__.lower()}" if i else folder for i, o in enumerate(parts(front_end))]
 
 # %% ../../nbs/data/06_store.ipynb #a075a325
 def build_stores(
-    clips:pd.DataFrame, # as for `build_store`
-    front_end:FrontEnd, # joined or not
-    folder, # the store; further parts get folders of their own next to it
+    clips: pd.DataFrame,  # as for `build_store`
+    front_end: FrontEnd,  # joined or not
+    folder,  # the store; further parts get folders of their own next to it
     *,
-    workers:int=1, # processes
-    build=build_store, # what makes one
-    opened=FeatureStore, # what opens one
-    **options, # of `build_store`
-)->'FeatureStore|JoinedStore':
+    workers: int = 1,  # processes
+    build=build_store,  # what makes one
+    opened=FeatureStore,  # what opens one
+    **options,  # of `build_store`
+) -> "FeatureStore|JoinedStore":
     "`build_store` for each part of a front end; what goes beside the windows is kept in float32."
-    for i,(part,where) in enumerate(zip(parts(front_end), _part_folders(folder, front_end))):
-        build(clips, part, where, workers=workers, **{**options, **({'dtype': 'float32'} if i else {})})
+    for i, (part, where) in enumerate(zip(parts(front_end), _part_folders(folder, front_end))):
+        build(clips, part, where, workers=workers, **{**options, **({"dtype": "float32"} if i else {})})
     return open_store(folder, front_end, opened=opened)
 
+
 def open_store(
-    folder, # as it was given to `build_stores`
-    front_end:FrontEnd,
+    folder,  # as it was given to `build_stores`
+    front_end: FrontEnd,
     *,
-    opened=FeatureStore, # what opens one
-)->'FeatureStore|JoinedStore':
+    opened=FeatureStore,  # what opens one
+) -> "FeatureStore|JoinedStore":
     "The store of a front end; raises `AudiotagError` when it was made with another one."
     stores = [opened(o) for o in _part_folders(folder, front_end)]
-    for s,part in zip(stores, parts(front_end)): require_same(s.front_end, part, where=str(getattr(s, 'url', s.folder)), fix='name another folder')
+    for s, part in zip(stores, parts(front_end)):
+        require_same(s.front_end, part, where=str(getattr(s, "url", s.folder)), fix="name another folder")
     return JoinedStore(front_end, stores) if isinstance(front_end, Joined) else stores[0]

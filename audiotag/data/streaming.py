@@ -15,7 +15,16 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastcore.basics import patch
 from ..core.errors import AudiotagError
-from ..core.files import atomic_folder, atomic_path, file_sha256, read_json, read_parquet, read_parquet_table, write_bytes, write_json
+from audiotag.core.files import (
+    atomic_folder,
+    atomic_path,
+    file_sha256,
+    read_json,
+    read_parquet,
+    read_parquet_table,
+    write_bytes,
+    write_json,
+)
 from ..core.progress import progress
 from ..core.seeding import derive_seed, rng
 from .competitions import targets
@@ -26,302 +35,428 @@ from .store import COLUMNS, FeatureStore, StoreSettings
 # %% ../../nbs/data/09_streaming.ipynb #f9aa73d4
 def _mixed(x, key):
     "SplitMix64's finalizer, of uint64."
-    with np.errstate(over='ignore'):
-        x = (x+np.uint64(key))*np.uint64(0x9E3779B97F4A7C15)
-        x = (x^(x>>np.uint64(30)))*np.uint64(0xBF58476D1CE4E5B9)
-        x = (x^(x>>np.uint64(27)))*np.uint64(0x94D049BB133111EB)
-        return x^(x>>np.uint64(31))
+    with np.errstate(over="ignore"):
+        x = (x + np.uint64(key)) * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
 
 class Permutation:
     "A permutation of `range(n)` that is computed number by number: `permutation(np.arange(5))` are its first five."
-    def __init__(self, n:int, seed:int):
-        bits = max(2, (n-1).bit_length())
-        self.n,self.left,self.right = n,np.uint64(bits//2),np.uint64(bits-bits//2)
-        self.keys = [derive_seed(seed, 'round', i) for i in range(8)]
+
+    def __init__(self, n: int, seed: int):
+        bits = max(2, (n - 1).bit_length())
+        self.n, self.left, self.right = n, np.uint64(bits // 2), np.uint64(bits - bits // 2)
+        self.keys = [derive_seed(seed, "round", i) for i in range(8)]
 
     def _once(self, x):
         "A permutation of the numbers of so many bits."
         one = np.uint64(1)
-        a,b = x>>self.right, x & ((one<<self.right)-one)
-        for i,key in enumerate(self.keys):
-            if i%2: b = b^(_mixed(a, key) & ((one<<self.right)-one))
-            else: a = a^(_mixed(b, key) & ((one<<self.left)-one))
-        return a<<self.right | b
+        a, b = x >> self.right, x & ((one << self.right) - one)
+        for i, key in enumerate(self.keys):
+            if i % 2:
+                b = b ^ (_mixed(a, key) & ((one << self.right) - one))
+            else:
+                a = a ^ (_mixed(b, key) & ((one << self.left) - one))
+        return a << self.right | b
 
-    def __call__(self, i:np.ndarray)->np.ndarray: # int64
+    def __call__(self, i: np.ndarray) -> np.ndarray:  # int64
         x = self._once(np.asarray(i).astype(np.uint64))
-        while len(out := np.flatnonzero(x>=self.n)): x[out] = self._once(x[out])
+        while len(out := np.flatnonzero(x >= self.n)):
+            x[out] = self._once(x[out])
         return x.astype(np.int64)
 
 # %% ../../nbs/data/09_streaming.ipynb #73d1feef
 class Order:
     "The order of an epoch over `range(n)`: a permutation, or one of blocks and then within each `near` of them."
-    def __init__(self, n:int, seed:int, *, near:int|None=None, block:int=256):
-        self.n,self.seed,self.block = n,seed,block
-        if near is None or near>=n: self.blocks,self.ends,self.all = None,None,Permutation(n, seed)
+
+    def __init__(self, n: int, seed: int, *, near: int | None = None, block: int = 256):
+        self.n, self.seed, self.block = n, seed, block
+        if near is None or near >= n:
+            self.blocks, self.ends, self.all = None, None, Permutation(n, seed)
         else:
-            count,per = -(-n//block),max(1, near//block)
-            self.blocks = Permutation(count, derive_seed(seed, 'blocks'))(np.arange(count))
-            sizes = np.where(self.blocks==count-1, n-(count-1)*block, block)
-            self.windows = [slice(i, i+per) for i in range(0, count, per)]
+            count, per = -(-n // block), max(1, near // block)
+            self.blocks = Permutation(count, derive_seed(seed, "blocks"))(np.arange(count))
+            sizes = np.where(self.blocks == count - 1, n - (count - 1) * block, block)
+            self.windows = [slice(i, i + per) for i in range(0, count, per)]
             self.ends = np.cumsum([sizes[w].sum() for w in self.windows])
 
-    def __call__(self, i:np.ndarray)->np.ndarray: # int64
-        if self.blocks is None: return self.all(i)
-        out,window = np.empty(len(i), np.int64),np.searchsorted(self.ends, i, side='right')
-        for w in np.unique(window): out[window==w] = self._within(int(w), i[window==w])
+    def __call__(self, i: np.ndarray) -> np.ndarray:  # int64
+        if self.blocks is None:
+            return self.all(i)
+        out, window = np.empty(len(i), np.int64), np.searchsorted(self.ends, i, side="right")
+        for w in np.unique(window):
+            out[window == w] = self._within(int(w), i[window == w])
         return out
 
     def _within(self, w, i):
         "Places in window `w`: its blocks lie one after the other, and are permuted together."
-        first = int(self.ends[w-1]) if w else 0
+        first = int(self.ends[w - 1]) if w else 0
         blocks = self.blocks[self.windows[w]]
-        starts = blocks*self.block
-        ends = np.cumsum(np.minimum(starts+self.block, self.n)-starts)
-        at = Permutation(int(self.ends[w])-first, derive_seed(self.seed, 'window', w))(i-first)
-        b = np.searchsorted(ends, at, side='right')
-        return starts[b]+at-np.concatenate([[0], ends])[b]
+        starts = blocks * self.block
+        ends = np.cumsum(np.minimum(starts + self.block, self.n) - starts)
+        at = Permutation(int(self.ends[w]) - first, derive_seed(self.seed, "window", w))(i - first)
+        b = np.searchsorted(ends, at, side="right")
+        return starts[b] + at - np.concatenate([[0], ends])[b]
 
 # %% ../../nbs/data/09_streaming.ipynb #4526acee
-CLIP = np.dtype([('row','<i8'), ('first','<i8'), ('last','<i8'), ('length','<i8'), ('end','<i8'), ('shard','<i4'), ('probability','<f4')])
-TARGET = np.dtype([('class','<i4'), ('value','<f4')])
+CLIP = np.dtype(
+    [
+        ("row", "<i8"),
+        ("first", "<i8"),
+        ("last", "<i8"),
+        ("length", "<i8"),
+        ("end", "<i8"),
+        ("shard", "<i4"),
+        ("probability", "<f4"),
+    ]
+)
+TARGET = np.dtype([("class", "<i4"), ("value", "<f4")])
+
 
 def _records(clips, store, classes, y, end):
     "CLIP and TARGET records of a piece of a clip table."
-    at = np.array([store.row(c) for c in clips['recording' if 'recording' in clips else 'clip_id']], np.int64)
-    found,out = store.clips.records[at],np.zeros(len(clips), CLIP)
-    out['row'],out['shard'],out['length'],out['last'] = at,found['shard'],found['frames'],found['frames']
-    if 'recording' in clips: out['first'],out['last'] = place_frames(clips, store)
-    out['probability'] = clips.probability if 'probability' in clips else 1.
+    at = np.array([store.row(c) for c in clips["recording" if "recording" in clips else "clip_id"]], np.int64)
+    found, out = store.clips.records[at], np.zeros(len(clips), CLIP)
+    out["row"], out["shard"], out["length"], out["last"] = at, found["shard"], found["frames"], found["frames"]
+    if "recording" in clips:
+        out["first"], out["last"] = place_frames(clips, store)
+    out["probability"] = clips.probability if "probability" in clips else 1.0
     y = targets(clips, classes) if y is None else np.asarray(y, np.float32)
-    i,k = np.nonzero(y)
+    i, k = np.nonzero(y)
     values = np.empty(len(i), TARGET)
-    values['class'],values['value'] = k,y[i,k]
-    out['end'] = end+np.cumsum(np.bincount(i, minlength=len(clips)))
+    values["class"], values["value"] = k, y[i, k]
+    out["end"] = end + np.cumsum(np.bincount(i, minlength=len(clips)))
     return out, values, y.shape[1]
 
 # %% ../../nbs/data/09_streaming.ipynb #3f04086f
 def write_clips(
-    folder, # takes the place of one that is there
-    tables, # clip tables: pieces of one, in any order; or pairs (piece, its soft targets)
-    store:FeatureStore, # has all the clips, or their recordings where the tables name them
+    folder,  # takes the place of one that is there
+    tables,  # clip tables: pieces of one, in any order; or pairs (piece, its soft targets)
+    store: FeatureStore,  # has all the clips, or their recordings where the tables name them
     classes,
-)->'StreamClips':
+) -> "StreamClips":
     "Write what a loader needs to know of clips; raises `AudiotagError` on one that is not in the store."
     n = end = width = 0
     with atomic_folder(folder, replace=True) as part:
-        with open(part/'clips', 'wb') as c, open(part/'targets', 'wb') as t:
+        with open(part / "clips", "wb") as c, open(part / "targets", "wb") as t:
             for o in tables:
-                table,y = o if isinstance(o, tuple) else (o, None)
-                records,values,width = _records(table, store, classes, y, end)
-                n,end = n+len(records),end+len(values)
-                c.write(records.tobytes()); t.write(values.tobytes())
-        if not n: raise AudiotagError('there are no clips', file=folder, fix='give a clip table with a row')
-        records = np.memmap(part/'clips', CLIP, 'r')
-        np.lexsort((records['row'], records['shard'])).astype(np.int64).tofile(part/'by_shard')
-        write_json(part/'about.json', {'clips': n, 'targets': end, 'width': width})
+                table, y = o if isinstance(o, tuple) else (o, None)
+                records, values, width = _records(table, store, classes, y, end)
+                n, end = n + len(records), end + len(values)
+                c.write(records.tobytes())
+                t.write(values.tobytes())
+        if not n:
+            raise AudiotagError("there are no clips", file=folder, fix="give a clip table with a row")
+        records = np.memmap(part / "clips", CLIP, "r")
+        np.lexsort((records["row"], records["shard"])).astype(np.int64).tofile(part / "by_shard")
+        write_json(part / "about.json", {"clips": n, "targets": end, "width": width})
     return StreamClips(folder)
 
 # %% ../../nbs/data/09_streaming.ipynb #828b350e
 class StreamClips:
     "The clips of a loader, mapped, in the order of their shards: `len(clips)`, `clips[i]` for an array of places, `clips.targets(i)`."
+
     def __init__(self, folder):
         self.folder = Path(folder)
-        about = read_json(self.folder/'about.json')
-        self.width,self.pages = about['width'],Pages()
-        self.records,self.values,self.by_shard = (np.memmap(self.folder/k, t, 'r').view(np.ndarray) if (self.folder/k).stat().st_size else np.zeros(0, t)
-                                                  for k,t in (('clips',CLIP), ('targets',TARGET), ('by_shard',np.dtype('<i8'))))
-        if (len(self.records),len(self.values))!=(about['clips'],about['targets']): raise AudiotagError('is not complete', file=folder, fix='remove it: it is written again')
-    def __len__(self): return len(self.records)
+        about = read_json(self.folder / "about.json")
+        self.width, self.pages = about["width"], Pages()
+        self.records, self.values, self.by_shard = (
+            np.memmap(self.folder / k, t, "r").view(np.ndarray) if (self.folder / k).stat().st_size else np.zeros(0, t)
+            for k, t in (("clips", CLIP), ("targets", TARGET), ("by_shard", np.dtype("<i8")))
+        )
+        if (len(self.records), len(self.values)) != (about["clips"], about["targets"]):
+            raise AudiotagError("is not complete", file=folder, fix="remove it: it is written again")
 
-    def __getitem__(self, places:np.ndarray)->np.ndarray: # dtype `CLIP`, a copy; and where its targets begin
+    def __len__(self):
+        return len(self.records)
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:  # dtype `CLIP`, a copy; and where its targets begin
         at = self.by_shard[places]
-        self.pages.looked_at(8192*len(at), (self.records, self.values, self.by_shard))
-        return self.records[at], np.where(at>0, self.records['end'][at-1], 0)
+        self.pages.looked_at(8192 * len(at), (self.records, self.values, self.by_shard))
+        return self.records[at], np.where(at > 0, self.records["end"][at - 1], 0)
 
-    def targets(self, begin:int, end:int)->torch.Tensor: # (width,), float32
+    def targets(self, begin: int, end: int) -> torch.Tensor:  # (width,), float32
         y = torch.zeros(self.width)
-        for o in self.values[begin:end]: y[int(o['class'])] = float(o['value'])
+        for o in self.values[begin:end]:
+            y[int(o["class"])] = float(o["value"])
         return y
 
 # %% ../../nbs/data/09_streaming.ipynb #ef58eb39
 class StreamLoader(DataLoader):
     "Batches `(x, y)` of one crop a clip, as `CropLoader` gives them, from any number of clips in the same memory."
-    piece = 4096 # places that are drawn together
-    def __init__(self,
-        clips:StreamClips, # what `write_clips` wrote
-        store:FeatureStore, # their features
+
+    piece = 4096  # places that are drawn together
+
+    def __init__(
+        self,
+        clips: StreamClips,  # what `write_clips` wrote
+        store: FeatureStore,  # their features
         *,
-        frames:int, # length of a crop
-        batch_size:int=64,
-        train:bool=True, # random crops in random order, without a last small batch; else middle crops, shard by shard
-        seed:int=0, # every draw follows from it and the epoch
-        short:str='middle', # where a clip that is shorter than a crop stands in it: 'start', 'middle', 'end' or 'random'
-        crops:Crops|None=None, # how crops are drawn from places in recordings
-        near:int|None=None, # so many clips are shuffled at a time; None: all, for stores that are at hand
-        num_workers:int=0, # worker processes of the loader
-        ahead:int|None=None, # batches that a thread makes ready, as for `CropLoader`
+        frames: int,  # length of a crop
+        batch_size: int = 64,
+        # random crops in random order, without a last small batch; else middle crops, shard by shard
+        train: bool = True,
+        seed: int = 0,  # every draw follows from it and the epoch
+        # where a clip that is shorter than a crop stands in it: 'start', 'middle', 'end' or 'random'
+        short: str = "middle",
+        crops: Crops | None = None,  # how crops are drawn from places in recordings
+        near: int | None = None,  # so many clips are shuffled at a time; None: all, for stores that are at hand
+        num_workers: int = 0,  # worker processes of the loader
+        ahead: int | None = None,  # batches that a thread makes ready, as for `CropLoader`
     ):
-        self.clips,self.store,self.frames,self.train,self.seed,self.short = clips,store,frames,train,seed,short
-        self.crops,self.near,self.epoch,self.ahead,self.goal = crops or Crops(),near,0,ahead,torch.device('cpu')
+        self.clips, self.store, self.frames, self.train, self.seed, self.short = (
+            clips,
+            store,
+            frames,
+            train,
+            seed,
+            short,
+        )
+        self.crops, self.near, self.epoch, self.ahead, self.goal = crops or Crops(), near, 0, ahead, torch.device("cpu")
         super().__init__(range(len(clips)), bs=batch_size, num_workers=num_workers, shuffle=False)
         self.set_epoch(0)
 
-    def get_idxs(self): return range(self.n)
-    to,__iter__ = CropLoader.to,CropLoader.__iter__ # ahead of time, pinned, on their device
+    def get_idxs(self):
+        return range(self.n)
+
+    to, __iter__ = CropLoader.to, CropLoader.__iter__  # ahead of time, pinned, on their device
 
 # %% ../../nbs/data/09_streaming.ipynb #5de52fb0
 @patch
-def set_epoch(self:StreamLoader, epoch:int):
+def set_epoch(self: StreamLoader, epoch: int):
     "Go to the draws of `epoch`; the same epoch always has the same ones."
-    self.epoch,self._now = epoch,(None,None)
-    if not self.train: return
-    n,pieces = len(self.clips),range(-(-len(self.clips)//self.piece))
-    self.order = Order(n, derive_seed(self.seed, 'order', epoch), near=self.near)
-    self.upto = np.cumsum([int(self._taken(k)[1].sum()) for k in pieces]) if (self.clips.records['probability'].min()<1) else None
+    self.epoch, self._now = epoch, (None, None)
+    if not self.train:
+        return
+    n, pieces = len(self.clips), range(-(-len(self.clips) // self.piece))
+    self.order = Order(n, derive_seed(self.seed, "order", epoch), near=self.near)
+    self.upto = (
+        np.cumsum([int(self._taken(k)[1].sum()) for k in pieces])
+        if (self.clips.records["probability"].min() < 1)
+        else None
+    )
     self.n = int(self.upto[-1]) if self.upto is not None else n
-    self.drop_last = self.n>self.bs
-    if self.n<2: raise AudiotagError(f'epoch {epoch} has {self.n} clips', fix='give the rule a higher probability, or train on more clips')
+    self.drop_last = self.n > self.bs
+    if self.n < 2:
+        raise AudiotagError(
+            f"epoch {epoch} has {self.n} clips", fix="give the rule a higher probability, or train on more clips"
+        )
+
 
 @patch
-def _taken(self:StreamLoader, k:int):
+def _taken(self: StreamLoader, k: int):
     "The clips at places `k*piece` and on, where their targets begin; which of them are in this epoch."
-    found = self.clips[self.order(np.arange(k*self.piece, min((k+1)*self.piece, len(self.clips))))]
-    return found, rng(self.seed, 'taken', self.epoch, k).random(len(found[0]))<found[0]['probability']
+    found = self.clips[self.order(np.arange(k * self.piece, min((k + 1) * self.piece, len(self.clips))))]
+    return found, rng(self.seed, "taken", self.epoch, k).random(len(found[0])) < found[0]["probability"]
+
 
 @patch
-def _piece(self:StreamLoader, k:int):
+def _piece(self: StreamLoader, k: int):
     "Clips, starts of their crops, and frames in front of short ones."
-    if not self.train: found = self.clips[np.arange(k*self.piece, min((k+1)*self.piece, len(self.clips)))]
+    if not self.train:
+        found = self.clips[np.arange(k * self.piece, min((k + 1) * self.piece, len(self.clips)))]
     else:
-        (clips,begin),taken = self._taken(k)
-        found = clips[taken],begin[taken]
-    o,g = found[0],rng(self.seed, 'crops', self.epoch, k) if self.train else None
-    lack = np.maximum(self.frames-o['length'], 0)
-    left = {'start': 0*lack, 'end': lack, 'random': (rng(self.seed, 'pads', self.epoch, k).random(len(lack))*(lack+1)).astype(int) if self.train else lack//2}.get(self.short, lack//2)
-    return *found, self.crops.starts(o['first'], o['last'], o['length'], self.frames, g), left
+        (clips, begin), taken = self._taken(k)
+        found = clips[taken], begin[taken]
+    o, g = found[0], rng(self.seed, "crops", self.epoch, k) if self.train else None
+    lack = np.maximum(self.frames - o["length"], 0)
+    left = {
+        "start": 0 * lack,
+        "end": lack,
+        "random": (rng(self.seed, "pads", self.epoch, k).random(len(lack)) * (lack + 1)).astype(int)
+        if self.train
+        else lack // 2,
+    }.get(self.short, lack // 2)
+    return *found, self.crops.starts(o["first"], o["last"], o["length"], self.frames, g), left
 
 # %% ../../nbs/data/09_streaming.ipynb #ac31d804
 @patch
-def create_item(self:StreamLoader, j:int):
-    if (upto := getattr(self, 'upto', None)) is None or not self.train: k,i = divmod(j, self.piece)
+def create_item(self: StreamLoader, j: int):
+    if (upto := getattr(self, "upto", None)) is None or not self.train:
+        k, i = divmod(j, self.piece)
     else:
-        k = int(np.searchsorted(upto, j, side='right'))
-        i = j-(int(upto[k-1]) if k else 0)
-    if self._now[0]!=k: self._now = k,self._piece(k)
-    clips,begin,starts,lefts = self._now[1]
+        k = int(np.searchsorted(upto, j, side="right"))
+        i = j - (int(upto[k - 1]) if k else 0)
+    if self._now[0] != k:
+        self._now = k, self._piece(k)
+    clips, begin, starts, lefts = self._now[1]
     o = clips[i]
-    x = self.store.crop(int(o['row']), int(starts[i]), self.frames, left=int(lefts[i]))
-    x = np.require(x if x.ndim==3 else x[None], np.float32, 'CW')
-    return torch.from_numpy(x), self.clips.targets(int(begin[i]), int(o['end']))
+    x = self.store.crop(int(o["row"]), int(starts[i]), self.frames, left=int(lefts[i]))
+    x = np.require(x if x.ndim == 3 else x[None], np.float32, "CW")
+    return torch.from_numpy(x), self.clips.targets(int(begin[i]), int(o["end"]))
 
 # %% ../../nbs/data/09_streaming.ipynb #e4c71625
 def stream_loaders(
-    train:pd.DataFrame, # clips to train on, with `probability` where not all are in every epoch
-    valid:pd.DataFrame, # clips to watch; they are not trained on
-    store:FeatureStore,
+    train: pd.DataFrame,  # clips to train on, with `probability` where not all are in every epoch
+    valid: pd.DataFrame,  # clips to watch; they are not trained on
+    store: FeatureStore,
     classes,
-    folder, # for what the loaders know of the clips; a few tens of bytes a clip
+    folder,  # for what the loaders know of the clips; a few tens of bytes a clip
     *,
-    y=None, # soft targets of the training clips, or a function that gives those of a piece of their table
-    **options, # frames, batch_size, seed, short, crops, near, num_workers: of `StreamLoader`
-)->DataLoaders:
+    y=None,  # soft targets of the training clips, or a function that gives those of a piece of their table
+    **options,  # frames, batch_size, seed, short, crops, near, num_workers: of `StreamLoader`
+) -> DataLoaders:
     "`audiotag.data.crops.fold_loaders`, streamed."
     if both := set(train.clip_id) & set(valid.clip_id):
-        raise AudiotagError(f'{len(both)} clips are in training and in validation, one is {min(both)!r}', fix='check the folds')
-    if not hasattr(store, 'clips'): raise AudiotagError('a joined front end cannot be streamed', fix='use one with a single part, or fewer clips')
+        raise AudiotagError(
+            f"{len(both)} clips are in training and in validation, one is {min(both)!r}", fix="check the folds"
+        )
+    if not hasattr(store, "clips"):
+        raise AudiotagError("a joined front end cannot be streamed", fix="use one with a single part, or fewer clips")
+
     def written(table, name, y=None):
         at = range(0, len(table), 50_000)
-        return write_clips(Path(folder)/name, ((table.iloc[i:i+50_000], y(table.iloc[i:i+50_000]) if callable(y) else None if y is None else y[i:i+50_000]) for i in at), store, classes)
-    return DataLoaders(StreamLoader(written(train, 'train', y), store, train=True, **options), StreamLoader(written(valid, 'valid'), store, train=False, **options))
+        return write_clips(
+            Path(folder) / name,
+            (
+                (
+                    table.iloc[i : i + 50_000],
+                    y(table.iloc[i : i + 50_000]) if callable(y) else None if y is None else y[i : i + 50_000],
+                )
+                for i in at
+            ),
+            store,
+            classes,
+        )
+
+    return DataLoaders(
+        StreamLoader(written(train, "train", y), store, train=True, **options),
+        StreamLoader(written(valid, "valid"), store, train=False, **options),
+    )
 
 # %% ../../nbs/data/09_streaming.ipynb #f1d69151
 def plan_scores(
-    store:FeatureStore,
-    folder, # of the scores
+    store: FeatureStore,
+    folder,  # of the scores
     classes,
     *,
-    by:str, # what makes the scores: a hash of weights and settings
-    piece:int=4096, # clips in a file
-)->list: # numbers of the pieces that are not there yet
+    by: str,  # what makes the scores: a hash of weights and settings
+    piece: int = 4096,  # clips in a file
+) -> list:  # numbers of the pieces that are not there yet
     "Begin to score a store, or go on with it; raises `AudiotagError` when the folder holds scores by something else."
     folder = Path(folder)
-    plan = {'by': by, 'store': hashlib.sha256(store.clips.records).hexdigest()[:16], 'clips': len(store), 'piece': piece, 'classes': list(classes)}
-    if not (folder/'plan.json').exists(): write_json(folder/'plan.json', plan)
-    elif off := [k for k,v in read_json(folder/'plan.json').items() if plan.get(k)!=v]:
-        raise AudiotagError(f"holds scores of another kind: {off[0]} differs", file=folder, fix='name another folder')
-    return [k for k in range(-(-len(store)//piece)) if not _score_file(folder, k).exists()]
+    plan = {
+        "by": by,
+        "store": hashlib.sha256(store.clips.records).hexdigest()[:16],
+        "clips": len(store),
+        "piece": piece,
+        "classes": list(classes),
+    }
+    if not (folder / "plan.json").exists():
+        write_json(folder / "plan.json", plan)
+    elif off := [k for k, v in read_json(folder / "plan.json").items() if plan.get(k) != v]:
+        raise AudiotagError(f"holds scores of another kind: {off[0]} differs", file=folder, fix="name another folder")
+    return [k for k in range(-(-len(store) // piece)) if not _score_file(folder, k).exists()]
 
 # %% ../../nbs/data/09_streaming.ipynb #40b80f74
-def _score_file(folder, k): return Path(folder)/f'scores-{k:06d}.parquet'
+def _score_file(folder, k):
+    return Path(folder) / f"scores-{k:06d}.parquet"
+
 
 def score_piece(
-    score, # called with pairs (clip_id, features), yields pairs (clip_id, (models, classes)), as `audiotag.infer.windows.score_clips` does
-    store:FeatureStore,
-    folder, # one that `plan_scores` began
-    k:int, # which piece
+    # called with pairs (clip_id, features), yields pairs (clip_id, (models, classes)), as
+    # `audiotag.infer.windows.score_clips` does
+    score,
+    store: FeatureStore,
+    folder,  # one that `plan_scores` began
+    k: int,  # which piece
 ):
     "Score one piece and write it: clip_id, and a column a class with the mean of the models."
     import pyarrow as pa, pyarrow.parquet as pq
-    plan = read_json(Path(folder)/'plan.json')
-    rows = np.array(store.clips.by_shard[k*plan['piece']:(k+1)*plan['piece']])
-    done = [(c, np.mean(p, axis=0)) for c,p in score(((store.clips.name(int(r)), store[r]) for r in rows))]
-    p = np.stack([o for _,o in done]).astype(np.float32)
+
+    plan = read_json(Path(folder) / "plan.json")
+    rows = np.array(store.clips.by_shard[k * plan["piece"] : (k + 1) * plan["piece"]])
+    done = [(c, np.mean(p, axis=0)) for c, p in score(((store.clips.name(int(r)), store[r]) for r in rows))]
+    p = np.stack([o for _, o in done]).astype(np.float32)
     out = pa.BufferOutputStream()
-    pq.write_table(pa.table({'clip_id': pa.array([c for c,_ in done]), **{c: pa.array(p[:,i]) for i,c in enumerate(plan['classes'])}}), out)
+    pq.write_table(
+        pa.table(
+            {"clip_id": pa.array([c for c, _ in done]), **{c: pa.array(p[:, i]) for i, c in enumerate(plan["classes"])}}
+        ),
+        out,
+    )
     write_bytes(_score_file(folder, k), out.getvalue().to_pybytes())
 
 # %% ../../nbs/data/09_streaming.ipynb #4b879539
-def score_store(score, store:FeatureStore, folder, classes, *, by:str, piece:int=4096):
+def score_store(score, store: FeatureStore, folder, classes, *, by: str, piece: int = 4096):
     "Score all clips of a store into Parquet files in `folder`, from where it stopped; arguments as for `plan_scores` and `score_piece`."
-    for k in progress(plan_scores(store, folder, classes, by=by, piece=piece), label='scoring', unit='pieces'): score_piece(score, store, folder, k)
+    for k in progress(plan_scores(store, folder, classes, by=by, piece=piece), label="scoring", unit="pieces"):
+        score_piece(score, store, folder, k)
+
 
 def read_scores(folder):
     "Yield the scores as DataFrames (clip_id, one column a class), a piece at a time; raises `AudiotagError` when one is missing."
-    plan = read_json(Path(folder)/'plan.json')
-    for k in range(-(-plan['clips']//plan['piece'])): yield read_parquet(_score_file(folder, k), columns=('clip_id',*plan['classes']))
+    plan = read_json(Path(folder) / "plan.json")
+    for k in range(-(-plan["clips"] // plan["piece"])):
+        yield read_parquet(_score_file(folder, k), columns=("clip_id", *plan["classes"]))
+
 
 def join_parquet(path, pieces):
     "Write one Parquet file out of several with the same columns, holding one of them at a time; the same pieces give the same bytes."
     import pyarrow.parquet as pq
+
     with atomic_path(path) as part, ExitStack() as opened:
         out = None
         for table in map(read_parquet_table, pieces):
-            table = table.replace_schema_metadata() # pandas notes the number of rows there
+            table = table.replace_schema_metadata()  # pandas notes the number of rows there
             out = out or opened.enter_context(pq.ParquetWriter(str(part), table.schema))
             out.write_table(table)
 
 # %% ../../nbs/data/09_streaming.ipynb #b2bea572
 def sparse_store(
-    folder, # the store; made
+    folder,  # the store; made
     *,
-    clips:int, # how many
-    frames:int=500, # of each clip
-    front_end, # what it pretends to hold
-    per_shard:int=512, # clips
-)->FeatureStore:
+    clips: int,  # how many
+    frames: int = 500,  # of each clip
+    front_end,  # what it pretends to hold
+    per_shard: int = 512,  # clips
+) -> FeatureStore:
     "A store of nothing, in which every clip reads as zeros: to try what a machine can stream. Made in 65 000 clips at a time."
     import pyarrow as pa, pyarrow.parquet as pq
-    folder,bands = Path(folder),front_end.n_bands
-    shards = [f'{i:06d}-{0:016x}' for i in range(-(-clips//per_shard))]
-    (folder/'shards').mkdir(parents=True)
-    write_json(folder/'audiotag.json', {'kind': 'store', 'format': 1})
-    for i,name in enumerate(shards):
-        rows = min(per_shard, clips-i*per_shard)*frames
-        with open(folder/'shards'/f'{name}.npy', 'wb') as f:
-            np.lib.format.write_array_header_1_0(f, dict(descr='<f2', fortran_order=False, shape=(rows,bands)))
-            f.truncate(f.tell()+rows*bands*2)
+
+    folder, bands = Path(folder), front_end.n_bands
+    shards = [f"{i:06d}-{0:016x}" for i in range(-(-clips // per_shard))]
+    (folder / "shards").mkdir(parents=True)
+    write_json(folder / "audiotag.json", {"kind": "store", "format": 1})
+    for i, name in enumerate(shards):
+        rows = min(per_shard, clips - i * per_shard) * frames
+        with open(folder / "shards" / f"{name}.npy", "wb") as f:
+            np.lib.format.write_array_header_1_0(f, dict(descr="<f2", fortran_order=False, shape=(rows, bands)))
+            f.truncate(f.tell() + rows * bands * 2)
     settings = StoreSettings(front_end=front_end)
-    schema = pa.schema([(k, {str: pa.string(), int: pa.int64(), float: pa.float64()}[t]) for k,t in COLUMNS.items()], {'audiotag': json.dumps(settings.to_dict())})
-    with pq.ParquetWriter(folder/'index.parquet', schema) as out:
-        for at in range(0, clips, 65_000): out.write_table(_sparse_rows(np.arange(at, min(at+65_000, clips)), shards, frames, bands, per_shard, schema))
-    write_json(folder/'store.json', settings.to_dict())
-    (folder/'index.sha256').write_text(f"{file_sha256(folder/'index.parquet')}  index.parquet\n")
+    schema = pa.schema(
+        [(k, {str: pa.string(), int: pa.int64(), float: pa.float64()}[t]) for k, t in COLUMNS.items()],
+        {"audiotag": json.dumps(settings.to_dict())},
+    )
+    with pq.ParquetWriter(folder / "index.parquet", schema) as out:
+        for at in range(0, clips, 65_000):
+            out.write_table(
+                _sparse_rows(np.arange(at, min(at + 65_000, clips)), shards, frames, bands, per_shard, schema)
+            )
+    write_json(folder / "store.json", settings.to_dict())
+    (folder / "index.sha256").write_text(f"{file_sha256(folder / 'index.parquet')}  index.parquet\n")
     return FeatureStore(folder)
 
 # %% ../../nbs/data/09_streaming.ipynb #1de91aa6
 def _sparse_rows(i, shards, frames, bands, per_shard, schema):
     import pyarrow as pa
-    same = dict(frames=frames, channels=1, bands=bands, scale=1., zero=0., checksum=hashlib.sha256(bytes(2*frames*bands)).hexdigest()[:16])
-    columns = {'clip_id': [f'clip-{o:09d}' for o in i], 'shard': [shards[o//per_shard] for o in i], 'offset': i%per_shard*frames}
-    return pa.table([pa.array(columns[n] if n in columns else [same.get(n)]*len(i), schema.field(n).type) for n in schema.names], schema=schema)
+
+    same = dict(
+        frames=frames,
+        channels=1,
+        bands=bands,
+        scale=1.0,
+        zero=0.0,
+        checksum=hashlib.sha256(bytes(2 * frames * bands)).hexdigest()[:16],
+    )
+    columns = {
+        "clip_id": [f"clip-{o:09d}" for o in i],
+        "shard": [shards[o // per_shard] for o in i],
+        "offset": i % per_shard * frames,
+    }
+    return pa.table(
+        [pa.array(columns[n] if n in columns else [same.get(n)] * len(i), schema.field(n).type) for n in schema.names],
+        schema=schema,
+    )

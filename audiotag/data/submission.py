@@ -15,160 +15,284 @@ from .competitions import Competition
 from ..core.errors import a_few
 
 # %% ../../nbs/data/02_submission.ipynb #462b470e
-NO_FILE,BAD_FILE = 'Submission CSV Not Found','Submission Scoring Error' # Kaggle's words
+NO_FILE, BAD_FILE = "Submission CSV Not Found", "Submission Scoring Error"  # Kaggle's words
+
 
 @dataclass(frozen=True)
 class Finding:
     "One thing that is wrong with a submission."
-    what:str
-    kaggle:str # the words of the failure; empty if Kaggle would score the file all the same
-    def __str__(self): return f"{self.kaggle or 'would be scored'}: {self.what}"
 
-def _bad(what): return Finding(what, BAD_FILE)
-def _odd(what): return Finding(what, '')
+    what: str
+    kaggle: str  # the words of the failure; empty if Kaggle would score the file all the same
+
+    def __str__(self):
+        return f"{self.kaggle or 'would be scored'}: {self.what}"
+
+
+def _bad(what):
+    return Finding(what, BAD_FILE)
+
+
+def _odd(what):
+    return Finding(what, "")
 
 # %% ../../nbs/data/02_submission.ipynb #d0a045cd
-def _text(path, competition)->tuple: # (text or None, findings)
+def _text(path, competition) -> tuple:  # (text or None, findings)
     "The file as text, and what is wrong with it as a file."
     path = Path(path)
     try:
-        if path.is_dir(): return None, [Finding(f'{path} is a folder', NO_FILE)]
-        if not path.exists(): return None, [Finding(f'{path} does not exist', NO_FILE)]
-        if not path.is_file(): return None, [Finding(f'{path} is no plain file', NO_FILE)]
-        size,most = path.stat().st_size,_most_bytes(competition)
-        if size>most: return None, [_bad(f'the file has {size/1e6:.1f} MB, and {len(competition.of("test"))} rows of {len(competition.template.columns)} columns cannot need more than {most/1e6:.1f}')]
+        if path.is_dir():
+            return None, [Finding(f"{path} is a folder", NO_FILE)]
+        if not path.exists():
+            return None, [Finding(f"{path} does not exist", NO_FILE)]
+        if not path.is_file():
+            return None, [Finding(f"{path} is no plain file", NO_FILE)]
+        size, most = path.stat().st_size, _most_bytes(competition)
+        if size > most:
+            return None, [
+                _bad(
+                    f"the file has {size / 1e6:.1f} MB, and {len(competition.of('test'))} rows of {len(competition.template.columns)} columns cannot need more than {most / 1e6:.1f}"
+                )
+            ]
         data = path.read_bytes()
-    except (OSError, ValueError) as e: return None, [Finding(f'{path} cannot be read ({e})', NO_FILE)]
-    if not data: return None, [_bad('the file is empty')]
-    if (kind := _binary(data)): return None, [_bad(f'the file is {kind}, not a csv')]
-    try: text = data.decode('utf-8-sig')
-    except UnicodeDecodeError as e: return None, [_bad(f'the file is not UTF-8 text (byte {e.start})')]
-    found = [_odd('the file begins with a byte order mark')] if data[:3]==b'\xef\xbb\xbf' else []
-    if re.search(r'\r(?!\n)', text): found.append(_odd('lines end with CR alone, as on a Mac before 2001'))
+    except (OSError, ValueError) as e:
+        return None, [Finding(f"{path} cannot be read ({e})", NO_FILE)]
+    if not data:
+        return None, [_bad("the file is empty")]
+    if kind := _binary(data):
+        return None, [_bad(f"the file is {kind}, not a csv")]
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        return None, [_bad(f"the file is not UTF-8 text (byte {e.start})")]
+    found = [_odd("the file begins with a byte order mark")] if data[:3] == b"\xef\xbb\xbf" else []
+    if re.search(r"\r(?!\n)", text):
+        found.append(_odd("lines end with CR alone, as on a Mac before 2001"))
     return text, found
 
+
 def _most_bytes(competition):
-    ids = competition.of('test').clip_id
-    return 1_000_000+100*(len(ids)+1)*len(competition.template.columns)+4*sum(map(len, ids))+4*sum(map(len, competition.template.columns))
+    ids = competition.of("test").clip_id
+    return (
+        1_000_000
+        + 100 * (len(ids) + 1) * len(competition.template.columns)
+        + 4 * sum(map(len, ids))
+        + 4 * sum(map(len, competition.template.columns))
+    )
 
 # %% ../../nbs/data/02_submission.ipynb #666ca3e3
-def _binary(data:bytes)->str:
+def _binary(data: bytes) -> str:
     "What a file is that is no text; '' for text."
-    known = {b'PK\3\4': 'a ZIP archive', b'\x1f\x8b': 'a gzip archive', b'PAR1': 'a Parquet file', b'\xff\xfe': 'UTF-16 text', b'\xfe\xff': 'UTF-16 text'}
-    return next((what for magic,what in known.items() if data.startswith(magic)), 'binary' if b'\0' in data else '')
+    known = {
+        b"PK\3\4": "a ZIP archive",
+        b"\x1f\x8b": "a gzip archive",
+        b"PAR1": "a Parquet file",
+        b"\xff\xfe": "UTF-16 text",
+        b"\xfe\xff": "UTF-16 text",
+    }
+    return next((what for magic, what in known.items() if data.startswith(magic)), "binary" if b"\0" in data else "")
 
-def _cells(text)->tuple: # (header, rows, findings)
+
+def _cells(text) -> tuple:  # (header, rows, findings)
     "Header and rows of a csv as lists of str; rows of another length than the header's are named and left out."
-    header,rows,short,row = None,[],[],0
+    header, rows, short, row = None, [], [], 0
     try:
-        for cells in csv.reader(io.StringIO(text, newline=''), strict=True):
-            if not cells: continue
-            if header is None: header = cells; continue
+        for cells in csv.reader(io.StringIO(text, newline=""), strict=True):
+            if not cells:
+                continue
+            if header is None:
+                header = cells
+                continue
             row += 1
-            if len(cells)==len(header): rows.append(cells)
-            else: short.append((row, len(cells)))
-    except csv.Error as e: return header or [], rows, [_bad(f'is no valid csv ({e}), behind row {row}')]
-    found = [_bad(f'{len(short)} rows have not as many cells as the header ({len(header)}): row {short[0][0]} has {short[0][1]}')] if short else []
+            if len(cells) == len(header):
+                rows.append(cells)
+            else:
+                short.append((row, len(cells)))
+    except csv.Error as e:
+        return header or [], rows, [_bad(f"is no valid csv ({e}), behind row {row}")]
+    found = (
+        [
+            _bad(
+                f"{len(short)} rows have not as many cells as the header ({len(header)}): row {short[0][0]} has {short[0][1]}"
+            )
+        ]
+        if short
+        else []
+    )
     return header or [], rows, found
 
 # %% ../../nbs/data/02_submission.ipynb #0ba09e3c
-def _check_columns(header, wanted)->list:
+def _check_columns(header, wanted) -> list:
     "Findings about the header."
-    if header==wanted: return []
-    if len(header)==1 and len(wanted)>1 and (sep := next((s for s in ';\t|' if s in header[0]), '')):
-        return [_bad(f'cells are separated by {sep!r} and not by commas')]
-    if header and header[0] in ('','Unnamed: 0','index') and header[1:]==wanted: return [_bad('the first column is an index: write it with index=False')]
-    twice = [c for c,n in Counter(header).items() if n>1]
-    lacks,more = [c for c in wanted if c not in header],[c for c in header if c not in wanted]
+    if header == wanted:
+        return []
+    if len(header) == 1 and len(wanted) > 1 and (sep := next((s for s in ";\t|" if s in header[0]), "")):
+        return [_bad(f"cells are separated by {sep!r} and not by commas")]
+    if header and header[0] in ("", "Unnamed: 0", "index") and header[1:] == wanted:
+        return [_bad("the first column is an index: write it with index=False")]
+    twice = [c for c, n in Counter(header).items() if n > 1]
+    lacks, more = [c for c in wanted if c not in header], [c for c in header if c not in wanted]
     plain = {c.strip().strip('"').lower(): c for c in header}
     near = next(((plain[w.strip().lower()], w) for w in lacks if w.strip().lower() in plain), None)
-    said = '; '.join(f'{w} {a_few(c)}' for w,c in (('missing', lacks), ('not asked for', more), ('named twice', twice)) if c) or 'their order differs from the template'
-    if not any(c in header for c in wanted): said += '; is there no header at all?' if len(header)==len(wanted) else ''
-    return [_bad(f'the columns are not those of the template: {said}'+(f' (it says {near[0]!r} for {near[1]!r})' if near else ''))]
+    said = (
+        "; ".join(
+            f"{w} {a_few(c)}" for w, c in (("missing", lacks), ("not asked for", more), ("named twice", twice)) if c
+        )
+        or "their order differs from the template"
+    )
+    if not any(c in header for c in wanted):
+        said += "; is there no header at all?" if len(header) == len(wanted) else ""
+    return [
+        _bad(
+            f"the columns are not those of the template: {said}"
+            + (f" (it says {near[0]!r} for {near[1]!r})" if near else "")
+        )
+    ]
 
 # %% ../../nbs/data/02_submission.ipynb #3371c2c0
-def _check_rows(got:list, competition:Competition)->list:
+def _check_rows(got: list, competition: Competition) -> list:
     "Findings about the ids."
-    want = list(competition.of('test').clip_id)
-    known,asked = set(got),set(want)
-    lacks,more,twice = [w for w in want if w not in known],list(dict.fromkeys(g for g in got if g not in asked)),[g for g,n in Counter(got).items() if n>1]
-    said = [(lacks, 'rows are missing'), (more, 'rows are not asked for'), (twice, 'ids occur more than once')]
-    found = [_bad(f'{len(names)} {what}: {a_few(names)}') for names,what in said if names]
-    if lacks and more and (hint := _alike(lacks, more)): found.append(_bad(hint))
+    want = list(competition.of("test").clip_id)
+    known, asked = set(got), set(want)
+    lacks, more, twice = (
+        [w for w in want if w not in known],
+        list(dict.fromkeys(g for g in got if g not in asked)),
+        [g for g, n in Counter(got).items() if n > 1],
+    )
+    said = [(lacks, "rows are missing"), (more, "rows are not asked for"), (twice, "ids occur more than once")]
+    found = [_bad(f"{len(names)} {what}: {a_few(names)}") for names, what in said if names]
+    if lacks and more and (hint := _alike(lacks, more)):
+        found.append(_bad(hint))
     public = list(competition.template[competition.id_column]) if competition.id_column in competition.template else []
-    if lacks and public!=want and got==public: found.append(_bad('these are the rows of the template, and the test folder asks for others: take the ids from the files'))
-    if not found and got!=want: found.append(_odd('the rows are in another order than the template'))
+    if lacks and public != want and got == public:
+        found.append(
+            _bad("these are the rows of the template, and the test folder asks for others: take the ids from the files")
+        )
+    if not found and got != want:
+        found.append(_odd("the rows are in another order than the template"))
     return found
 
-def _alike(lacks, more)->str:
-    "How the ids that are there became the ids that are wanted, by the rule that explains most."
-    rules = {'differ in upper and lower case': str.lower, 'have spaces around them': str.strip, 'have quotes around them': lambda o: o.strip('"\' '),
-             'lack the extension': lambda o: o.rsplit('.', 1)[0], 'have a folder before them': lambda o: re.split(r'[/\\]', o)[-1],
-             'have become numbers': _as_number}
-    found = {what: sum(rule(o) in wanted for o in more) for what,rule in rules.items() for wanted in [{rule(p) for p in lacks}]}
-    what = max(found, key=found.get)
-    return f'{found[what]} ids {what}' if found[what] else ''
 
-def _as_number(o:str)->str:
-    try: return str(float(o)) # '007' and '7', '1e5' and '100000.0'
-    except ValueError: return o
+def _alike(lacks, more) -> str:
+    "How the ids that are there became the ids that are wanted, by the rule that explains most."
+    rules = {
+        "differ in upper and lower case": str.lower,
+        "have spaces around them": str.strip,
+        "have quotes around them": lambda o: o.strip("\"' "),
+        "lack the extension": lambda o: o.rsplit(".", 1)[0],
+        "have a folder before them": lambda o: re.split(r"[/\\]", o)[-1],
+        "have become numbers": _as_number,
+    }
+    found = {
+        what: sum(rule(o) in wanted for o in more)
+        for what, rule in rules.items()
+        for wanted in [{rule(p) for p in lacks}]
+    }
+    what = max(found, key=found.get)
+    return f"{found[what]} ids {what}" if found[what] else ""
+
+
+def _as_number(o: str) -> str:
+    try:
+        return str(float(o))  # '007' and '7', '1e5' and '100000.0'
+    except ValueError:
+        return o
 
 # %% ../../nbs/data/02_submission.ipynb #9ed14bf1
-_PLAIN = re.compile(r'[^0-9eE+\-. ]')
+_PLAIN = re.compile(r"[^0-9eE+\-. ]")
 
-def _numbers(column:list)->np.ndarray:
+
+def _numbers(column: list) -> np.ndarray:
     "The numbers of a column of cells, NaN for each that is none."
-    values = pd.to_numeric(pd.Series(column, dtype=object), errors='coerce').to_numpy(dtype=float)
-    if _PLAIN.search(' '.join(column)): values = np.where([bool(_PLAIN.search(o)) for o in column], np.nan, values)
+    values = pd.to_numeric(pd.Series(column, dtype=object), errors="coerce").to_numpy(dtype=float)
+    if _PLAIN.search(" ".join(column)):
+        values = np.where([bool(_PLAIN.search(o)) for o in column], np.nan, values)
     return values
 
-def _check_numbers(rows, header, columns)->list:
+
+def _check_numbers(rows, header, columns) -> list:
     "Findings about the cells of score columns."
     at = [header.index(c) for c in columns]
     values = np.stack([_numbers([r[i] for r in rows]) for i in at], 1) if rows else np.zeros((0, len(at)))
     wrong = np.argwhere(~np.isfinite(values))
-    if not len(wrong): return _look_at(values, columns)
-    row,col = wrong[0]
+    if not len(wrong):
+        return _look_at(values, columns)
+    row, col = wrong[0]
     cell = rows[row][at[col]]
-    why = ('it is empty' if not cell.strip() else 'write a point for the decimal comma' if re.fullmatch(r'\s*-?\d*,\d+\s*', cell) else
-           'it is text: write numbers' if cell.strip().lower() in ('true','false') else 'too large for a number' if re.fullmatch(r'[\d.e+-]+', cell.strip(), re.I) else '')
-    return [_bad(f'{len(wrong)} values are no finite numbers, the first is {cell[:40]!r} in row {row+1}, {columns[col]!r}'+(f' ({why})' if why else ''))]
+    why = (
+        "it is empty"
+        if not cell.strip()
+        else "write a point for the decimal comma"
+        if re.fullmatch(r"\s*-?\d*,\d+\s*", cell)
+        else "it is text: write numbers"
+        if cell.strip().lower() in ("true", "false")
+        else "too large for a number"
+        if re.fullmatch(r"[\d.e+-]+", cell.strip(), re.I)
+        else ""
+    )
+    return [
+        _bad(
+            f"{len(wrong)} values are no finite numbers, the first is {cell[:40]!r} in row {row + 1}, {columns[col]!r}"
+            + (f" ({why})" if why else "")
+        )
+    ]
 
 # %% ../../nbs/data/02_submission.ipynb #e4482be8
-def _look_at(values:np.ndarray, columns)->list:
+def _look_at(values: np.ndarray, columns) -> list:
     "Findings about numbers that would be scored."
-    if not len(values): return []
+    if not len(values):
+        return []
     found = []
-    if (out := (values<0)|(values>1)).any(): found.append(_odd(f'{int(out.sum())} values lie outside of 0 to 1 (from {values.min():.4g} to {values.max():.4g})'))
-    if len(values)>1 and (flat := [c for c,v in zip(columns, values.T) if np.ptp(v)==0]): found.append(_odd(f'{len(flat)} columns hold one value in all rows: {a_few(flat)}'))
-    if len(columns)>1 and (same := int((np.ptp(values, axis=1)==0).sum())): found.append(_odd(f'{same} rows hold one value in all columns'))
+    if (out := (values < 0) | (values > 1)).any():
+        found.append(
+            _odd(f"{int(out.sum())} values lie outside of 0 to 1 (from {values.min():.4g} to {values.max():.4g})")
+        )
+    if len(values) > 1 and (flat := [c for c, v in zip(columns, values.T) if np.ptp(v) == 0]):
+        found.append(_odd(f"{len(flat)} columns hold one value in all rows: {a_few(flat)}"))
+    if len(columns) > 1 and (same := int((np.ptp(values, axis=1) == 0).sum())):
+        found.append(_odd(f"{same} rows hold one value in all columns"))
     equal = np.unique(values, axis=0, return_counts=True)[1].max()
-    if equal>1: found.append(_odd(f'{equal} of {len(values)} rows are equal to each other, as rows are that hold the class prior'))
+    if equal > 1:
+        found.append(
+            _odd(f"{equal} of {len(values)} rows are equal to each other, as rows are that hold the class prior")
+        )
     return found
 
-def _check_labels(rows, header, column, classes)->list:
+
+def _check_labels(rows, header, column, classes) -> list:
     "Findings about a column of class names."
     cells = [r[header.index(column)] for r in rows]
-    wrong = [(i, c) for i,c in enumerate(cells, 1) if c not in set(classes)]
-    if wrong: return [_bad(f'{len(wrong)} cells are no class of this competition, the first is {wrong[0][1][:40]!r} in row {wrong[0][0]}')]
-    (most,n), = Counter(cells).most_common(1) or [('', 0)]
-    return [_odd(f'{n} of {len(cells)} rows say {most!r}')] if n>1 and n>.9*len(cells) else []
+    wrong = [(i, c) for i, c in enumerate(cells, 1) if c not in set(classes)]
+    if wrong:
+        return [
+            _bad(
+                f"{len(wrong)} cells are no class of this competition, the first is {wrong[0][1][:40]!r} in row {wrong[0][0]}"
+            )
+        ]
+    ((most, n),) = Counter(cells).most_common(1) or [("", 0)]
+    return [_odd(f"{n} of {len(cells)} rows say {most!r}")] if n > 1 and n > 0.9 * len(cells) else []
 
 # %% ../../nbs/data/02_submission.ipynb #f0413060
 def check_submission(
-    path, # the csv
-    competition:Competition, # with the test folder that the rows are to come from
-)->list[Finding]: # empty when all is well
+    path,  # the csv
+    competition: Competition,  # with the test folder that the rows are to come from
+) -> list[Finding]:  # empty when all is well
     "What is wrong with a submission, in Kaggle's words; never raises because of what the file holds."
-    text,found = _text(path, competition)
-    if text is None: return found
-    header,rows,more = _cells(text)
+    text, found = _text(path, competition)
+    if text is None:
+        return found
+    header, rows, more = _cells(text)
     found += more
     wanted = list(competition.template.columns)
-    if (columns := _check_columns(header, wanted)): return [*columns, *found]
-    found = _check_rows([r[header.index(competition.id_column)] for r in rows], competition)+found
-    if competition.label_column: found += _check_labels(rows, header, competition.label_column, competition.classes)
-    else: found += _check_numbers(rows, header, [c for c in wanted if c!=competition.id_column])
+    if columns := _check_columns(header, wanted):
+        return [*columns, *found]
+    found = _check_rows([r[header.index(competition.id_column)] for r in rows], competition) + found
+    if competition.label_column:
+        found += _check_labels(rows, header, competition.label_column, competition.classes)
+    else:
+        found += _check_numbers(rows, header, [c for c in wanted if c != competition.id_column])
     return sorted(found, key=lambda f: not f.kaggle)
 
-def refused(findings)->bool: return any(f.kaggle for f in findings)
+
+def refused(findings) -> bool:
+    return any(f.kaggle for f in findings)

@@ -24,385 +24,614 @@ from ..audio.features import FrontEnd, parts
 from .windows import Windows, probabilities
 
 # %% ../../nbs/infer/05_bundle.ipynb #83deb45f
-SCHEMA = 1 # version of bundle.json
+SCHEMA = 1  # version of bundle.json
+
 
 def golden_wave(
-    sample_rate:int, # Hz
-)->np.ndarray: # (samples,), float32
+    sample_rate: int,  # Hz
+) -> np.ndarray:  # (samples,), float32
     "Two and a half seconds that use the whole spectrum: a rising tone, clicks, a pause and noise; always the same."
-    t = np.arange(int(2.5*sample_rate))/sample_rate
-    tone = .4*np.sin(2*np.pi*(100*t + .2*sample_rate*t**2/2.5/2))
-    noise = .05*rng(0, 'golden').normal(size=len(t))
-    wave = tone*(t<1.2) + noise*(t>1.4) + .8*(np.arange(len(t))%(sample_rate//4)==0)
+    t = np.arange(int(2.5 * sample_rate)) / sample_rate
+    tone = 0.4 * np.sin(2 * np.pi * (100 * t + 0.2 * sample_rate * t**2 / 2.5 / 2))
+    noise = 0.05 * rng(0, "golden").normal(size=len(t))
+    wave = tone * (t < 1.2) + noise * (t > 1.4) + 0.8 * (np.arange(len(t)) % (sample_rate // 4) == 0)
     return np.clip(wave, -1, 1).astype(np.float32)
 
-def versions()->dict:
+
+def versions() -> dict:
     "Which Python and libraries are at work; for information, never compared."
-    names = ('torch','numpy','scipy','soundfile','safetensors')
-    return {'python': platform.python_version(), 'audiotag': audiotag.__version__, **{n: importlib.metadata.version(n) for n in names}}
+    names = ("torch", "numpy", "scipy", "soundfile", "safetensors")
+    return {
+        "python": platform.python_version(),
+        "audiotag": audiotag.__version__,
+        **{n: importlib.metadata.version(n) for n in names},
+    }
 
 # %% ../../nbs/infer/05_bundle.ipynb #534f162b
 def seal(
-    folder, # the bundle; must not exist, unless `replace`
+    folder,  # the bundle; must not exist, unless `replace`
     *,
-    name:str, # what it is called in reports
-    classes, # class names, in the order of the networks' outputs
-    front_end:FrontEnd,
-    windows:Windows,
-    activation:str, # 'sigmoid' or 'softmax'
-    model, # settings of the network, with `build(n_classes)`; or {name: settings} of several
-    members, # list of dicts: stage, fold, oof (scores by name), state (a state dict), and model (a name) where there are several
-    prior, # (classes,), the score of a clip that cannot be read
-    about:dict|None=None, # further facts for bundle.json: recipe, competition, ensemble score
-    extra:dict|None=None, # further files of the dataset, name -> bytes; neither hashed nor read back
-    replace:bool=False,
+    name: str,  # what it is called in reports
+    classes,  # class names, in the order of the networks' outputs
+    front_end: FrontEnd,
+    windows: Windows,
+    activation: str,  # 'sigmoid' or 'softmax'
+    model,  # settings of the network, with `build(n_classes)`; or {name: settings} of several
+    # list of dicts: stage, fold, oof (scores by name), state (a state dict), and model (a name) where there are several
+    members,
+    prior,  # (classes,), the score of a clip that cannot be read
+    about: dict | None = None,  # further facts for bundle.json: recipe, competition, ensemble score
+    extra: dict | None = None,  # further files of the dataset, name -> bytes; neither hashed nor read back
+    replace: bool = False,
 ):
     "Write a bundle as a whole, with its golden example; raises `AudiotagError` on weights that are not finite."
-    specs = model if isinstance(model, dict) else {'main': model}
-    members = [{'model': 'main', **m, 'file': _weights_file(m)} for m in members]
-    files = {f: _joined([m for m in members if m['file']==f]) for f in dict.fromkeys(m['file'] for m in members)}
-    runs = [torch_run(_rebuild(specs[m['model']], len(classes), m['state']), activation) for m in members]
-    files['golden.safetensors'] = _golden(golden_wave(front_end.sample_rate), front_end, windows, runs)
+    specs = model if isinstance(model, dict) else {"main": model}
+    members = [{"model": "main", **m, "file": _weights_file(m)} for m in members]
+    files = {f: _joined([m for m in members if m["file"] == f]) for f in dict.fromkeys(m["file"] for m in members)}
+    runs = [torch_run(_rebuild(specs[m["model"]], len(classes), m["state"]), activation) for m in members]
+    files["golden.safetensors"] = _golden(golden_wave(front_end.sample_rate), front_end, windows, runs)
     with atomic_folder(folder, replace=replace) as part:
-        sealed = {f: _write(part/f, tensors) for f,tensors in files.items()}
-        for file,data in (extra or {}).items(): write_bytes(part/file, data)
-        write_json(part/'audiotag.json', {'kind': 'bundle', 'format': SCHEMA})
-        listed = [dict(stage=m['stage'], fold=m['fold'], oof=m['oof'], model=m['model'], file=m['file'], prefix=f"fold-{m['fold']}.") for m in members]
-        _seal_json(part, {'schema': SCHEMA, 'name': name, 'classes': list(classes), 'front_end': front_end.to_dict(), 'windows': windows.to_dict(),
-                 'activation': activation, 'models': {k: _bare(v.to_dict()) for k,v in specs.items()}, 'members': listed, 'prior': [float(p) for p in prior],
-                 **(about or {}), 'versions': versions(), 'files': sealed})
+        sealed = {f: _write(part / f, tensors) for f, tensors in files.items()}
+        for file, data in (extra or {}).items():
+            write_bytes(part / file, data)
+        write_json(part / "audiotag.json", {"kind": "bundle", "format": SCHEMA})
+        listed = [
+            dict(
+                stage=m["stage"],
+                fold=m["fold"],
+                oof=m["oof"],
+                model=m["model"],
+                file=m["file"],
+                prefix=f"fold-{m['fold']}.",
+            )
+            for m in members
+        ]
+        _seal_json(
+            part,
+            {
+                "schema": SCHEMA,
+                "name": name,
+                "classes": list(classes),
+                "front_end": front_end.to_dict(),
+                "windows": windows.to_dict(),
+                "activation": activation,
+                "models": {k: _bare(v.to_dict()) for k, v in specs.items()},
+                "members": listed,
+                "prior": [float(p) for p in prior],
+                **(about or {}),
+                "versions": versions(),
+                "files": sealed,
+            },
+        )
 
 # %% ../../nbs/infer/05_bundle.ipynb #e346fb89
-def _weights_file(m:dict)->str:
+def _weights_file(m: dict) -> str:
     "One file for the folds of a stage and model."
-    return f"{m['stage']}.safetensors" if m.get('model', 'main')=='main' else f"{m['stage']}-{m['model']}.safetensors"
+    return f"{m['stage']}.safetensors" if m.get("model", "main") == "main" else f"{m['stage']}-{m['model']}.safetensors"
 
-def _joined(members)->dict:
+
+def _joined(members) -> dict:
     "The weights of all folds of a stage, each under its prefix."
-    return {f"fold-{m['fold']}.{k}": _finite(v.detach().cpu().numpy(), f"{m['stage']}, fold {m['fold']}, {k}")
-            for m in members for k,v in m['state'].items()}
+    return {
+        f"fold-{m['fold']}.{k}": _finite(v.detach().cpu().numpy(), f"{m['stage']}, fold {m['fold']}, {k}")
+        for m in members
+        for k, v in m["state"].items()
+    }
 
-def _seal_of(about:dict)->str:
+
+def _seal_of(about: dict) -> str:
     "SHA-256 of everything in bundle.json but the seal itself."
-    text = json.dumps({k: v for k,v in about.items() if k!='sha256'}, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()
+    text = json.dumps({k: v for k, v in about.items() if k != "sha256"}, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
-def _seal_json(folder:Path, about:dict): write_json(folder/'bundle.json', {**about, 'sha256': _seal_of(about)})
 
-def _facts(path:Path)->dict: return {'size': path.stat().st_size, 'sha256': file_sha256(path)}
+def _seal_json(folder: Path, about: dict):
+    write_json(folder / "bundle.json", {**about, "sha256": _seal_of(about)})
 
-def _write(path:Path, tensors:dict)->dict:
+
+def _facts(path: Path) -> dict:
+    return {"size": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def _write(path: Path, tensors: dict) -> dict:
     from safetensors.numpy import save
+
     write_bytes(path, save(tensors))
     return _facts(path)
 
 # %% ../../nbs/infer/05_bundle.ipynb #91008527
-def _finite(a:np.ndarray, where:str)->np.ndarray:
-    if a.dtype.kind not in 'fiub': raise AudiotagError(f'weights of type {a.dtype}', file=where, fix='was the bundle put together by hand?')
-    if not np.isfinite(a).all(): raise AudiotagError('weights are not finite numbers', file=where, fix='train this fold again with a lower learning rate')
-    return a.copy(order='C')
+def _finite(a: np.ndarray, where: str) -> np.ndarray:
+    if a.dtype.kind not in "fiub":
+        raise AudiotagError(f"weights of type {a.dtype}", file=where, fix="was the bundle put together by hand?")
+    if not np.isfinite(a).all():
+        raise AudiotagError(
+            "weights are not finite numbers", file=where, fix="train this fold again with a lower learning rate"
+        )
+    return a.copy(order="C")
 
-def _network(d, where:str)->Config:
+
+def _network(d, where: str) -> Config:
     "The settings of a network; the kinds that a bundle may name are those of the modules imported here."
     from audiotag.models import cnn, rawfold, sed, timm_backbone, wavecnn
+
     spec = config_from_dict(d, where=where)
-    if not hasattr(spec, 'build'): raise AudiotagError(f'{type(spec).__name__} is no network', file=where, fix='pack the run again')
-    if any(map(_greedy, _front_ends(spec))): raise AudiotagError(f'a front end in {type(spec).__name__} asks for too much memory', file=where, fix='do not use a bundle whose origin you do not know')
+    if not hasattr(spec, "build"):
+        raise AudiotagError(f"{type(spec).__name__} is no network", file=where, fix="pack the run again")
+    if any(map(_greedy, _front_ends(spec))):
+        raise AudiotagError(
+            f"a front end in {type(spec).__name__} asks for too much memory",
+            file=where,
+            fix="do not use a bundle whose origin you do not know",
+        )
     return spec
 
-def _front_ends(spec)->list:
+
+def _front_ends(spec) -> list:
     "The front ends that a network's settings hold, at any depth."
     inner = [getattr(spec, f.name) for f in fields(spec)]
-    return [p for o in inner if isinstance(o, FrontEnd) for p in parts(o)]+[p for o in inner if isinstance(o, Config) and not isinstance(o, FrontEnd) for p in _front_ends(o)]
+    return [p for o in inner if isinstance(o, FrontEnd) for p in parts(o)] + [
+        p for o in inner if isinstance(o, Config) and not isinstance(o, FrontEnd) for p in _front_ends(o)
+    ]
 
 # %% ../../nbs/infer/05_bundle.ipynb #e11327ab
-def _greedy(fe:FrontEnd)->bool:
+def _greedy(fe: FrontEnd) -> bool:
     "Whether a front end asks for more than two and a half seconds of sound can need."
-    if fe.sample_rate > 1_000_000: return True
-    frames = fe.n_frames(getattr(fe, 'n_samples', int(2.5*fe.sample_rate))) # a folding takes one length
-    return getattr(fe, 'n_fft', 1)*max(fe.n_bands, frames) > 2**26 or fe.n_channels*fe.n_bands*frames > 2**24
+    if fe.sample_rate > 1_000_000:
+        return True
+    frames = fe.n_frames(getattr(fe, "n_samples", int(2.5 * fe.sample_rate)))  # a folding takes one length
+    return getattr(fe, "n_fft", 1) * max(fe.n_bands, frames) > 2**26 or fe.n_channels * fe.n_bands * frames > 2**24
+
 
 def _bare(d):
     "Settings of a network without the file that its training began from: the bundle has the weights, and a path tells about its owner."
-    return {k: '' if k=='pretrained' else _bare(v) for k,v in d.items()} if isinstance(d, dict) else d
+    return {k: "" if k == "pretrained" else _bare(v) for k, v in d.items()} if isinstance(d, dict) else d
 
 # %% ../../nbs/infer/05_bundle.ipynb #d6258c03
-def _shapes(model:Config, n_classes:int)->tuple: # the network on torch's meta device, and {name: shape}
+def _shapes(model: Config, n_classes: int) -> tuple:  # the network on torch's meta device, and {name: shape}
     "What `model` wants to be loaded with, found without allocating what it claims to need."
     import torch
+
     try:
-        with torch.device('meta'): net = model.build(n_classes)
-    except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError, RecursionError) as e: raise AudiotagError(f'{type(model).__name__} cannot be built ({e})', field='model') from None
-    return net, {k: tuple(v.shape) for k,v in net.state_dict().items()}
+        with torch.device("meta"):
+            net = model.build(n_classes)
+    except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError, RecursionError) as e:
+        raise AudiotagError(f"{type(model).__name__} cannot be built ({e})", field="model") from None
+    return net, {k: tuple(v.shape) for k, v in net.state_dict().items()}
 
 # %% ../../nbs/infer/05_bundle.ipynb #190a231d
-def _same_shapes(wanted:dict, found:dict, where=None):
+def _same_shapes(wanted: dict, found: dict, where=None):
     for k in [*wanted, *found]:
-        if wanted.get(k)!=found.get(k): raise AudiotagError(f'the network wants {k} of shape {wanted.get(k)}, the file has {found.get(k)}', file=where, fix='was the bundle put together by hand?')
+        if wanted.get(k) != found.get(k):
+            raise AudiotagError(
+                f"the network wants {k} of shape {wanted.get(k)}, the file has {found.get(k)}",
+                file=where,
+                fix="was the bundle put together by hand?",
+            )
 
-def _rebuild(model:Config, n_classes:int, state:dict):
+
+def _rebuild(model: Config, n_classes: int, state: dict):
     "A network with these weights in eval mode."
     import torch
-    net,wanted = _shapes(model, n_classes)
-    _same_shapes(wanted, {k: tuple(v.shape) for k,v in state.items()})
-    net.load_state_dict({k: torch.as_tensor(v) for k,v in state.items()}, assign=True)
+
+    net, wanted = _shapes(model, n_classes)
+    _same_shapes(wanted, {k: tuple(v.shape) for k, v in state.items()})
+    net.load_state_dict({k: torch.as_tensor(v) for k, v in state.items()}, assign=True)
     return net.eval().requires_grad_(False)
 
+
 def torch_run(
-    net, # torch module in eval mode
-    activation:str, # 'sigmoid' or 'softmax'
+    net,  # torch module in eval mode
+    activation: str,  # 'sigmoid' or 'softmax'
     *,
-    batch_size:int=64,
-)->Callable: # x, array (n, C, bands, frames) or a tuple of such -> probabilities (n, classes)
+    batch_size: int = 64,
+) -> Callable:  # x, array (n, C, bands, frames) or a tuple of such -> probabilities (n, classes)
     "A network as a function of windows."
     return lambda x: probabilities(net, x, activation=activation, batch_size=batch_size)
 
 # %% ../../nbs/infer/05_bundle.ipynb #56ee3af6
-def _golden(wave, front_end, windows, runs)->dict:
+def _golden(wave, front_end, windows, runs) -> dict:
     "The golden example: the wave, each part of its features, and the scores (members, classes)."
     looks = _looks(wave, front_end, windows)
-    return {'wave': wave, **_named(front_end(wave)), 'scores': np.stack([_golden_scores(run, looks, windows) for run in runs])}
+    return {
+        "wave": wave,
+        **_named(front_end(wave)),
+        "scores": np.stack([_golden_scores(run, looks, windows) for run in runs]),
+    }
 
-def _looks(wave, front_end, windows)->list:
+
+def _looks(wave, front_end, windows) -> list:
     "The windows of each view of the golden wave."
-    return [windows.cut(x, view, fill=front_end.fill) for view,x in windows.looks(front_end, wave)]
+    return [windows.cut(x, view, fill=front_end.fill) for view, x in windows.looks(front_end, wave)]
 
-def _golden_scores(run, looks, windows)->np.ndarray:
+
+def _golden_scores(run, looks, windows) -> np.ndarray:
     "(classes,): what one member says of the golden wave."
     return np.mean([windows.pool(run(x)) for x in looks], axis=0).astype(np.float32)
 
-def _named(x)->dict:
+
+def _named(x) -> dict:
     "Features by the names they are sealed under: 'features', and 'beside-1', … for what stands beside."
-    first,*beside = x if isinstance(x, tuple) else (x,)
-    return {'features': first, **{f'beside-{i}': o for i,o in enumerate(beside, 1)}}
+    first, *beside = x if isinstance(x, tuple) else (x,)
+    return {"features": first, **{f"beside-{i}": o for i, o in enumerate(beside, 1)}}
 
 # %% ../../nbs/infer/05_bundle.ipynb #0029cd1b
 def reseal(
-    bundle, # an opened `Bundle`
+    bundle,  # an opened `Bundle`
     *,
-    files:dict|None=None, # further files of the bundle, name -> bytes
-    drop=(), # names of files that go
-    **about, # fields of bundle.json to set
+    files: dict | None = None,  # further files of the bundle, name -> bytes
+    drop=(),  # names of files that go
+    **about,  # fields of bundle.json to set
 ):
     "Seal a bundle again with other facts and files; what else lies in its folder (a README, Kaggle's metadata) stays."
-    if bundle.prefix: raise AudiotagError('is one of several bundles in this folder', file=bundle.path, fix='change the bundle, then join again')
+    if bundle.prefix:
+        raise AudiotagError(
+            "is one of several bundles in this folder", file=bundle.path, fix="change the bundle, then join again"
+        )
     with atomic_folder(bundle.folder, replace=True) as part:
         for o in bundle.folder.iterdir():
-            if o.name not in drop and o.is_file(): shutil.copyfile(bundle.file(o.name) if o.name in bundle.files else o, part/o.name)
-        for name,data in (files or {}).items(): write_bytes(part/name, data)
-        listed = {k: v for k,v in bundle.files.items() if k not in drop} | {k: _facts(part/k) for k in files or {}}
-        _seal_json(part, {**bundle.about, **about, 'files': listed})
+            if o.name not in drop and o.is_file():
+                shutil.copyfile(bundle.file(o.name) if o.name in bundle.files else o, part / o.name)
+        for name, data in (files or {}).items():
+            write_bytes(part / name, data)
+        listed = {k: v for k, v in bundle.files.items() if k not in drop} | {k: _facts(part / k) for k in files or {}}
+        _seal_json(part, {**bundle.about, **about, "files": listed})
 
 # %% ../../nbs/infer/05_bundle.ipynb #6e120dc9
-LARGEST = {'bundle.json': 4_000_000, 'golden.safetensors': 50_000_000, 'header': 4_000_000} # bytes
-LARGEST_FILE = 4_000_000_000 # bytes of any other file
+LARGEST = {"bundle.json": 4_000_000, "golden.safetensors": 50_000_000, "header": 4_000_000}  # bytes
+LARGEST_FILE = 4_000_000_000  # bytes of any other file
+
 
 class Bundle:
     "An opened bundle: `classes`, `front_end`, `windows`, `activation`, `prior`, `members`; `model(i)` loads a network."
-    def __init__(self, folder, *,
-        prefix:str='', # of the names of its files, in a folder that holds several bundles
+
+    def __init__(
+        self,
+        folder,
+        *,
+        prefix: str = "",  # of the names of its files, in a folder that holds several bundles
     ):
-        self.folder,self.prefix = Path(folder),prefix
-        self.path = self.folder/f'{prefix}bundle.json'
-        self.about = _read_about(self.file('bundle.json'), folder)
-        if 'parts' in self.about: raise AudiotagError('holds several bundles', file=folder, fix='open it with `open_bundles`, or name one bundle')
+        self.folder, self.prefix = Path(folder), prefix
+        self.path = self.folder / f"{prefix}bundle.json"
+        self.about = _read_about(self.file("bundle.json"), folder)
+        if "parts" in self.about:
+            raise AudiotagError(
+                "holds several bundles", file=folder, fix="open it with `open_bundles`, or name one bundle"
+            )
         try:
             _check_seal(self.about, self.path)
             self._take(self.about)
             fits = _depth_within(self.about, 50) and self._fits()
-            if fits: self._bounded()
+            if fits:
+                self._bounded()
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, ZeroDivisionError) as e:
-            raise AudiotagError(f'is incomplete ({type(e).__name__}: {e})', file=self.path, fix='pack the run again') from None
-        if not fits: raise AudiotagError('its parts do not fit together', file=self.path, fix='pack the run again')
+            raise AudiotagError(
+                f"is incomplete ({type(e).__name__}: {e})", file=self.path, fix="pack the run again"
+            ) from None
+        if not fits:
+            raise AudiotagError("its parts do not fit together", file=self.path, fix="pack the run again")
 
 # %% ../../nbs/infer/05_bundle.ipynb #c030767f
-def _read_about(path:Path, folder)->dict:
+def _read_about(path: Path, folder) -> dict:
     "What a bundle.json says, if it is one."
-    if not path.is_file(): raise AudiotagError('is not a bundle: there is no bundle.json', file=folder, fix='name the folder that `audiotag pack weights` made')
-    if path.stat().st_size > LARGEST['bundle.json']: raise AudiotagError('is too large to be a bundle.json', file=path)
+    if not path.is_file():
+        raise AudiotagError(
+            "is not a bundle: there is no bundle.json",
+            file=folder,
+            fix="name the folder that `audiotag pack weights` made",
+        )
+    if path.stat().st_size > LARGEST["bundle.json"]:
+        raise AudiotagError("is too large to be a bundle.json", file=path)
     about = _read_once(path)
-    schema = about.get('schema') if isinstance(about, dict) else None
-    if type(schema) is not int or schema!=SCHEMA: raise AudiotagError(f'has schema {schema!r}, this audiotag reads {SCHEMA}', file=path, fix='update audiotag, or pack the run again')
+    schema = about.get("schema") if isinstance(about, dict) else None
+    if type(schema) is not int or schema != SCHEMA:
+        raise AudiotagError(
+            f"has schema {schema!r}, this audiotag reads {SCHEMA}",
+            file=path,
+            fix="update audiotag, or pack the run again",
+        )
     return about
 
-def _read_once(path:Path):
+
+def _read_once(path: Path):
     "JSON in which no key is there twice: readers differ in which of the two they take."
+
     def once(pairs):
-        if twice := [k for k,n in Counter(k for k,_ in pairs).items() if n>1]: raise AudiotagError(f'has {twice[0]!r} twice', file=path, fix='do not use a bundle whose origin you do not know')
+        if twice := [k for k, n in Counter(k for k, _ in pairs).items() if n > 1]:
+            raise AudiotagError(
+                f"has {twice[0]!r} twice", file=path, fix="do not use a bundle whose origin you do not know"
+            )
         return dict(pairs)
+
     return read_json(path, object_pairs_hook=once)
 
-def _check_seal(about:dict, path:Path):
-    if about.get('sha256')!=_seal_of(about): raise AudiotagError('was changed since it was sealed', file=path, fix='pack the run again, or fetch the dataset again')
+
+def _check_seal(about: dict, path: Path):
+    if about.get("sha256") != _seal_of(about):
+        raise AudiotagError(
+            "was changed since it was sealed", file=path, fix="pack the run again, or fetch the dataset again"
+        )
 
 # %% ../../nbs/infer/05_bundle.ipynb #c9d030c2
-def _depth_within(o, limit:int)->bool:
+def _depth_within(o, limit: int) -> bool:
     "Whether dicts and lists are nested at most so deep."
-    return limit>=0 and all(_depth_within(v, limit-1) for v in (o.values() if isinstance(o, dict) else o if isinstance(o, list) else ()))
+    return limit >= 0 and all(
+        _depth_within(v, limit - 1) for v in (o.values() if isinstance(o, dict) else o if isinstance(o, list) else ())
+    )
+
 
 @patch
-def _take(self:Bundle, a:dict):
+def _take(self: Bundle, a: dict):
     "The fields of bundle.json."
-    self.name,self.classes,self.members,self.activation,self.files = str(a['name']),tuple(a['classes']),list(a['members']),a['activation'],dict(a['files'])
-    self.front_end,self.windows = (config_from_dict(a[k], where=str(self.path)) for k in ('front_end','windows'))
-    self.prior,self.graphs = np.array(a['prior'], dtype=np.float32),list(a.get('graphs', []))
+    self.name, self.classes, self.members, self.activation, self.files = (
+        str(a["name"]),
+        tuple(a["classes"]),
+        list(a["members"]),
+        a["activation"],
+        dict(a["files"]),
+    )
+    self.front_end, self.windows = (config_from_dict(a[k], where=str(self.path)) for k in ("front_end", "windows"))
+    self.prior, self.graphs = np.array(a["prior"], dtype=np.float32), list(a.get("graphs", []))
+
 
 @patch
-def _fits(self:Bundle)->bool:
+def _fits(self: Bundle) -> bool:
     "Whether the fields are of the right kinds, and refer to one another."
+
     def whole(m):
-        text = isinstance(m, dict) and all(isinstance(m.get(n), str) for n in ('stage','prefix','model','file')) and type(m.get('fold')) is int
-        scores = text and all(type(v) in (int,float) and math.isfinite(v) for v in m['oof'].values())
-        return scores and m['model'] in self.about['models'] and m['file'] in self.files and m['file'].endswith('.safetensors')
-    def once(*names): return len({tuple(m[n] for n in names) for m in self.members})==len(self.members)
-    kinds = isinstance(self.front_end, FrontEnd) and isinstance(self.windows, Windows) and self.activation in ('sigmoid','softmax')
-    classes = 0<len(self.classes)==len(set(self.classes)) and all(isinstance(c, str) for c in self.classes)
-    prior = self.prior.shape==(len(self.classes),) and bool(((self.prior>=0) & (self.prior<=1)).all())
-    members = 0<len(self.members)<=1000 and all(map(whole, self.members)) and once('stage','fold','model') and once('file','prefix')
+        text = (
+            isinstance(m, dict)
+            and all(isinstance(m.get(n), str) for n in ("stage", "prefix", "model", "file"))
+            and type(m.get("fold")) is int
+        )
+        scores = text and all(type(v) in (int, float) and math.isfinite(v) for v in m["oof"].values())
+        return (
+            scores
+            and m["model"] in self.about["models"]
+            and m["file"] in self.files
+            and m["file"].endswith(".safetensors")
+        )
+
+    def once(*names):
+        return len({tuple(m[n] for n in names) for m in self.members}) == len(self.members)
+
+    kinds = (
+        isinstance(self.front_end, FrontEnd)
+        and isinstance(self.windows, Windows)
+        and self.activation in ("sigmoid", "softmax")
+    )
+    classes = 0 < len(self.classes) == len(set(self.classes)) and all(isinstance(c, str) for c in self.classes)
+    prior = self.prior.shape == (len(self.classes),) and bool(((self.prior >= 0) & (self.prior <= 1)).all())
+    members = (
+        0 < len(self.members) <= 1000
+        and all(map(whole, self.members))
+        and once("stage", "fold", "model")
+        and once("file", "prefix")
+    )
     return kinds and classes and prior and members and all(map(self._graph_fits, self.graphs))
 
 # %% ../../nbs/infer/05_bundle.ipynb #69c69f74
 @patch
-def _graph_fits(self:Bundle, g)->bool:
+def _graph_fits(self: Bundle, g) -> bool:
     "Whether an entry of `graphs` (what was tried for a member, and what was kept) is whole."
-    whole = isinstance(g, dict) and type(g.get('member')) is int and 0<=g['member']<len(self.members) and type(g.get('kept')) is bool
-    if not whole or not isinstance(g.get('said'), str) or g.get('precision') not in ('fp32','fp16','int8') or type(g.get('shared', False)) is not bool: return False
-    numbers = [g.get('difference') or 0, g.get('golden', 0), *(g.get('metric') or ())]
-    if not all(type(v) in (int,float) and math.isfinite(v) for v in numbers): return False
-    file = g.get('file')
-    return not g['kept'] or (isinstance(file, str) and file.endswith('.xml') and file in self.files and file[:-4]+'.bin' in self.files
-                             and type(g.get('output')) is int and 0<=g['output']<1000 and 0<=g['golden']<=.5)
+    whole = (
+        isinstance(g, dict)
+        and type(g.get("member")) is int
+        and 0 <= g["member"] < len(self.members)
+        and type(g.get("kept")) is bool
+    )
+    if (
+        not whole
+        or not isinstance(g.get("said"), str)
+        or g.get("precision") not in ("fp32", "fp16", "int8")
+        or type(g.get("shared", False)) is not bool
+    ):
+        return False
+    numbers = [g.get("difference") or 0, g.get("golden", 0), *(g.get("metric") or ())]
+    if not all(type(v) in (int, float) and math.isfinite(v) for v in numbers):
+        return False
+    file = g.get("file")
+    return not g["kept"] or (
+        isinstance(file, str)
+        and file.endswith(".xml")
+        and file in self.files
+        and file[:-4] + ".bin" in self.files
+        and type(g.get("output")) is int
+        and 0 <= g["output"] < 1000
+        and 0 <= g["golden"] <= 0.5
+    )
 
 # %% ../../nbs/infer/05_bundle.ipynb #b9660b50
 @patch
-def _bounded(self:Bundle):
+def _bounded(self: Bundle):
     "Raise `AudiotagError` when the settings ask for more than two and a half seconds of sound can need."
-    def refuse(what): raise AudiotagError(f'the {what} of this bundle asks for too much memory', file=self.path, fix='do not use a bundle whose origin you do not know')
-    if any(map(_greedy, parts(self.front_end))): refuse('front end')
-    main,w = parts(self.front_end)[0],self.windows
-    many = max(1, -(-(main.n_frames(int(2.5*main.sample_rate))-w.frames)//w.hop)+1)
-    if many*w.frames*main.n_bands*main.n_channels > 2**23: refuse('windows')
+
+    def refuse(what):
+        raise AudiotagError(
+            f"the {what} of this bundle asks for too much memory",
+            file=self.path,
+            fix="do not use a bundle whose origin you do not know",
+        )
+
+    if any(map(_greedy, parts(self.front_end))):
+        refuse("front end")
+    main, w = parts(self.front_end)[0], self.windows
+    many = max(1, -(-(main.n_frames(int(2.5 * main.sample_rate)) - w.frames) // w.hop) + 1)
+    if many * w.frames * main.n_bands * main.n_channels > 2**23:
+        refuse("windows")
+
 
 @patch
-def file(self:Bundle, name:str)->Path:
+def file(self: Bundle, name: str) -> Path:
     "The path of a file of this bundle; raises `AudiotagError` on a name or a link that leads out of its folder."
-    path = self.folder/f'{self.prefix}{name}'
-    if not re.fullmatch(r'\w[\w.-]*', name, re.ASCII): raise AudiotagError(f'{name!r} is no name for a file of a bundle', file=self.path)
-    if path.is_symlink() and path.resolve().parent!=self.folder.resolve(): raise AudiotagError('is a link that leads out of the bundle', file=path, fix='fetch the dataset again')
+    path = self.folder / f"{self.prefix}{name}"
+    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+        raise AudiotagError(f"{name!r} is no name for a file of a bundle", file=self.path)
+    if path.is_symlink() and path.resolve().parent != self.folder.resolve():
+        raise AudiotagError("is a link that leads out of the bundle", file=path, fix="fetch the dataset again")
     return path
 
 # %% ../../nbs/infer/05_bundle.ipynb #a52092ed
 @patch
-def check_files(self:Bundle):
+def check_files(self: Bundle):
     "Raise `AudiotagError` unless every listed file is there, a plain file of this folder, and unchanged."
-    for name,facts in self.files.items():
+    for name, facts in self.files.items():
         path = self.file(name)
-        if not path.is_file(): raise AudiotagError('file not found', file=path, fix='the bundle is incomplete: pack or upload it again')
-        if path.stat().st_size > LARGEST.get(name, LARGEST_FILE): raise AudiotagError('is too large for a bundle', file=path)
-        if not isinstance(facts, dict) or _facts(path)!={k: facts.get(k) for k in ('size','sha256')}:
-            raise AudiotagError('was changed since it was sealed', file=path, fix='pack the run again, or fetch the dataset again')
+        if not path.is_file():
+            raise AudiotagError("file not found", file=path, fix="the bundle is incomplete: pack or upload it again")
+        if path.stat().st_size > LARGEST.get(name, LARGEST_FILE):
+            raise AudiotagError("is too large for a bundle", file=path)
+        if not isinstance(facts, dict) or _facts(path) != {k: facts.get(k) for k in ("size", "sha256")}:
+            raise AudiotagError(
+                "was changed since it was sealed", file=path, fix="pack the run again, or fetch the dataset again"
+            )
+
 
 @patch
-def _tensors(self:Bundle, file:str, prefix:str='', wanted:dict|None=None)->dict:
+def _tensors(self: Bundle, file: str, prefix: str = "", wanted: dict | None = None) -> dict:
     "The arrays of a safetensors file whose names begin with `prefix`; with `wanted` ({name: shape}) only if their shapes are those."
     from safetensors import safe_open, SafetensorError
+
     path = self.file(file)
     try:
-        with open(path, 'rb') as f: header = int.from_bytes(f.read(8), 'little')
-        if header > LARGEST['header']: raise AudiotagError(f'declares a header of {header:,} bytes', file=path, fix='do not use a bundle whose origin you do not know')
-        with safe_open(str(path), framework='numpy') as f:
+        with open(path, "rb") as f:
+            header = int.from_bytes(f.read(8), "little")
+        if header > LARGEST["header"]:
+            raise AudiotagError(
+                f"declares a header of {header:,} bytes",
+                file=path,
+                fix="do not use a bundle whose origin you do not know",
+            )
+        with safe_open(str(path), framework="numpy") as f:
             names = [k for k in f.keys() if k.startswith(prefix)]
-            if wanted is not None: _same_shapes(wanted, {k[len(prefix):]: tuple(f.get_slice(k).get_shape()) for k in names}, path)
-            return {k[len(prefix):]: _finite(f.get_tensor(k), f'{path}, {k}') for k in names}
-    except (SafetensorError, OSError, TypeError, ValueError, OverflowError, MemoryError) as e: raise AudiotagError(f'is not a readable safetensors file ({e})', file=path) from None
+            if wanted is not None:
+                _same_shapes(wanted, {k[len(prefix) :]: tuple(f.get_slice(k).get_shape()) for k in names}, path)
+            return {k[len(prefix) :]: _finite(f.get_tensor(k), f"{path}, {k}") for k in names}
+    except (SafetensorError, OSError, TypeError, ValueError, OverflowError, MemoryError) as e:
+        raise AudiotagError(f"is not a readable safetensors file ({e})", file=path) from None
 
 # %% ../../nbs/infer/05_bundle.ipynb #3bee65b3
 @patch
-def model(self:Bundle, index:int, *, spec:Config|None=None): # torch module
+def model(self: Bundle, index: int, *, spec: Config | None = None):  # torch module
     "The network of one member, in eval mode on the CPU; `spec`: other settings for the same weights, as `Network.split` gives them."
     import torch
+
     m = self.members[index]
-    net,wanted = _shapes(spec or _network(self.about['models'][m['model']], str(self.path)), len(self.classes))
-    net.load_state_dict({k: torch.as_tensor(v) for k,v in self._tensors(m['file'], m['prefix'], wanted).items()}, assign=True)
+    net, wanted = _shapes(spec or _network(self.about["models"][m["model"]], str(self.path)), len(self.classes))
+    net.load_state_dict(
+        {k: torch.as_tensor(v) for k, v in self._tensors(m["file"], m["prefix"], wanted).items()}, assign=True
+    )
     return net.eval().requires_grad_(False)
 
+
 @patch
-def models(self:Bundle)->list:
+def models(self: Bundle) -> list:
     "The members' networks, in the order of `members`."
     return [self.model(i) for i in range(len(self.members))]
 
 # %% ../../nbs/infer/05_bundle.ipynb #bf6d8a25
 @patch
-def replay_features(self:Bundle,
+def replay_features(
+    self: Bundle,
     *,
-    within:float=.01, # in the units of the features; a ten thousandth of their greatest value where that is more
-)->list: # the windows of each view of the golden wave
+    within: float = 0.01,  # in the units of the features; a ten thousandth of their greatest value where that is more
+) -> list:  # the windows of each view of the golden wave
     "Compute the golden features anew; raise `AudiotagError` if they do not come out as they did at home."
-    path,old = self.file('golden.safetensors'),self._golden_example()
+    path, old = self.file("golden.safetensors"), self._golden_example()
     try:
-        new = _named(self.front_end(old['wave']))
-        looks = _looks(old['wave'], self.front_end, self.windows)
+        new = _named(self.front_end(old["wave"]))
+        looks = _looks(old["wave"], self.front_end, self.windows)
     except (TypeError, ValueError, RuntimeError, NotImplementedError, MemoryError) as e:
-        raise AudiotagError(f'the golden example cannot be computed ({type(e).__name__}: {e})', file=path, fix='pack the run again') from None
-    if new.keys()!=old.keys()-{'wave','scores'}: raise AudiotagError(f'golden example: this front end gives {a_few(new)}, sealed are {a_few(old)}', file=path)
-    for what in new: self._near(what, old[what], new[what], max(within, 1e-4*float(np.abs(old[what]).max(initial=0))))
+        raise AudiotagError(
+            f"the golden example cannot be computed ({type(e).__name__}: {e})", file=path, fix="pack the run again"
+        ) from None
+    if new.keys() != old.keys() - {"wave", "scores"}:
+        raise AudiotagError(f"golden example: this front end gives {a_few(new)}, sealed are {a_few(old)}", file=path)
+    for what in new:
+        self._near(what, old[what], new[what], max(within, 1e-4 * float(np.abs(old[what]).max(initial=0))))
     return looks
 
+
 @patch
-def replay_scores(self:Bundle, index:int, run:Callable, looks:list, *, within:float|None=1e-4)->float: # the greatest difference
+# the greatest difference
+def replay_scores(self: Bundle, index: int, run: Callable, looks: list, *, within: float | None = 1e-4) -> float:
     "Let a member score the golden windows; raise `AudiotagError` if it does not say what it said at home, `within` None just measures."
-    old = self._golden_example()['scores']
-    if old.shape!=(len(self.members), len(self.classes)): raise AudiotagError('the golden scores are not those of the members', file=self.file('golden.safetensors'))
-    try: new = _golden_scores(run, looks, self.windows)
+    old = self._golden_example()["scores"]
+    if old.shape != (len(self.members), len(self.classes)):
+        raise AudiotagError("the golden scores are not those of the members", file=self.file("golden.safetensors"))
+    try:
+        new = _golden_scores(run, looks, self.windows)
     except (TypeError, ValueError, RuntimeError, NotImplementedError, MemoryError) as e:
-        raise AudiotagError(f'{self.called(index)} cannot score the golden example ({type(e).__name__}: {e})', file=self.path, fix='pack the run again') from None
-    if within is not None: self._near(index, old[index], new, within)
-    return float(np.abs(old[index]-new).max())
+        raise AudiotagError(
+            f"{self.called(index)} cannot score the golden example ({type(e).__name__}: {e})",
+            file=self.path,
+            fix="pack the run again",
+        ) from None
+    if within is not None:
+        self._near(index, old[index], new, within)
+    return float(np.abs(old[index] - new).max())
 
 # %% ../../nbs/infer/05_bundle.ipynb #5221520e
 @patch
-def _golden_example(self:Bundle)->dict:
+def _golden_example(self: Bundle) -> dict:
     "The sealed golden example: 'wave', 'features', 'beside-1', …, 'scores'."
-    path = self.file('golden.safetensors')
-    if 'golden.safetensors' not in self.files or path.stat().st_size > LARGEST['golden.safetensors']: raise AudiotagError('is not a golden example', file=path, fix='pack the run again')
-    old = self._tensors('golden.safetensors')
-    n = int(2.5*self.front_end.sample_rate)
-    if not {'wave','features','scores'}<=set(old) or old['wave'].shape!=(n,): raise AudiotagError('is not a golden example', file=path, fix='pack the run again')
+    path = self.file("golden.safetensors")
+    if "golden.safetensors" not in self.files or path.stat().st_size > LARGEST["golden.safetensors"]:
+        raise AudiotagError("is not a golden example", file=path, fix="pack the run again")
+    old = self._tensors("golden.safetensors")
+    n = int(2.5 * self.front_end.sample_rate)
+    if not {"wave", "features", "scores"} <= set(old) or old["wave"].shape != (n,):
+        raise AudiotagError("is not a golden example", file=path, fix="pack the run again")
     return old
 
-@patch
-def _near(self:Bundle, what, a:np.ndarray, b:np.ndarray, within:float):
-    "`what` is a part of the features, or the index of a member."
-    path,name = self.file('golden.safetensors'),what if isinstance(what, str) else f'scores of member {self.called(what)}'
-    if a.shape!=b.shape: raise AudiotagError(f'golden {name}: sealed with shape {a.shape}, here it is {b.shape}', file=path)
-    off = np.abs(a-b)
-    if off.size and not off.max()<=within:
-        at = np.unravel_index(off.argmax(), off.shape)
-        place = f'class {self.classes[at[0]]!r}' if not isinstance(what, str) else f'front end, band {at[-2]}, frame {at[-1]}'
-        raise AudiotagError(f'the golden example differs by {off.max():.3g} ({name}, {place}); {within:.3g} is allowed', file=path, fix='do not submit with this installation')
 
 @patch
-def called(self:Bundle, index:int)->str:
+def _near(self: Bundle, what, a: np.ndarray, b: np.ndarray, within: float):
+    "`what` is a part of the features, or the index of a member."
+    path, name = (
+        self.file("golden.safetensors"),
+        what if isinstance(what, str) else f"scores of member {self.called(what)}",
+    )
+    if a.shape != b.shape:
+        raise AudiotagError(f"golden {name}: sealed with shape {a.shape}, here it is {b.shape}", file=path)
+    off = np.abs(a - b)
+    if off.size and not off.max() <= within:
+        at = np.unravel_index(off.argmax(), off.shape)
+        place = (
+            f"class {self.classes[at[0]]!r}"
+            if not isinstance(what, str)
+            else f"front end, band {at[-2]}, frame {at[-1]}"
+        )
+        raise AudiotagError(
+            f"the golden example differs by {off.max():.3g} ({name}, {place}); {within:.3g} is allowed",
+            file=path,
+            fix="do not submit with this installation",
+        )
+
+
+@patch
+def called(self: Bundle, index: int) -> str:
     "What a member is called in messages and reports."
     m = self.members[index]
-    return f"{m['stage']} fold {m['fold']}"+('' if m['model']=='main' else f" of {m['model']}")
+    return f"{m['stage']} fold {m['fold']}" + ("" if m["model"] == "main" else f" of {m['model']}")
 
 # %% ../../nbs/infer/05_bundle.ipynb #5d621057
 @patch
-def load(self:Bundle, *, replay:bool=True)->list:
+def load(self: Bundle, *, replay: bool = True) -> list:
     "Check the files, load the networks, and compute the golden example."
     self.check_files()
     models = self.models()
     if replay:
         looks = self.replay_features()
-        for i,m in enumerate(models): self.replay_scores(i, torch_run(m, self.activation), looks)
+        for i, m in enumerate(models):
+            self.replay_scores(i, torch_run(m, self.activation), looks)
     return models
+
 
 def open_bundle(
     folder,
     *,
-    replay:bool=True, # compute the golden example
-)->tuple[Bundle,list]: # the bundle and its networks
+    replay: bool = True,  # compute the golden example
+) -> tuple[Bundle, list]:  # the bundle and its networks
     "Open a bundle, check its files, load its networks and replay its golden example."
     bundle = Bundle(folder)
     return bundle, bundle.load(replay=replay)
@@ -411,111 +640,162 @@ def open_bundle(
 @dataclass
 class Member:
     "One network that runs: `member(x)` maps windows to probabilities (n, classes), in the order of `classes`."
-    bundle:Bundle
-    index:int # into `bundle.members`
-    run:Callable # windows -> probabilities (n, the bundle's classes)
-    precision:str='torch' # 'torch', 'fp32', 'fp16' or 'int8'
-    why:str='' # why it is not the precision that was asked for
-    order:list|None=None # for each class that is wanted its place in the bundle; None: the bundle's own order
 
-    def __call__(self,
-        x, # windows (n, C, bands, frames), or a tuple of such for a network of several inputs
-    )->np.ndarray: # (n, classes), float32
+    bundle: Bundle
+    index: int  # into `bundle.members`
+    run: Callable  # windows -> probabilities (n, the bundle's classes)
+    precision: str = "torch"  # 'torch', 'fp32', 'fp16' or 'int8'
+    why: str = ""  # why it is not the precision that was asked for
+    order: list | None = None  # for each class that is wanted its place in the bundle; None: the bundle's own order
+
+    def __call__(
+        self,
+        x,  # windows (n, C, bands, frames), or a tuple of such for a network of several inputs
+    ) -> np.ndarray:  # (n, classes), float32
         p = self.run(x)
-        return p if self.order is None else p[:,self.order]
+        return p if self.order is None else p[:, self.order]
 
-    def __str__(self): return f'{self.bundle.name}: {self.bundle.called(self.index)}, {self.precision}'+(f' ({self.why})' if self.why else '')
+    def __str__(self):
+        return f"{self.bundle.name}: {self.bundle.called(self.index)}, {self.precision}" + (
+            f" ({self.why})" if self.why else ""
+        )
+
     front_end = property(lambda self: self.bundle.front_end)
     windows = property(lambda self: self.bundle.windows)
-    oof = property(lambda self: self.bundle.members[self.index]['oof'])
+    oof = property(lambda self: self.bundle.members[self.index]["oof"])
 
 # %% ../../nbs/infer/05_bundle.ipynb #2cc6f7d3
 class Ensemble:
     "Several bundles of the same classes: `bundles`, `classes` and `prior` in the order of the first; `combiner`, if one was fitted."
-    def __init__(self, bundles, combiner:Combiner|None=None):
-        self.bundles,self.combiner = list(bundles),combiner
-        if not self.bundles: raise AudiotagError('an ensemble needs a bundle', field='bundles', fix='name one folder or more')
+
+    def __init__(self, bundles, combiner: Combiner | None = None):
+        self.bundles, self.combiner = list(bundles), combiner
+        if not self.bundles:
+            raise AudiotagError("an ensemble needs a bundle", field="bundles", fix="name one folder or more")
         self.classes = self.bundles[0].classes
         for b in self.bundles[1:]:
-            if set(b.classes)!=set(self.classes):
-                odd = sorted(set(b.classes)^set(self.classes))
-                raise AudiotagError(f'knows other classes than {self.bundles[0].folder} ({a_few(odd)})', file=b.folder, fix='join bundles of one competition')
-        if len({b.about['sha256'] for b in self.bundles})<len(self.bundles): raise AudiotagError('the same bundle is there twice', field='bundles', fix='name each once')
-        self.kinds = [(i, m['model'], m['stage']) for i,b in enumerate(self.bundles) for m in b.members]
-        if combiner is not None: combiner.apply(np.full((len(set(self.kinds)), 1, len(self.classes)), .5)) # it refuses what it was not fitted to
+            if set(b.classes) != set(self.classes):
+                odd = sorted(set(b.classes) ^ set(self.classes))
+                raise AudiotagError(
+                    f"knows other classes than {self.bundles[0].folder} ({a_few(odd)})",
+                    file=b.folder,
+                    fix="join bundles of one competition",
+                )
+        if len({b.about["sha256"] for b in self.bundles}) < len(self.bundles):
+            raise AudiotagError("the same bundle is there twice", field="bundles", fix="name each once")
+        self.kinds = [(i, m["model"], m["stage"]) for i, b in enumerate(self.bundles) for m in b.members]
+        # it refuses what it was not fitted to
+        if combiner is not None:
+            combiner.apply(np.full((len(set(self.kinds)), 1, len(self.classes)), 0.5))
         self.orders = [[b.classes.index(c) for c in self.classes] for b in self.bundles]
-        self.prior = np.mean([b.prior[o] for b,o in zip(self.bundles, self.orders)], axis=0)
+        self.prior = np.mean([b.prior[o] for b, o in zip(self.bundles, self.orders)], axis=0)
 
     def check_files(self):
         "As `Bundle.check_files`, for all of them."
-        for b in self.bundles: b.check_files()
+        for b in self.bundles:
+            b.check_files()
 
     @property
-    def files(self)->list: # of str
+    def files(self) -> list:  # of str
         "The names of all files that belong to the bundles."
-        return [f'{b.prefix}{f}' for b in self.bundles for f in ('bundle.json', *b.files)]
+        return [f"{b.prefix}{f}" for b in self.bundles for f in ("bundle.json", *b.files)]
 
 # %% ../../nbs/infer/05_bundle.ipynb #8c4797fe
 def join_bundles(
-    folder, # must not exist, unless `replace`
-    bundles, # of `Bundle`, or their folders
+    folder,  # must not exist, unless `replace`
+    bundles,  # of `Bundle`, or their folders
     *,
-    name:str, # what the ensemble is called in reports
-    combiner:Combiner, # fitted to the stages of these bundles in this order, classes as in the first
-    about:dict|None=None, # further facts for bundle.json
-    extra:dict|None=None, # further files of the dataset, name -> bytes
-    replace:bool=False,
+    name: str,  # what the ensemble is called in reports
+    combiner: Combiner,  # fitted to the stages of these bundles in this order, classes as in the first
+    about: dict | None = None,  # further facts for bundle.json
+    extra: dict | None = None,  # further files of the dataset, name -> bytes
+    replace: bool = False,
 ):
     "Put up to 26 bundles into one flat folder, with how they are combined."
     e = Ensemble([b if isinstance(b, Bundle) else Bundle(b) for b in bundles], combiner)
-    if len(e.bundles)>26: raise AudiotagError(f'{len(e.bundles)} bundles are too many for one folder', field='bundles', fix='give up to 26')
+    if len(e.bundles) > 26:
+        raise AudiotagError(
+            f"{len(e.bundles)} bundles are too many for one folder", field="bundles", fix="give up to 26"
+        )
     e.check_files()
-    parts = [{'prefix': prefix, 'name': b.name, 'layout': b.about.get('layout'), 'sha256': b.about['sha256']} for prefix,b in zip(_prefixes, e.bundles)]
-    about = {'schema': SCHEMA, 'name': name, 'classes': list(e.classes), 'prior': [float(p) for p in e.prior], 'parts': parts,
-             'combiner': combiner.to_dict(), **(about or {}), 'versions': versions()}
+    parts = [
+        {"prefix": prefix, "name": b.name, "layout": b.about.get("layout"), "sha256": b.about["sha256"]}
+        for prefix, b in zip(_prefixes, e.bundles)
+    ]
+    about = {
+        "schema": SCHEMA,
+        "name": name,
+        "classes": list(e.classes),
+        "prior": [float(p) for p in e.prior],
+        "parts": parts,
+        "combiner": combiner.to_dict(),
+        **(about or {}),
+        "versions": versions(),
+    }
     with atomic_folder(folder, replace=replace) as part:
-        for prefix,b in zip(_prefixes, e.bundles):
-            for f in ('bundle.json', *b.files): shutil.copyfile(b.file(f), part/f'{prefix}{f}')
-        for file,data in (extra or {}).items(): write_bytes(part/file, data)
-        write_json(part/'audiotag.json', {'kind': 'bundle', 'format': SCHEMA})
+        for prefix, b in zip(_prefixes, e.bundles):
+            for f in ("bundle.json", *b.files):
+                shutil.copyfile(b.file(f), part / f"{prefix}{f}")
+        for file, data in (extra or {}).items():
+            write_bytes(part / file, data)
+        write_json(part / "audiotag.json", {"kind": "bundle", "format": SCHEMA})
         _seal_json(part, about)
-        if (part/'bundle.json').stat().st_size > LARGEST['bundle.json']: raise AudiotagError('the combiner has too many numbers for a bundle.json', field='combiner', fix='choose weights in place of a stack')
+        if (part / "bundle.json").stat().st_size > LARGEST["bundle.json"]:
+            raise AudiotagError(
+                "the combiner has too many numbers for a bundle.json",
+                field="combiner",
+                fix="choose weights in place of a stack",
+            )
 
-_prefixes = [f'{c}.' for c in 'abcdefghijklmnopqrstuvwxyz']
+
+_prefixes = [f"{c}." for c in "abcdefghijklmnopqrstuvwxyz"]
 
 # %% ../../nbs/infer/05_bundle.ipynb #8e41eee5
 def open_bundles(
-    folders, # one folder (of one bundle, or of several that were joined), or several; bundles that are open already will do
-)->Ensemble:
+    # one folder (of one bundle, or of several that were joined), or several; bundles that are open already will do
+    folders,
+) -> Ensemble:
     "Open bundles that are to be one ensemble; raises `AudiotagError` when they know different classes."
-    if isinstance(folders, Ensemble): return folders
-    several = folders if isinstance(folders, (list,tuple)) else [folders]
-    if len(several)==1 and not isinstance(several[0], Bundle):
-        about = _read_about(Path(several[0])/'bundle.json', several[0])
-        if 'parts' in about: return _open_parts(Path(several[0]), about)
+    if isinstance(folders, Ensemble):
+        return folders
+    several = folders if isinstance(folders, (list, tuple)) else [folders]
+    if len(several) == 1 and not isinstance(several[0], Bundle):
+        about = _read_about(Path(several[0]) / "bundle.json", several[0])
+        if "parts" in about:
+            return _open_parts(Path(several[0]), about)
     return Ensemble([b if isinstance(b, Bundle) else Bundle(b) for b in several])
 
-def _open_parts(folder:Path, about:dict)->Ensemble:
+
+def _open_parts(folder: Path, about: dict) -> Ensemble:
     "The bundles of a folder that holds several, and their combiner."
-    path = folder/'bundle.json'
+    path = folder / "bundle.json"
     try:
         _check_seal(about, path)
-        parts,combiner = [(p['prefix'], p['sha256']) for p in about['parts']],config_from_dict(about['combiner'], where=str(path))
-        fits = isinstance(combiner, Combiner) and [p for p,_ in parts]==_prefixes[:len(parts)]
+        parts, combiner = (
+            [(p["prefix"], p["sha256"]) for p in about["parts"]],
+            config_from_dict(about["combiner"], where=str(path)),
+        )
+        fits = isinstance(combiner, Combiner) and [p for p, _ in parts] == _prefixes[: len(parts)]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as e:
-        raise AudiotagError(f'is incomplete ({type(e).__name__}: {e})', file=path, fix='join the bundles again') from None
-    if not fits: raise AudiotagError('its parts do not fit together', file=path, fix='join the bundles again')
-    bundles = [Bundle(folder, prefix=p) for p,_ in parts]
-    for b,(_,seal) in zip(bundles, parts):
-        if b.about['sha256']!=seal: raise AudiotagError('is not the bundle that was joined', file=b.path, fix='join the bundles again')
-    if about.get('classes')!=[c for b in bundles[:1] for c in b.classes]: raise AudiotagError('names other classes than its first part', file=path, fix='join the bundles again')
+        raise AudiotagError(
+            f"is incomplete ({type(e).__name__}: {e})", file=path, fix="join the bundles again"
+        ) from None
+    if not fits:
+        raise AudiotagError("its parts do not fit together", file=path, fix="join the bundles again")
+    bundles = [Bundle(folder, prefix=p) for p, _ in parts]
+    for b, (_, seal) in zip(bundles, parts):
+        if b.about["sha256"] != seal:
+            raise AudiotagError("is not the bundle that was joined", file=b.path, fix="join the bundles again")
+    if about.get("classes") != [c for b in bundles[:1] for c in b.classes]:
+        raise AudiotagError("names other classes than its first part", file=path, fix="join the bundles again")
     return Ensemble(bundles, combiner)
 
 # %% ../../nbs/infer/05_bundle.ipynb #53d91542
 def by_front_end(
-    members, # of `Member`
-)->list: # of (front end, members): each front end is to be computed once
+    members,  # of `Member`
+) -> list:  # of (front end, members): each front end is to be computed once
     "Members that hear the same thing, together, in the order in which they come."
     groups = {}
-    for m in members: groups.setdefault(m.front_end.hash, []).append(m)
+    for m in members:
+        groups.setdefault(m.front_end.hash, []).append(m)
     return [(g[0].front_end, g) for g in groups.values()]

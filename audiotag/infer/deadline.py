@@ -13,151 +13,217 @@ from fastcore.basics import patch
 from ..core.errors import AudiotagError
 
 # %% ../../nbs/infer/07_deadline.ipynb #bdfef6c3
-_UNITS = {'h': 3600, 'hour': 3600, 'hours': 3600, 'm': 60, 'min': 60, 'mins': 60, 'minute': 60, 'minutes': 60,
-          's': 1, 'sec': 1, 'second': 1, 'seconds': 1, '': 1}
+_UNITS = {
+    "h": 3600,
+    "hour": 3600,
+    "hours": 3600,
+    "m": 60,
+    "min": 60,
+    "mins": 60,
+    "minute": 60,
+    "minutes": 60,
+    "s": 1,
+    "sec": 1,
+    "second": 1,
+    "seconds": 1,
+    "": 1,
+}
+
 
 def seconds_of(
-    duration, # '90min', '4h', '1h30min', '5400s', or a number of seconds
-)->float: # seconds
+    duration,  # '90min', '4h', '1h30min', '5400s', or a number of seconds
+) -> float:  # seconds
     "What a duration is in seconds; raises `AudiotagError` when it is none, or not above 0."
-    parts = re.findall(r'(\d+\.?\d*|\.\d+)\s*([a-z]*)\s*', duration.lower()) if isinstance(duration, str) else []
-    if parts and re.fullmatch(r'((\d+\.?\d*|\.\d+)\s*[a-z]*\s*)+', duration.strip().lower()) and all(u in _UNITS for _,u in parts):
-        seconds = sum(float(n)*_UNITS[u] for n,u in parts)
-    elif isinstance(duration, (int,float)) and not isinstance(duration, bool): seconds = float(duration)
-    else: seconds = math.nan
-    if not 0<seconds<math.inf: raise AudiotagError(f'{duration!r} is no duration', field='deadline', fix="give '90min', '4h', '1h30min', or seconds")
+    parts = re.findall(r"(\d+\.?\d*|\.\d+)\s*([a-z]*)\s*", duration.lower()) if isinstance(duration, str) else []
+    if (
+        parts
+        and re.fullmatch(r"((\d+\.?\d*|\.\d+)\s*[a-z]*\s*)+", duration.strip().lower())
+        and all(u in _UNITS for _, u in parts)
+    ):
+        seconds = sum(float(n) * _UNITS[u] for n, u in parts)
+    elif isinstance(duration, (int, float)) and not isinstance(duration, bool):
+        seconds = float(duration)
+    else:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise AudiotagError(
+            f"{duration!r} is no duration", field="deadline", fix="give '90min', '4h', '1h30min', or seconds"
+        )
     return seconds
 
 # %% ../../nbs/infer/07_deadline.ipynb #0ccbe2d0
-def process_started()->float: # on the clock of `time.monotonic`
+def process_started() -> float:  # on the clock of `time.monotonic`
     "When this process began, as Linux tells it; now, where it does not."
     try:
-        ticks = int(open('/proc/self/stat', 'rb').read().rsplit(b')', 1)[1].split()[19]) # field 22: since the machine was started
-        return time.monotonic()-max(0., time.clock_gettime(time.CLOCK_BOOTTIME)-ticks/os.sysconf('SC_CLK_TCK'))
-    except (OSError, ValueError, IndexError, AttributeError): return time.monotonic()
+        # field 22: since the machine was started
+        ticks = int(open("/proc/self/stat", "rb").read().rsplit(b")", 1)[1].split()[19])
+        return time.monotonic() - max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError, AttributeError):
+        return time.monotonic()
+
 
 class Deadline:
     "The moment at which work has to be finished: `left()` seconds from now."
-    def __init__(self,
-        limit=None, # '90min', '4h', seconds, or None for no limit
+
+    def __init__(
+        self,
+        limit=None,  # '90min', '4h', seconds, or None for no limit
         *,
-        margin=.1, # what stays unused: a share of the limit below 1, or a duration
-        started=None, # when the clock began: None is now, 'process' is when this process began, or a value of `clock()`
-        clock=time.monotonic, # seconds that only grow
+        margin=0.1,  # what stays unused: a share of the limit below 1, or a duration
+        # when the clock began: None is now, 'process' is when this process began, or a value of `clock()`
+        started=None,
+        clock=time.monotonic,  # seconds that only grow
     ):
         self.limit = math.inf if limit is None else seconds_of(limit)
-        share = isinstance(margin, (int,float)) and 0<=margin<1
-        self.margin = 0. if limit is None else margin*self.limit if share else seconds_of(margin)
-        if self.margin>=self.limit: raise AudiotagError(f'the margin {margin!r} leaves nothing of {limit!r}', field='margin', fix='give a smaller one')
+        share = isinstance(margin, (int, float)) and 0 <= margin < 1
+        self.margin = 0.0 if limit is None else margin * self.limit if share else seconds_of(margin)
+        if self.margin >= self.limit:
+            raise AudiotagError(
+                f"the margin {margin!r} leaves nothing of {limit!r}", field="margin", fix="give a smaller one"
+            )
         self.clock = clock
-        self.started = process_started() if started=='process' else clock() if started is None else started
-        if not isinstance(self.started, (int,float)) or not self.started<=clock()+1:
-            raise AudiotagError(f'{started!r} is no moment in the past', field='started', fix="give what `time.monotonic()` said then, or 'process'")
+        self.started = process_started() if started == "process" else clock() if started is None else started
+        if not isinstance(self.started, (int, float)) or not self.started <= clock() + 1:
+            raise AudiotagError(
+                f"{started!r} is no moment in the past",
+                field="started",
+                fix="give what `time.monotonic()` said then, or 'process'",
+            )
 
 # %% ../../nbs/infer/07_deadline.ipynb #3778308b
 @patch
-def elapsed(self:Deadline)->float: return self.clock()-self.started
+def elapsed(self: Deadline) -> float:
+    return self.clock() - self.started
+
 
 @patch
-def left(self:Deadline)->float:
+def left(self: Deadline) -> float:
     "Seconds until the margin begins; negative after that."
-    return self.limit-self.margin-self.elapsed()
+    return self.limit - self.margin - self.elapsed()
+
 
 @patch
-def __repr__(self:Deadline):
-    if self.limit==math.inf: return 'Deadline(None)'
-    return f'Deadline({self.limit:g} s, margin {self.margin:g} s, {self.left():.1f} s left)'
+def __repr__(self: Deadline):
+    if self.limit == math.inf:
+        return "Deadline(None)"
+    return f"Deadline({self.limit:g} s, margin {self.margin:g} s, {self.left():.1f} s left)"
+
 
 def as_deadline(
-    deadline, # a `Deadline`, or what one is made of
-)->Deadline:
+    deadline,  # a `Deadline`, or what one is made of
+) -> Deadline:
     return deadline if isinstance(deadline, Deadline) else Deadline(deadline)
 
 # %% ../../nbs/infer/07_deadline.ipynb #d45d0486
 class Pace:
     "Seconds per window, by what was measured lately."
-    def __init__(self, seconds_each:float=math.nan, *, batches:int=5):
-        self.first,self.recent,self.n,self.seconds = seconds_each,deque(maxlen=batches),0,0.
-    def note(self, n:int, seconds:float):
+
+    def __init__(self, seconds_each: float = math.nan, *, batches: int = 5):
+        self.first, self.recent, self.n, self.seconds = seconds_each, deque(maxlen=batches), 0, 0.0
+
+    def note(self, n: int, seconds: float):
         self.recent.append((n, seconds))
-        self.n += n; self.seconds += seconds
+        self.n += n
+        self.seconds += seconds
+
     @property
-    def each(self)->float: # seconds a window; NaN before anything was measured
-        if not self.n: return self.first
-        n,seconds = map(sum, zip(*self.recent))
-        return max(seconds/n, self.seconds/self.n)
+    def each(self) -> float:  # seconds a window; NaN before anything was measured
+        if not self.n:
+            return self.first
+        n, seconds = map(sum, zip(*self.recent))
+        return max(seconds / n, self.seconds / self.n)
+
     @property
-    def now(self)->float: # by the last batches alone
-        return sum(s for _,s in self.recent)/sum(n for n,_ in self.recent) if self.recent else self.first
+    def now(self) -> float:  # by the last batches alone
+        return sum(s for _, s in self.recent) / sum(n for n, _ in self.recent) if self.recent else self.first
 
 # %% ../../nbs/infer/07_deadline.ipynb #1905ded7
 @dataclass(eq=False)
 class Candidate:
     "A member of the ensemble as the clock sees it."
-    name:str
-    gain:float # out-of-fold score
-    pace:Pace # seconds a window
-    kind:tuple=() # (bundle, model, stage): members that are alike
-    windows:float=0. # that it has to see, over all files, as far as it is known
-    prepare:float=0. # seconds for the features of one of them, where they are not kept
-    state:str='waiting' # 'waiting', 'running', 'done', 'stopped' by the clock, 'failed', or 'out' because it was not begun
-    why:str='' # it is not done
+
+    name: str
+    gain: float  # out-of-fold score
+    pace: Pace  # seconds a window
+    kind: tuple = ()  # (bundle, model, stage): members that are alike
+    windows: float = 0.0  # that it has to see, over all files, as far as it is known
+    prepare: float = 0.0  # seconds for the features of one of them, where they are not kept
+    # 'waiting', 'running', 'done', 'stopped' by the clock, 'failed', or 'out' because it was not begun
+    state: str = "waiting"
+    why: str = ""  # it is not done
+
 
 class Plan:
     "Which member runs next, whether it will be done in time, and when to stop."
-    def __init__(self,
-        deadline:Deadline,
-        candidates, # list of `Candidate`
+
+    def __init__(
+        self,
+        deadline: Deadline,
+        candidates,  # list of `Candidate`
         *,
-        write:float=0., # seconds for the last write
+        write: float = 0.0,  # seconds for the last write
     ):
-        self.deadline,self.candidates,self.write = deadline,list(candidates),write
-        self.slow = 1. # how much slower the machine has become since the members were measured
+        self.deadline, self.candidates, self.write = deadline, list(candidates), write
+        self.slow = 1.0  # how much slower the machine has become since the members were measured
 
 # %% ../../nbs/infer/07_deadline.ipynb #e7686332
 @patch
-def left(self:Plan)->float: return self.deadline.left()-2*self.write
+def left(self: Plan) -> float:
+    return self.deadline.left() - 2 * self.write
+
 
 @patch
-def cost(self:Plan, c:Candidate)->float: # seconds
+def cost(self: Plan, c: Candidate) -> float:  # seconds
     "What a member will take from its first window to its last."
     each = c.pace.first if math.isfinite(c.pace.first) else c.pace.each
-    return c.windows*((each if math.isfinite(each) else 0)*self.slow+c.prepare)
+    return c.windows * ((each if math.isfinite(each) else 0) * self.slow + c.prepare)
+
 
 @patch
-def order(self:Plan)->list: # of `Candidate`
+def order(self: Plan) -> list:  # of `Candidate`
     "Those that wait, the greatest gain per second first."
-    done = [c.kind for c in self.candidates if c.state=='done']
-    def key(c): return (-max(c.gain, 1e-9)/max(self.cost(c), 1e-9)*.98**done.count(c.kind), done.count(c.kind))
-    return sorted((c for c in self.candidates if c.state=='waiting'), key=key)
+    done = [c.kind for c in self.candidates if c.state == "done"]
+
+    def key(c):
+        return (-max(c.gain, 1e-9) / max(self.cost(c), 1e-9) * 0.98 ** done.count(c.kind), done.count(c.kind))
+
+    return sorted((c for c in self.candidates if c.state == "waiting"), key=key)
+
 
 @patch
-def pick(self:Plan)->Candidate|None:
+def pick(self: Plan) -> Candidate | None:
     "The next member that fits into the time that is left. If none does and none has run yet, the cheapest."
     waiting = self.order()
     for c in waiting:
-        if self.cost(c)<=self.left(): return c
-    none_yet = not any(c.state in ('done','stopped') for c in self.candidates)
-    return min(waiting, key=self.cost) if waiting and none_yet and self.left()>0 else None
+        if self.cost(c) <= self.left():
+            return c
+    none_yet = not any(c.state in ("done", "stopped") for c in self.candidates)
+    return min(waiting, key=self.cost) if waiting and none_yet and self.left() > 0 else None
 
 # %% ../../nbs/infer/07_deadline.ipynb #9b1a2554
 @patch
-def note(self:Plan, c:Candidate, n:int, seconds:float):
+def note(self: Plan, c: Candidate, n: int, seconds: float):
     "A batch of `n` windows took so many seconds of the network's time."
     c.pace.note(n, seconds)
-    if math.isfinite(c.pace.first) and c.pace.first>0: self.slow = c.pace.each/c.pace.first
+    if math.isfinite(c.pace.first) and c.pace.first > 0:
+        self.slow = c.pace.each / c.pace.first
+
 
 @patch
-def go_on(self:Plan,
-    c:Candidate, # the one that runs
-    rest:float, # windows that it has still to see
-    batch:int, # windows of the next batch
-)->str: # '' to go on, or why to stop
+def go_on(
+    self: Plan,
+    c: Candidate,  # the one that runs
+    rest: float,  # windows that it has still to see
+    batch: int,  # windows of the next batch
+) -> str:  # '' to go on, or why to stop
     "Whether to give the member its next batch."
     each = c.pace.each
-    if not math.isfinite(each): return '' if self.left()>0 else 'no time was left'
-    if self.left() < 1.5*batch*(each+c.prepare): return 'the time was over'
-    if rest*(each+c.prepare) > 1.25*self.left():
-        others = [o for o in self.candidates if o.state=='waiting' and self.cost(o)<.5*self.cost(c)]
-        if any(self.cost(o)<=.7*self.left() for o in others): return 'it would not be done in time, and a cheaper one will'
-    return ''
+    if not math.isfinite(each):
+        return "" if self.left() > 0 else "no time was left"
+    if self.left() < 1.5 * batch * (each + c.prepare):
+        return "the time was over"
+    if rest * (each + c.prepare) > 1.25 * self.left():
+        others = [o for o in self.candidates if o.state == "waiting" and self.cost(o) < 0.5 * self.cost(c)]
+        if any(self.cost(o) <= 0.7 * self.left() for o in others):
+            return "it would not be done in time, and a cheaper one will"
+    return ""

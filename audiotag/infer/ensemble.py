@@ -17,325 +17,460 @@ from ..core.seeding import derive_seed, rng
 
 # %% ../../nbs/infer/03_ensemble.ipynb #9f28a7ab
 def combine(
-    scores:np.ndarray, # probabilities (members, …)
+    scores: np.ndarray,  # probabilities (members, …)
     *,
-    how:str='mean', # 'mean', 'geometric', or 'vote'
-    weights=None, # one a member, not negative; None: all the same
-)->np.ndarray: # (…)
+    how: str = "mean",  # 'mean', 'geometric', or 'vote'
+    weights=None,  # one a member, not negative; None: all the same
+) -> np.ndarray:  # (…)
     "One probability from those of the members; raises `AudiotagError` on values or weights that make no mean."
     scores = np.asarray(scores, dtype=np.float64)
-    if not np.isfinite(scores).all(): raise AudiotagError('a member gives scores that are not finite', fix='leave it out')
+    if not np.isfinite(scores).all():
+        raise AudiotagError("a member gives scores that are not finite", fix="leave it out")
     w = np.ones(len(scores)) if weights is None else np.asarray(weights, dtype=np.float64)
-    if len(w)!=len(scores) or (w<0).any() or not 0<w.sum()<np.inf:
-        raise AudiotagError(f'{len(w)} weights for {len(scores)} members', field='weights', fix='give one a member, none negative, not all 0')
-    w = (w/w.sum()).reshape(-1, *[1]*(scores.ndim-1))
-    if how=='mean': return (scores*w).sum(0)
-    if how=='geometric': return np.exp((np.log(np.clip(scores, 1e-12, None))*w).sum(0))
-    if how=='vote':
-        first = np.arange(scores.shape[-1])==scores.argmax(-1)[...,None]
-        return ((first*w).sum(0)*len(w)+(scores*w).sum(0))/(len(w)+1)
-    raise AudiotagError(f'{how!r} is no way to combine', field='how', fix=did_you_mean(how, ('mean','geometric','vote')))
+    if len(w) != len(scores) or (w < 0).any() or not 0 < w.sum() < np.inf:
+        raise AudiotagError(
+            f"{len(w)} weights for {len(scores)} members",
+            field="weights",
+            fix="give one a member, none negative, not all 0",
+        )
+    w = (w / w.sum()).reshape(-1, *[1] * (scores.ndim - 1))
+    if how == "mean":
+        return (scores * w).sum(0)
+    if how == "geometric":
+        return np.exp((np.log(np.clip(scores, 1e-12, None)) * w).sum(0))
+    if how == "vote":
+        first = np.arange(scores.shape[-1]) == scores.argmax(-1)[..., None]
+        return ((first * w).sum(0) * len(w) + (scores * w).sum(0)) / (len(w) + 1)
+    raise AudiotagError(
+        f"{how!r} is no way to combine", field="how", fix=did_you_mean(how, ("mean", "geometric", "vote"))
+    )
 
 # %% ../../nbs/infer/03_ensemble.ipynb #5a87a61d
 @dataclass(frozen=True, kw_only=True)
 class Combiner(Config):
     "How the scores of several members become one; nothing but numbers."
-    def apply(self,
-        p:np.ndarray, # probabilities (members, …, classes)
-    )->np.ndarray: # (…, classes), float64, 0 to 1
+
+    def apply(
+        self,
+        p: np.ndarray,  # probabilities (members, …, classes)
+    ) -> np.ndarray:  # (…, classes), float64, 0 to 1
         "One score for those of the members; raises `AudiotagError` when it was fitted to another number of members or classes."
         p = np.asarray(p, dtype=np.float64)
-        if p.ndim<2 or not p.size: raise AudiotagError(f'the scores have the shape {p.shape}', field='scores', fix='give (members, clips, classes)')
-        if not np.isfinite(p).all(): raise AudiotagError('a member gives scores that are not finite', fix='leave it out')
-        if len(p)!=self.members: raise AudiotagError(f'{len(p)} members, and the ensemble was fitted to {self.members}', field='scores', fix='give the same members in the same order')
+        if p.ndim < 2 or not p.size:
+            raise AudiotagError(
+                f"the scores have the shape {p.shape}", field="scores", fix="give (members, clips, classes)"
+            )
+        if not np.isfinite(p).all():
+            raise AudiotagError("a member gives scores that are not finite", fix="leave it out")
+        if len(p) != self.members:
+            raise AudiotagError(
+                f"{len(p)} members, and the ensemble was fitted to {self.members}",
+                field="scores",
+                fix="give the same members in the same order",
+            )
         self._expect(p)
         return self._joined(p)
 
-    def for_classes(self,
-        order, # for each class that is wanted its place among those that it was fitted to
+    def for_classes(
+        self,
+        order,  # for each class that is wanted its place among those that it was fitted to
     ):
         "The same combiner for columns in another order."
         return self
 
-    def _joined(self, p): raise AudiotagError('a Combiner does not say how by itself', fix='choose Mean, RankMean or Stacked')
-    def _expect(self, p): "Subclasses refuse scores that they were not made for."
-    members = property(lambda self: len(self.weights)) # how many it joins
+    def _joined(self, p):
+        raise AudiotagError("a Combiner does not say how by itself", fix="choose Mean, RankMean or Stacked")
+
+    def _expect(self, p):
+        "Subclasses refuse scores that they were not made for."
+
+    members = property(lambda self: len(self.weights))  # how many it joins
 
 # %% ../../nbs/infer/03_ensemble.ipynb #8d9ac423
-def _require_weights(config, name='weights'):
+def _require_weights(config, name="weights"):
     w = np.array(getattr(config, name))
-    config.require(w.ndim==1 and len(w)>0 and np.isfinite(w).all() and (w>=0).all() and abs(w.sum()-1)<1e-6, name, 'give one a member, none negative, with sum 1')
+    config.require(
+        w.ndim == 1 and len(w) > 0 and np.isfinite(w).all() and (w >= 0).all() and abs(w.sum() - 1) < 1e-6,
+        name,
+        "give one a member, none negative, with sum 1",
+    )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mean(Combiner):
     "Weighted mean of probabilities, arithmetic or geometric, or a weighted vote."
-    how:str='mean' # 'mean', 'geometric' or 'vote'
-    weights:tuple[float,...] # one a member, none negative, sum 1
+
+    how: str = "mean"  # 'mean', 'geometric' or 'vote'
+    weights: tuple[float, ...]  # one a member, none negative, sum 1
+
     def check(self):
-        self.require(self.how in ('mean','geometric','vote'), 'how', "choose 'mean', 'geometric' or 'vote'")
+        self.require(self.how in ("mean", "geometric", "vote"), "how", "choose 'mean', 'geometric' or 'vote'")
         _require_weights(self)
 
-    def _joined(self, p): return combine(p, how=self.how, weights=self.weights)
+    def _joined(self, p):
+        return combine(p, how=self.how, weights=self.weights)
 
 # %% ../../nbs/infer/03_ensemble.ipynb #3f912655
 @dataclass(frozen=True, kw_only=True)
 class RankMean(Combiner):
     "Weighted mean of ranks among the out-of-fold scores, from 0 to 1."
-    levels:tuple[tuple[float,...],...] # per member the quantiles of its out-of-fold scores, rising, between 0 and 1
-    weights:tuple[float,...] # one a member, none negative, sum 1
+
+    # per member the quantiles of its out-of-fold scores, rising, between 0 and 1
+    levels: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]  # one a member, none negative, sum 1
+
     def check(self):
         _require_weights(self)
-        self.require(len(self.levels)==len(self.weights), 'levels', 'give one row a member')
-        fine = all(len(o)>0 and 0<o[0] and o[-1]<1 and all(a<b for a,b in zip(o, o[1:])) for o in self.levels)
-        self.require(fine, 'levels', 'give rising numbers between 0 and 1')
+        self.require(len(self.levels) == len(self.weights), "levels", "give one row a member")
+        fine = all(len(o) > 0 and 0 < o[0] and o[-1] < 1 and all(a < b for a, b in zip(o, o[1:])) for o in self.levels)
+        self.require(fine, "levels", "give rising numbers between 0 and 1")
 
-    def _joined(self, p): return combine(np.stack([_rank(o, l) for o,l in zip(p, self.levels)]), weights=self.weights)
+    def _joined(self, p):
+        return combine(np.stack([_rank(o, l) for o, l in zip(p, self.levels)]), weights=self.weights)
 
-def _rank(p, levels): return np.interp(p, [0, *levels, 1], np.linspace(0, 1, len(levels)+2))
 
-def _levels(p, n=101)->tuple:
+def _rank(p, levels):
+    return np.interp(p, [0, *levels, 1], np.linspace(0, 1, len(levels) + 2))
+
+
+def _levels(p, n=101) -> tuple:
     "Up to `n` quantiles of one member's scores that differ and lie between 0 and 1."
     q = np.unique(np.quantile(np.asarray(p, dtype=np.float64), np.linspace(0, 1, n)))
-    return tuple(float(o) for o in q[(q>0) & (q<1)]) or (.5,)
+    return tuple(float(o) for o in q[(q > 0) & (q < 1)]) or (0.5,)
 
 # %% ../../nbs/infer/03_ensemble.ipynb #33d2d67b
 @dataclass(frozen=True, kw_only=True)
 class Stacked(Combiner):
     "Per class a weighted sum over members and their mean, a dense layer over classes, and (1 + tanh(x - shift))/2."
-    local:tuple[tuple[float,...],...] # per class one weight a member, and one for their mean
-    dense:tuple[tuple[float,...],...] # (classes in, classes out)
-    mean:tuple[float,...] # the weights of the members in their mean, sum 1
-    shift:float=1.6
+
+    local: tuple[tuple[float, ...], ...]  # per class one weight a member, and one for their mean
+    dense: tuple[tuple[float, ...], ...]  # (classes in, classes out)
+    mean: tuple[float, ...]  # the weights of the members in their mean, sum 1
+    shift: float = 1.6
+
     def check(self):
-        _require_weights(self, 'mean')
-        n,columns = len(self.local),{len(o) for o in self.local}
-        self.require(n>0 and columns=={len(self.mean)+1}, 'local', 'give each class one weight a member and one for their mean')
-        self.require([len(o) for o in self.dense]==[n]*n, 'dense', 'give a square table, as many rows as classes')
-        for name,a in (('local',self._arrays[0]), ('dense',self._arrays[1]), ('shift',self.shift)): self.require(np.isfinite(a).all(), name, 'give finite numbers')
+        _require_weights(self, "mean")
+        n, columns = len(self.local), {len(o) for o in self.local}
+        self.require(
+            n > 0 and columns == {len(self.mean) + 1},
+            "local",
+            "give each class one weight a member and one for their mean",
+        )
+        self.require([len(o) for o in self.dense] == [n] * n, "dense", "give a square table, as many rows as classes")
+        for name, a in (("local", self._arrays[0]), ("dense", self._arrays[1]), ("shift", self.shift)):
+            self.require(np.isfinite(a).all(), name, "give finite numbers")
 
     def for_classes(self, order):
-        local,dense = self._arrays
-        return self.replace(local=tuple(map(tuple, local[order])), dense=tuple(map(tuple, dense[order][:,order])))
+        local, dense = self._arrays
+        return self.replace(local=tuple(map(tuple, local[order])), dense=tuple(map(tuple, dense[order][:, order])))
 
     @cached_property
-    def _arrays(self): return np.array(self.local), np.array(self.dense)
+    def _arrays(self):
+        return np.array(self.local), np.array(self.dense)
+
     members = property(lambda self: len(self.mean))
+
     def _expect(self, p):
-        if p.shape[-1]!=len(self.local): raise AudiotagError(f'{p.shape[-1]} classes, and the ensemble was fitted to {len(self.local)}', field='scores', fix='is this the ensemble of this competition?')
+        if p.shape[-1] != len(self.local):
+            raise AudiotagError(
+                f"{p.shape[-1]} classes, and the ensemble was fitted to {len(self.local)}",
+                field="scores",
+                fix="is this the ensemble of this competition?",
+            )
 
-    def _joined(self, p): return _stacked(_with_mean(p, self.mean), *self._arrays, self.shift)
+    def _joined(self, p):
+        return _stacked(_with_mean(p, self.mean), *self._arrays, self.shift)
 
-def _with_mean(p, weights): return np.concatenate([p, combine(p, weights=weights)[None]])
 
-def _stacked(x, local, dense, shift): # x (members+1, …, classes); from `Stacked`, and the same in its training
-    return (1+np.tanh(np.einsum('m...c,cm->...c', x, local)@dense - shift))/2
+def _with_mean(p, weights):
+    return np.concatenate([p, combine(p, weights=weights)[None]])
+
+
+def _stacked(x, local, dense, shift):  # x (members+1, …, classes); from `Stacked`, and the same in its training
+    return (1 + np.tanh(np.einsum("m...c,cm->...c", x, local) @ dense - shift)) / 2
 
 # %% ../../nbs/infer/03_ensemble.ipynb #72084a89
-def start_of_stack(members:int, classes:int, *, shift:float=1.6)->Stacked:
+def start_of_stack(members: int, classes: int, *, shift: float = 1.6) -> Stacked:
     "A stack before its first step: the mean of the members, in another scale."
-    return Stacked(local=((0.,)*members+(1.,),)*classes, dense=tuple(map(tuple, np.eye(classes))), mean=(1/members,)*members, shift=shift)
+    return Stacked(
+        local=((0.0,) * members + (1.0,),) * classes,
+        dense=tuple(map(tuple, np.eye(classes))),
+        mean=(1 / members,) * members,
+        shift=shift,
+    )
 
 # %% ../../nbs/infer/03_ensemble.ipynb #c6f441ab
 def member_means(
-    said, # (networks, clips, classes), NaN where a network said nothing
-    owner, # (networks,) number of the member that each belongs to
-    members:int, # how many there are
-)->np.ndarray: # (members, clips, classes); NaN for a clip on which all were silent
+    said,  # (networks, clips, classes), NaN where a network said nothing
+    owner,  # (networks,) number of the member that each belongs to
+    members: int,  # how many there are
+) -> np.ndarray:  # (members, clips, classes); NaN for a clip on which all were silent
     "One score a member and clip, from what its networks said, or else from what the other members said."
-    said,owner = np.asarray(said, dtype=np.float64),np.asarray(owner)
-    there = np.isfinite(said).all(-1, keepdims=True) # (networks, clips, 1)
-    total,n = (np.stack([o[owner==k].sum(0) for k in range(members)]) for o in (np.where(there, said, 0), there))
-    with np.errstate(invalid='ignore'):
-        p = total/n
-        others = np.where(n>0, p, 0).sum(0)/(n>0).sum(0)
-    return np.where(n>0, p, others)
+    said, owner = np.asarray(said, dtype=np.float64), np.asarray(owner)
+    there = np.isfinite(said).all(-1, keepdims=True)  # (networks, clips, 1)
+    total, n = (np.stack([o[owner == k].sum(0) for k in range(members)]) for o in (np.where(there, said, 0), there))
+    with np.errstate(invalid="ignore"):
+        p = total / n
+        others = np.where(n > 0, p, 0).sum(0) / (n > 0).sum(0)
+    return np.where(n > 0, p, others)
 
 # %% ../../nbs/infer/03_ensemble.ipynb #570e94ec
 @dataclass(frozen=True, kw_only=True)
 class Way(Config):
     "Settings of a way to combine members; `fit` gives a `Combiner`."
-    def fit(self,
-        scores, # (members, n, classes), out of fold
-        truth, # (n, classes), 0 or 1
-        folds=None, # (n,), for those that choose by holding folds out
-        *,
-        seed:int=0,
-    )->Combiner:
-        "Fit to out-of-fold scores and labels."
-        raise AudiotagError('a Way does not say how by itself', fix='choose Plain, Weighted or Stack')
 
-_hows = ('mean','geometric','rank','vote')
+    def fit(
+        self,
+        scores,  # (members, n, classes), out of fold
+        truth,  # (n, classes), 0 or 1
+        folds=None,  # (n,), for those that choose by holding folds out
+        *,
+        seed: int = 0,
+    ) -> Combiner:
+        "Fit to out-of-fold scores and labels."
+        raise AudiotagError("a Way does not say how by itself", fix="choose Plain, Weighted or Stack")
+
+
+_hows = ("mean", "geometric", "rank", "vote")
+
 
 def _mean_of(how, weights, levels=()):
     w = np.array(weights, dtype=np.float64)
-    w = tuple(float(o) for o in w/w.sum())
-    return RankMean(levels=levels, weights=w) if how=='rank' else Mean(how=how, weights=w)
+    w = tuple(float(o) for o in w / w.sum())
+    return RankMean(levels=levels, weights=w) if how == "rank" else Mean(how=how, weights=w)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plain(Way):
     "Every member counts the same."
-    how:str='mean' # 'mean', 'geometric', 'rank' or 'vote'
-    def check(self): self.require(self.how in _hows, 'how', did_you_mean(self.how, _hows))
+
+    how: str = "mean"  # 'mean', 'geometric', 'rank' or 'vote'
+
+    def check(self):
+        self.require(self.how in _hows, "how", did_you_mean(self.how, _hows))
+
     def fit(self, scores, truth, folds=None, *, seed=0):
-        return _mean_of(self.how, np.ones(len(scores)), tuple(map(_levels, scores)) if self.how=='rank' else ())
+        return _mean_of(self.how, np.ones(len(scores)), tuple(map(_levels, scores)) if self.how == "rank" else ())
 
 # %% ../../nbs/infer/03_ensemble.ipynb #04867eea
-METRICS = 'lwlrap','lrap','accuracy','macro_auc','padded_cmap'
+METRICS = "lwlrap", "lrap", "accuracy", "macro_auc", "padded_cmap"
 
-def _known(metric:str):
-    if metric not in METRICS: raise AudiotagError(f'{metric!r} is no metric', field='metric', fix=did_you_mean(metric, METRICS))
 
-def _metric(name:str):
+def _known(metric: str):
+    if metric not in METRICS:
+        raise AudiotagError(f"{metric!r} is no metric", field="metric", fix=did_you_mean(metric, METRICS))
+
+
+def _metric(name: str):
     "The metric of that name, of `(truth, scores)`."
     _known(name)
-    from audiotag.core import metrics # imports scikit-learn, which inference does without
+    from audiotag.core import metrics  # imports scikit-learn, which inference does without
+
     return getattr(metrics, name)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Weighted(Way):
     "Weights by greedy selection with replacement, averaged over draws of the clips (Caruana et al. 2004)."
-    how:str='mean' # 'mean', 'geometric' or 'rank'; weights of votes cannot be found by adding
-    metric:str='lwlrap'
-    rounds:int=25 # members drawn; the weights of one draw of clips are multiples of 1/rounds or coarser
-    draws:int=8 # of the clips, with replacement
+
+    how: str = "mean"  # 'mean', 'geometric' or 'rank'; weights of votes cannot be found by adding
+    metric: str = "lwlrap"
+    rounds: int = 25  # members drawn; the weights of one draw of clips are multiples of 1/rounds or coarser
+    draws: int = 8  # of the clips, with replacement
+
     def check(self):
-        self.require(self.how in _hows[:3], 'how', did_you_mean(self.how, _hows[:3]))
+        self.require(self.how in _hows[:3], "how", did_you_mean(self.how, _hows[:3]))
         _known(self.metric)
-        for f in ('rounds','draws'): self.require(getattr(self, f)>0, f, 'give a positive number')
+        for f in ("rounds", "draws"):
+            self.require(getattr(self, f) > 0, f, "give a positive number")
 
     def fit(self, scores, truth, folds=None, *, seed=0):
-        levels = tuple(map(_levels, scores)) if self.how=='rank' else ()
-        p = np.stack([_rank(o, l) for o,l in zip(scores, levels)]) if levels else np.asarray(scores, dtype=np.float64)
-        metric,truth = _metric(self.metric),np.asarray(truth)
-        if self.how=='geometric': p,of = np.log(np.clip(p, 1e-12, None)), lambda t,s: metric(t, np.exp(s))
-        else: of = metric
-        draws = rng(seed, 'weights').integers(len(truth), size=(self.draws, len(truth)))
-        return _mean_of(self.how, np.mean([_greedy(p[:,i], truth[i], of, self.rounds) for i in draws], axis=0), levels)
+        levels = tuple(map(_levels, scores)) if self.how == "rank" else ()
+        p = np.stack([_rank(o, l) for o, l in zip(scores, levels)]) if levels else np.asarray(scores, dtype=np.float64)
+        metric, truth = _metric(self.metric), np.asarray(truth)
+        if self.how == "geometric":
+            p, of = np.log(np.clip(p, 1e-12, None)), lambda t, s: metric(t, np.exp(s))
+        else:
+            of = metric
+        draws = rng(seed, "weights").integers(len(truth), size=(self.draws, len(truth)))
+        return _mean_of(self.how, np.mean([_greedy(p[:, i], truth[i], of, self.rounds) for i in draws], axis=0), levels)
 
 # %% ../../nbs/infer/03_ensemble.ipynb #4b4b275f
-def _greedy(p, truth, metric, rounds)->np.ndarray: # (members,), sum 1
+def _greedy(p, truth, metric, rounds) -> np.ndarray:  # (members,), sum 1
     "Counts of the best prefix of a greedy selection with replacement, divided by its length."
-    total,counts,best = np.zeros(p.shape[1:]),np.zeros(len(p)),(-np.inf, None)
-    for n in range(1, rounds+1):
-        found = [metric(truth, (total+o)/n) for o in p]
+    total, counts, best = np.zeros(p.shape[1:]), np.zeros(len(p)), (-np.inf, None)
+    for n in range(1, rounds + 1):
+        found = [metric(truth, (total + o) / n) for o in p]
         k = int(np.argmax(found))
-        total,counts[k] = total+p[k],counts[k]+1
-        if found[k]>best[0]: best = found[k],counts/n
+        total, counts[k] = total + p[k], counts[k] + 1
+        if found[k] > best[0]:
+            best = found[k], counts / n
     return best[1]
 
 # %% ../../nbs/infer/03_ensemble.ipynb #1b42edca
 @dataclass(frozen=True, kw_only=True)
 class Stack(Way):
     "The stacking network of Freesound 2019's second place; epochs are chosen on held-out folds."
-    metric:str='lwlrap' # chooses the number of epochs
-    shift:float=1.6
-    lr:float=1e-4
-    batch_size:int=40
-    mean:Weighted|None=None # how the weights of the mean are found; None: all the same
-    epochs:int=1000 # at most
-    patience:int=15 # stop the search after so many epochs without a better one
+
+    metric: str = "lwlrap"  # chooses the number of epochs
+    shift: float = 1.6
+    lr: float = 1e-4
+    batch_size: int = 40
+    mean: Weighted | None = None  # how the weights of the mean are found; None: all the same
+    epochs: int = 1000  # at most
+    patience: int = 15  # stop the search after so many epochs without a better one
+
     def check(self):
         _known(self.metric)
-        self.require(self.epochs>=0, 'epochs', 'give 0 (the mean) or more')
-        self.require(self.mean is None or self.mean.how=='mean', 'mean', 'a stack starts from an arithmetic mean')
-        for f in ('lr','batch_size','patience'): self.require(getattr(self, f)>0, f, 'give a positive number')
+        self.require(self.epochs >= 0, "epochs", "give 0 (the mean) or more")
+        self.require(self.mean is None or self.mean.how == "mean", "mean", "a stack starts from an arithmetic mean")
+        for f in ("lr", "batch_size", "patience"):
+            self.require(getattr(self, f) > 0, f, "give a positive number")
 
     def fit(self, scores, truth, folds=None, *, seed=0):
-        truth,some = np.asarray(truth),folds is not None and len(set(folds))>1
-        folds = np.asarray(folds) if some else rng(seed, 'halves').integers(2, size=len(truth))
-        inside = np.stack([folds!=k for k in np.unique(folds)])
-        mean = self.mean.fit(scores, truth, folds, seed=seed).weights if self.mean else (1/len(scores),)*len(scores)
-        x,metric,held = _with_mean(np.asarray(scores), mean),_metric(self.metric),np.empty(truth.shape)
-        best,n = -np.inf,0
-        for epoch,found in enumerate(self._epochs(x, truth, inside, seed)):
-            for see,a in zip(inside, found): held[~see] = _stacked(x[:,~see], *a, self.shift)
+        truth, some = np.asarray(truth), folds is not None and len(set(folds)) > 1
+        folds = np.asarray(folds) if some else rng(seed, "halves").integers(2, size=len(truth))
+        inside = np.stack([folds != k for k in np.unique(folds)])
+        mean = self.mean.fit(scores, truth, folds, seed=seed).weights if self.mean else (1 / len(scores),) * len(scores)
+        x, metric, held = _with_mean(np.asarray(scores), mean), _metric(self.metric), np.empty(truth.shape)
+        best, n = -np.inf, 0
+        for epoch, found in enumerate(self._epochs(x, truth, inside, seed)):
+            for see, a in zip(inside, found):
+                held[~see] = _stacked(x[:, ~see], *a, self.shift)
             value = metric(truth, held)
-            if value>best: best,n = value,epoch
-            if epoch-n>=self.patience: break
-        *_,((local,dense),) = self.replace(epochs=n)._epochs(x, truth, np.ones((1,len(truth))), seed)
-        return Stacked(local=tuple(map(tuple, local.round(6))), dense=tuple(map(tuple, dense.round(6))), mean=mean, shift=self.shift)
+            if value > best:
+                best, n = value, epoch
+            if epoch - n >= self.patience:
+                break
+        *_, ((local, dense),) = self.replace(epochs=n)._epochs(x, truth, np.ones((1, len(truth))), seed)
+        return Stacked(
+            local=tuple(map(tuple, local.round(6))),
+            dense=tuple(map(tuple, dense.round(6))),
+            mean=mean,
+            shift=self.shift,
+        )
 
 # %% ../../nbs/infer/03_ensemble.ipynb #ea26631a
 @patch
-def _epochs(self:Stack, x, truth, use, seed):
+def _epochs(self: Stack, x, truth, use, seed):
     "Yield [(local, dense) of each variant] before the first and after each epoch; `use` (variants, n) says which clips a variant sees."
     import torch
     from torch.nn.functional import binary_cross_entropy_with_logits as bce
-    x,y,w = (torch.tensor(np.asarray(o), dtype=torch.float32) for o in (x, truth, use))
-    (k,n,classes),variants = x.shape,len(w)
-    local,dense = torch.zeros(variants, classes, k), torch.eye(classes).repeat(variants, 1, 1)
+
+    x, y, w = (torch.tensor(np.asarray(o), dtype=torch.float32) for o in (x, truth, use))
+    (k, n, classes), variants = x.shape, len(w)
+    local, dense = torch.zeros(variants, classes, k), torch.eye(classes).repeat(variants, 1, 1)
     found = lambda: [tuple(o.detach().double().numpy() for o in v) for v in zip(local, dense)]
-    local[...,-1] = 1
+    local[..., -1] = 1
     opt = torch.optim.NAdam([o.requires_grad_() for o in (local, dense)], lr=self.lr)
-    order = torch.Generator().manual_seed(derive_seed(seed, 'stack'))
+    order = torch.Generator().manual_seed(derive_seed(seed, "stack"))
     yield found()
     for _ in range(self.epochs):
         for i in torch.randperm(n, generator=order).split(self.batch_size):
-            z = torch.einsum('kbc,vck->vbc', x[:,i], local)@dense
-            loss = bce(2*(z-self.shift), y[i].expand_as(z), reduction='none').mean(2) # (1+tanh(z))/2 is sigmoid(2z)
+            z = torch.einsum("kbc,vck->vbc", x[:, i], local) @ dense
+            # (1+tanh(z))/2 is sigmoid(2z)
+            loss = bce(2 * (z - self.shift), y[i].expand_as(z), reduction="none").mean(2)
             opt.zero_grad()
-            ((loss*w[:,i]).sum(1)/w[:,i].sum(1).clip(1)).sum().backward()
+            ((loss * w[:, i]).sum(1) / w[:, i].sum(1).clip(1)).sum().backward()
             opt.step()
-            with torch.no_grad(): local /= local.norm(dim=2, keepdim=True).clip(1e-6)
+            with torch.no_grad():
+                local /= local.norm(dim=2, keepdim=True).clip(1e-6)
         yield found()
 
 # %% ../../nbs/infer/03_ensemble.ipynb #ac38870c
 def cross_fit(
-    way:Way,
-    scores, # (members, n, classes), out of fold
-    truth, # (n, classes), 0 or 1
-    folds, # (n,)
+    way: Way,
+    scores,  # (members, n, classes), out of fold
+    truth,  # (n, classes), 0 or 1
+    folds,  # (n,)
     *,
-    groups=None, # (n,) names; no group may lie in two folds
-    seed:int=0,
-)->np.ndarray: # (n, classes): each clip combined by a fit that saw neither it nor its group
+    groups=None,  # (n,) names; no group may lie in two folds
+    seed: int = 0,
+) -> np.ndarray:  # (n, classes): each clip combined by a fit that saw neither it nor its group
     "Out-of-fold scores of a way to combine; raises `AudiotagError` when the folds divide a group."
-    scores,truth,folds = np.asarray(scores, dtype=np.float64),np.asarray(truth),np.asarray(folds)
-    if scores.ndim!=3 or scores.shape[1:]!=truth.shape or folds.shape!=(len(truth),):
-        raise AudiotagError(f'scores {scores.shape}, truth {truth.shape}, folds {folds.shape}', fix='give (members, n, classes), (n, classes) and (n,)')
-    if len(np.unique(folds))<2: raise AudiotagError('there is one fold only', field='folds', fix='give two or more')
+    scores, truth, folds = np.asarray(scores, dtype=np.float64), np.asarray(truth), np.asarray(folds)
+    if scores.ndim != 3 or scores.shape[1:] != truth.shape or folds.shape != (len(truth),):
+        raise AudiotagError(
+            f"scores {scores.shape}, truth {truth.shape}, folds {folds.shape}",
+            fix="give (members, n, classes), (n, classes) and (n,)",
+        )
+    if len(np.unique(folds)) < 2:
+        raise AudiotagError("there is one fold only", field="folds", fix="give two or more")
     if groups is not None:
         place = dict(zip(groups, folds))
-        if astray := [c for c,f in zip(groups, folds) if place[c]!=f]: raise AudiotagError(f'the group {astray[0]!r} lies in two folds', field='folds', fix='make the folds with `assign_folds`')
+        if astray := [c for c, f in zip(groups, folds) if place[c] != f]:
+            raise AudiotagError(
+                f"the group {astray[0]!r} lies in two folds", field="folds", fix="make the folds with `assign_folds`"
+            )
     out = np.empty(truth.shape)
     for k in np.unique(folds):
-        rest = folds!=k
-        fitted = way.fit(scores[:,rest], truth[rest], folds[rest], seed=derive_seed(seed, 'cross', k))
-        out[~rest] = fitted.apply(scores[:,~rest])
+        rest = folds != k
+        fitted = way.fit(scores[:, rest], truth[rest], folds[rest], seed=derive_seed(seed, "cross", k))
+        out[~rest] = fitted.apply(scores[:, ~rest])
     return out
 
 # %% ../../nbs/infer/03_ensemble.ipynb #b72674a9
-WAYS = {'mean': Plain(), 'geometric mean': Plain(how='geometric'), 'rank mean': Plain(how='rank'), 'vote': Plain(how='vote'),
-        'weighted': Weighted(), 'weighted geometric': Weighted(how='geometric'), 'weighted rank': Weighted(how='rank'), 'stack': Stack(), 'weighted stack': Stack(mean=Weighted())}
+WAYS = {
+    "mean": Plain(),
+    "geometric mean": Plain(how="geometric"),
+    "rank mean": Plain(how="rank"),
+    "vote": Plain(how="vote"),
+    "weighted": Weighted(),
+    "weighted geometric": Weighted(how="geometric"),
+    "weighted rank": Weighted(how="rank"),
+    "stack": Stack(),
+    "weighted stack": Stack(mean=Weighted()),
+}
 
-def with_metric(ways:dict, metric:str)->dict:
+
+def with_metric(ways: dict, metric: str) -> dict:
     "The same ways, those that look at a metric looking at this one."
+
     def turn(way):
-        if way is None or not hasattr(way, 'metric'): return way
-        return way.replace(metric=metric, mean=turn(way.mean)) if hasattr(way, 'mean') else way.replace(metric=metric)
-    return {name: turn(o) for name,o in ways.items()}
+        if way is None or not hasattr(way, "metric"):
+            return way
+        return way.replace(metric=metric, mean=turn(way.mean)) if hasattr(way, "mean") else way.replace(metric=metric)
+
+    return {name: turn(o) for name, o in ways.items()}
 
 # %% ../../nbs/infer/03_ensemble.ipynb #2806e904
 def ensemble_table(
-    members:dict, # name -> scores (n, classes), out of fold
-    truth, # (n, classes), 0 or 1
-    folds, # (n,)
+    members: dict,  # name -> scores (n, classes), out of fold
+    truth,  # (n, classes), 0 or 1
+    folds,  # (n,)
     *,
-    ways:dict=WAYS, # name -> `Way`
-    metric:str='lwlrap',
-    groups=None, # (n,) names; drawn together, and never divided by a fold
-    draws:int=500, # of the bootstrap
-    seed:int=0,
-): # DataFrame: a row a member and a way, with metric, low, high, and its gain over the best member
+    ways: dict = WAYS,  # name -> `Way`
+    metric: str = "lwlrap",
+    groups=None,  # (n,) names; drawn together, and never divided by a fold
+    draws: int = 500,  # of the bootstrap
+    seed: int = 0,
+):  # DataFrame: a row a member and a way, with metric, low, high, and its gain over the best member
     "Out-of-fold score of each member and of each way to combine them, with 95 % bootstrap intervals."
     import pandas as pd
     from audiotag.core.metrics import bootstrap_interval
-    of,p = _metric(metric),np.stack(list(members.values()))
-    scores = {**members, **{name: cross_fit(o, p, truth, folds, groups=groups, seed=seed) for name,o in with_metric(ways, metric).items()}}
-    best,c = max(members, key=lambda m: of(truth, members[m])),p.shape[-1]
+
+    of, p = _metric(metric), np.stack(list(members.values()))
+    scores = {
+        **members,
+        **{
+            name: cross_fit(o, p, truth, folds, groups=groups, seed=seed)
+            for name, o in with_metric(ways, metric).items()
+        },
+    }
+    best, c = max(members, key=lambda m: of(truth, members[m])), p.shape[-1]
+
     def row(s):
-        low,high = bootstrap_interval(of, truth, s, groups=groups, n=draws, seed=seed)
-        out = {metric: of(truth, s), 'low': low, 'high': high, 'gain': of(truth, s)-of(truth, scores[best])}
-        gain = lambda t,both: of(t, both[:,:c])-of(t, both[:,c:])
-        return {**out, **dict(zip(('gain low','gain high'), bootstrap_interval(gain, truth, np.hstack([s, scores[best]]), groups=groups, n=draws, seed=seed)))}
-    return pd.DataFrame({name: row(s) for name,s in scores.items()}).T.rename_axis('out of fold')
+        low, high = bootstrap_interval(of, truth, s, groups=groups, n=draws, seed=seed)
+        out = {metric: of(truth, s), "low": low, "high": high, "gain": of(truth, s) - of(truth, scores[best])}
+        gain = lambda t, both: of(t, both[:, :c]) - of(t, both[:, c:])
+        return {
+            **out,
+            **dict(
+                zip(
+                    ("gain low", "gain high"),
+                    bootstrap_interval(gain, truth, np.hstack([s, scores[best]]), groups=groups, n=draws, seed=seed),
+                )
+            ),
+        }
+
+    return pd.DataFrame({name: row(s) for name, s in scores.items()}).T.rename_axis("out of fold")

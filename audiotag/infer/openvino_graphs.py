@@ -16,7 +16,17 @@ from typing import Callable
 from xml.etree import ElementTree
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from .bundle import Bundle, Ensemble, Member, _greedy, _network, by_front_end, open_bundles, reseal, torch_run
+from audiotag.infer.bundle import (
+    Bundle,
+    Ensemble,
+    Member,
+    _greedy,
+    _network,
+    by_front_end,
+    open_bundles,
+    reseal,
+    torch_run,
+)
 from ..data.competitions import targets
 from ..core.errors import AudiotagError, did_you_mean
 from ..core.config import Config, config_from_dict
@@ -30,525 +40,874 @@ from .windows import batches
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #096fb973
 def to_graph(
-    net, # torch module in eval mode: (x, *beside) -> logits (n, classes)
-    example, # windows (n, C, bands, frames), or a tuple of such for several inputs
+    net,  # torch module in eval mode: (x, *beside) -> logits (n, classes)
+    example,  # windows (n, C, bands, frames), or a tuple of such for several inputs
     *,
-    batch:int|None=None, # fixed number of windows; None: any
-    fixed_time:bool=False, # fix the length of windows to the example's
-): # openvino.Model: float32 in, logits out
+    batch: int | None = None,  # fixed number of windows; None: any
+    fixed_time: bool = False,  # fix the length of windows to the example's
+):  # openvino.Model: float32 in, logits out
     "The network as an OpenVINO graph; raises `AudiotagError` when it cannot be followed."
     import openvino as ov, torch
+
     inputs = example if isinstance(example, tuple) else (example,)
-    shape = lambda i,o: [batch or -1, *o.shape[1:-1], -1 if i==0 and not fixed_time else o.shape[-1]]
+    shape = lambda i, o: [batch or -1, *o.shape[1:-1], -1 if i == 0 and not fixed_time else o.shape[-1]]
     tensors = tuple(torch.from_numpy(np.array(np.resize(o, (batch or max(2, len(o)), *o.shape[1:])))) for o in inputs)
-    if net.training: raise AudiotagError('the network is in training mode', fix='call eval() first: batch norm and dropout would go into the graph as they are in training')
+    if net.training:
+        raise AudiotagError(
+            "the network is in training mode",
+            fix="call eval() first: batch norm and dropout would go into the graph as they are in training",
+        )
     try:
         with torch.inference_mode():
-            return ov.convert_model(net, example_input=tensors if len(tensors)>1 else tensors[0],
-                                    input=[ov.PartialShape(shape(i, o)) for i,o in enumerate(inputs)])
+            return ov.convert_model(
+                net,
+                example_input=tensors if len(tensors) > 1 else tensors[0],
+                input=[ov.PartialShape(shape(i, o)) for i, o in enumerate(inputs)],
+            )
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as e:
-        raise AudiotagError(f'{type(net).__name__} cannot be exported ({str(e).strip().splitlines()[0][:200]})', field='model') from None
+        raise AudiotagError(
+            f"{type(net).__name__} cannot be exported ({str(e).strip().splitlines()[0][:200]})", field="model"
+        ) from None
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #d2bf8b1f
-def _split(bundle:Bundle, i:int)->tuple: # front end or None, network without it
+def _split(bundle: Bundle, i: int) -> tuple:  # front end or None, network without it
     "A member's network in two parts: what stays outside of the graph, and the graph."
     m = bundle.members[i]
-    spec = _network(bundle.about['models'][m['model']], str(bundle.path))
-    front,inner = spec.split() if hasattr(spec, 'split') else (None, spec)
+    spec = _network(bundle.about["models"][m["model"]], str(bundle.path))
+    front, inner = spec.split() if hasattr(spec, "split") else (None, spec)
     return front, bundle.model(i, spec=inner)
+
 
 def _heard(front, x):
     "Windows of a wave, (n, 1, 1, samples), as `front` hears them; anything else that the network takes as it is."
-    if front is None: return x
-    waves,*beside = x if isinstance(x, tuple) else (x,)
-    each = [[p(np.ascontiguousarray(w[0,0])) for w in waves] for p in parts(front)]
-    def image(p, out): return np.stack(out).reshape(len(out), -1, *out[0].shape[-2:]) if out else np.zeros((0, p.n_channels, p.n_bands, 1), np.float32)
+    if front is None:
+        return x
+    waves, *beside = x if isinstance(x, tuple) else (x,)
+    each = [[p(np.ascontiguousarray(w[0, 0])) for w in waves] for p in parts(front)]
+
+    def image(p, out):
+        return (
+            np.stack(out).reshape(len(out), -1, *out[0].shape[-2:])
+            if out
+            else np.zeros((0, p.n_channels, p.n_bands, 1), np.float32)
+        )
+
     y = tuple(map(image, parts(front), each))
-    return (*y, *beside) if beside or len(y)>1 or isinstance(x, tuple) else y[0]
+    return (*y, *beside) if beside or len(y) > 1 or isinstance(x, tuple) else y[0]
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #307c8ae3
 _core = None
 
+
 def compiled(
-    graph, # openvino.Model
+    graph,  # openvino.Model
     *,
-    threads:int|None=None, # None: all that the process may use
-    cache=None, # a folder for compiled graphs; None: compile anew each time
+    threads: int | None = None,  # None: all that the process may use
+    cache=None,  # a folder for compiled graphs; None: compile anew each time
 ):
     "The graph, ready to run on this CPU in the precision that it was exported with."
     global _core
     import openvino as ov
+
     _core = _core or ov.Core()
-    options = {'PERFORMANCE_HINT': 'THROUGHPUT', 'INFERENCE_PRECISION_HINT': 'f32'}
-    if threads: options['INFERENCE_NUM_THREADS'] = threads
-    if cache is not None: options['CACHE_DIR'] = str(cache)
-    return _core.compile_model(graph, 'CPU', options)
+    options = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": "f32"}
+    if threads:
+        options["INFERENCE_NUM_THREADS"] = threads
+    if cache is not None:
+        options["CACHE_DIR"] = str(cache)
+    return _core.compile_model(graph, "CPU", options)
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #09502586
 def graph_run(
-    model, # what `compiled` gives
-    activation:str, # 'sigmoid' or 'softmax'
+    model,  # what `compiled` gives
+    activation: str,  # 'sigmoid' or 'softmax'
     *,
-    sub_batch:int=4, # windows a request, where the graph leaves the batch open
-    front=None, # a front end that comes before the graph
-    hop:int|None=None, # of the windows, for a graph that takes strips of them
-)->Callable: # windows (n, C, bands, frames), or a tuple of such -> probabilities (n, classes)
+    sub_batch: int = 4,  # windows a request, where the graph leaves the batch open
+    front=None,  # a front end that comes before the graph
+    hop: int | None = None,  # of the windows, for a graph that takes strips of them
+) -> Callable:  # windows (n, C, bands, frames), or a tuple of such -> probabilities (n, classes)
     "A compiled graph as a function of windows; one caller at a time."
     import openvino as ov
+
     batch = model.inputs[0].partial_shape[0]
-    size,n_classes = batch.get_length() if batch.is_static else sub_batch, model.outputs[0].partial_shape[1].get_length()
-    queue,logits = ov.AsyncInferQueue(model, 0),{}
+    size, n_classes = (
+        batch.get_length() if batch.is_static else sub_batch,
+        model.outputs[0].partial_shape[1].get_length(),
+    )
+    queue, logits = ov.AsyncInferQueue(model, 0), {}
     queue.set_callback(lambda request, at: logits.__setitem__(at, request.get_output_tensor(0).data.copy()))
+
     def run(x):
         x = _heard(front, x)
         inputs = [np.asarray(o, np.float32) for o in (x if isinstance(x, tuple) else (x,))]
         logits.clear()
-        for i,piece in _pieces(inputs, size, batch.is_static, hop): queue.start_async(dict(enumerate(piece)), i)
+        for i, piece in _pieces(inputs, size, batch.is_static, hop):
+            queue.start_async(dict(enumerate(piece)), i)
         queue.wait_all()
-        p = np.concatenate([logits[i] for i in sorted(logits)])[:len(inputs[0])] if logits else np.zeros((0, n_classes), np.float32)
+        p = (
+            np.concatenate([logits[i] for i in sorted(logits)])[: len(inputs[0])]
+            if logits
+            else np.zeros((0, n_classes), np.float32)
+        )
         return _probability(p, activation)
+
     return run
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #fcd41f78
-def _pieces(inputs, size:int, fixed:bool, hop:int|None):
+def _pieces(inputs, size: int, fixed: bool, hop: int | None):
     "Yield (number of the first window, inputs of a request)."
-    if hop: yield from ((i, [strip]) for i,_,strip in strips(inputs[0], hop, singles=size))
-    else: yield from ((i, [_filled(o[i:i+size], size, fixed) for o in inputs]) for i in range(0, len(inputs[0]), size))
+    if hop:
+        yield from ((i, [strip]) for i, _, strip in strips(inputs[0], hop, singles=size))
+    else:
+        yield from (
+            (i, [_filled(o[i : i + size], size, fixed) for o in inputs]) for i in range(0, len(inputs[0]), size)
+        )
 
-def _filled(o, size:int, fixed:bool):
+
+def _filled(o, size: int, fixed: bool):
     "A last batch that is too short for a graph of fixed size is filled with its own first window."
     o = np.ascontiguousarray(o)
-    return np.concatenate([o, np.repeat(o[:1], size-len(o), 0)]) if fixed and len(o)<size else o
+    return np.concatenate([o, np.repeat(o[:1], size - len(o), 0)]) if fixed and len(o) < size else o
 
-def _probability(logits, activation:str):
+
+def _probability(logits, activation: str):
     from scipy.special import expit, softmax
-    if not np.isfinite(logits).all(): raise AudiotagError('the graph gives values that are not finite', fix='leave it out: `precision="torch"`')
-    return (expit(logits) if activation=='sigmoid' else softmax(logits, 1)).astype(np.float32)
+
+    if not np.isfinite(logits).all():
+        raise AudiotagError("the graph gives values that are not finite", fix='leave it out: `precision="torch"`')
+    return (expit(logits) if activation == "sigmoid" else softmax(logits, 1)).astype(np.float32)
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #799965cf
-_after_conv = {'Add','Multiply','Relu','PRelu','Swish','HSwish','Gelu','Sigmoid','Clamp','HSigmoid','Elu','Tanh'} # bias, batch norm, activation
+# bias, batch norm, activation
+_after_conv = {
+    "Add",
+    "Multiply",
+    "Relu",
+    "PRelu",
+    "Swish",
+    "HSwish",
+    "Gelu",
+    "Sigmoid",
+    "Clamp",
+    "HSigmoid",
+    "Elu",
+    "Tanh",
+}
+
 
 def head_of(
-    graph, # openvino.Model
-)->list[str]: # friendly names
+    graph,  # openvino.Model
+) -> list[str]:  # friendly names
     "Pooling and head: what stands behind the last convolution and its activation, or was named `head` in torch."
-    body,named,ops = set(),[],graph.get_ordered_ops()
-    def sources(o): return {i.get_source_output().get_node().get_friendly_name() for i in o.inputs()}
+    body, named, ops = set(), [], graph.get_ordered_ops()
+
+    def sources(o):
+        return {i.get_source_output().get_node().get_friendly_name() for i in o.inputs()}
+
     for o in reversed(ops):
-        if o.get_type_name() in ('Convolution','GroupConvolution') or o.get_friendly_name() in body: body |= {o.get_friendly_name(), *sources(o)}
+        if o.get_type_name() in ("Convolution", "GroupConvolution") or o.get_friendly_name() in body:
+            body |= {o.get_friendly_name(), *sources(o)}
     for o in ops:
-        kind,name = o.get_type_name(),o.get_friendly_name()
-        if kind in ('Parameter','Constant','Result'): continue
-        if kind in _after_conv and sources(o)&body and '__module.head' not in name: body.add(name)
-        elif (body and name not in body) or '__module.head' in name: named.append(name)
+        kind, name = o.get_type_name(), o.get_friendly_name()
+        if kind in ("Parameter", "Constant", "Result"):
+            continue
+        if kind in _after_conv and sources(o) & body and "__module.head" not in name:
+            body.add(name)
+        elif (body and name not in body) or "__module.head" in name:
+            named.append(name)
     return named
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #799965d0
-_below_zero = {'Swish','HSwish','Gelu','Elu','PRelu','Mish','Tanh'}
+_below_zero = {"Swish", "HSwish", "Gelu", "Elu", "PRelu", "Mish", "Tanh"}
+
 
 def gates_of(
-    graph, # openvino.Model
-)->list[str]: # friendly names
+    graph,  # openvino.Model
+) -> list[str]:  # friendly names
     "What multiplies by a sigmoid, other than an activation that multiplies by the sigmoid of the same."
-    def source(o, k): return o.input_value(k).get_node()
-    def gates(o, k): return source(o, k).get_type_name()=='Sigmoid' and source(source(o, k), 0).get_friendly_name()!=source(o, 1-k).get_friendly_name()
-    return [o.get_friendly_name() for o in graph.get_ops() if o.get_type_name()=='Multiply' and any(gates(o, k) for k in (0, 1))]
+
+    def source(o, k):
+        return o.input_value(k).get_node()
+
+    def gates(o, k):
+        return (
+            source(o, k).get_type_name() == "Sigmoid"
+            and source(source(o, k), 0).get_friendly_name() != source(o, 1 - k).get_friendly_name()
+        )
+
+    return [
+        o.get_friendly_name()
+        for o in graph.get_ops()
+        if o.get_type_name() == "Multiply" and any(gates(o, k) for k in (0, 1))
+    ]
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #603cebc7
 def to_int8(
-    graph, # openvino.Model
-    clips, # windows of real clips, each (n, C, bands, frames) or a tuple of such; a hundred are enough
+    graph,  # openvino.Model
+    clips,  # windows of real clips, each (n, C, bands, frames) or a tuple of such; a hundred are enough
     *,
-    leave_out=None, # names of operations that stay in 32 bits; None: `head_of(graph)` and `gates_of(graph)`
+    leave_out=None,  # names of operations that stay in 32 bits; None: `head_of(graph)` and `gates_of(graph)`
 ):
     "The graph with 8-bit convolutions (NNCF, post-training); raises `AudiotagError` when that is not possible."
-    try: import nncf
-    except ImportError: raise AudiotagError('int8 needs nncf, which is not installed', fix="pip install 'audiotag[int8]' where you export; the kernel does not need it") from None
+    try:
+        import nncf
+    except ImportError:
+        raise AudiotagError(
+            "int8 needs nncf, which is not installed",
+            fix="pip install 'audiotag[int8]' where you export; the kernel does not need it",
+        ) from None
     import logging, sys
     from contextlib import redirect_stdout
+
     nncf.set_log_level(logging.ERROR)
     data = [dict(enumerate(x)) if isinstance(x, tuple) else x for x in clips]
-    if not data: raise AudiotagError('there are no clips to calibrate with')
+    if not data:
+        raise AudiotagError("there are no clips to calibrate with")
     names = [*head_of(graph), *gates_of(graph)] if leave_out is None else list(leave_out)
-    smooth,scope = any(o.get_type_name() in _below_zero for o in graph.get_ops()),nncf.IgnoredScope(names=names, validate=False)
+    smooth, scope = (
+        any(o.get_type_name() in _below_zero for o in graph.get_ops()),
+        nncf.IgnoredScope(names=names, validate=False),
+    )
     preset = nncf.QuantizationPreset.MIXED if smooth else nncf.QuantizationPreset.PERFORMANCE
     try:
         from nncf.quantization.range_estimator import RangeEstimatorParametersSet
-        widest = nncf.AdvancedQuantizationParameters(activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX)
-        with redirect_stdout(sys.stderr): # its progress bars
-            return nncf.quantize(graph, nncf.Dataset(data), preset=preset, subset_size=len(data), fast_bias_correction=smooth, ignored_scope=scope, advanced_parameters=widest)
-    except (ImportError, RuntimeError, ValueError, TypeError, KeyError, nncf.errors.InternalError, nncf.errors.ValidationError, nncf.errors.UnsupportedModelError) as e:
-        raise AudiotagError(f'nncf cannot quantise this network ({type(e).__name__}: {str(e).strip().splitlines()[0][:200]})') from None
+
+        widest = nncf.AdvancedQuantizationParameters(
+            activations_range_estimator_params=RangeEstimatorParametersSet.MINMAX
+        )
+        with redirect_stdout(sys.stderr):  # its progress bars
+            return nncf.quantize(
+                graph,
+                nncf.Dataset(data),
+                preset=preset,
+                subset_size=len(data),
+                fast_bias_correction=smooth,
+                ignored_scope=scope,
+                advanced_parameters=widest,
+            )
+    except (
+        ImportError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        KeyError,
+        nncf.errors.InternalError,
+        nncf.errors.ValidationError,
+        nncf.errors.UnsupportedModelError,
+    ) as e:
+        raise AudiotagError(
+            f"nncf cannot quantise this network ({type(e).__name__}: {str(e).strip().splitlines()[0][:200]})"
+        ) from None
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #95a488d8
 @dataclass(frozen=True, kw_only=True)
 class Gate(Config):
     "What an exported member must keep to."
-    max_difference:float=1e-4 # of a probability from torch's, for fp32
-    metric_loss:float=.002 # out of fold, for fp16, int8 and shared passes
+
+    max_difference: float = 1e-4  # of a probability from torch's, for fp32
+    metric_loss: float = 0.002  # out of fold, for fp16, int8 and shared passes
+
     def check(self):
-        self.require(0<=self.max_difference<=1, 'max_difference', 'give a difference of probabilities')
-        self.require(0<=self.metric_loss<=1, 'metric_loss', 'give a loss of the metric')
+        self.require(0 <= self.max_difference <= 1, "max_difference", "give a difference of probabilities")
+        self.require(0 <= self.metric_loss <= 1, "metric_loss", "give a loss of the metric")
+
 
 @dataclass
 class Evidence:
     "Real clips that graphs are judged by."
-    features:Callable # clip_id -> features, or a list of pairs (view, features)
-    held_out:list # for each member the clip_ids that it is judged on
-    calibration:list # for each member the clip_ids that show int8 the range of activations
-    truth:dict|None=None # clip_id -> targets (classes,); None: there are no labels, and nothing but fp32 can be judged
-    metric:Callable=lwlrap # (truth (n, classes), scores (n, classes)) -> float
-    oof:Callable|None=None # (member, clip_ids) -> scores that the run has written; None: not known
+
+    features: Callable  # clip_id -> features, or a list of pairs (view, features)
+    held_out: list  # for each member the clip_ids that it is judged on
+    calibration: list  # for each member the clip_ids that show int8 the range of activations
+    # clip_id -> targets (classes,); None: there are no labels, and nothing but fp32 can be judged
+    truth: dict | None = None
+    metric: Callable = lwlrap  # (truth (n, classes), scores (n, classes)) -> float
+    oof: Callable | None = None  # (member, clip_ids) -> scores that the run has written; None: not known
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #a208338d
 def evidence_of(
-    bundle:Bundle,
-    run, # the `audiotag.train.run_folder.Run` that the bundle was packed from
+    bundle: Bundle,
+    run,  # the `audiotag.train.run_folder.Run` that the bundle was packed from
     *,
-    calibrate_with:int=100, # clips
-    at_most:int=500, # clips that a member is judged on
-    metric:Callable|None=None, # None: the recipe's
-    seed:int=0,
-)->Evidence:
+    calibrate_with: int = 100,  # clips
+    at_most: int = 500,  # clips that a member is judged on
+    metric: Callable | None = None,  # None: the recipe's
+    seed: int = 0,
+) -> Evidence:
     "Held-out clips of each member's fold, curated ones where there are some; calibration clips from the other folds."
-    if bundle.about.get('recipe')!=run.recipe.hash or tuple(run.classes)!=bundle.classes: raise AudiotagError('was not packed from this run', file=bundle.folder, fix=f'pack {run.folder} again')
-    clips = run.clips[run.clips.source=='curated'] if (run.clips.source=='curated').any() else run.clips
+    if bundle.about.get("recipe") != run.recipe.hash or tuple(run.classes) != bundle.classes:
+        raise AudiotagError("was not packed from this run", file=bundle.folder, fix=f"pack {run.folder} again")
+    clips = run.clips[run.clips.source == "curated"] if (run.clips.source == "curated").any() else run.clips
     truth = dict(zip(clips.clip_id, targets(clips, bundle.classes)))
-    def some(ids, n, *names): return list(rng(seed, *names).permutation(sorted(ids))[:n])
-    folds = [m['fold'] for m in bundle.members]
-    held = {k: some(clips.clip_id[clips.fold==k], at_most, 'held out', k) for k in set(folds)}
-    shown = {k: some(clips.clip_id[clips.fold!=k], calibrate_with, 'calibration', k) for k in set(folds)}
-    def oof(i, ids): return run.oof(bundle.members[i]['stage']).loc[ids].to_numpy()
-    return Evidence(run.seen, [held[k] for k in folds], [shown[k] for k in folds], truth, metric or metric_named(run.recipe.metric), oof)
+
+    def some(ids, n, *names):
+        return list(rng(seed, *names).permutation(sorted(ids))[:n])
+
+    folds = [m["fold"] for m in bundle.members]
+    held = {k: some(clips.clip_id[clips.fold == k], at_most, "held out", k) for k in set(folds)}
+    shown = {k: some(clips.clip_id[clips.fold != k], calibrate_with, "calibration", k) for k in set(folds)}
+
+    def oof(i, ids):
+        return run.oof(bundle.members[i]["stage"]).loc[ids].to_numpy()
+
+    return Evidence(
+        run.seen,
+        [held[k] for k in folds],
+        [shown[k] for k in folds],
+        truth,
+        metric or metric_named(run.recipe.metric),
+        oof,
+    )
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #40561f10
 def evidence_in(
-    bundle:Bundle,
-    store, # a `FeatureStore` of the bundle's front end, or a dict clip_id -> features
+    bundle: Bundle,
+    store,  # a `FeatureStore` of the bundle's front end, or a dict clip_id -> features
     *,
-    calibrate_with:int=100,
-    at_most:int=100,
-    seed:int=0,
-)->Evidence:
+    calibrate_with: int = 100,
+    at_most: int = 100,
+    seed: int = 0,
+) -> Evidence:
     "Clips without labels: enough to compare fp32 with torch."
-    some = list(rng(seed, 'clips').permutation(list(store)))
-    return Evidence(lambda c: store[c], [some[:at_most]]*len(bundle.members), [some[:calibrate_with]]*len(bundle.members))
+    some = list(rng(seed, "clips").permutation(list(store)))
+    return Evidence(
+        lambda c: store[c], [some[:at_most]] * len(bundle.members), [some[:calibrate_with]] * len(bundle.members)
+    )
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #df931a4b
-def _plain(seen): return seen[0][1] if isinstance(seen, list) else seen
+def _plain(seen):
+    return seen[0][1] if isinstance(seen, list) else seen
 
-def _judged_scores(run, bundle:Bundle, evidence:Evidence, ids)->tuple:
+
+def _judged_scores(run, bundle: Bundle, evidence: Evidence, ids) -> tuple:
     "All windows' probabilities, and the pooled score of each clip."
-    raw,scores = [],[]
+    raw, scores = [], []
     clips = ((c, evidence.features(c)) for c in ids)
-    for names,x in batches(clips, bundle.windows, fill=bundle.front_end.fill):
-        p,at = run(x),0
+    for names, x in batches(clips, bundle.windows, fill=bundle.front_end.fill):
+        p, at = run(x), 0
         raw.append(p)
-        for _,counts in names:
-            ends = at+np.cumsum(counts)
-            scores.append(np.mean([bundle.windows.pool(p[e-n:e]) for n,e in zip(counts, ends)], axis=0))
+        for _, counts in names:
+            ends = at + np.cumsum(counts)
+            scores.append(np.mean([bundle.windows.pool(p[e - n : e]) for n, e in zip(counts, ends)], axis=0))
             at = ends[-1]
     return np.concatenate(raw), np.stack(scores)
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #3c3f8693
 def judge(
-    precision:str, # 'fp32', 'fp16' or 'int8'
-    torch_scores, # as `_judged_scores` gives them: (windows, classes) and (clips, classes)
+    precision: str,  # 'fp32', 'fp16' or 'int8'
+    torch_scores,  # as `_judged_scores` gives them: (windows, classes) and (clips, classes)
     graph_scores,
     *,
-    gate:Gate,
-    truth=None, # (clips, classes)
-    metric:Callable=lwlrap,
-    shared:bool=False, # the graph takes strips: no precision is exact then
-)->dict: # kept, difference, metric (torch's and the graph's, or None), said
+    gate: Gate,
+    truth=None,  # (clips, classes)
+    metric: Callable = lwlrap,
+    shared: bool = False,  # the graph takes strips: no precision is exact then
+) -> dict:  # kept, difference, metric (torch's and the graph's, or None), said
     "Whether a graph agrees with torch, and why or why not."
-    difference = float(np.abs(torch_scores[0]-graph_scores[0]).max())
+    difference = float(np.abs(torch_scores[0] - graph_scores[0]).max())
     said = dict(kept=False, precision=precision, difference=difference, metric=None)
-    if truth is not None: said['metric'] = [float(metric(truth, s[1])) for s in (torch_scores, graph_scores)]
-    if precision=='fp32' and not shared:
-        return {**said, 'kept': difference<=gate.max_difference, 'said': f'probabilities within {difference:.1g} of torch, {gate.max_difference:g} allowed'}
-    if truth is None: return {**said, 'said': 'there are no labelled clips to measure its loss on'}
-    loss = said['metric'][0]-said['metric'][1]
-    return {**said, 'kept': bool(loss<=gate.metric_loss), 'said': f'loses {loss:.4f} out of fold, {gate.metric_loss:g} allowed'}
+    if truth is not None:
+        said["metric"] = [float(metric(truth, s[1])) for s in (torch_scores, graph_scores)]
+    if precision == "fp32" and not shared:
+        return {
+            **said,
+            "kept": difference <= gate.max_difference,
+            "said": f"probabilities within {difference:.1g} of torch, {gate.max_difference:g} allowed",
+        }
+    if truth is None:
+        return {**said, "said": "there are no labelled clips to measure its loss on"}
+    loss = said["metric"][0] - said["metric"][1]
+    return {
+        **said,
+        "kept": bool(loss <= gate.metric_loss),
+        "said": f"loses {loss:.4f} out of fold, {gate.metric_loss:g} allowed",
+    }
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #a7b5709e
-PRECISIONS = ('int8','fp16','fp32') # in the order in which they are tried
+PRECISIONS = ("int8", "fp16", "fp32")  # in the order in which they are tried
 
-def _stored(graph, precision:str, folder:Path, name:str='graph'):
+
+def _stored(graph, precision: str, folder: Path, name: str = "graph"):
     "Write a graph as .xml and .bin, and read it again: what is judged is what will run."
     import openvino as ov
-    ov.save_model(graph, str(folder/f'{name}.xml'), compress_to_fp16=precision=='fp16')
-    return ov.Core().read_model(str(folder/f'{name}.xml'))
 
-def _try(bundle:Bundle, i:int, precision:str, front, graph, torch_scores, evidence:Evidence, gate:Gate, looks, folder:Path, shared=False)->tuple: # verdict, graph
+    ov.save_model(graph, str(folder / f"{name}.xml"), compress_to_fp16=precision == "fp16")
+    return ov.Core().read_model(str(folder / f"{name}.xml"))
+
+
+# verdict, graph
+def _try(
+    bundle: Bundle,
+    i: int,
+    precision: str,
+    front,
+    graph,
+    torch_scores,
+    evidence: Evidence,
+    gate: Gate,
+    looks,
+    folder: Path,
+    shared=False,
+) -> tuple:
     "One member in one precision."
-    if (shared or precision!='fp32') and evidence.truth is None: raise AudiotagError('there are no labelled clips to measure its loss on')
-    if precision=='int8':
-        shown = [bundle.windows.cut(_plain(evidence.features(c)), fill=bundle.front_end.fill) for c in evidence.calibration[i]]
+    if (shared or precision != "fp32") and evidence.truth is None:
+        raise AudiotagError("there are no labelled clips to measure its loss on")
+    if precision == "int8":
+        shown = [
+            bundle.windows.cut(_plain(evidence.features(c)), fill=bundle.front_end.fill)
+            for c in evidence.calibration[i]
+        ]
         graph = to_int8(graph, [_heard(front, _first(x)) for x in shown])
-    run = graph_run(compiled(_stored(graph, precision, folder)), bundle.activation, front=front, hop=bundle.windows.hop if shared else None)
+    run = graph_run(
+        compiled(_stored(graph, precision, folder)),
+        bundle.activation,
+        front=front,
+        hop=bundle.windows.hop if shared else None,
+    )
     ids = evidence.held_out[i]
     truth = np.stack([evidence.truth[c] for c in ids]) if evidence.truth else None
-    said = judge(precision, torch_scores, _judged_scores(run, bundle, evidence, ids), gate=gate, truth=truth, metric=evidence.metric, shared=shared)
+    said = judge(
+        precision,
+        torch_scores,
+        _judged_scores(run, bundle, evidence, ids),
+        gate=gate,
+        truth=truth,
+        metric=evidence.metric,
+        shared=shared,
+    )
     off = bundle.replay_scores(i, run, looks, within=None)
-    within = gate.max_difference if precision=='fp32' and not shared else min(.5, max(gate.max_difference, 2*off+.01))
-    if said['kept'] and off>within: said = {**said, 'kept': False, 'said': f'says something else of the golden example: {off:.2g} off, {within:.2g} allowed'}
-    return {**said, 'shared': shared, 'clips': len(ids), 'golden': within, 'front': front.to_dict() if front is not None else None}, graph
+    within = (
+        gate.max_difference
+        if precision == "fp32" and not shared
+        else min(0.5, max(gate.max_difference, 2 * off + 0.01))
+    )
+    if said["kept"] and off > within:
+        said = {
+            **said,
+            "kept": False,
+            "said": f"says something else of the golden example: {off:.2g} off, {within:.2g} allowed",
+        }
+    return {
+        **said,
+        "shared": shared,
+        "clips": len(ids),
+        "golden": within,
+        "front": front.to_dict() if front is not None else None,
+    }, graph
 
-def _first(x): return tuple(o[:1] for o in x) if isinstance(x, tuple) else x[:1]
+
+def _first(x):
+    return tuple(o[:1] for o in x) if isinstance(x, tuple) else x[:1]
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #00ca02a4
-def _export_member(bundle:Bundle, i:int, wanted, evidence:Evidence, gate:Gate, looks, folder:Path, shape:dict)->tuple: # verdicts, {precision: graph}
+# verdicts, {precision: graph}
+def _export_member(
+    bundle: Bundle, i: int, wanted, evidence: Evidence, gate: Gate, looks, folder: Path, shape: dict
+) -> tuple:
     "All that was tried for a member, and what was kept."
-    net,verdicts,kept,ids = bundle.model(i),[],{},evidence.held_out[i]
+    net, verdicts, kept, ids = bundle.model(i), [], {}, evidence.held_out[i]
     torch_scores = _judged_scores(torch_run(net, bundle.activation), bundle, evidence, ids)
-    if evidence.oof and np.abs(torch_scores[1]-evidence.oof(i, ids)).max() > .01:
-        raise AudiotagError(f'{bundle.called(i)} does not say what the run has written', file=bundle.folder, fix='pack the run again')
-    try: ways,front,refused = _ways(bundle, i, looks, **shape)
-    except AudiotagError as e: return [dict(member=i, precision='fp32', kept=False, said=str(e))], {}
-    if refused: verdicts.append(dict(member=i, precision=wanted[0], shared=True, kept=False, said=refused))
-    for precision,shared in _attempts(wanted, ways, kept):
-        try: verdict,made = _try(bundle, i, precision, front, ways[shared], torch_scores, evidence, gate, looks, folder, shared)
-        except AudiotagError as e: verdict,made = dict(precision=precision, shared=shared, kept=False, said=str(e)),None
-        verdicts.append({'member': i, **verdict})
-        if verdict['kept']: kept[precision] = made
+    if evidence.oof and np.abs(torch_scores[1] - evidence.oof(i, ids)).max() > 0.01:
+        raise AudiotagError(
+            f"{bundle.called(i)} does not say what the run has written", file=bundle.folder, fix="pack the run again"
+        )
+    try:
+        ways, front, refused = _ways(bundle, i, looks, **shape)
+    except AudiotagError as e:
+        return [dict(member=i, precision="fp32", kept=False, said=str(e))], {}
+    if refused:
+        verdicts.append(dict(member=i, precision=wanted[0], shared=True, kept=False, said=refused))
+    for precision, shared in _attempts(wanted, ways, kept):
+        try:
+            verdict, made = _try(
+                bundle, i, precision, front, ways[shared], torch_scores, evidence, gate, looks, folder, shared
+            )
+        except AudiotagError as e:
+            verdict, made = dict(precision=precision, shared=shared, kept=False, said=str(e)), None
+        verdicts.append({"member": i, **verdict})
+        if verdict["kept"]:
+            kept[precision] = made
     return verdicts, kept
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #996719ae
-def _ways(bundle:Bundle, i:int, looks, *, shared=False, **shape)->tuple: # {False: plain graph, True: shared pass}, front end or None, why there is no shared pass
+# {False: plain graph, True: shared pass}, front end or None, why there is no shared pass
+def _ways(bundle: Bundle, i: int, looks, *, shared=False, **shape) -> tuple:
     "The graphs of a member before quantisation."
-    front,inner = _split(bundle, i)
-    example,ways = _heard(front, looks[0]),{}
+    front, inner = _split(bundle, i)
+    example, ways = _heard(front, looks[0]), {}
     try:
         if shared:
-            if front is not None or isinstance(example, tuple): raise AudiotagError('takes waves or several inputs: windows share nothing that could be seen')
+            if front is not None or isinstance(example, tuple):
+                raise AudiotagError("takes waves or several inputs: windows share nothing that could be seen")
             ways[True] = to_graph(shared_pass(inner, example, bundle.windows.hop), example, **shape)
-        why = ''
-    except AudiotagError as e: why = str(e)
+        why = ""
+    except AudiotagError as e:
+        why = str(e)
     return {**ways, False: to_graph(inner, example, **shape)}, front, why
 
-def _attempts(wanted, ways, kept:dict):
+
+def _attempts(wanted, ways, kept: dict):
     "Yield (precision, shared or not) in the order in which they are tried, looking at what was kept in between."
     tried = set()
     for start in wanted:
-        for way in ((p, s) for p in PRECISIONS[PRECISIONS.index(start):] for s in ways):
-            if way not in tried and way[0] not in kept: tried.add(way); yield way
-            if way[0] in kept: break
+        for way in ((p, s) for p in PRECISIONS[PRECISIONS.index(start) :] for s in ways):
+            if way not in tried and way[0] not in kept:
+                tried.add(way)
+                yield way
+            if way[0] in kept:
+                break
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #ea951b50
-def _joined_graph(graphs:dict): # {index of a member: openvino.Model} -> openvino.Model
+def _joined_graph(graphs: dict):  # {index of a member: openvino.Model} -> openvino.Model
     "One graph with an output for each member, all fed from the same inputs."
     import openvino as ov
-    shared,results = None,[]
-    for i,graph in ((i, g.clone()) for i,g in graphs.items()): # the plain graph may be kept twice, as fp32 and as fp16
-        if shared is None: shared = graph.get_parameters()
-        else:
-            for mine,theirs in zip(shared, graph.get_parameters()): theirs.output(0).replace(mine.output(0))
-        result, = graph.get_results()
-        result.set_friendly_name(f'member-{i}')
-        results.append(result)
-    return ov.Model(results, shared, 'members')
 
-def _graph_files(bundle:Bundle, kept:dict, folder:Path)->tuple: # files {name: bytes}, places {(member, precision): (file, output)}
+    shared, results = None, []
+    # the plain graph may be kept twice, as fp32 and as fp16
+    for i, graph in ((i, g.clone()) for i, g in graphs.items()):
+        if shared is None:
+            shared = graph.get_parameters()
+        else:
+            for mine, theirs in zip(shared, graph.get_parameters()):
+                theirs.output(0).replace(mine.output(0))
+        (result,) = graph.get_results()
+        result.set_friendly_name(f"member-{i}")
+        results.append(result)
+    return ov.Model(results, shared, "members")
+
+
+# files {name: bytes}, places {(member, precision): (file, output)}
+def _graph_files(bundle: Bundle, kept: dict, folder: Path) -> tuple:
     "The graphs of each stage, model and precision as one .xml and one .bin."
-    groups,files,places = {},{},{}
-    for (i,precision),graph in kept.items(): groups.setdefault((bundle.members[i]['file'].removesuffix('.safetensors'), precision), {})[i] = graph
-    for (stage,precision),graphs in groups.items():
-        name = f'{stage}-{precision}'
-        places.update({(i, precision): (f'{name}.xml', k) for k,i in enumerate(graphs)})
+    groups, files, places = {}, {}, {}
+    for (i, precision), graph in kept.items():
+        groups.setdefault((bundle.members[i]["file"].removesuffix(".safetensors"), precision), {})[i] = graph
+    for (stage, precision), graphs in groups.items():
+        name = f"{stage}-{precision}"
+        places.update({(i, precision): (f"{name}.xml", k) for k, i in enumerate(graphs)})
         _stored(_joined_graph(graphs), precision, folder, name)
-        files.update({f'{name}{kind}': (folder/f'{name}{kind}').read_bytes() for kind in ('.xml','.bin')})
+        files.update({f"{name}{kind}": (folder / f"{name}{kind}").read_bytes() for kind in (".xml", ".bin")})
     return files, places
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #f5a37dc9
 def export_bundle(
-    bundle, # a folder, or an open `Bundle`; its folder is replaced as a whole
-    evidence:Evidence, # as `evidence_of` (a run) or `evidence_in` (a store) gives it
+    bundle,  # a folder, or an open `Bundle`; its folder is replaced as a whole
+    evidence: Evidence,  # as `evidence_of` (a run) or `evidence_in` (a store) gives it
     *,
-    precision='int8', # the first to be tried; several, as ('fp32','int8'), keep each that passes
-    gate:Gate=Gate(),
-    batch:int|None=None, # fixed number of windows in the graphs; None: any
-    fixed_time:bool=False, # fix the length of windows in the graphs
-    shared:bool=False, # try one pass over overlapping windows before window by window: `audiotag.infer.overlap`
-)->pd.DataFrame: # `graph_table` of the new bundle
+    precision="int8",  # the first to be tried; several, as ('fp32','int8'), keep each that passes
+    gate: Gate = Gate(),
+    batch: int | None = None,  # fixed number of windows in the graphs; None: any
+    fixed_time: bool = False,  # fix the length of windows in the graphs
+    shared: bool = False,  # try one pass over overlapping windows before window by window: `audiotag.infer.overlap`
+) -> pd.DataFrame:  # `graph_table` of the new bundle
     "Give each member of a bundle a graph that agrees with it, and write files and verdicts into the bundle."
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     wanted = (precision,) if isinstance(precision, str) else tuple(precision)
     for p in wanted:
-        if p not in PRECISIONS: raise AudiotagError(f'{p!r} is no precision', field='precision', fix=did_you_mean(p, PRECISIONS))
-    if shared and (batch or fixed_time): raise AudiotagError('a shared pass needs open sizes', field='shared', fix='leave batch and fixed_time alone')
+        if p not in PRECISIONS:
+            raise AudiotagError(f"{p!r} is no precision", field="precision", fix=did_you_mean(p, PRECISIONS))
+    if shared and (batch or fixed_time):
+        raise AudiotagError("a shared pass needs open sizes", field="shared", fix="leave batch and fixed_time alone")
     bundle.check_files()
-    looks,verdicts,kept = bundle.replay_features(),[],{}
+    looks, verdicts, kept = bundle.replay_features(), [], {}
     with TemporaryDirectory() as folder:
-        for i in progress(range(len(bundle.members)), label='export', unit='members'):
-            said,graphs = _export_member(bundle, i, wanted, evidence, gate, looks, Path(folder), dict(batch=batch, fixed_time=fixed_time, shared=shared))
+        for i in progress(range(len(bundle.members)), label="export", unit="members"):
+            said, graphs = _export_member(
+                bundle,
+                i,
+                wanted,
+                evidence,
+                gate,
+                looks,
+                Path(folder),
+                dict(batch=batch, fixed_time=fixed_time, shared=shared),
+            )
             verdicts += said
-            kept.update({(i, p): g for p,g in graphs.items()})
-        files,places = _graph_files(bundle, kept, Path(folder))
+            kept.update({(i, p): g for p, g in graphs.items()})
+        files, places = _graph_files(bundle, kept, Path(folder))
     for v in verdicts:
-        if v['kept']: v['file'],v['output'] = places[v['member'],v['precision']]
-    reseal(bundle, files=files, drop=[f for f in bundle.files if f.endswith(('.xml','.bin'))], graphs=verdicts)
+        if v["kept"]:
+            v["file"], v["output"] = places[v["member"], v["precision"]]
+    reseal(bundle, files=files, drop=[f for f in bundle.files if f.endswith((".xml", ".bin"))], graphs=verdicts)
     return graph_table(Bundle(bundle.folder))
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #2c227ad2
 def graph_table(
-    bundle:Bundle,
-)->pd.DataFrame: # a row for each graph that was tried
+    bundle: Bundle,
+) -> pd.DataFrame:  # a row for each graph that was tried
     "The verdicts of the gate: which graphs were kept, and why."
-    rows = [{'member': bundle.called(g['member']), 'precision': g['precision']+', shared'*g.get('shared', False), 'off by': g.get('difference', math.nan),
-             **dict(zip(('metric, torch','metric, graph'), g.get('metric') or (math.nan, math.nan))),
-             'kept': 'kept' if g['kept'] else 'refused', 'why': g['said']} for g in bundle.graphs]
-    return pd.DataFrame(rows, columns=['member','precision','off by','metric, torch','metric, graph','kept','why']).set_index('member')
+    rows = [
+        {
+            "member": bundle.called(g["member"]),
+            "precision": g["precision"] + ", shared" * g.get("shared", False),
+            "off by": g.get("difference", math.nan),
+            **dict(zip(("metric, torch", "metric, graph"), g.get("metric") or (math.nan, math.nan))),
+            "kept": "kept" if g["kept"] else "refused",
+            "why": g["said"],
+        }
+        for g in bundle.graphs
+    ]
+    return pd.DataFrame(
+        rows, columns=["member", "precision", "off by", "metric, torch", "metric, graph", "kept", "why"]
+    ).set_index("member")
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #3c788978
-_refused = {'If','Loop','TensorIterator','ReadValue','Assign','Reference'}
-_types = {'f32','f16','bf16','f64','i4','i8','i16','i32','i64','u1','u2','u4','u8','u16','u32','u64','boolean','nf4'}
+_refused = {"If", "Loop", "TensorIterator", "ReadValue", "Assign", "Reference"}
+_types = {
+    "f32",
+    "f16",
+    "bf16",
+    "f64",
+    "i4",
+    "i8",
+    "i16",
+    "i32",
+    "i64",
+    "u1",
+    "u2",
+    "u4",
+    "u8",
+    "u16",
+    "u32",
+    "u64",
+    "boolean",
+    "nf4",
+}
 
-def _check_xml(path:Path, xml:bytes, n_weights:int):
+
+def _check_xml(path: Path, xml: bytes, n_weights: int):
     "Raise `AudiotagError` unless the XML is a plain feed-forward graph whose constants lie in `n_weights` bytes."
-    def refuse(what): raise AudiotagError(what, file=path, fix='do not use a bundle whose origin you do not know')
-    if b'<!' in xml: refuse('holds a document type or an entity')
-    depth,layers,parser = 0,0,ElementTree.XMLPullParser(('start','end'))
+
+    def refuse(what):
+        raise AudiotagError(what, file=path, fix="do not use a bundle whose origin you do not know")
+
+    if b"<!" in xml:
+        refuse("holds a document type or an entity")
+    depth, layers, parser = 0, 0, ElementTree.XMLPullParser(("start", "end"))
     try:
-        for i in range(0, len(xml), 1<<16):
-            parser.feed(xml[i:i+(1<<16)])
-            for event,o in parser.read_events():
-                depth += 1 if event=='start' else -1
-                if depth>100: refuse('is nested too deeply')
-                if event=='start': continue
-                if o.tag=='layer':
+        for i in range(0, len(xml), 1 << 16):
+            parser.feed(xml[i : i + (1 << 16)])
+            for event, o in parser.read_events():
+                depth += 1 if event == "start" else -1
+                if depth > 100:
+                    refuse("is nested too deeply")
+                if event == "start":
+                    continue
+                if o.tag == "layer":
                     layers += 1
-                    if layers>200_000: refuse('has too many operations')
-                    if not re.fullmatch(r'opset\d{1,3}', o.get('version', '')) or o.get('type') in _refused: refuse(f"has the operation {o.get('type')!r} of {o.get('version')!r}, which is none of plain inference")
-                    if o.get('type')=='Const': _check_constant(o, n_weights, refuse)
-                if o.tag in ('layer','edges','rt_info'): o.clear() # keep memory small
+                    if layers > 200_000:
+                        refuse("has too many operations")
+                    if not re.fullmatch(r"opset\d{1,3}", o.get("version", "")) or o.get("type") in _refused:
+                        refuse(
+                            f"has the operation {o.get('type')!r} of {o.get('version')!r}, which is none of plain inference"
+                        )
+                    if o.get("type") == "Const":
+                        _check_constant(o, n_weights, refuse)
+                if o.tag in ("layer", "edges", "rt_info"):
+                    o.clear()  # keep memory small
         parser.close()
-    except (ElementTree.ParseError, ValueError) as e: refuse(f'is no readable graph ({e})')
+    except (ElementTree.ParseError, ValueError) as e:
+        refuse(f"is no readable graph ({e})")
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #b88a0601
 @contextmanager
 def at_most_memory(
-    more:float, # bytes
+    more: float,  # bytes
 ):
     "Let this process allocate no more than that on top of what it has; where the system cannot do it, there is no bound."
     try:
         import resource
-        now,before = int(open('/proc/self/statm').read().split()[0])*resource.getpagesize(), resource.getrlimit(resource.RLIMIT_AS)
-    except (ImportError, OSError, ValueError): yield; return
-    limits = [o for o in (now+int(more), *before) if o!=resource.RLIM_INFINITY]
+
+        now, before = (
+            int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize(),
+            resource.getrlimit(resource.RLIMIT_AS),
+        )
+    except (ImportError, OSError, ValueError):
+        yield
+        return
+    limits = [o for o in (now + int(more), *before) if o != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_AS, (min(limits), before[1]))
-    try: yield
-    finally: resource.setrlimit(resource.RLIMIT_AS, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #5b9110d6
-def _check_constant(layer, n_weights:int, refuse:Callable):
+def _check_constant(layer, n_weights: int, refuse: Callable):
     "A constant lies in the weights, and is of numbers."
-    data = layer.find('data')
-    at,size = (int(data.get(k, -1)) if data is not None and re.fullmatch(r'\d{1,15}', data.get(k, '')) else -1 for k in ('offset','size'))
-    if at<0 or size<0 or at+size>n_weights: refuse(f"has the constant {layer.get('name')!r} outside of its weights")
-    if data.get('element_type') not in _types: refuse(f"has a constant of {data.get('element_type')!r}")
+    data = layer.find("data")
+    at, size = (
+        int(data.get(k, -1)) if data is not None and re.fullmatch(r"\d{1,15}", data.get(k, "")) else -1
+        for k in ("offset", "size")
+    )
+    if at < 0 or size < 0 or at + size > n_weights:
+        refuse(f"has the constant {layer.get('name')!r} outside of its weights")
+    if data.get("element_type") not in _types:
+        refuse(f"has a constant of {data.get('element_type')!r}")
 
-def _read_graph(bundle:Bundle, file:str):
+
+def _read_graph(bundle: Bundle, file: str):
     "The joined graph of a stage: openvino.Model."
     import openvino as ov
-    paths = [bundle.file(file), bundle.file(file[:-4]+'.bin')]
-    if paths[0].stat().st_size > 100_000_000: raise AudiotagError('is too large for a graph', file=paths[0])
-    xml,weights = (p.read_bytes() for p in paths)
+
+    paths = [bundle.file(file), bundle.file(file[:-4] + ".bin")]
+    if paths[0].stat().st_size > 100_000_000:
+        raise AudiotagError("is too large for a graph", file=paths[0])
+    xml, weights = (p.read_bytes() for p in paths)
     _check_xml(paths[0], xml, len(weights))
     try:
-        with at_most_memory(1e9+3*len(weights)+20*len(xml)): return ov.Core().read_model(model=xml, weights=weights)
+        with at_most_memory(1e9 + 3 * len(weights) + 20 * len(xml)):
+            return ov.Core().read_model(model=xml, weights=weights)
     except (RuntimeError, ValueError, TypeError, MemoryError) as e:
-        raise AudiotagError(f'OpenVINO cannot read it ({_last_line(e)})', file=paths[0], fix='export the bundle again with this version of OpenVINO') from None
+        raise AudiotagError(
+            f"OpenVINO cannot read it ({_last_line(e)})",
+            file=paths[0],
+            fix="export the bundle again with this version of OpenVINO",
+        ) from None
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #2f29648f
-def _graph_of(bundle:Bundle, whole, entry:dict, example):
+def _graph_of(bundle: Bundle, whole, entry: dict, example):
     "The part of a stage's graph that is one member, after a look at what goes in, what comes out, and what lies between."
     import openvino as ov
-    path = bundle.file(entry['file'])
-    def refuse(what): raise AudiotagError(what, file=path, fix='export the bundle again')
-    results = [r for r in whole.get_results() if r.get_friendly_name()==f"member-{entry['member']}"]
-    if len(results)!=1: refuse(f"has no output for {bundle.called(entry['member'])}")
-    one = ov.Model(results, whole.get_parameters(), 'member')
+
+    path = bundle.file(entry["file"])
+
+    def refuse(what):
+        raise AudiotagError(what, file=path, fix="export the bundle again")
+
+    results = [r for r in whole.get_results() if r.get_friendly_name() == f"member-{entry['member']}"]
+    if len(results) != 1:
+        refuse(f"has no output for {bundle.called(entry['member'])}")
+    one = ov.Model(results, whole.get_parameters(), "member")
     inputs = [o.shape for o in (example if isinstance(example, tuple) else (example,))]
-    if len(one.inputs)!=len(inputs): refuse(f'takes {len(one.inputs)} inputs, the front end gives {len(inputs)}')
-    if one.outputs[0].partial_shape.rank.is_dynamic or list(one.outputs[0].partial_shape)[1:]!=[ov.Dimension(len(bundle.classes))]: refuse(f'gives {one.outputs[0].partial_shape}, the bundle has {len(bundle.classes)} classes')
+    if len(one.inputs) != len(inputs):
+        refuse(f"takes {len(one.inputs)} inputs, the front end gives {len(inputs)}")
+    if one.outputs[0].partial_shape.rank.is_dynamic or list(one.outputs[0].partial_shape)[1:] != [
+        ov.Dimension(len(bundle.classes))
+    ]:
+        refuse(f"gives {one.outputs[0].partial_shape}, the bundle has {len(bundle.classes)} classes")
     sized = one.clone()
     try:
-        with at_most_memory(1e9): sized.reshape({i: ov.PartialShape([min(4, o.partial_shape[0].get_length()) if o.partial_shape[0].is_static else 4, *s[1:]]) for i,(o,s) in enumerate(zip(one.inputs, inputs))})
-    except (RuntimeError, ValueError, TypeError, MemoryError) as e: refuse(f'does not take the windows of this bundle ({_last_line(e)})')
+        with at_most_memory(1e9):
+            sized.reshape(
+                {
+                    i: ov.PartialShape(
+                        [min(4, o.partial_shape[0].get_length()) if o.partial_shape[0].is_static else 4, *s[1:]]
+                    )
+                    for i, (o, s) in enumerate(zip(one.inputs, inputs))
+                }
+            )
+    except (RuntimeError, ValueError, TypeError, MemoryError) as e:
+        refuse(f"does not take the windows of this bundle ({_last_line(e)})")
     _check_sizes([o.partial_shape for op in sized.get_ops() for o in op.outputs()], refuse)
     return one
 
-def _check_sizes(shapes, refuse:Callable):
+
+def _check_sizes(shapes, refuse: Callable):
     "Intermediate results of known size, each within a gigabyte and all of them within four."
     total = 0
     for s in shapes:
-        if s.is_dynamic or math.prod(s.to_shape())>2**28: refuse(f'has an intermediate result of {s}')
+        if s.is_dynamic or math.prod(s.to_shape()) > 2**28:
+            refuse(f"has an intermediate result of {s}")
         total += math.prod(s.to_shape())
-    if total>2**30: refuse(f'has intermediate results of {total:,} numbers in all')
+    if total > 2**30:
+        refuse(f"has intermediate results of {total:,} numbers in all")
 
-def _last_line(e)->str: return (str(e).strip().splitlines() or ['it asks for too much memory'])[-1][:200]
+
+def _last_line(e) -> str:
+    return (str(e).strip().splitlines() or ["it asks for too much memory"])[-1][:200]
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #0c3c5bea
 def open_members(
-    bundle, # a folder, an open `Bundle`, an `Ensemble`, or a list of folders or bundles
+    bundle,  # a folder, an open `Bundle`, an `Ensemble`, or a list of folders or bundles
     *,
-    precision:str='best', # 'best' (the fastest that passed its gate), or 'int8', 'fp16', 'fp32', 'torch'
-    threads:int|None=None, # of the processor that one member may use; None: all
-    cache=None, # a folder for compiled graphs; None: none
-    replay:bool=True, # compute the golden example
-    enough=lambda opened: False, # asked before each member: True leaves it and those after it unopened
-)->list: # of `Member`, in the order of bundles and their members
+    precision: str = "best",  # 'best' (the fastest that passed its gate), or 'int8', 'fp16', 'fp32', 'torch'
+    threads: int | None = None,  # of the processor that one member may use; None: all
+    cache=None,  # a folder for compiled graphs; None: none
+    replay: bool = True,  # compute the golden example
+    enough=lambda opened: False,  # asked before each member: True leaves it and those after it unopened
+) -> list:  # of `Member`, in the order of bundles and their members
     "Check the files and make every member run: by its graph where there is one, and else by torch, with the reason in `why`."
-    known = ('best', *PRECISIONS, 'torch')
-    if precision not in known: raise AudiotagError(f'{precision!r} is no precision', field='precision', fix=did_you_mean(precision, known))
-    ensemble,out = open_bundles(bundle),[]
-    for b,order in zip(ensemble.bundles, ensemble.orders):
-        if enough(len(out)): return out
+    known = ("best", *PRECISIONS, "torch")
+    if precision not in known:
+        raise AudiotagError(f"{precision!r} is no precision", field="precision", fix=did_you_mean(precision, known))
+    ensemble, out = open_bundles(bundle), []
+    for b, order in zip(ensemble.bundles, ensemble.orders):
+        if enough(len(out)):
+            return out
         b.check_files()
-        looks,files = b.replay_features(),{}
+        looks, files = b.replay_features(), {}
         for i in range(len(b.members)):
-            if enough(len(out)): return out
-            run,kind,why = _by_graph(b, i, precision, looks, files, threads, cache)
-            if run is None: run,kind = _by_torch(b, i, threads),'torch'
-            if replay and kind=='torch': b.replay_scores(i, run, looks)
-            out.append(Member(b, i, run, kind, why, None if order==sorted(order) else order))
+            if enough(len(out)):
+                return out
+            run, kind, why = _by_graph(b, i, precision, looks, files, threads, cache)
+            if run is None:
+                run, kind = _by_torch(b, i, threads), "torch"
+            if replay and kind == "torch":
+                b.replay_scores(i, run, looks)
+            out.append(Member(b, i, run, kind, why, None if order == sorted(order) else order))
     return out
+
 
 def _by_torch(bundle, index, threads):
     import torch
+
     keep_memory()
-    if threads: torch.set_num_threads(threads)
+    if threads:
+        torch.set_num_threads(threads)
     return torch_run(bundle.model(index), bundle.activation)
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #95cec470
-def _by_graph(bundle, index:int, precision:str, looks, files:dict, threads, cache)->tuple: # run or None, precision, why
+# run or None, precision, why
+def _by_graph(bundle, index: int, precision: str, looks, files: dict, threads, cache) -> tuple:
     "The member's graph, ready to run and agreeing with the golden example; or why there is none."
-    if precision=='torch': return None, 'torch', ''
-    tried = {g['precision']: g for g in sorted(bundle.graphs, key=lambda g: g['kept']) if g['member']==index} # what was kept wins
-    wanted = [p for p in ('int8','fp32','fp16') if p in tried and tried[p]['kept'] and precision in ('best', p)]
-    if not wanted: return None, 'torch', _why_not(tried, precision)
+    if precision == "torch":
+        return None, "torch", ""
+    # what was kept wins
+    tried = {g["precision"]: g for g in sorted(bundle.graphs, key=lambda g: g["kept"]) if g["member"] == index}
+    wanted = [p for p in ("int8", "fp32", "fp16") if p in tried and tried[p]["kept"] and precision in ("best", p)]
+    if not wanted:
+        return None, "torch", _why_not(tried, precision)
     entry = tried[wanted[0]]
-    try: import openvino
-    except ImportError as e: return None, 'torch', f'openvino is not installed ({e})'
-    if entry['file'] not in files: files[entry['file']] = _read_graph(bundle, entry['file'])
-    front = _front_of(bundle, entry)
-    graph = _graph_of(bundle, files[entry['file']], entry, _heard(front, looks[0]))
     try:
-        run = graph_run(compiled(graph, threads=threads, cache=cache), bundle.activation, front=front, hop=bundle.windows.hop if entry.get('shared') else None)
-        bundle.replay_scores(index, run, looks, within=entry['golden'])
-    except (AudiotagError, RuntimeError) as e: return None, 'torch', f"its {entry['precision']} graph does not run here as it did at home ({str(e).strip().splitlines()[-1][:300]})"
-    return run, entry['precision'], ''
+        import openvino
+    except ImportError as e:
+        return None, "torch", f"openvino is not installed ({e})"
+    if entry["file"] not in files:
+        files[entry["file"]] = _read_graph(bundle, entry["file"])
+    front = _front_of(bundle, entry)
+    graph = _graph_of(bundle, files[entry["file"]], entry, _heard(front, looks[0]))
+    try:
+        run = graph_run(
+            compiled(graph, threads=threads, cache=cache),
+            bundle.activation,
+            front=front,
+            hop=bundle.windows.hop if entry.get("shared") else None,
+        )
+        bundle.replay_scores(index, run, looks, within=entry["golden"])
+    except (AudiotagError, RuntimeError) as e:
+        return (
+            None,
+            "torch",
+            f"its {entry['precision']} graph does not run here as it did at home ({str(e).strip().splitlines()[-1][:300]})",
+        )
+    return run, entry["precision"], ""
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #cd5ec94a
-def _front_of(bundle, entry:dict):
+def _front_of(bundle, entry: dict):
     "The front end that comes before a graph, or None."
-    if entry.get('front') is None: return None
-    front = config_from_dict(entry['front'], where=str(bundle.path))
-    if not isinstance(front, FrontEnd) or any(type(p)==FrontEnd or _greedy(p) for p in parts(front)): raise AudiotagError('a graph of this bundle comes behind a front end that is none', file=bundle.path, fix='export it again')
+    if entry.get("front") is None:
+        return None
+    front = config_from_dict(entry["front"], where=str(bundle.path))
+    if not isinstance(front, FrontEnd) or any(type(p) == FrontEnd or _greedy(p) for p in parts(front)):
+        raise AudiotagError(
+            "a graph of this bundle comes behind a front end that is none", file=bundle.path, fix="export it again"
+        )
     return front
 
-def _why_not(tried:dict, precision:str)->str:
+
+def _why_not(tried: dict, precision: str) -> str:
     "Why no graph of a member can be taken."
-    if refused := [f"{p}: {g['said']}" for p,g in tried.items() if not g['kept'] and precision in ('best', p)]: return '; '.join(refused)
-    return 'it was not exported' if precision=='best' else f'{precision} was not exported'
+    if refused := [f"{p}: {g['said']}" for p, g in tried.items() if not g["kept"] and precision in ("best", p)]:
+        return "; ".join(refused)
+    return "it was not exported" if precision == "best" else f"{precision} was not exported"

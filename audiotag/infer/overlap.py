@@ -11,48 +11,78 @@ from ..core.errors import AudiotagError
 
 # %% ../../nbs/infer/02_overlap.ipynb #97baf83f
 def strips(
-    x:np.ndarray, # windows (n, C, bands, frames), those of a clip in order
-    hop:int, # frames from one window to the next
+    x: np.ndarray,  # windows (n, C, bands, frames), those of a clip in order
+    hop: int,  # frames from one window to the next
     *,
-    at_most:int=16, # windows in a strip; memory grows with them
-    singles:int=4, # windows without a neighbour that go together
-): # yields (number of the first window, how many there are, (1, C, bands, frames + hop*(n-1)), or single windows (n, C, bands, frames))
+    at_most: int = 16,  # windows in a strip; memory grows with them
+    singles: int = 4,  # windows without a neighbour that go together
+):  # yields (number of the first window, how many there are, (1, C, bands, frames + hop*(n-1)), or single windows (n, C, bands, frames))
     "Put overlapping windows together again to the strips that they were cut from."
-    n,overlap = len(x),x.shape[-1]-hop
-    joined = [i+1<n and overlap>0 and np.array_equal(x[i,...,hop:], x[i+1,...,:overlap]) for i in range(n)]
+    n, overlap = len(x), x.shape[-1] - hop
+    joined = [i + 1 < n and overlap > 0 and np.array_equal(x[i, ..., hop:], x[i + 1, ..., :overlap]) for i in range(n)]
     i = 0
-    while i<n:
+    while i < n:
         m = 1
         if joined[i]:
-            while m<at_most and joined[i+m-1]: m += 1
-            yield i, m, np.concatenate([x[i], *(x[j,...,overlap:] for j in range(i+1, i+m))], -1)[None]
+            while m < at_most and joined[i + m - 1]:
+                m += 1
+            yield i, m, np.concatenate([x[i], *(x[j, ..., overlap:] for j in range(i + 1, i + m))], -1)[None]
         else:
-            while m<singles and i+m<n and not joined[i+m]: m += 1
-            yield i, m, np.ascontiguousarray(x[i:i+m])
+            while m < singles and i + m < n and not joined[i + m]:
+                m += 1
+            yield i, m, np.ascontiguousarray(x[i : i + m])
         i += m
 
 # %% ../../nbs/infer/02_overlap.ipynb #c39f5d41
 def shared_pass(
-    net, # torch module in eval mode with a `body` that makes maps (n, K, bands', frames') and a `head`, such as `SpectrogramNet`
-    example:np.ndarray, # a window, (n, C, bands, frames)
-    hop:int, # frames from one window to the next
-): # torch module: (n, C, bands, frames + hop*(m-1)) -> logits (n*m, classes)
+    # torch module in eval mode with a `body` that makes maps (n, K, bands', frames') and a `head`, such as
+    # `SpectrogramNet`
+    net,
+    example: np.ndarray,  # a window, (n, C, bands, frames)
+    hop: int,  # frames from one window to the next
+):  # torch module: (n, C, bands, frames + hop*(m-1)) -> logits (n*m, classes)
     "A network that takes strips and answers for each window in them; raises `AudiotagError` when the windows do not fall on its grid."
     import torch
-    body,head,n_in,frames = getattr(net, 'body', None),getattr(net, 'head', None),getattr(net, 'in_channels', 1),example.shape[-1]
-    if body is None or head is None: raise AudiotagError(f'{type(net).__name__} has no body and head to share', field='shared', fix='export it window by window')
-    with torch.inference_mode(): maps = body(torch.from_numpy(np.array(example[:1])).expand(-1, n_in, -1, -1))
-    if maps.ndim!=4: raise AudiotagError(f'the body of {type(net).__name__} makes no map: time is gone before the head', field='shared', fix='export it window by window')
+
+    body, head, n_in, frames = (
+        getattr(net, "body", None),
+        getattr(net, "head", None),
+        getattr(net, "in_channels", 1),
+        example.shape[-1],
+    )
+    if body is None or head is None:
+        raise AudiotagError(
+            f"{type(net).__name__} has no body and head to share", field="shared", fix="export it window by window"
+        )
+    with torch.inference_mode():
+        maps = body(torch.from_numpy(np.array(example[:1])).expand(-1, n_in, -1, -1))
+    if maps.ndim != 4:
+        raise AudiotagError(
+            f"the body of {type(net).__name__} makes no map: time is gone before the head",
+            field="shared",
+            fix="export it window by window",
+        )
     columns = maps.shape[-1]
-    if frames%columns or hop*columns%frames: raise AudiotagError(f'a hop of {hop} frames falls between the {frames/columns:g} frames of a column', field='windows.hop', fix=f'take a multiple of {frames/columns:g}, or export it window by window')
-    return _module(body, head, n_in, columns, hop*columns//frames).eval()
+    if frames % columns or hop * columns % frames:
+        raise AudiotagError(
+            f"a hop of {hop} frames falls between the {frames / columns:g} frames of a column",
+            field="windows.hop",
+            fix=f"take a multiple of {frames / columns:g}, or export it window by window",
+        )
+    return _module(body, head, n_in, columns, hop * columns // frames).eval()
+
 
 def _module(body, head, n_in, columns, step):
     import torch
+
     class SharedPass(torch.nn.Module):
-        def __init__(self): super().__init__(); self.body,self.head = body,head
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = body, head
+
         def forward(self, x):
             m = self.body(x.expand(-1, n_in, -1, -1))
-            cut = m.unfold(3, columns, step) # (n, K, bands', windows, columns)
+            cut = m.unfold(3, columns, step)  # (n, K, bands', windows, columns)
             return self.head(cut.permute(0, 3, 1, 2, 4).reshape(-1, m.shape[1], m.shape[2], columns))
+
     return SharedPass()

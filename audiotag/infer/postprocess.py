@@ -16,109 +16,148 @@ from .ensemble import Combiner
 # %% ../../nbs/infer/04_postprocess.ipynb #f49b7f93
 def _checked(p, group):
     "Scores as float64 and names as an array; raises `AudiotagError` when they do not fit."
-    p,group = np.asarray(p, dtype=np.float64),np.asarray(group)
-    if p.ndim!=2 or group.shape!=(len(p),):
-        raise AudiotagError(f'scores are {p.shape}, groups {group.shape}', fix='give (windows, classes) and one name of a recording a window')
-    if not np.isfinite(p).all() or (p<0).any() or (p>1).any(): raise AudiotagError('the scores are no probabilities', fix='give numbers from 0 to 1')
+    p, group = np.asarray(p, dtype=np.float64), np.asarray(group)
+    if p.ndim != 2 or group.shape != (len(p),):
+        raise AudiotagError(
+            f"scores are {p.shape}, groups {group.shape}",
+            fix="give (windows, classes) and one name of a recording a window",
+        )
+    if not np.isfinite(p).all() or (p < 0).any() or (p > 1).any():
+        raise AudiotagError("the scores are no probabilities", fix="give numbers from 0 to 1")
     return p, group
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Config):
     "Base of the steps; subclasses give `of_recording`."
-    monotone = False # whether it is one rising map of each single score, the same for all
 
-    def __call__(self,
-        p, # (windows, classes), 0 to 1
-        group, # (windows,) names of recordings; the windows of each in the order of time
-    )->np.ndarray: # (windows, classes) float64, 0 to 1
+    monotone = False  # whether it is one rising map of each single score, the same for all
+
+    def __call__(
+        self,
+        p,  # (windows, classes), 0 to 1
+        group,  # (windows,) names of recordings; the windows of each in the order of time
+    ) -> np.ndarray:  # (windows, classes) float64, 0 to 1
         "The scores after this step."
-        p,group = _checked(p, group)
+        p, group = _checked(p, group)
         out = np.empty_like(p)
-        for name in dict.fromkeys(group.tolist()): out[rows] = self.of_recording(p[rows := group==name])
+        for name in dict.fromkeys(group.tolist()):
+            out[rows] = self.of_recording(p[rows := group == name])
         return out
 
-    def of_recording(self, p): raise AudiotagError('a Step does not say what it does', fix='choose Smooth, NeighbourMax, Halve, FileMax or Power')
+    def of_recording(self, p):
+        raise AudiotagError(
+            "a Step does not say what it does", fix="choose Smooth, NeighbourMax, Halve, FileMax or Power"
+        )
 
 # %% ../../nbs/infer/04_postprocess.ipynb #8f356fad
 @dataclass(frozen=True, kw_only=True)
 class Smooth(Step):
     "Weighted mean of a window and its neighbours; at the ends of those that are there (BirdCLEF 2024, 4th)."
-    kernel:tuple[float,...]=(.1,.2,.4,.2,.1) # an odd number, none negative
+
+    kernel: tuple[float, ...] = (0.1, 0.2, 0.4, 0.2, 0.1)  # an odd number, none negative
+
     def check(self):
         k = self.kernel
-        self.require(len(k)%2==1 and all(0<=o<1e6 for o in k) and k[len(k)//2]>0, 'kernel', 'give an odd number of weights, none negative, the middle one above 0')
+        self.require(
+            len(k) % 2 == 1 and all(0 <= o < 1e6 for o in k) and k[len(k) // 2] > 0,
+            "kernel",
+            "give an odd number of weights, none negative, the middle one above 0",
+        )
 
     def of_recording(self, p):
-        k,h = np.array(self.kernel[::-1]),len(self.kernel)//2 # correlation: the first weight is for the window before
-        total = lambda x: np.apply_along_axis(lambda c: np.convolve(c, k)[h:h+len(c)], 0, x)
-        return np.clip(total(p)/total(np.ones((len(p), 1))), 0, 1)
+        # correlation: the first weight is for the window before
+        k, h = np.array(self.kernel[::-1]), len(self.kernel) // 2
+        total = lambda x: np.apply_along_axis(lambda c: np.convolve(c, k)[h : h + len(c)], 0, x)
+        return np.clip(total(p) / total(np.ones((len(p), 1))), 0, 1)
 
 # %% ../../nbs/infer/04_postprocess.ipynb #a424e191
 @dataclass(frozen=True, kw_only=True)
 class NeighbourMax(Step):
     "(1-share)·p + share·(maximum over the window and its neighbours)."
-    reach:int=1 # windows on each side
-    share:float=.5 # of the maximum
+
+    reach: int = 1  # windows on each side
+    share: float = 0.5  # of the maximum
+
     def check(self):
-        self.require(1<=self.reach<=1000, 'reach', 'give 1 or more windows')
-        self.require(0<=self.share<=1, 'share', 'give a number from 0 to 1')
+        self.require(1 <= self.reach <= 1000, "reach", "give 1 or more windows")
+        self.require(0 <= self.share <= 1, "share", "give a number from 0 to 1")
 
     def of_recording(self, p):
-        padded = np.pad(p, ((self.reach,)*2, (0,0)), mode='edge')
-        top = np.max([padded[i:i+len(p)] for i in range(2*self.reach+1)], axis=0)
-        return (1-self.share)*p + self.share*top
+        padded = np.pad(p, ((self.reach,) * 2, (0, 0)), mode="edge")
+        top = np.max([padded[i : i + len(p)] for i in range(2 * self.reach + 1)], axis=0)
+        return (1 - self.share) * p + self.share * top
 
 # %% ../../nbs/infer/04_postprocess.ipynb #3aa661e3
 @dataclass(frozen=True, kw_only=True)
 class Halve(Step):
     "Classes that never pass `cutoff` in a recording are multiplied by `factor` there (BirdCLEF 2024, 4th)."
-    cutoff:float=.1
-    factor:float=.5
+
+    cutoff: float = 0.1
+    factor: float = 0.5
+
     def check(self):
-        self.require(0<=self.cutoff<=1, 'cutoff', 'give a number from 0 to 1')
-        self.require(0<=self.factor<=1, 'factor', 'give a number from 0 to 1')
-    def of_recording(self, p): return p*np.where(p.max(0)>self.cutoff, 1, self.factor)
+        self.require(0 <= self.cutoff <= 1, "cutoff", "give a number from 0 to 1")
+        self.require(0 <= self.factor <= 1, "factor", "give a number from 0 to 1")
+
+    def of_recording(self, p):
+        return p * np.where(p.max(0) > self.cutoff, 1, self.factor)
 
 # %% ../../nbs/infer/04_postprocess.ipynb #0b98c4db
 @dataclass(frozen=True, kw_only=True)
 class FileMax(Step):
     "Scores times the class's maximum in the recording, to a power."
-    power:float=1. # 0 changes nothing
-    def check(self): self.require(0<=self.power<=20, 'power', 'give 0 to 20')
-    def of_recording(self, p): return p*p.max(0)**self.power
+
+    power: float = 1.0  # 0 changes nothing
+
+    def check(self):
+        self.require(0 <= self.power <= 20, "power", "give 0 to 20")
+
+    def of_recording(self, p):
+        return p * p.max(0) ** self.power
 
 # %% ../../nbs/infer/04_postprocess.ipynb #daca7ece
 @dataclass(frozen=True, kw_only=True)
 class Power(Step):
     "Each score to a power: a rising map, the same for all."
-    power:float=2. # above 0
+
+    power: float = 2.0  # above 0
     monotone = True
-    def check(self): self.require(0<self.power<=20, 'power', 'give a number above 0, up to 20')
-    def of_recording(self, p): return p**self.power
+
+    def check(self):
+        self.require(0 < self.power <= 20, "power", "give a number above 0, up to 20")
+
+    def of_recording(self, p):
+        return p**self.power
+
 
 def apply_steps(
-    steps, # settings of steps, in the order of application
-    p, # (windows, classes), 0 to 1
-    group, # (windows,) names of recordings
-)->np.ndarray: # (windows, classes) float64
+    steps,  # settings of steps, in the order of application
+    p,  # (windows, classes), 0 to 1
+    group,  # (windows,) names of recordings
+) -> np.ndarray:  # (windows, classes) float64
     "The scores after several steps; of none, as they are."
-    p,group = _checked(p, group)
-    for step in steps: p = step(p, group)
+    p, group = _checked(p, group)
+    for step in steps:
+        p = step(p, group)
     return p
 
 # %% ../../nbs/infer/04_postprocess.ipynb #0493ce40
-STEPS = {'smooth': Smooth(), 'neighbour-max': NeighbourMax(), 'halve': Halve(), 'file-max': FileMax(), 'power': Power()}
+STEPS = {"smooth": Smooth(), "neighbour-max": NeighbourMax(), "halve": Halve(), "file-max": FileMax(), "power": Power()}
+
 
 def steps_named(
-    words, # such as 'smooth', 'file-max:power=0.4', 'smooth:kernel=[0.1,0.8,0.1]'; 'none' alone for no step
-)->tuple: # of steps
+    words,  # such as 'smooth', 'file-max:power=0.4', 'smooth:kernel=[0.1,0.8,0.1]'; 'none' alone for no step
+) -> tuple:  # of steps
     "Steps from words; raises `AudiotagError` on names and fields that do not exist."
-    if list(words)==['none']: return ()
+    if list(words) == ["none"]:
+        return ()
     out = []
     for word in words:
-        name,_,change = word.partition(':')
-        if name not in STEPS: raise AudiotagError(f'there is no step {name!r}', field='after', fix=did_you_mean(name, STEPS))
-        field,_,value = change.partition('=')
+        name, _, change = word.partition(":")
+        if name not in STEPS:
+            raise AudiotagError(f"there is no step {name!r}", field="after", fix=did_you_mean(name, STEPS))
+        field, _, value = change.partition("=")
         out.append(set_fields(STEPS[name], [(field, value)] if change else []))
     return tuple(out)
 
@@ -126,109 +165,170 @@ def steps_named(
 @dataclass(frozen=True, kw_only=True)
 class Blend(Combiner):
     "Weighted sum of members and of geometric means of some of them, divided by the sum of the weights (BirdCLEF 2024, 4th)."
-    weights:tuple[float,...] # one a member
-    products:tuple[tuple[int,...],...]=() # members whose geometric mean is added, by their place
-    product_weights:tuple[float,...]=() # one a product
+
+    weights: tuple[float, ...]  # one a member
+    products: tuple[tuple[int, ...], ...] = ()  # members whose geometric mean is added, by their place
+    product_weights: tuple[float, ...] = ()  # one a product
+
     def check(self):
         both = (*self.weights, *self.product_weights)
-        self.require(len(self.weights)>0 and all(0<=w<1e6 for w in both) and sum(both)>0, 'weights', 'give one a member, none negative')
-        self.require(all(len(o)>1 and all(0<=i<len(self.weights) for i in o) for o in self.products), 'products', 'name two or more members each, by their place from 0')
-        self.require(len(self.products)==len(self.product_weights), 'product_weights', 'give one a product')
+        self.require(
+            len(self.weights) > 0 and all(0 <= w < 1e6 for w in both) and sum(both) > 0,
+            "weights",
+            "give one a member, none negative",
+        )
+        self.require(
+            all(len(o) > 1 and all(0 <= i < len(self.weights) for i in o) for o in self.products),
+            "products",
+            "name two or more members each, by their place from 0",
+        )
+        self.require(len(self.products) == len(self.product_weights), "product_weights", "give one a product")
 
     def _joined(self, p):
-        parts = [*p, *(np.prod(p[list(o)], axis=0)**(1/len(o)) for o in self.products)]
+        parts = [*p, *(np.prod(p[list(o)], axis=0) ** (1 / len(o)) for o in self.products)]
         w = np.array([*self.weights, *self.product_weights])
-        return np.tensordot(w/w.sum(), np.stack(parts), 1)
+        return np.tensordot(w / w.sum(), np.stack(parts), 1)
 
 # %% ../../nbs/infer/04_postprocess.ipynb #bb2f5603
-FAMILIES = { # what is tried, in this order
-    'smooth': (Smooth(kernel=(.1,.8,.1)), Smooth(kernel=(.2,.6,.2)), Smooth(), Smooth(kernel=(.2,.2,.2,.2,.2))),
-    'neighbour maximum': tuple(NeighbourMax(share=s) for s in (.25,.5,1.)),
-    'halve': tuple(Halve(cutoff=c) for c in (.05,.1,.2)),
-    'file maximum': tuple(FileMax(power=o) for o in (.25,.4,1.,2.)),
+FAMILIES = {  # what is tried, in this order
+    "smooth": (
+        Smooth(kernel=(0.1, 0.8, 0.1)),
+        Smooth(kernel=(0.2, 0.6, 0.2)),
+        Smooth(),
+        Smooth(kernel=(0.2, 0.2, 0.2, 0.2, 0.2)),
+    ),
+    "neighbour maximum": tuple(NeighbourMax(share=s) for s in (0.25, 0.5, 1.0)),
+    "halve": tuple(Halve(cutoff=c) for c in (0.05, 0.1, 0.2)),
+    "file maximum": tuple(FileMax(power=o) for o in (0.25, 0.4, 1.0, 2.0)),
 }
+
 
 def _best(family, p, truth, group, of):
     "The alternative with the highest metric, None when no one is better than nothing."
     scores = [of(truth, o(p, group)) for o in family]
     at = int(np.argmax(scores))
-    return family[at] if scores[at]>of(truth, p)+1e-12 else None
+    return family[at] if scores[at] > of(truth, p) + 1e-12 else None
 
 # %% ../../nbs/infer/04_postprocess.ipynb #4566bdae
-_AXIS = {'macro_auc': 0, 'padded_cmap': 0, 'lwlrap': 1, 'lrap': 1, 'accuracy': 1} # along which axis a metric compares scores
+# along which axis a metric compares scores
+_AXIS = {"macro_auc": 0, "padded_cmap": 0, "lwlrap": 1, "lrap": 1, "accuracy": 1}
+
 
 def cannot_change(
-    step:Step,
-    metric:str, # a name of `audiotag.core.metrics.METRICS`
-)->bool:
+    step: Step,
+    metric: str,  # a name of `audiotag.core.metrics.METRICS`
+) -> bool:
     "Whether a step, whatever the scores, leaves the metric as it is."
     return step.monotone and metric in _AXIS
 
+
 def same_order(
-    before, after, # (windows, classes)
+    before,
+    after,  # (windows, classes)
     *,
-    metric:str,
-)->bool:
+    metric: str,
+) -> bool:
     "Whether two tables of scores have the same order, ties included, wherever the metric compares scores."
     from scipy.stats import rankdata
-    a,b = (rankdata(o, axis=_AXIS[metric], method='dense') for o in (before, after))
-    return bool((a==b).all())
+
+    a, b = (rankdata(o, axis=_AXIS[metric], method="dense") for o in (before, after))
+    return bool((a == b).all())
 
 # %% ../../nbs/infer/04_postprocess.ipynb #740667e3
 @dataclass(frozen=True, eq=False)
 class Tuned:
     "What `tune` has found."
-    steps:tuple # settings of the steps that brought a gain out of fold, with the numbers that are best on all recordings
-    table:pd.DataFrame # a row a family: score and gain out of fold, its interval, what was chosen, what is to be said
-    scores:np.ndarray # (windows, classes) after the steps, each fold by the choice of the others
+
+    # settings of the steps that brought a gain out of fold, with the numbers that are best on all recordings
+    steps: tuple
+    # a row a family: score and gain out of fold, its interval, what was chosen, what is to be said
+    table: pd.DataFrame
+    scores: np.ndarray  # (windows, classes) after the steps, each fold by the choice of the others
 
 # %% ../../nbs/infer/04_postprocess.ipynb #5a489e43
 def tune(
-    p, # (windows, classes), out of fold, 0 to 1
-    truth, # (windows, classes) of 0 and 1
-    group, # (windows,) names of recordings; the windows of each in the order of time
+    p,  # (windows, classes), out of fold, 0 to 1
+    truth,  # (windows, classes) of 0 and 1
+    group,  # (windows,) names of recordings; the windows of each in the order of time
     *,
-    folds, # (windows,) numbers; no recording lies in two
-    families=None, # {name: alternatives}, in the order of application; None: `FAMILIES`
-    metric:str='macro_auc', # a name of `audiotag.core.metrics.METRICS`
-    draws:int=500, # of the bootstrap
-    seed:int=0,
-)->Tuned:
+    folds,  # (windows,) numbers; no recording lies in two
+    families=None,  # {name: alternatives}, in the order of application; None: `FAMILIES`
+    metric: str = "macro_auc",  # a name of `audiotag.core.metrics.METRICS`
+    draws: int = 500,  # of the bootstrap
+    seed: int = 0,
+) -> Tuned:
     "Choose steps by nested folds, and say what each is worth on recordings that it was not chosen on."
     from audiotag.core.metrics import metric_named
-    of,(p,group),truth,folds = metric_named(metric),_checked(p, group),np.asarray(truth),np.asarray(folds)
+
+    of, (p, group), truth, folds = metric_named(metric), _checked(p, group), np.asarray(truth), np.asarray(folds)
     _check_folds(truth, group, folds, p)
-    start,whole,rows,steps = p,p,[],()
-    for name,family in (FAMILIES if families is None else families).items():
+    start, whole, rows, steps = p, p, [], ()
+    for name, family in (FAMILIES if families is None else families).items():
         able = [o for o in family if not cannot_change(o, metric)]
         q = p.copy()
-        chosen = [_best(able, p[o], truth[o], group[o], of) if able else None for o in (folds!=k for k in np.unique(folds))]
-        for k,step in zip(np.unique(folds), chosen):
-            if step: q[folds==k] = step(p[folds==k], group[folds==k])
-        row,last = _told(name, family, able, chosen, p, q, truth, group, of, metric, draws, seed), p
+        chosen = [
+            _best(able, p[o], truth[o], group[o], of) if able else None for o in (folds != k for k in np.unique(folds))
+        ]
+        for k, step in zip(np.unique(folds), chosen):
+            if step:
+                q[folds == k] = step(p[folds == k], group[folds == k])
+        row, last = _told(name, family, able, chosen, p, q, truth, group, of, metric, draws, seed), p
         final = _best(able, whole, truth, group, of) if able else None
-        if final and row['gain']>0: steps,whole,p = (*steps, final),final(whole, group),q
-        rows.append({**row, 'kept': str(final) if p is not last else ''})
-    return Tuned(steps, pd.DataFrame(rows).set_index('step'), p)
+        if final and row["gain"] > 0:
+            steps, whole, p = (*steps, final), final(whole, group), q
+        rows.append({**row, "kept": str(final) if p is not last else ""})
+    return Tuned(steps, pd.DataFrame(rows).set_index("step"), p)
 
 # %% ../../nbs/infer/04_postprocess.ipynb #1a213682
 def _check_folds(truth, group, folds, p):
-    if truth.shape!=p.shape or folds.shape!=group.shape:
-        raise AudiotagError(f'scores are {p.shape}, truth {truth.shape}, folds {folds.shape}', fix='give one row a window in each')
-    if len(np.unique(folds))<2: raise AudiotagError('there is one fold only', field='folds', fix='give two or more')
+    if truth.shape != p.shape or folds.shape != group.shape:
+        raise AudiotagError(
+            f"scores are {p.shape}, truth {truth.shape}, folds {folds.shape}", fix="give one row a window in each"
+        )
+    if len(np.unique(folds)) < 2:
+        raise AudiotagError("there is one fold only", field="folds", fix="give two or more")
     torn = pd.Series(folds).groupby(group).nunique()
-    if (torn>1).any(): raise AudiotagError(f'the recording {torn.index[torn>1][0]!r} lies in several folds', field='folds', fix='make the folds with `assign_folds`')
+    if (torn > 1).any():
+        raise AudiotagError(
+            f"the recording {torn.index[torn > 1][0]!r} lies in several folds",
+            field="folds",
+            fix="make the folds with `assign_folds`",
+        )
+
 
 def _told(name, family, able, chosen, before, after, truth, group, of, metric, draws, seed):
     "A row of the table: the score after a family out of fold, its gain and the gain's interval, and what is to be said."
     from audiotag.core.metrics import bootstrap_interval
+
     c = truth.shape[1]
-    def gain(t, both): return of(t, both[:,c:])-of(t, both[:,:c])
+
+    def gain(t, both):
+        return of(t, both[:, c:]) - of(t, both[:, :c])
+
     same = same_order(before, after, metric=metric)
     both = np.hstack([before, after])
-    low,high = (0., 0.) if same else bootstrap_interval(gain, truth, both, groups=group, n=draws, seed=seed)
-    said = f'cannot change {metric}: it keeps every order' if not able else 'not chosen in any fold' if not any(chosen) else \
-           'kept every order here' if same else '' if low>0 else 'worse' if high<0 else 'the interval holds 0'
-    if able and len(able)<len(family): said = '; '.join(o for o in (said, f'{len(family)-len(able)} alternatives cannot change {metric}') if o)
-    return {'step': name, metric: of(truth, after), 'gain': 0. if same else gain(truth, both), 'low': low, 'high': high,
-            'folds': f'{sum(o is not None for o in chosen)} of {len(chosen)}', 'note': said}
+    low, high = (0.0, 0.0) if same else bootstrap_interval(gain, truth, both, groups=group, n=draws, seed=seed)
+    said = (
+        f"cannot change {metric}: it keeps every order"
+        if not able
+        else "not chosen in any fold"
+        if not any(chosen)
+        else "kept every order here"
+        if same
+        else ""
+        if low > 0
+        else "worse"
+        if high < 0
+        else "the interval holds 0"
+    )
+    if able and len(able) < len(family):
+        said = "; ".join(o for o in (said, f"{len(family) - len(able)} alternatives cannot change {metric}") if o)
+    return {
+        "step": name,
+        metric: of(truth, after),
+        "gain": 0.0 if same else gain(truth, both),
+        "low": low,
+        "high": high,
+        "folds": f"{sum(o is not None for o in chosen)} of {len(chosen)}",
+        "note": said,
+    }

@@ -27,571 +27,836 @@ from .openvino_graphs import open_members
 from .recordings import Hearing, Listener
 
 # %% ../../nbs/infer/09_predict.ipynb #cc6825d3
-def _as_csv(table:pd.DataFrame)->str:
+def _as_csv(table: pd.DataFrame) -> str:
     "A csv with seven digits; by hand where all but the first column are floats, since pandas takes four times as long and the network waits."
-    if not all(t.kind=='f' for t in table.dtypes.iloc[1:]) or table.shape[1]<2: return table.to_csv(index=False, lineterminator='\n', float_format='%.7g')
-    out,form = io.StringIO(newline=''),','.join(['%.7g']*(table.shape[1]-1))+'\n'
-    csv.writer(out, lineterminator='\n').writerow(table.columns)
-    for name,values in zip(table.iloc[:,0], table.iloc[:,1:].to_numpy().tolist()):
-        out.write('"'+name.replace('"', '""')+'",' if re.search('[,"\r\n]', name) else name+',')
-        out.write(form%tuple(values))
+    if not all(t.kind == "f" for t in table.dtypes.iloc[1:]) or table.shape[1] < 2:
+        return table.to_csv(index=False, lineterminator="\n", float_format="%.7g")
+    out, form = io.StringIO(newline=""), ",".join(["%.7g"] * (table.shape[1] - 1)) + "\n"
+    csv.writer(out, lineterminator="\n").writerow(table.columns)
+    for name, values in zip(table.iloc[:, 0], table.iloc[:, 1:].to_numpy().tolist()):
+        out.write('"' + name.replace('"', '""') + '",' if re.search('[,"\r\n]', name) else name + ",")
+        out.write(form % tuple(values))
     return out.getvalue()
 
 # %% ../../nbs/infer/09_predict.ipynb #ffe77980
 class Submission:
     "The scores of every row that the competition wants; written as a whole, as often as wanted."
-    def __init__(self,
-        competition:Competition,
-        path, # the csv to write
-        prior, # (classes,), in the competition's order
+
+    def __init__(
+        self,
+        competition: Competition,
+        path,  # the csv to write
+        prior,  # (classes,), in the competition's order
     ):
-        self.competition,self.path,self.seconds = competition,Path(path),0.
-        self.ids = list(competition.of('test').clip_id)
+        self.competition, self.path, self.seconds = competition, Path(path), 0.0
+        self.ids = list(competition.of("test").clip_id)
         self.scores = np.tile(np.asarray(prior, dtype=np.float64), (len(self.ids), 1))
         self._refuse_others()
 
     def _refuse_others(self):
         "An existing file is replaced only if it is a submission for the same competition."
-        if not self.path.exists(): return
+        if not self.path.exists():
+            return
         try:
-            with open(self.path, encoding='utf-8', newline='') as f: head = next(csv.reader(io.StringIO(f.read(1_000_000))), [])
-        except (OSError, UnicodeDecodeError, csv.Error): head = []
-        if head!=list(self.competition.template.columns):
-            raise AudiotagError("is there already and is no submission for this competition", file=self.path, fix='choose another name for --out')
+            with open(self.path, encoding="utf-8", newline="") as f:
+                head = next(csv.reader(io.StringIO(f.read(1_000_000))), [])
+        except (OSError, UnicodeDecodeError, csv.Error):
+            head = []
+        if head != list(self.competition.template.columns):
+            raise AudiotagError(
+                "is there already and is no submission for this competition",
+                file=self.path,
+                fix="choose another name for --out",
+            )
 
     def write(self):
         "Write the csv: one row an id, the template's columns, in its order."
         begin = time.monotonic()
         write_text(self.path, _as_csv(self.competition.submission(self.scores)))
-        self.seconds = time.monotonic()-begin
+        self.seconds = time.monotonic() - begin
 
 # %% ../../nbs/infer/09_predict.ipynb #b5f6cfd1
-def _hastily(bundle)->dict: # {class: prior}
+def _hastily(bundle) -> dict:  # {class: prior}
     "What bundle.json says, without opening the bundle; empty if that makes no sense. Opening it will say what is wrong."
     try:
-        about = json.loads((Path(getattr(bundle, 'folder', bundle))/'bundle.json').read_bytes()[:4_000_000])
-        return {str(c): min(1., max(0., float(p))) for c,p in zip(about['classes'], about['prior'], strict=True) if math.isfinite(p)}
-    except Exception: return {} # nothing that a bundle holds may keep us from writing a file
+        about = json.loads((Path(getattr(bundle, "folder", bundle)) / "bundle.json").read_bytes()[:4_000_000])
+        return {
+            str(c): min(1.0, max(0.0, float(p)))
+            for c, p in zip(about["classes"], about["prior"], strict=True)
+            if math.isfinite(p)
+        }
+    except Exception:
+        return {}  # nothing that a bundle holds may keep us from writing a file
+
 
 def bundle_classes(
-    bundle, # a folder, or several
-)->tuple:
+    bundle,  # a folder, or several
+) -> tuple:
     "The classes that a bundle names, for `load_competition`; none if it cannot be read."
-    return tuple(_hastily(bundle[0] if isinstance(bundle, (list,tuple)) else bundle))
+    return tuple(_hastily(bundle[0] if isinstance(bundle, (list, tuple)) else bundle))
+
 
 def bundle_layout(
-    bundle, # a folder, or several
-)->str:
+    bundle,  # a folder, or several
+) -> str:
     "The layout of the competition that a bundle was made for, for `load_competition`."
-    first = bundle[0] if isinstance(bundle, (list,tuple)) else bundle
+    first = bundle[0] if isinstance(bundle, (list, tuple)) else bundle
     try:
-        about = json.loads((Path(getattr(first, 'folder', first))/'bundle.json').read_bytes()[:4_000_000])
-        return next(str(o['layout']) for o in (about, *about.get('parts', [])) if o.get('layout'))
-    except Exception: return 'freesound2019' # a broken bundle is told of when it is opened
+        about = json.loads((Path(getattr(first, "folder", first)) / "bundle.json").read_bytes()[:4_000_000])
+        return next(str(o["layout"]) for o in (about, *about.get("parts", [])) if o.get("layout"))
+    except Exception:
+        return "freesound2019"  # a broken bundle is told of when it is opened
+
 
 def first_prior(
-    bundles, # folders
-    classes, # of the competition
-)->np.ndarray: # (classes,)
+    bundles,  # folders
+    classes,  # of the competition
+) -> np.ndarray:  # (classes,)
     "The mean of the bundles' priors as far as they can be read without opening them; else 1/classes."
-    found = [[d[c] for c in classes] for d in map(_hastily, bundles) if set(d)==set(classes)]
-    return np.mean(found, axis=0) if found else np.full(len(classes), 1/max(1, len(classes)))
+    found = [[d[c] for c in classes] for d in map(_hastily, bundles) if set(d) == set(classes)]
+    return np.mean(found, axis=0) if found else np.full(len(classes), 1 / max(1, len(classes)))
 
 # %% ../../nbs/infer/09_predict.ipynb #72add44e
 def class_order(
-    ours, # classes of the bundle
-    wanted, # classes of the competition's template
+    ours,  # classes of the bundle
+    wanted,  # classes of the competition's template
     *,
-    where='', # the bundle's folder
-)->list[int]: # for each wanted class its place among ours
+    where="",  # the bundle's folder
+) -> list[int]:  # for each wanted class its place among ours
     "Where the template's classes stand in the bundle; raises `AudiotagError` when the two sets differ."
-    ours,wanted = list(ours),list(wanted)
-    if set(ours)!=set(wanted):
-        lacks,more = sorted(set(wanted)-set(ours)),sorted(set(ours)-set(wanted))
-        said = '; '.join(f'{w} {a_few(c)}' for w,c in (('it does not know', lacks), ('the template lacks', more)) if c)
-        raise AudiotagError(f'was trained for other classes: {said}', file=where, fix='is this the bundle of this competition?')
+    ours, wanted = list(ours), list(wanted)
+    if set(ours) != set(wanted):
+        lacks, more = sorted(set(wanted) - set(ours)), sorted(set(ours) - set(wanted))
+        said = "; ".join(f"{w} {a_few(c)}" for w, c in (("it does not know", lacks), ("the template lacks", more)) if c)
+        raise AudiotagError(
+            f"was trained for other classes: {said}", file=where, fix="is this the bundle of this competition?"
+        )
     return [ours.index(c) for c in wanted]
 
 # %% ../../nbs/infer/09_predict.ipynb #0547aec6
 @dataclass(eq=False)
 class Entry(Candidate):
     "A member with what it hears and what it says."
-    member:Member|None=None
-    listener:Listener|None=None
-    group:int=0 # members of one group share its weight
-    weight:float=1.
-    scores:np.ndarray|None=None # (rows, classes), NaN where it said nothing
-    share:float=1. # of the windows of a clip that it hears
-    views:int|None=None # how many of the views it hears; None: all
-    whole:float=0. # windows that it would have heard so far, had it heard all
-    seconds:float=0. # of the network
-    patience:Callable=lambda: math.inf # how long it may wait for features
-    odd:dict=field(default_factory=dict) # row -> why it has no score
+
+    member: Member | None = None
+    listener: Listener | None = None
+    group: int = 0  # members of one group share its weight
+    weight: float = 1.0
+    scores: np.ndarray | None = None  # (rows, classes), NaN where it said nothing
+    share: float = 1.0  # of the windows of a clip that it hears
+    views: int | None = None  # how many of the views it hears; None: all
+    whole: float = 0.0  # windows that it would have heard so far, had it heard all
+    seconds: float = 0.0  # of the network
+    patience: Callable = lambda: math.inf  # how long it may wait for features
+    odd: dict = field(default_factory=dict)  # row -> why it has no score
+
 
 def gain_of(
-    oof:dict, # scores of a member by name
-)->float:
+    oof: dict,  # scores of a member by name
+) -> float:
     "What a member promises: its out-of-fold score on curated clips, or the mean of what there is."
-    oof = {k: v for k,v in oof.items() if math.isfinite(v)}
-    return oof.get('gain', oof.get('curated', sum(oof.values())/len(oof) if oof else .5))
+    oof = {k: v for k, v in oof.items() if math.isfinite(v)}
+    return oof.get("gain", oof.get("curated", sum(oof.values()) / len(oof) if oof else 0.5))
 
 # %% ../../nbs/infer/09_predict.ipynb #8a7aed3d
 def _spread(x, share):
     "Some of the windows of a clip, evenly spread; at least one."
     n = _count(x)
-    m = max(1, int(n*share))
-    return _slice(x, ((np.arange(m)+.5)*n/m).astype(int))
+    m = max(1, int(n * share))
+    return _slice(x, ((np.arange(m) + 0.5) * n / m).astype(int))
 
-def _slice(x, s): return tuple(o[s] for o in x) if isinstance(x, tuple) else x[s]
-def _count(x): return len(x[0] if isinstance(x, tuple) else x)
-def _join(xs): return (tuple(np.concatenate(o) for o in zip(*xs)) if isinstance(xs[0], tuple) else np.concatenate(xs)) if len(xs)>1 else xs[0]
+
+def _slice(x, s):
+    return tuple(o[s] for o in x) if isinstance(x, tuple) else x[s]
+
+
+def _count(x):
+    return len(x[0] if isinstance(x, tuple) else x)
+
+
+def _join(xs):
+    return (
+        (tuple(np.concatenate(o) for o in zip(*xs)) if isinstance(xs[0], tuple) else np.concatenate(xs))
+        if len(xs) > 1
+        else xs[0]
+    )
 
 # %% ../../nbs/infer/09_predict.ipynb #db81d2f5
 def _cuts(entry, lost):
     "Yield (row, view number, windows, whether this completes the row), and the share of the work done so far."
-    fe,windows,part = entry.listener.front_end,entry.member.windows,0.
-    for job,rows in entry.listener.listen(patience=entry.patience):
-        part += entry.listener.part[job.path]*job.share
-        for row,seen in rows:
-            if isinstance(seen, str): lost[row] = seen; continue
-            more,seen = len(seen)/len(seen[:entry.views]),seen[:entry.views]
-            for i,(view,x) in enumerate(seen):
+    fe, windows, part = entry.listener.front_end, entry.member.windows, 0.0
+    for job, rows in entry.listener.listen(patience=entry.patience):
+        part += entry.listener.part[job.path] * job.share
+        for row, seen in rows:
+            if isinstance(seen, str):
+                lost[row] = seen
+                continue
+            more, seen = len(seen) / len(seen[: entry.views]), seen[: entry.views]
+            for i, (view, x) in enumerate(seen):
                 cut = windows.cut(x, view, fill=fe.fill)
-                entry.whole += _count(cut)*more
-                if entry.share<1: cut = _spread(cut, entry.share)
-                yield row, i, cut, job.last and i==len(seen)-1, part
+                entry.whole += _count(cut) * more
+                if entry.share < 1:
+                    cut = _spread(cut, entry.share)
+                yield row, i, cut, job.last and i == len(seen) - 1, part
 
 # %% ../../nbs/infer/09_predict.ipynb #3f18e5ed
 def _packed(cuts, size):
     "Yield ([(row, view, n, done)…], windows, share of the work) with `size` windows, the last batch excepted."
-    owners,parts,n,part = [],[],0,0.
-    for row,view,x,done,part in cuts:
-        at,total = 0,_count(x)
-        while at<total:
-            take = min(size-n, total-at)
-            owners.append((row, view, take, done and at+take==total)); parts.append(_slice(x, slice(at, at+take)))
-            at,n = at+take,n+take
-            if n==size:
+    owners, parts, n, part = [], [], 0, 0.0
+    for row, view, x, done, part in cuts:
+        at, total = 0, _count(x)
+        while at < total:
+            take = min(size - n, total - at)
+            owners.append((row, view, take, done and at + take == total))
+            parts.append(_slice(x, slice(at, at + take)))
+            at, n = at + take, n + take
+            if n == size:
                 yield owners, _join(parts), part
-                owners,parts,n = [],[],0
-    if n: yield owners, _join(parts), part
+                owners, parts, n = [], [], 0
+    if n:
+        yield owners, _join(parts), part
 
 # %% ../../nbs/infer/09_predict.ipynb #f86106f0
 class _Tally:
     "Window by window to the scores of rows."
-    def __init__(self, n_rows, n_classes, windows): self.windows,self.open,self.scores = windows,{},np.full((n_rows, n_classes), np.nan, np.float32)
+
+    def __init__(self, n_rows, n_classes, windows):
+        self.windows, self.open, self.scores = windows, {}, np.full((n_rows, n_classes), np.nan, np.float32)
+
     def add(self, owners, p, lost):
         at = 0
-        for row,view,n,done in owners:
-            self.open.setdefault(row, {}).setdefault(view, []).append(p[at:at+n])
+        for row, view, n, done in owners:
+            self.open.setdefault(row, {}).setdefault(view, []).append(p[at : at + n])
             at += n
-            if not done: continue
+            if not done:
+                continue
             views = self.open.pop(row)
-            if row not in lost: self.scores[row] = np.mean([self.windows.pool(np.concatenate(o)) for o in views.values()], axis=0)
+            if row not in lost:
+                self.scores[row] = np.mean([self.windows.pool(np.concatenate(o)) for o in views.values()], axis=0)
 
 # %% ../../nbs/infer/09_predict.ipynb #2b49bd95
-def _run(entry:Entry, owners, x)->np.ndarray: # (n, classes), NaN for clips that this member cannot score
+def _run(entry: Entry, owners, x) -> np.ndarray:  # (n, classes), NaN for clips that this member cannot score
     "The probabilities of a batch; raises `AudiotagError` when the member fails on many clips."
     try:
         p = np.asarray(entry.member(x), dtype=np.float32)
-        if np.isfinite(p).all(): return p
-    except Exception: pass # found out below, clip by clip
-    out,at = [],0
-    for row,_,n,_ in owners:
+        if np.isfinite(p).all():
+            return p
+    except Exception:
+        pass  # found out below, clip by clip
+    out, at = [], 0
+    for row, _, n, _ in owners:
         try:
-            p = np.asarray(entry.member(_slice(x, slice(at, at+n))), dtype=np.float32)
-            if not np.isfinite(p).all(): raise AudiotagError('the network gives values that are not finite')
-        except Exception as e: entry.odd[row] = str(e); p = None
-        out.append((n, p)); at += n
-    good = next((p for _,p in out if p is not None), None)
-    if good is None or len(entry.odd)>max(2, .1*len(entry.scores)):
-        raise AudiotagError(f'it fails on {len(entry.odd)} clips, the first time with: {next(iter(entry.odd.values()))}')
-    return np.concatenate([np.full((n, good.shape[1]), np.nan, np.float32) if p is None else p for n,p in out])
+            p = np.asarray(entry.member(_slice(x, slice(at, at + n))), dtype=np.float32)
+            if not np.isfinite(p).all():
+                raise AudiotagError("the network gives values that are not finite")
+        except Exception as e:
+            entry.odd[row] = str(e)
+            p = None
+        out.append((n, p))
+        at += n
+    good = next((p for _, p in out if p is not None), None)
+    if good is None or len(entry.odd) > max(2, 0.1 * len(entry.scores)):
+        raise AudiotagError(
+            f"it fails on {len(entry.odd)} clips, the first time with: {next(iter(entry.odd.values()))}"
+        )
+    return np.concatenate([np.full((n, good.shape[1]), np.nan, np.float32) if p is None else p for n, p in out])
 
 # %% ../../nbs/infer/09_predict.ipynb #322d4e22
 def ensemble_scores(
-    entries, # list of `Entry` whose scores are to be joined
-    prior, # (classes,)
+    entries,  # list of `Entry` whose scores are to be joined
+    prior,  # (classes,)
     *,
-    how='mean', # as for `combine`
-)->np.ndarray: # (rows, classes)
+    how="mean",  # as for `combine`
+) -> np.ndarray:  # (rows, classes)
     "Join what members say, row by row from those that said something; the prior where nobody did."
     said = np.stack([e.scores for e in entries])
-    there = np.isfinite(said).all(-1) # (members, rows)
+    there = np.isfinite(said).all(-1)  # (members, rows)
     groups = [e.group for e in entries]
-    weights = np.array([e.weight/groups.count(e.group) for e in entries])
+    weights = np.array([e.weight / groups.count(e.group) for e in entries])
     out = np.tile(np.asarray(prior, dtype=np.float64), (said.shape[1], 1))
     for pattern in np.unique(there, axis=1).T if len(out) else ():
-        w,rows = weights[pattern],np.flatnonzero((there==pattern[:,None]).all(0))
-        for some in np.array_split(rows, -(-len(rows)//2000)) if pattern.any() else (): # in doubles, a hundred members would fill the memory
-            out[some] = combine(said[:,some][pattern], how=how, weights=w if w.sum()>0 else None)
+        w, rows = weights[pattern], np.flatnonzero((there == pattern[:, None]).all(0))
+        # in doubles, a hundred members would fill the memory
+        for some in np.array_split(rows, -(-len(rows) // 2000)) if pattern.any() else ():
+            out[some] = combine(said[:, some][pattern], how=how, weights=w if w.sum() > 0 else None)
     return np.clip(out, 0, 1)
 
 # %% ../../nbs/infer/09_predict.ipynb #6e516ba7
 def combined_scores(
-    entries, # list of `Entry` whose scores are to be joined
-    prior, # (classes,)
-    combiner:Combiner,
-    kinds, # (bundle, model, stage) of its members, in the order that it was fitted in
-)->np.ndarray: # (rows, classes)
+    entries,  # list of `Entry` whose scores are to be joined
+    prior,  # (classes,)
+    combiner: Combiner,
+    kinds,  # (bundle, model, stage) of its members, in the order that it was fitted in
+) -> np.ndarray:  # (rows, classes)
     "Join what members say with a fitted combiner; the prior where nobody said anything."
     out = np.tile(np.asarray(prior, dtype=np.float64), (len(entries[0].scores), 1))
     means = member_means(np.stack([e.scores for e in entries]), [kinds.index(e.kind) for e in entries], len(kinds))
-    rows = np.isfinite(means).all((0,2))
-    if rows.any(): out[rows] = combiner.apply(means[:,rows])
+    rows = np.isfinite(means).all((0, 2))
+    if rows.any():
+        out[rows] = combiner.apply(means[:, rows])
     return np.clip(out, 0, 1)
 
 # %% ../../nbs/infer/09_predict.ipynb #aa0e6af7
 @dataclass
 class Report:
     "What happened to the rows of a submission, and to the time."
-    path:str
-    rows:int=0
-    scored:int=0
-    members:int=0 # that are in the file
-    seconds:float=0.
-    limit:float|None=None # seconds; None: no deadline
-    prior:dict=field(default_factory=dict) # clip_id -> why it has the prior
-    ran:list=field(default_factory=list) # dicts: name, precision, seconds, windows, why (a word about the clock), slower (why no faster precision)
-    left_out:dict=field(default_factory=dict) # name -> why
-    stages:dict=field(default_factory=dict) # seconds of opening, decode, features, network, write; decode and features summed over threads
-    busy:float=0. # share of the time, from its first batch to its last, in which the network was at work
-    windows_per_second:float=0.
-    three_times:float=0. # seconds that three times as many files would have taken
-    notes:list=field(default_factory=list)
-    events:list=field(default_factory=list, repr=False) # (lane, begin, end, label), seconds
+
+    path: str
+    rows: int = 0
+    scored: int = 0
+    members: int = 0  # that are in the file
+    seconds: float = 0.0
+    limit: float | None = None  # seconds; None: no deadline
+    prior: dict = field(default_factory=dict)  # clip_id -> why it has the prior
+    # dicts: name, precision, seconds, windows, why (a word about the clock), slower (why no faster precision)
+    ran: list = field(default_factory=list)
+    left_out: dict = field(default_factory=dict)  # name -> why
+    # seconds of opening, decode, features, network, write; decode and features summed over threads
+    stages: dict = field(default_factory=dict)
+    busy: float = 0.0  # share of the time, from its first batch to its last, in which the network was at work
+    windows_per_second: float = 0.0
+    three_times: float = 0.0  # seconds that three times as many files would have taken
+    notes: list = field(default_factory=list)
+    events: list = field(default_factory=list, repr=False)  # (lane, begin, end, label), seconds
 
 # %% ../../nbs/infer/09_predict.ipynb #bf35ae46
 @patch
-def __str__(self:Report):
-    said = [f'{self.path}: {self.rows} rows, {self.scored} scored by {self.members} networks in {self.seconds:.0f} s'+(f' of {self.limit:.0f}' if self.limit else '')]
-    said += [f"  {r['name']} ({r['precision']}): {r['seconds']:.1f} s for {r['windows']} windows"+(f"; {r['why']}" if r['why'] else '') for r in self.ran[:40]]
-    said += [f'  {precision}, not faster, because {why}' for precision,why in dict.fromkeys((r['precision'], r['slower']) for r in self.ran if r['slower'])]
-    if self.left_out: said.append(f'{len(self.left_out)} networks were left out: '+'; '.join(f'{k}: {v}' for k,v in list(self.left_out.items())[:3])+' …'*(len(self.left_out)>3))
+def __str__(self: Report):
+    said = [
+        f"{self.path}: {self.rows} rows, {self.scored} scored by {self.members} networks in {self.seconds:.0f} s"
+        + (f" of {self.limit:.0f}" if self.limit else "")
+    ]
+    said += [
+        f"  {r['name']} ({r['precision']}): {r['seconds']:.1f} s for {r['windows']} windows"
+        + (f"; {r['why']}" if r["why"] else "")
+        for r in self.ran[:40]
+    ]
+    said += [
+        f"  {precision}, not faster, because {why}"
+        for precision, why in dict.fromkeys((r["precision"], r["slower"]) for r in self.ran if r["slower"])
+    ]
+    if self.left_out:
+        said.append(
+            f"{len(self.left_out)} networks were left out: "
+            + "; ".join(f"{k}: {v}" for k, v in list(self.left_out.items())[:3])
+            + " …" * (len(self.left_out) > 3)
+        )
     if self.prior:
-        some = '; '.join(f'{k!r}: {v}' for k,v in list(self.prior.items())[:3])
-        said.append(f'{len(self.prior)} rows hold the class prior ({some}{" …" if len(self.prior)>3 else ""})')
+        some = "; ".join(f"{k!r}: {v}" for k, v in list(self.prior.items())[:3])
+        said.append(f"{len(self.prior)} rows hold the class prior ({some}{' …' if len(self.prior) > 3 else ''})")
     if self.ran:
-        said.append(', '.join(f'{k} {v:.1f} s' for k,v in self.stages.items())+f'; the network was busy {self.busy:.0%} of its time, {self.windows_per_second:.0f} windows/s')
-        late = self.limit and self.three_times>self.limit and not self.left_out
-        said.append(f'three times as many files, as a hidden test may have, would take some {self.three_times:.0f} s'+(': the last members would be left out' if late else ''))
-    return '\n'.join(said+self.notes)
+        said.append(
+            ", ".join(f"{k} {v:.1f} s" for k, v in self.stages.items())
+            + f"; the network was busy {self.busy:.0%} of its time, {self.windows_per_second:.0f} windows/s"
+        )
+        late = self.limit and self.three_times > self.limit and not self.left_out
+        said.append(
+            f"three times as many files, as a hidden test may have, would take some {self.three_times:.0f} s"
+            + (": the last members would be left out" if late else "")
+        )
+    return "\n".join(said + self.notes)
+
 
 @patch
-def save(self:Report):
+def save(self: Report):
     "Write `<path>.report.json`; that it cannot be written is said and no error."
-    facts = {k: v for k,v in vars(self).items() if k!='events'}
-    try: write_json(Path(self.path+'.report.json'), facts)
-    except AudiotagError as e: say(f'inference: {e}')
+    facts = {k: v for k, v in vars(self).items() if k != "events"}
+    try:
+        write_json(Path(self.path + ".report.json"), facts)
+    except AudiotagError as e:
+        say(f"inference: {e}")
 
 # %% ../../nbs/infer/09_predict.ipynb #cf2c3a62
 class Inference:
     "One run: the file, the members, and the clock."
-    def __init__(self, file:Submission, deadline:Deadline, *, begin, hearing=Hearing(), how=None, after=None, batch_size=64, every=20.):
-        self.file,self.deadline,self.hearing,self.how,self.after,self.batch_size,self.every = file,deadline,hearing,how,after,batch_size,every
+
+    def __init__(
+        self,
+        file: Submission,
+        deadline: Deadline,
+        *,
+        begin,
+        hearing=Hearing(),
+        how=None,
+        after=None,
+        batch_size=64,
+        every=20.0,
+    ):
+        self.file, self.deadline, self.hearing, self.how, self.after, self.batch_size, self.every = (
+            file,
+            deadline,
+            hearing,
+            how,
+            after,
+            batch_size,
+            every,
+        )
         self.begin = self.written = self.told = begin
-        self.lost,self.unopened,self.entries,self.kinds,self.prior,self.plan,self.stale = {},{},[],[],None,None,False # the last: the file could not be replaced by what is known
-        limit = None if deadline.limit==math.inf else deadline.limit
+        # the last: the file could not be replaced by what is known
+        self.lost, self.unopened, self.entries, self.kinds, self.prior, self.plan, self.stale = (
+            {},
+            {},
+            [],
+            [],
+            None,
+            None,
+            False,
+        )
+        limit = None if deadline.limit == math.inf else deadline.limit
         self.report = Report(str(file.path), rows=len(file.ids), limit=limit)
 
-    def event(self, lane, begin, label=''):
-        self.report.events.append((lane, begin-self.begin, time.monotonic()-self.begin, label))
+    def event(self, lane, begin, label=""):
+        self.report.events.append((lane, begin - self.begin, time.monotonic() - self.begin, label))
 
 # %% ../../nbs/infer/09_predict.ipynb #f0d6af13
 def in_time(
-    steps, # settings of `audiotag.infer.postprocess`, in the order of application
-): # function (scores (rows, classes), clips) -> scores
+    steps,  # settings of `audiotag.infer.postprocess`, in the order of application
+):  # function (scores (rows, classes), clips) -> scores
     "Steps as one function that gives each of them the rows of a recording in the order of time."
+
     def after(scores, clips):
         from audiotag.infer.postprocess import apply_steps
+
         order = np.lexsort((clips.start_s.to_numpy(float), clips.path.to_numpy(str)))
         out = np.empty_like(scores)
         out[order] = apply_steps(steps, scores[order], clips.path.to_numpy(str)[order])
         return out
+
     return after
 
+
 @patch
-def sealed_steps(self:Inference, bundles): # function, or None
+def sealed_steps(self: Inference, bundles):  # function, or None
     "The steps that bundles were sealed with; where bundles differ in this, none are taken, and that is said."
-    said = [b.about.get('after') for b in bundles]
-    if any(s!=said[0] for s in said): self.remark('the bundles were sealed with different steps after the ensemble: none are taken')
+    said = [b.about.get("after") for b in bundles]
+    if any(s != said[0] for s in said):
+        self.remark("the bundles were sealed with different steps after the ensemble: none are taken")
     elif said[0]:
         from audiotag.infer.postprocess import Step
+
         steps = [config_from_dict(o, where=bundles[0].path) for o in said[0]] if isinstance(said[0], list) else []
-        if not steps or not all(isinstance(s, Step) for s in steps): raise AudiotagError('names steps after the ensemble that are none', file=bundles[0].path, fix='pack the run again')
+        if not steps or not all(isinstance(s, Step) for s in steps):
+            raise AudiotagError(
+                "names steps after the ensemble that are none", file=bundles[0].path, fix="pack the run again"
+            )
         return in_time(steps)
 
 # %% ../../nbs/infer/09_predict.ipynb #83fcf647
 @patch
-def publish(self:Inference, entries, *, last=False):
+def publish(self: Inference, entries, *, last=False):
     "Replace the file by what `entries` say together."
     begin = time.monotonic()
-    scores = combined_scores(entries, self.prior, self.how, self.kinds) if isinstance(self.how, Combiner) else ensemble_scores(entries, self.prior, how=self.how)
+    scores = (
+        combined_scores(entries, self.prior, self.how, self.kinds)
+        if isinstance(self.how, Combiner)
+        else ensemble_scores(entries, self.prior, how=self.how)
+    )
     if self.after is not None:
         try:
-            better = np.asarray(self.after(scores.copy(), self.file.competition.of('test')), dtype=float)
-            if better.shape!=scores.shape or not np.isfinite(better).all(): raise AudiotagError(f'gives {better.shape} values or values that are not finite')
+            better = np.asarray(self.after(scores.copy(), self.file.competition.of("test")), dtype=float)
+            if better.shape != scores.shape or not np.isfinite(better).all():
+                raise AudiotagError(f"gives {better.shape} values or values that are not finite")
             scores = better
-        except Exception as e: self.remark(f'the step after the ensemble failed and was left out: {type(e).__name__}: {e}')
+        except Exception as e:
+            self.remark(f"the step after the ensemble failed and was left out: {type(e).__name__}: {e}")
     self.file.scores = scores
     self.stale = True
-    try: self.write(begin); self.stale = False
+    try:
+        self.write(begin)
+        self.stale = False
     except AudiotagError as e:
-        if last: raise
-        self.remark(f'the file could not be replaced: {e}')
+        if last:
+            raise
+        self.remark(f"the file could not be replaced: {e}")
+
 
 @patch
-def write(self:Inference, begin):
+def write(self: Inference, begin):
     "Replace the file by `file.scores`."
     self.file.write()
     self.written = time.monotonic()
-    self.event('write', begin)
+    self.event("write", begin)
 
 # %% ../../nbs/infer/09_predict.ipynb #b1f0e323
 @patch
-def remark(self:Inference, what):
-    if what not in self.report.notes: self.report.notes.append(what); say(f'inference: {what}')
+def remark(self: Inference, what):
+    if what not in self.report.notes:
+        self.report.notes.append(what)
+        say(f"inference: {what}")
+
 
 @patch
-def done(self:Inference)->list: return [e for e in self.entries if e.state=='done']
+def done(self: Inference) -> list:
+    return [e for e in self.entries if e.state == "done"]
+
+
 @patch
-def best(self:Inference)->list:
+def best(self: Inference) -> list:
     "The best ensemble so far: the members that are done; before that, what the first one has said."
-    return self.done() or [e for e in self.entries if e.scores is not None and e.state in ('running','stopped')][:1]
+    return self.done() or [e for e in self.entries if e.scores is not None and e.state in ("running", "stopped")][:1]
 
 # %% ../../nbs/infer/09_predict.ipynb #ffedcc88
 @patch
-def open(self:Inference, bundles, *, weights, **opening):
+def open(self: Inference, bundles, *, weights, **opening):
     "Open the members and put them on the clock."
     begin = time.monotonic()
     ensemble = open_bundles(bundles)
-    if self.after is None: self.after = self.sealed_steps(ensemble.bundles)
-    order,n = class_order(ensemble.classes, self.file.competition.classes, where=ensemble.bundles[0].folder),len(ensemble.bundles)
-    self.prior,self.kinds = np.asarray(ensemble.prior, dtype=np.float64)[order],list(dict.fromkeys(ensemble.kinds))
-    if weights is not None and (len(weights)!=n or not all(0<=w<math.inf for w in weights) or not sum(weights)):
-        raise AudiotagError(f'{weights!r} are no weights for {n} bundles', field='weights', fix='give one number a bundle, none negative, not all 0')
-    if self.how is None: self.how = 'mean' if ensemble.combiner is None or weights is not None else ensemble.combiner
-    if isinstance(self.how, Combiner): self.how = self.how.for_classes(order)
-    if isinstance(self.how, Combiner): self.how.apply(np.full((len(self.kinds), 1, len(order)), .5)) # does it fit?
+    if self.after is None:
+        self.after = self.sealed_steps(ensemble.bundles)
+    order, n = (
+        class_order(ensemble.classes, self.file.competition.classes, where=ensemble.bundles[0].folder),
+        len(ensemble.bundles),
+    )
+    self.prior, self.kinds = np.asarray(ensemble.prior, dtype=np.float64)[order], list(dict.fromkeys(ensemble.kinds))
+    if weights is not None and (len(weights) != n or not all(0 <= w < math.inf for w in weights) or not sum(weights)):
+        raise AudiotagError(
+            f"{weights!r} are no weights for {n} bundles",
+            field="weights",
+            fix="give one number a bundle, none negative, not all 0",
+        )
+    if self.how is None:
+        self.how = "mean" if ensemble.combiner is None or weights is not None else ensemble.combiner
+    if isinstance(self.how, Combiner):
+        self.how = self.how.for_classes(order)
+    if isinstance(self.how, Combiner):
+        self.how.apply(np.full((len(self.kinds), 1, len(order)), 0.5))  # does it fit?
     self.enter(open_members(ensemble, enough=self.enough(), **opening), ensemble, order, weights)
     self.plan = Plan(self.deadline, self.entries, write=self.file.seconds)
-    self.report.stages['opening'] = round(time.monotonic()-begin, 3)
+    self.report.stages["opening"] = round(time.monotonic() - begin, 3)
+
 
 @patch
-def enough(self:Inference)->Callable: # number of open members -> whether that is enough
+def enough(self: Inference) -> Callable:  # number of open members -> whether that is enough
     "Opening may take a third of the time; one member is opened as long as there is any."
-    keep = self.deadline.left()*2/3
-    return lambda opened: self.deadline.left()<=0 or (opened>0 and self.deadline.left()<keep<math.inf)
+    keep = self.deadline.left() * 2 / 3
+    return lambda opened: self.deadline.left() <= 0 or (opened > 0 and self.deadline.left() < keep < math.inf)
 
 # %% ../../nbs/infer/09_predict.ipynb #ffedcc89
 @patch
-def enter(self:Inference, members, ensemble, order, weights):
+def enter(self: Inference, members, ensemble, order, weights):
     "The members as entries; those that were not opened are named in the report."
     heard = {(m.front_end.hash, m.windows.hash): m for m in members}
-    listeners = {k: Listener(self.file.competition.of('test'), m.front_end, m.windows, hearing=self.hearing, budget=self.hearing.budget/len(heard)) for k,m in heard.items()}
-    def called(bundle, i): return bundle.called(i) if len(ensemble.bundles)==1 else f'{bundle.name}: {bundle.called(i)}'
+    listeners = {
+        k: Listener(
+            self.file.competition.of("test"),
+            m.front_end,
+            m.windows,
+            hearing=self.hearing,
+            budget=self.hearing.budget / len(heard),
+        )
+        for k, m in heard.items()
+    }
+
+    def called(bundle, i):
+        return bundle.called(i) if len(ensemble.bundles) == 1 else f"{bundle.name}: {bundle.called(i)}"
+
     for m in members:
-        b,facts = ensemble.bundles.index(m.bundle),m.bundle.members[m.index]
+        b, facts = ensemble.bundles.index(m.bundle), m.bundle.members[m.index]
         m.order = order if m.order is None else [m.order[i] for i in order]
-        self.entries.append(Entry(called(m.bundle, m.index), gain_of(m.oof), Pace(), kind=(b, facts['model'], facts['stage']), member=m,
-                                  listener=listeners[m.front_end.hash, m.windows.hash], group=0 if weights is None else b, weight=1. if weights is None else float(weights[b])))
+        self.entries.append(
+            Entry(
+                called(m.bundle, m.index),
+                gain_of(m.oof),
+                Pace(),
+                kind=(b, facts["model"], facts["stage"]),
+                member=m,
+                listener=listeners[m.front_end.hash, m.windows.hash],
+                group=0 if weights is None else b,
+                weight=1.0 if weights is None else float(weights[b]),
+            )
+        )
     every = [called(b, i) for b in ensemble.bundles for i in range(len(b.members))]
-    self.unopened = dict.fromkeys(every[len(members):], 'there was no time to open it')
+    self.unopened = dict.fromkeys(every[len(members) :], "there was no time to open it")
 
 # %% ../../nbs/infer/09_predict.ipynb #c8ff6024
 @patch
-def measure(self:Inference):
+def measure(self: Inference):
     "Time each kind of member on the first windows."
     speeds = {}
     for e in self.entries:
         e.patience = self.plan.left
-        key = e.listener,e.member.bundle,e.kind[1],e.member.precision
-        if key not in speeds and self.plan.left()>0:
+        key = e.listener, e.member.bundle, e.kind[1], e.member.precision
+        if key not in speeds and self.plan.left() > 0:
             batches = _packed(_cuts(e, {}), self.batch_size)
-            try: speeds[key] = self._time(e, *next(batches)[1:])
-            except (StopIteration, Exception): pass # what is wrong with a file or a member is found out in its own run
-            finally: batches.close()
-        e.pace.first,e.windows = speeds.get(key, (math.nan, 0.))
-    for e in self.entries: e.prepare = e.listener.pass_seconds/max(1, e.windows)
+            try:
+                speeds[key] = self._time(e, *next(batches)[1:])
+            except (StopIteration, Exception):
+                pass  # what is wrong with a file or a member is found out in its own run
+            finally:
+                batches.close()
+        e.pace.first, e.windows = speeds.get(key, (math.nan, 0.0))
+    for e in self.entries:
+        e.prepare = e.listener.pass_seconds / max(1, e.windows)
+
 
 @patch
-def _time(self:Inference, e, x, part)->tuple: # (seconds a window, windows in all)
+def _time(self: Inference, e, x, part) -> tuple:  # (seconds a window, windows in all)
     n = min(4, _count(x))
-    for _ in range(2): # the first call warms up
+    for _ in range(2):  # the first call warms up
         begin = time.monotonic()
         e.member(_slice(x, slice(0, n)))
-        each = (time.monotonic()-begin)/n
-        if each*_count(x)>min(2, .02*self.plan.left()): break
+        each = (time.monotonic() - begin) / n
+        if each * _count(x) > min(2, 0.02 * self.plan.left()):
+            break
         n = _count(x)
-    return each, _count(x)/max(part, 1e-9)
+    return each, _count(x) / max(part, 1e-9)
 
 # %% ../../nbs/infer/09_predict.ipynb #7f1a35ac
 @patch
-def score(self:Inference, e:Entry):
+def score(self: Inference, e: Entry):
     "Let one member hear everything, as long as the clock allows."
-    lost,seen,first,tally = {},0,not self.done(),_Tally(len(self.file.ids), len(self.file.competition.classes), e.member.windows)
-    e.state,e.patience,e.scores,begin = 'running',self.plan.left,tally.scores,time.monotonic()
-    size = self.batch_size if self.report.limit is None or not e.pace.first>0 else int(min(self.batch_size, max(1, self.deadline.margin/4/(e.pace.first*max(1, self.plan.slow)))))
+    lost, seen, first, tally = (
+        {},
+        0,
+        not self.done(),
+        _Tally(len(self.file.ids), len(self.file.competition.classes), e.member.windows),
+    )
+    e.state, e.patience, e.scores, begin = "running", self.plan.left, tally.scores, time.monotonic()
+    size = (
+        self.batch_size
+        if self.report.limit is None or not e.pace.first > 0
+        else int(min(self.batch_size, max(1, self.deadline.margin / 4 / (e.pace.first * max(1, self.plan.slow)))))
+    )
     batches = _packed(_cuts(e, lost), size)
     try:
-        for owners,x,part in batches:
+        for owners, x, part in batches:
             n = _count(x)
-            e.windows = seen+n+self.rest(e, part, first)
-            if (why := self.plan.go_on(e, max(n, e.windows-seen), n)): e.state,e.why = 'stopped',why; break
+            e.windows = seen + n + self.rest(e, part, first)
+            if why := self.plan.go_on(e, max(n, e.windows - seen), n):
+                e.state, e.why = "stopped", why
+                break
             self._batch(e, tally, owners, x, lost)
             seen += n
-            if first and time.monotonic()-self.written>max(self.every, 20*self.file.seconds): self.publish([e])
+            if first and time.monotonic() - self.written > max(self.every, 20 * self.file.seconds):
+                self.publish([e])
             self.tell(e, seen)
-    except TimeoutError: e.state,e.why = 'stopped','the time was over while it waited for features'
-    except AudiotagError as error: e.state,e.why,e.scores = 'failed',str(error),None
-    finally: batches.close()
-    if e.state=='running': e.state,e.windows = 'done',float(seen)
-    self.event('member', begin, e.name)
+    except TimeoutError:
+        e.state, e.why = "stopped", "the time was over while it waited for features"
+    except AudiotagError as error:
+        e.state, e.why, e.scores = "failed", str(error), None
+    finally:
+        batches.close()
+    if e.state == "running":
+        e.state, e.windows = "done", float(seen)
+    self.event("member", begin, e.name)
     self.account(e, lost)
 
 # %% ../../nbs/infer/09_predict.ipynb #ed34986c
 @patch
-def rest(self:Inference, e, part, first)->float:
+def rest(self: Inference, e, part, first) -> float:
     "About how many windows are left after the next batch, when `part` of the work will be done."
     known = e.listener.windows_in_all
-    rest = max(0., known-e.whole) if known is not None else e.whole*max(0., 1/max(part, 1e-9)-1)
-    return rest*self.hurry(e, rest) if first else rest
+    rest = max(0.0, known - e.whole) if known is not None else e.whole * max(0.0, 1 / max(part, 1e-9) - 1)
+    return rest * self.hurry(e, rest) if first else rest
+
 
 @patch
-def _batch(self:Inference, e, tally, owners, x, lost):
+def _batch(self: Inference, e, tally, owners, x, lost):
     begin = time.monotonic()
     p = _run(e, owners, x)
-    seconds = time.monotonic()-begin
+    seconds = time.monotonic() - begin
     self.plan.note(e, _count(x), seconds)
     e.seconds += seconds
-    self.event('network', begin, e.name)
+    self.event("network", begin, e.name)
     tally.add(owners, p, {**lost, **e.odd})
 
+
 @patch
-def account(self:Inference, e, lost):
+def account(self: Inference, e, lost):
     "What a pass has shown about the work that is left for members with the same features."
-    if e.state!='failed': self.lost.update({**e.odd, **lost})
-    if e.state=='done': e.listener.windows_in_all = e.whole
+    if e.state != "failed":
+        self.lost.update({**e.odd, **lost})
+    if e.state == "done":
+        e.listener.windows_in_all = e.whole
     for o in self.entries:
-        if o.listener is not e.listener or o.state!='waiting': continue
+        if o.listener is not e.listener or o.state != "waiting":
+            continue
         o.windows = e.listener.windows_in_all or o.windows
-        o.prepare = o.listener.pass_seconds/max(1, o.windows)
+        o.prepare = o.listener.pass_seconds / max(1, o.windows)
 
 # %% ../../nbs/infer/09_predict.ipynb #304b60b6
 @patch
-def tell(self:Inference, e, seen, every=10.):
+def tell(self: Inference, e, seen, every=10.0):
     "Say how far we are, now and then."
     now = time.monotonic()
-    if now-self.told<every: return
+    if now - self.told < every:
+        return
     self.told = now
-    left = f', {self.deadline.left():.0f} s left' if self.report.limit else ''
-    say(f'inference: {e.name}, {seen} of some {max(seen, e.windows):.0f} windows, {1/max(e.pace.now, 1e-9):.0f} windows/s; {len(self.done())} of {len(self.entries)} networks done{left}')
+    left = f", {self.deadline.left():.0f} s left" if self.report.limit else ""
+    say(
+        f"inference: {e.name}, {seen} of some {max(seen, e.windows):.0f} windows, {1 / max(e.pace.now, 1e-9):.0f} windows/s; {len(self.done())} of {len(self.entries)} networks done{left}"
+    )
 
 # %% ../../nbs/infer/09_predict.ipynb #1c4c8270
 @patch
-def hurry(self:Inference, e:Entry, rest:float)->float: # the share of the windows that it will hear
+def hurry(self: Inference, e: Entry, rest: float) -> float:  # the share of the windows that it will hear
     "Let a member hear fewer windows of the clips that are left (`rest` windows in all), if else it would not be done in time."
-    views,each = len(e.member.windows.views),e.pace.each
-    share = e.share/(views if e.views else 1)
-    need,left = rest*share*((each if math.isfinite(each) else 0)+e.prepare),max(1e-3, .8*self.plan.left())
-    if need<=left: return share
-    share *= left/need
-    e.views,e.share = 1,min(1., share*views)
-    e.why = f'it heard {"only one view and " if views>1 else ""}a part of the windows, as the time did not suffice for more'
-    return e.share/views
+    views, each = len(e.member.windows.views), e.pace.each
+    share = e.share / (views if e.views else 1)
+    need, left = rest * share * ((each if math.isfinite(each) else 0) + e.prepare), max(1e-3, 0.8 * self.plan.left())
+    if need <= left:
+        return share
+    share *= left / need
+    e.views, e.share = 1, min(1.0, share * views)
+    e.why = f"it heard {'only one view and ' if views > 1 else ''}a part of the windows, as the time did not suffice for more"
+    return e.share / views
 
 # %% ../../nbs/infer/09_predict.ipynb #272ac341
 @patch
-def run(self:Inference):
+def run(self: Inference):
     "Members in the order of gain per second, until the time or the members are at an end."
-    if self.report.limit is not None: self.measure()
+    if self.report.limit is not None:
+        self.measure()
     while (e := self.plan.pick()) is not None:
-        if not self.done(): e.windows *= self.hurry(e, e.windows)
+        if not self.done():
+            e.windows *= self.hurry(e, e.windows)
         self.score(e)
-        if e.state=='done': self.publish(self.done())
+        if e.state == "done":
+            self.publish(self.done())
     for e in self.entries:
-        if e.state=='waiting': e.state,e.why = 'out',f'it would take some {self.plan.cost(e):.1f} s, and {max(0, self.plan.left()):.1f} s were left'
+        if e.state == "waiting":
+            e.state, e.why = (
+                "out",
+                f"it would take some {self.plan.cost(e):.1f} s, and {max(0, self.plan.left()):.1f} s were left",
+            )
 
 # %% ../../nbs/infer/09_predict.ipynb #51673857
-class _Terminated(BaseException): pass
+class _Terminated(BaseException):
+    pass
+
 
 @contextmanager
 def _last_words():
     "Let SIGTERM interrupt the block like Ctrl-C, and end the process after it; only in the main thread."
-    if threading.current_thread() is not threading.main_thread(): yield; return
-    def leave(number, frame): raise _Terminated()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number, frame):
+        raise _Terminated()
+
     before = signal.signal(signal.SIGTERM, leave)
-    def restore(): signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
-    try: yield
+
+    def restore():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+    try:
+        yield
     except _Terminated:
         restore()
         os.kill(os.getpid(), signal.SIGTERM)
-        raise SystemExit(128+signal.SIGTERM) from None # somebody else's handler came back
-    finally: restore()
+        raise SystemExit(128 + signal.SIGTERM) from None  # somebody else's handler came back
+    finally:
+        restore()
 
 # %% ../../nbs/infer/09_predict.ipynb #a77ce7f3
 @patch
-def finish(self:Inference, *, whole:bool):
+def finish(self: Inference, *, whole: bool):
     "The last write, and the report; `whole` is False when we were interrupted."
-    entries,r = self.best(),self.report
-    if entries and (not whole or self.stale or entries[0].state!='done'):
-        try: self.publish(entries, last=whole)
+    entries, r = self.best(), self.report
+    if entries and (not whole or self.stale or entries[0].state != "done"):
+        try:
+            self.publish(entries, last=whole)
         except Exception as e:
-            if whole: raise
-            say(f'inference: {e}') # the older file is there
+            if whole:
+                raise
+            say(f"inference: {e}")  # the older file is there
     self._fill(entries)
     r.save()
     return r
 
 # %% ../../nbs/infer/09_predict.ipynb #2ed48cda
 @patch
-def _fill(self:Inference, entries):
+def _fill(self: Inference, entries):
     "Put what happened into the report."
-    r,ids,now = self.report,self.file.ids,time.monotonic()
+    r, ids, now = self.report, self.file.ids, time.monotonic()
     scored = np.isfinite(np.stack([e.scores for e in entries])).all(-1).any(0) if entries else np.zeros(len(ids), bool)
-    r.scored,r.members = int(scored.sum()),len(entries) if scored.any() else 0
-    r.prior = {ids[i]: self.lost.get(i, 'no network came so far') for i in np.flatnonzero(~scored)}
-    if more := {ids[i]: w for i,w in self.lost.items() if scored[i]}: self.remark(f'{len(more)} rows were scored by a part of the networks ({a_few(more)})')
-    r.ran = [dict(name=e.name, precision=e.member.precision, seconds=round(e.seconds, 3), windows=e.pace.n, why=e.why, slower=e.member.why) for e in entries]
-    r.left_out = {e.name: e.why or 'it was interrupted' for e in self.entries if e not in entries}|self.unopened
-    listeners,network = {e.listener for e in self.entries},[o for o in r.events if o[0]=='network']
-    for l in listeners: r.events += [(k, a-self.begin, b-self.begin, '') for k,a,b in l.events]
-    stages = {k: sum(l.seconds[k] for l in listeners) for k in ('decode','features')}
-    r.stages |= {k: round(v, 3) for k,v in {**stages, 'network': sum(b-a for _,a,b,_ in network), 'write': sum(b-a for k,a,b,_ in r.events if k=='write')}.items()}
-    span,n = (max(o[2] for o in network)-min(o[1] for o in network) if network else 0),sum(e.pace.n for e in self.entries)
-    r.seconds,r.busy = round(now-self.begin, 3),round(min(1, r.stages['network']/span), 4) if span else 0.
-    r.windows_per_second = round(n/r.stages['network'], 2) if r.stages['network'] else 0.
-    r.three_times = round(r.seconds+2*(r.seconds-r.stages.get('opening', 0)), 1)
+    r.scored, r.members = int(scored.sum()), len(entries) if scored.any() else 0
+    r.prior = {ids[i]: self.lost.get(i, "no network came so far") for i in np.flatnonzero(~scored)}
+    if more := {ids[i]: w for i, w in self.lost.items() if scored[i]}:
+        self.remark(f"{len(more)} rows were scored by a part of the networks ({a_few(more)})")
+    r.ran = [
+        dict(
+            name=e.name,
+            precision=e.member.precision,
+            seconds=round(e.seconds, 3),
+            windows=e.pace.n,
+            why=e.why,
+            slower=e.member.why,
+        )
+        for e in entries
+    ]
+    r.left_out = {e.name: e.why or "it was interrupted" for e in self.entries if e not in entries} | self.unopened
+    listeners, network = {e.listener for e in self.entries}, [o for o in r.events if o[0] == "network"]
+    for l in listeners:
+        r.events += [(k, a - self.begin, b - self.begin, "") for k, a, b in l.events]
+    stages = {k: sum(l.seconds[k] for l in listeners) for k in ("decode", "features")}
+    r.stages |= {
+        k: round(v, 3)
+        for k, v in {
+            **stages,
+            "network": sum(b - a for _, a, b, _ in network),
+            "write": sum(b - a for k, a, b, _ in r.events if k == "write"),
+        }.items()
+    }
+    span, n = (
+        (max(o[2] for o in network) - min(o[1] for o in network) if network else 0),
+        sum(e.pace.n for e in self.entries),
+    )
+    r.seconds, r.busy = round(now - self.begin, 3), round(min(1, r.stages["network"] / span), 4) if span else 0.0
+    r.windows_per_second = round(n / r.stages["network"], 2) if r.stages["network"] else 0.0
+    r.three_times = round(r.seconds + 2 * (r.seconds - r.stages.get("opening", 0)), 1)
 
 # %% ../../nbs/infer/09_predict.ipynb #6df4693c
 def infer(
-    bundle, # folder of a bundle, or several: they are joined
-    data, # folder of the competition, or a loaded `Competition`
-    out='submission.csv',
+    bundle,  # folder of a bundle, or several: they are joined
+    data,  # folder of the competition, or a loaded `Competition`
+    out="submission.csv",
     *,
-    layout:str|None=None, # how the folder is read; None: as the bundle says
-    deadline=None, # a `Deadline`; or '90min' or seconds, counted from this call; None: take all the time
-    precision:str='best', # as for `open_members`
-    weights=None, # one number a bundle; None: every member counts the same
-    how=None, # how members are joined: as for `combine`, or a fitted `Combiner`; None: what was fitted and sealed with the bundle, or the mean
-    after=None, # the last step: function (scores (rows, classes), test clips) -> scores, or steps of `audiotag.infer.postprocess`; None: what was sealed with the bundle, () for nothing
-    hearing:Hearing=Hearing(), # how the recordings are read
-    batch_size:int=64, # windows
-    threads:int|None=None, # of the network; None: all
-    cache=None, # a folder for compiled graphs, for runs that come after this one; None: compile anew
-    every:float=20., # seconds between two writings of the file while the first member runs
-)->Report:
+    layout: str | None = None,  # how the folder is read; None: as the bundle says
+    deadline=None,  # a `Deadline`; or '90min' or seconds, counted from this call; None: take all the time
+    precision: str = "best",  # as for `open_members`
+    weights=None,  # one number a bundle; None: every member counts the same
+    # how members are joined: as for `combine`, or a fitted `Combiner`; None: what was fitted and sealed with the
+    # bundle, or the mean
+    how=None,
+    # the last step: function (scores (rows, classes), test clips) -> scores, or steps of `audiotag.infer.postprocess`;
+    # None: what was sealed with the bundle, () for nothing
+    after=None,
+    hearing: Hearing = Hearing(),  # how the recordings are read
+    batch_size: int = 64,  # windows
+    threads: int | None = None,  # of the network; None: all
+    cache=None,  # a folder for compiled graphs, for runs that come after this one; None: compile anew
+    every: float = 20.0,  # seconds between two writings of the file while the first member runs
+) -> Report:
     "Score the test files and write the submission, in time; also `<out>.report.json`."
-    begin,deadline,bundles = time.monotonic(),as_deadline(deadline),list(bundle) if isinstance(bundle, (list,tuple)) else [bundle]
-    competition = data if isinstance(data, Competition) else load_competition(data, layout or bundle_layout(bundles), train=False, classes=bundle_classes(bundles))
+    begin, deadline, bundles = (
+        time.monotonic(),
+        as_deadline(deadline),
+        list(bundle) if isinstance(bundle, (list, tuple)) else [bundle],
+    )
+    competition = (
+        data
+        if isinstance(data, Competition)
+        else load_competition(data, layout or bundle_layout(bundles), train=False, classes=bundle_classes(bundles))
+    )
     file = Submission(competition, out, first_prior(bundles, competition.classes))
-    run = Inference(file, deadline, begin=begin, hearing=hearing, how=how, after=in_time(after) if isinstance(after, (list,tuple)) else after, batch_size=batch_size, every=every)
+    run = Inference(
+        file,
+        deadline,
+        begin=begin,
+        hearing=hearing,
+        how=how,
+        after=in_time(after) if isinstance(after, (list, tuple)) else after,
+        batch_size=batch_size,
+        every=every,
+    )
     run.write(begin)
     return run.go(bundles, precision=precision, weights=weights, threads=threads, cache=cache)
 
 # %% ../../nbs/infer/09_predict.ipynb #7b6daebc
 @patch
-def go(self:Inference, bundles, **opening)->Report:
+def go(self: Inference, bundles, **opening) -> Report:
     "Open the members, let them run, and write, whatever happens."
     whole = False
     with _last_words():
@@ -599,7 +864,9 @@ def go(self:Inference, bundles, **opening)->Report:
             self.open(bundles, **opening)
             self.run()
             whole = True
-        finally: report = self.finish(whole=whole)
-    failed = [e for e in self.entries if e.state=='failed']
-    if failed and not any(e.state in ('done','stopped') for e in self.entries): raise AudiotagError(f'no network could be run: {failed[0].why}', file=failed[0].member.bundle.folder)
+        finally:
+            report = self.finish(whole=whole)
+    failed = [e for e in self.entries if e.state == "failed"]
+    if failed and not any(e.state in ("done", "stopped") for e in self.entries):
+        raise AudiotagError(f"no network could be run: {failed[0].why}", file=failed[0].member.bundle.folder)
     return report

@@ -22,295 +22,448 @@ from .windows import Windows
 @dataclass(frozen=True, kw_only=True)
 class Hearing(Config):
     "How the test recordings are read."
-    together:bool=True # clips of one recording are cut out of the features of the whole recording
-    piece_s:float=240. # seconds; what is longer is read in pieces
-    ahead_s:float=600. # seconds of sound that may be in work ahead of the network
-    workers:int|None=None # threads that read and compute features; None: one a core
-    memory_mb:float|None=None # features that are kept for the next member; None: a quarter of the free memory, at most 8000
+
+    together: bool = True  # clips of one recording are cut out of the features of the whole recording
+    piece_s: float = 240.0  # seconds; what is longer is read in pieces
+    ahead_s: float = 600.0  # seconds of sound that may be in work ahead of the network
+    workers: int | None = None  # threads that read and compute features; None: one a core
+    # features that are kept for the next member; None: a quarter of the free memory, at most 8000
+    memory_mb: float | None = None
+
     def check(self):
-        self.require(5<=self.piece_s<=86400, 'piece_s', 'give 5 to 86400 seconds')
-        self.require(self.ahead_s>0, 'ahead_s', 'give seconds above 0')
-        self.require(self.workers is None or 0<self.workers<=256, 'workers', 'give 1 to 256')
-        self.require(self.memory_mb is None or self.memory_mb>=0, 'memory_mb', 'give megabytes')
+        self.require(5 <= self.piece_s <= 86400, "piece_s", "give 5 to 86400 seconds")
+        self.require(self.ahead_s > 0, "ahead_s", "give seconds above 0")
+        self.require(self.workers is None or 0 < self.workers <= 256, "workers", "give 1 to 256")
+        self.require(self.memory_mb is None or self.memory_mb >= 0, "memory_mb", "give megabytes")
 
     @property
-    def n_workers(self): return self.workers or cores()
-    @property
-    def budget(self)->float: # bytes
-        return (min(8000, free_memory()/4e6) if self.memory_mb is None else self.memory_mb)*1e6
+    def n_workers(self):
+        return self.workers or cores()
 
-def cores()->int:
+    @property
+    def budget(self) -> float:  # bytes
+        return (min(8000, free_memory() / 4e6) if self.memory_mb is None else self.memory_mb) * 1e6
+
+
+def cores() -> int:
     "How many cores this process may use."
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-def free_memory()->float: # bytes
+
+def free_memory() -> float:  # bytes
     "What the system could still give, as Linux estimates it; a gigabyte where it does not say."
-    try: return next(int(o.split()[1])*1024. for o in open('/proc/meminfo') if o.startswith('MemAvailable'))
-    except (OSError, StopIteration, ValueError): return 1e9
+    try:
+        return next(int(o.split()[1]) * 1024.0 for o in open("/proc/meminfo") if o.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        return 1e9
 
 # %% ../../nbs/infer/08_recordings.ipynb #ece05106
 @dataclass(frozen=True)
 class Job:
     "A stretch of a recording, and what to take out of it for which rows."
-    path:str
-    rows:tuple # places in the table of test clips
-    start_s:float|None=None # None: the start of the file
-    end_s:float|None=None # None: its end
-    frames:tuple|None=None # (first, number) of frames for each row; number None: to the end
-    spans:tuple|None=None # (first, end) samples for each row; None: all
-    seconds:float=0. # about how much sound this is
-    piece:bool=False # one of several of a long row
-    last:bool=True # whether the rows are complete after this job
-    share:float=1. # of the recording
-    why:str='' # it cannot be done
+
+    path: str
+    rows: tuple  # places in the table of test clips
+    start_s: float | None = None  # None: the start of the file
+    end_s: float | None = None  # None: its end
+    frames: tuple | None = None  # (first, number) of frames for each row; number None: to the end
+    spans: tuple | None = None  # (first, end) samples for each row; None: all
+    seconds: float = 0.0  # about how much sound this is
+    piece: bool = False  # one of several of a long row
+    last: bool = True  # whether the rows are complete after this job
+    share: float = 1.0  # of the recording
+    why: str = ""  # it cannot be done
 
 # %% ../../nbs/infer/08_recordings.ipynb #1109c9d2
-def samples_per_frame(front_end:FrontEnd)->int|None:
+def samples_per_frame(front_end: FrontEnd) -> int | None:
     "The hop, if frame t stands at sample t times the hop of the file; None for front ends for which no such thing is true."
     r = front_end.reading
-    if r.trim_db is not None or not (r.pad_to_s is None or r.pad_at=='start'): return None
+    if r.trim_db is not None or not (r.pad_to_s is None or r.pad_at == "start"):
+        return None
     return front_end.hop_length if isinstance(front_end, LogMel) else 1 if isinstance(front_end, Waveform) else None
 
-def _spare(front_end)->int:
+
+def _spare(front_end) -> int:
     "How many frames on each side of a piece hear what lies outside of it."
-    if not isinstance(front_end, LogMel): return 0
-    memory = 5*front_end.pcen.time_constant*front_end.sample_rate if front_end.pcen else 0
-    return math.ceil((front_end.n_fft+memory)/front_end.hop_length)+5
+    if not isinstance(front_end, LogMel):
+        return 0
+    memory = 5 * front_end.pcen.time_constant * front_end.sample_rate if front_end.pcen else 0
+    return math.ceil((front_end.n_fft + memory) / front_end.hop_length) + 5
 
 # %% ../../nbs/infer/08_recordings.ipynb #766c7acf
 def _in_pieces(path, row, start, end, open_end, front_end, windows, piece_s):
     "Jobs for a long stretch of one row."
-    hop,rate = samples_per_frame(front_end),front_end.sample_rate
-    if not hop: return _in_equal_pieces(path, row, start, end, open_end, piece_s)
-    n,spare,most = front_end.n_frames(round((end-start)*rate)),_spare(front_end),max(v.offset for v in windows.views)
+    hop, rate = samples_per_frame(front_end), front_end.sample_rate
+    if not hop:
+        return _in_equal_pieces(path, row, start, end, open_end, piece_s)
+    n, spare, most = (
+        front_end.n_frames(round((end - start) * rate)),
+        _spare(front_end),
+        max(v.offset for v in windows.views),
+    )
     starts = window_starts(n, windows.frames, windows.hop)
-    per = max(1, int((piece_s*rate/hop-windows.frames)//windows.hop)+1) # windows of a piece
+    per = max(1, int((piece_s * rate / hop - windows.frames) // windows.hop) + 1)  # windows of a piece
     out = []
     for i in range(0, len(starts), per):
-        last,size = i+per>=len(starts),starts[min(i+per, len(starts))-1]+windows.frames-starts[i]
-        a,b = max(0, starts[i]-spare),n if last else min(n, starts[i]+size+most+spare)
-        till = (None if open_end else end) if b==n else min(end, start+(b*hop+getattr(front_end, 'n_fft', 0))/rate)
-        out.append(Job(path, (row,), (start+a*hop/rate) or None, till, frames=((starts[i]-a, None if last else size),), seconds=(b-a)*hop/rate,
-                       piece=True, last=last, share=min(per, len(starts)-i)/len(starts)))
+        last, size = i + per >= len(starts), starts[min(i + per, len(starts)) - 1] + windows.frames - starts[i]
+        a, b = max(0, starts[i] - spare), n if last else min(n, starts[i] + size + most + spare)
+        till = (
+            (None if open_end else end)
+            if b == n
+            else min(end, start + (b * hop + getattr(front_end, "n_fft", 0)) / rate)
+        )
+        out.append(
+            Job(
+                path,
+                (row,),
+                (start + a * hop / rate) or None,
+                till,
+                frames=((starts[i] - a, None if last else size),),
+                seconds=(b - a) * hop / rate,
+                piece=True,
+                last=last,
+                share=min(per, len(starts) - i) / len(starts),
+            )
+        )
     return out
 
+
 def _in_equal_pieces(path, row, start, end, open_end, piece_s):
-    at = [float(o) for o in np.linspace(start, end, math.ceil((end-start)/piece_s)+1)]
-    return [Job(path, (row,), a or None, None if open_end and b==end else b, seconds=b-a, piece=True, last=b==end, share=1/(len(at)-1)) for a,b in zip(at, at[1:])]
+    at = [float(o) for o in np.linspace(start, end, math.ceil((end - start) / piece_s) + 1)]
+    return [
+        Job(
+            path,
+            (row,),
+            a or None,
+            None if open_end and b == end else b,
+            seconds=b - a,
+            piece=True,
+            last=b == end,
+            share=1 / (len(at) - 1),
+        )
+        for a, b in zip(at, at[1:])
+    ]
 
 # %% ../../nbs/infer/08_recordings.ipynb #fb5f853b
 def _of_one_recording(path, spans, seconds, front_end, windows, hearing):
     "Jobs for several rows of one recording; `spans` holds (row, start, end) by time."
-    hop,rate,groups = samples_per_frame(front_end),front_end.sample_rate,[]
+    hop, rate, groups = samples_per_frame(front_end), front_end.sample_rate, []
     for s in spans:
-        if groups and max(o[2] for o in [*groups[-1], s])-groups[-1][0][1]<=hearing.piece_s: groups[-1].append(s)
-        else: groups.append([s])
-    whole = seconds<=hearing.piece_s
-    out,share = [],1/len(groups)
-    for group in groups:
-        rows,lo,hi = tuple(o[0] for o in group),group[0][1],max(o[2] for o in group)
-        if hi-lo>hearing.piece_s: out += _in_pieces(path, rows[0], lo, hi, hi==seconds, front_end, windows, hearing.piece_s)
-        elif hearing.together and hop and not any(v.shift for v in windows.views):
-            first = 0 if whole else max(0, int(lo*rate)//hop-_spare(front_end))
-            till = None if whole else min(seconds, hi+(_spare(front_end)*hop+max(v.offset for v in windows.views)*hop)/rate)
-            frames = tuple((round(a*rate/hop)-first, _frames_of(b-a, front_end, windows)) for _,a,b in group)
-            out.append(Job(path, rows, first*hop/rate or None, None if till==seconds else till, frames=frames, seconds=seconds if whole else till-lo, share=share))
+        if groups and max(o[2] for o in [*groups[-1], s]) - groups[-1][0][1] <= hearing.piece_s:
+            groups[-1].append(s)
         else:
-            base = round(lo*rate)
-            out.append(Job(path, rows, lo or None, None if hi==seconds else hi, spans=tuple((round(a*rate)-base, round(b*rate)-base) for _,a,b in group), seconds=hi-lo, share=share))
+            groups.append([s])
+    whole = seconds <= hearing.piece_s
+    out, share = [], 1 / len(groups)
+    for group in groups:
+        rows, lo, hi = tuple(o[0] for o in group), group[0][1], max(o[2] for o in group)
+        if hi - lo > hearing.piece_s:
+            out += _in_pieces(path, rows[0], lo, hi, hi == seconds, front_end, windows, hearing.piece_s)
+        elif hearing.together and hop and not any(v.shift for v in windows.views):
+            first = 0 if whole else max(0, int(lo * rate) // hop - _spare(front_end))
+            till = (
+                None
+                if whole
+                else min(seconds, hi + (_spare(front_end) * hop + max(v.offset for v in windows.views) * hop) / rate)
+            )
+            frames = tuple((round(a * rate / hop) - first, _frames_of(b - a, front_end, windows)) for _, a, b in group)
+            out.append(
+                Job(
+                    path,
+                    rows,
+                    first * hop / rate or None,
+                    None if till == seconds else till,
+                    frames=frames,
+                    seconds=seconds if whole else till - lo,
+                    share=share,
+                )
+            )
+        else:
+            base = round(lo * rate)
+            out.append(
+                Job(
+                    path,
+                    rows,
+                    lo or None,
+                    None if hi == seconds else hi,
+                    spans=tuple((round(a * rate) - base, round(b * rate) - base) for _, a, b in group),
+                    seconds=hi - lo,
+                    share=share,
+                )
+            )
     return out
+
 
 def _frames_of(seconds, front_end, windows):
     "How many frames a clip has inside of its recording: one less than alone, unless that one makes it a window."
-    n = front_end.n_frames(round(seconds*front_end.sample_rate))
-    return n if n<=windows.frames else max(windows.frames, round(seconds*front_end.sample_rate/samples_per_frame(front_end)))
+    n = front_end.n_frames(round(seconds * front_end.sample_rate))
+    return (
+        n
+        if n <= windows.frames
+        else max(windows.frames, round(seconds * front_end.sample_rate / samples_per_frame(front_end)))
+    )
 
 # %% ../../nbs/infer/08_recordings.ipynb #254660a5
 def jobs_of(
-    path:str, # a recording
-    spans, # list of (row, start_s, end_s), NaN for the start and the end of the file
-    front_end:FrontEnd,
-    windows:Windows,
-    hearing:Hearing=Hearing(),
-)->list: # of `Job`
+    path: str,  # a recording
+    spans,  # list of (row, start_s, end_s), NaN for the start and the end of the file
+    front_end: FrontEnd,
+    windows: Windows,
+    hearing: Hearing = Hearing(),
+) -> list:  # of `Job`
     "How to read one recording."
-    rows,simple = tuple(o[0] for o in spans),len(spans)==1
+    rows, simple = tuple(o[0] for o in spans), len(spans) == 1
     try:
-        if not path: raise AudiotagError('file not found', kind='missing')
+        if not path:
+            raise AudiotagError("file not found", kind="missing")
         seconds = audio_info(path).seconds
-        if seconds is None and os.path.getsize(path)>24e6:
-            raise AudiotagError('does not state its length and is too large to be read at once', file=path, fix='convert it, for example with ffmpeg -i … out.flac')
-    except AudiotagError as e: return [Job(path, rows, why=str(e))]
-    times = sorted(((r, 0. if a!=a else a, b) for r,a,b in spans), key=lambda o: o[1:])
-    if seconds is None: return [Job(path, (r,), a or None, None if b!=b else b, seconds=hearing.piece_s, last=True, share=1/len(times)) for r,a,b in times]
-    out = [Job(path, (r,), why=f'{path}: begins at {a:g} s, and the file lasts {seconds:g} s') for r,a,_ in times if a>=seconds]
-    times = [(r, a, seconds if b!=b or b>seconds else b) for r,a,b in times if a<seconds]
+        if seconds is None and os.path.getsize(path) > 24e6:
+            raise AudiotagError(
+                "does not state its length and is too large to be read at once",
+                file=path,
+                fix="convert it, for example with ffmpeg -i … out.flac",
+            )
+    except AudiotagError as e:
+        return [Job(path, rows, why=str(e))]
+    times = sorted(((r, 0.0 if a != a else a, b) for r, a, b in spans), key=lambda o: o[1:])
+    if seconds is None:
+        return [
+            Job(path, (r,), a or None, None if b != b else b, seconds=hearing.piece_s, last=True, share=1 / len(times))
+            for r, a, b in times
+        ]
+    out = [
+        Job(path, (r,), why=f"{path}: begins at {a:g} s, and the file lasts {seconds:g} s")
+        for r, a, _ in times
+        if a >= seconds
+    ]
+    times = [(r, a, seconds if b != b or b > seconds else b) for r, a, b in times if a < seconds]
     if simple and times:
-        (row,a,b), = times
-        if b-a>hearing.piece_s: return _in_pieces(path, row, a, b, b==seconds, front_end, windows, hearing.piece_s)
-        return [Job(path, rows, a or None, None if b==seconds else b, seconds=b-a)]
-    return out+(_of_one_recording(path, times, seconds, front_end, windows, hearing) if times else [])
+        ((row, a, b),) = times
+        if b - a > hearing.piece_s:
+            return _in_pieces(path, row, a, b, b == seconds, front_end, windows, hearing.piece_s)
+        return [Job(path, rows, a or None, None if b == seconds else b, seconds=b - a)]
+    return out + (_of_one_recording(path, times, seconds, front_end, windows, hearing) if times else [])
 
 # %% ../../nbs/infer/08_recordings.ipynb #aeffaa57
 def _waves(job, front_end):
     "Yield (row, wave), row None where all rows of the job share the wave."
-    if job.spans is None and len(job.rows)==1:
+    if job.spans is None and len(job.rows) == 1:
         yield None, front_end.read(job.path, start_s=job.start_s, end_s=job.end_s)
         return
     r = front_end.reading
-    wave = read_audio(job.path, sample_rate=front_end.sample_rate, reading=r.replace(trim_db=None, pad_to_s=None), start_s=job.start_s, end_s=job.end_s)
-    if job.spans is None: yield None, wave
-    for row,(a,b) in zip(job.rows, job.spans or ()):
+    wave = read_audio(
+        job.path,
+        sample_rate=front_end.sample_rate,
+        reading=r.replace(trim_db=None, pad_to_s=None),
+        start_s=job.start_s,
+        end_s=job.end_s,
+    )
+    if job.spans is None:
+        yield None, wave
+    for row, (a, b) in zip(job.rows, job.spans or ()):
         part = wave[a:b]
-        if r.trim_db is not None: part = trim_silence(part, r.trim_db)
-        if r.pad_to_s is not None: part = crop_or_pad(part, max(len(part), round(r.pad_to_s*front_end.sample_rate)), at=r.pad_at)
+        if r.trim_db is not None:
+            part = trim_silence(part, r.trim_db)
+        if r.pad_to_s is not None:
+            part = crop_or_pad(part, max(len(part), round(r.pad_to_s * front_end.sample_rate)), at=r.pad_at)
         yield row, part
+
 
 def _within(job, seen, first, n):
     "The views of one row, cut out of those of its recording: a row is moved by a view's offset, a piece gets as many frames more."
-    if n is None: return [(v, x[...,first:]) for v,x in seen]
-    if job.piece: return [(v, x[...,first:first+n+v.offset]) for v,x in seen]
-    def at(v, x): return max(0, min(first+v.offset, x.shape[-1]-n))
-    return [(v.replace(offset=0), x[...,at(v, x):at(v, x)+n]) for v,x in seen]
+    if n is None:
+        return [(v, x[..., first:]) for v, x in seen]
+    if job.piece:
+        return [(v, x[..., first : first + n + v.offset]) for v, x in seen]
+
+    def at(v, x):
+        return max(0, min(first + v.offset, x.shape[-1] - n))
+
+    return [(v.replace(offset=0), x[..., at(v, x) : at(v, x) + n]) for v, x in seen]
 
 # %% ../../nbs/infer/08_recordings.ipynb #a296a2ab
 def hear(
-    job:Job,
-    front_end:FrontEnd,
-    windows:Windows,
+    job: Job,
+    front_end: FrontEnd,
+    windows: Windows,
     *,
-    note=lambda what,begin: None, # told 'decode' or 'features' and when that began
-)->list: # pairs (row, [(view, features)…]); (row, str) for a row that cannot be had, and why
+    note=lambda what, begin: None,  # told 'decode' or 'features' and when that began
+) -> list:  # pairs (row, [(view, features)…]); (row, str) for a row that cannot be had, and why
     "Read a stretch of a recording and compute what each view sees of each of its rows."
-    if job.why: return [(row, job.why) for row in job.rows]
-    out,begin = [],time.monotonic()
-    for row,wave in _waves(job, front_end):
-        note('decode', begin)
+    if job.why:
+        return [(row, job.why) for row in job.rows]
+    out, begin = [], time.monotonic()
+    for row, wave in _waves(job, front_end):
+        note("decode", begin)
         begin = time.monotonic()
         seen = windows.looks(front_end, wave)
-        note('features', begin)
-        if row is not None: out.append((row, seen))
-        elif job.frames is None: out.append((job.rows[0], seen))
-        else: out += [(r, _within(job, seen, first, n)) for r,(first,n) in zip(job.rows, job.frames)]
+        note("features", begin)
+        if row is not None:
+            out.append((row, seen))
+        elif job.frames is None:
+            out.append((job.rows[0], seen))
+        else:
+            out += [(r, _within(job, seen, first, n)) for r, (first, n) in zip(job.rows, job.frames)]
         begin = time.monotonic()
     return out
 
 # %% ../../nbs/infer/08_recordings.ipynb #b89e2d9d
 def run_ahead(
-    f, # called as f(item), in a thread
-    items, # any iterable
+    f,  # called as f(item), in a thread
+    items,  # any iterable
     *,
-    workers:int=1,
-    weight=lambda item: 1., # how much of `limit` an item takes
-    limit:float=4., # of the items in work or waiting to be taken; at least one more than there are workers
-    patience=lambda: math.inf, # seconds to wait for a result
+    workers: int = 1,
+    weight=lambda item: 1.0,  # how much of `limit` an item takes
+    limit: float = 4.0,  # of the items in work or waiting to be taken; at least one more than there are workers
+    patience=lambda: math.inf,  # seconds to wait for a result
 ):
     "Yield (item, f(item)) in order, computed ahead; raises what `f` raises, and TimeoutError when patience is at its end."
-    todo,waiting,items = queue.SimpleQueue(),deque(),iter(items)
+    todo, waiting, items = queue.SimpleQueue(), deque(), iter(items)
     threads = _started([threading.Thread(target=_work, args=(f, todo), daemon=True) for _ in range(workers)])
+
     def refill():
-        while len(waiting)<=workers or (len(waiting)<1000 and sum(weight(i) for i,_ in waiting)<limit):
-            if (item := next(items, todo)) is todo: return
+        while len(waiting) <= workers or (len(waiting) < 1000 and sum(weight(i) for i, _ in waiting) < limit):
+            if (item := next(items, todo)) is todo:
+                return
             waiting.append((item, Future()))
             todo.put(waiting[-1])
+
     try:
         refill()
         while waiting:
             left = patience()
-            result = waiting[0][1].result(timeout=None if left==math.inf else max(0, left))
-            item,_ = waiting.popleft()
+            result = waiting[0][1].result(timeout=None if left == math.inf else max(0, left))
+            item, _ = waiting.popleft()
             refill()
             yield item, result
     finally:
-        for _,future in waiting: future.cancel()
-        for _ in threads: todo.put(None)
-        for t in threads: t.join(timeout=1)
+        for _, future in waiting:
+            future.cancel()
+        for _ in threads:
+            todo.put(None)
+        for t in threads:
+            t.join(timeout=1)
 
 # %% ../../nbs/infer/08_recordings.ipynb #72ec0956
 def _started(threads):
-    for t in threads: t.start()
+    for t in threads:
+        t.start()
     return threads
+
 
 def _work(f, todo):
     while (task := todo.get()) is not None:
-        item,future = task
-        if not future.set_running_or_notify_cancel(): continue
-        try: future.set_result(f(item))
-        except BaseException as e: future.set_exception(e)
+        item, future = task
+        if not future.set_running_or_notify_cancel():
+            continue
+        try:
+            future.set_result(f(item))
+        except BaseException as e:
+            future.set_exception(e)
 
 # %% ../../nbs/infer/08_recordings.ipynb #af374c27
 class Listener:
     "The features of all test clips, one pass after the other."
-    def __init__(self,
-        clips:pd.DataFrame, # the test clips, a clip table
-        front_end:FrontEnd,
-        windows:Windows,
+
+    def __init__(
+        self,
+        clips: pd.DataFrame,  # the test clips, a clip table
+        front_end: FrontEnd,
+        windows: Windows,
         *,
-        hearing:Hearing=Hearing(),
-        budget:float|None=None, # bytes of features to keep; None: what `hearing` says
+        hearing: Hearing = Hearing(),
+        budget: float | None = None,  # bytes of features to keep; None: what `hearing` says
     ):
-        self.front_end,self.windows,self.hearing = front_end,windows,hearing
+        self.front_end, self.windows, self.hearing = front_end, windows, hearing
         self.budget = hearing.budget if budget is None else budget
-        self.recordings,self.jobs,self.kept,self.windows_in_all = {},None,{},None # the last: of one member, once one has heard everything
-        for row,(path,a,b) in enumerate(zip(clips.path, clips.start_s.astype(float), clips.end_s.astype(float))): self.recordings.setdefault(path, []).append((row, a, b))
-        self.kept_bytes,self.computed,self.seconds,self.events,self.lock = 0,0.,Counter(),[],threading.Lock()
+        # the last: of one member, once one has heard everything
+        self.recordings, self.jobs, self.kept, self.windows_in_all = {}, None, {}, None
+        for row, (path, a, b) in enumerate(zip(clips.path, clips.start_s.astype(float), clips.end_s.astype(float))):
+            self.recordings.setdefault(path, []).append((row, a, b))
+        self.kept_bytes, self.computed, self.seconds, self.events, self.lock = 0, 0.0, Counter(), [], threading.Lock()
         sizes = {p: max(1, _size(p)) for p in self.recordings}
-        self.part = {p: n/sum(sizes.values()) for p,n in sizes.items()} # of the work, by bytes
+        self.part = {p: n / sum(sizes.values()) for p, n in sizes.items()}  # of the work, by bytes
+
 
 def _size(path):
-    try: return os.path.getsize(path)
-    except OSError: return 0
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return 0
 
 # %% ../../nbs/infer/08_recordings.ipynb #5a3a3d48
 @patch
-def _listed(self:Listener):
+def _listed(self: Listener):
     "Yield the jobs; the first time they are found out on the way."
-    if self.jobs is not None: yield from self.jobs; return
+    if self.jobs is not None:
+        yield from self.jobs
+        return
     found = []
-    for path,spans in self.recordings.items():
+    for path, spans in self.recordings.items():
         for job in jobs_of(path, spans, self.front_end, self.windows, self.hearing):
             found.append(job)
             yield job
     self.jobs = found
 
+
 @patch
-def _do(self:Listener, job:Job):
+def _do(self: Listener, job: Job):
     "The rows of a job, kept or computed."
-    if job in self.kept: return self.kept[job]
-    try: rows = hear(job, self.front_end, self.windows, note=self._note)
-    except AudiotagError as e: rows = [(r, str(e)) for r in job.rows]
-    except Exception as e: rows = [(r, f'{job.path}: unexpected {type(e).__name__}: {e}') for r in job.rows] # one odd file must not cost the submission
-    size = sum(_bytes(x) for x in {id(_base(x)): _base(x) for _,seen in rows if not isinstance(seen, str) for _,x in seen}.values())
+    if job in self.kept:
+        return self.kept[job]
+    try:
+        rows = hear(job, self.front_end, self.windows, note=self._note)
+    except AudiotagError as e:
+        rows = [(r, str(e)) for r in job.rows]
+    except Exception as e:
+        rows = [
+            (r, f"{job.path}: unexpected {type(e).__name__}: {e}") for r in job.rows
+        ]  # one odd file must not cost the submission
+    size = sum(
+        _bytes(x)
+        for x in {id(_base(x)): _base(x) for _, seen in rows if not isinstance(seen, str) for _, x in seen}.values()
+    )
     with self.lock:
-        self.computed += self.part[job.path]*job.share
-        if self.kept_bytes+size<=self.budget:
+        self.computed += self.part[job.path] * job.share
+        if self.kept_bytes + size <= self.budget:
             self.kept[job] = rows
             self.kept_bytes += size
     return rows
 
 # %% ../../nbs/infer/08_recordings.ipynb #a27c68a3
-def _base(x): return x if isinstance(x, tuple) or x.base is None else x.base
-def _bytes(x): return sum(o.nbytes for o in (x if isinstance(x, tuple) else (x,)))
+def _base(x):
+    return x if isinstance(x, tuple) or x.base is None else x.base
+
+
+def _bytes(x):
+    return sum(o.nbytes for o in (x if isinstance(x, tuple) else (x,)))
+
 
 @patch
-def _note(self:Listener, what, begin):
+def _note(self: Listener, what, begin):
     now = time.monotonic()
     with self.lock:
-        self.seconds[what] += now-begin
-        if len(self.events)<50_000: self.events.append((what, begin, now))
+        self.seconds[what] += now - begin
+        if len(self.events) < 50_000:
+            self.events.append((what, begin, now))
+
 
 @patch
-def listen(self:Listener, *, patience=lambda: math.inf):
+def listen(self: Listener, *, patience=lambda: math.inf):
     "Yield (job, rows) for all recordings, in order; raises TimeoutError when patience is at its end."
     h = self.hearing
-    yield from run_ahead(self._do, self._listed(), workers=h.n_workers, weight=lambda o: o.seconds, limit=h.ahead_s, patience=patience)
+    yield from run_ahead(
+        self._do, self._listed(), workers=h.n_workers, weight=lambda o: o.seconds, limit=h.ahead_s, patience=patience
+    )
+
 
 @patch(as_prop=True)
-def pass_seconds(self:Listener)->float:
+def pass_seconds(self: Listener) -> float:
     "How long the threads would take for one more pass, with what is kept now."
-    return sum(self.seconds.values())/max(self.computed, 1e-9)/self.hearing.n_workers*(1-self.kept_share)
+    return sum(self.seconds.values()) / max(self.computed, 1e-9) / self.hearing.n_workers * (1 - self.kept_share)
+
 
 @patch(as_prop=True)
-def kept_share(self:Listener)->float:
+def kept_share(self: Listener) -> float:
     "How much of the work is kept, by the size of the files."
-    return min(1., sum(self.part[j.path]*j.share for j in list(self.kept)))
+    return min(1.0, sum(self.part[j.path] * j.share for j in list(self.kept)))

@@ -18,146 +18,192 @@ from ..audio.features import crop_frames, window_starts
 @dataclass(frozen=True, kw_only=True)
 class View(Config):
     "One look at a clip; with its defaults, the clip as it is."
-    gain_db:float=0. # of the wave
-    shift:float=0. # of the wave, as a share of its length; what leaves at one end comes in at the other
-    offset:int=0 # frames by which all windows begin later, where the clip is long enough
-    pad_at:str='middle' # where a short clip stands in its window: 'start', 'middle', 'end'
+
+    gain_db: float = 0.0  # of the wave
+    shift: float = 0.0  # of the wave, as a share of its length; what leaves at one end comes in at the other
+    offset: int = 0  # frames by which all windows begin later, where the clip is long enough
+    pad_at: str = "middle"  # where a short clip stands in its window: 'start', 'middle', 'end'
+
     def check(self):
-        self.require(abs(self.gain_db)<=120, 'gain_db', 'give -120 to 120 decibels')
-        self.require(-1<self.shift<1, 'shift', 'give a share of the clip between -1 and 1')
-        self.require(0<=self.offset<=1_000_000, 'offset', 'give 0 or more frames')
-        self.require(self.pad_at in _pads, 'pad_at', did_you_mean(self.pad_at, _pads))
+        self.require(abs(self.gain_db) <= 120, "gain_db", "give -120 to 120 decibels")
+        self.require(-1 < self.shift < 1, "shift", "give a share of the clip between -1 and 1")
+        self.require(0 <= self.offset <= 1_000_000, "offset", "give 0 or more frames")
+        self.require(self.pad_at in _pads, "pad_at", did_you_mean(self.pad_at, _pads))
 
-    on_wave = property(lambda self: bool(self.gain_db or self.shift)) # whether features have to be computed for it
-    def hear(self,
-        wave:np.ndarray, # (samples,)
-    )->np.ndarray: # (samples,), of the same type
+    on_wave = property(lambda self: bool(self.gain_db or self.shift))  # whether features have to be computed for it
+
+    def hear(
+        self,
+        wave: np.ndarray,  # (samples,)
+    ) -> np.ndarray:  # (samples,), of the same type
         "The wave of this view."
-        if not self.on_wave: return wave
-        return np.roll(wave, round(self.shift*len(wave)))*np.asarray(10**(self.gain_db/20), wave.dtype)
+        if not self.on_wave:
+            return wave
+        return np.roll(wave, round(self.shift * len(wave))) * np.asarray(10 ** (self.gain_db / 20), wave.dtype)
 
-_pads = {'start': lambda lack: 0, 'middle': lambda lack: lack//2, 'end': lambda lack: lack}
+
+_pads = {"start": lambda lack: 0, "middle": lambda lack: lack // 2, "end": lambda lack: lack}
 
 # %% ../../nbs/infer/01_windows.ipynb #79589d7e
 @dataclass(frozen=True, kw_only=True)
 class Windows(Config):
     "How a clip is cut for scoring, and how the scores of its windows become one."
-    frames:int=128 # length of a window
-    hop:int=48 # from one window to the next, frames; system 1 takes 48
-    pooling:str='mean' # 'mean', 'max', 'geometric' or 'power' over the windows' probabilities
-    power:float=2. # of the 'power' mean; 1 is the mean, a large one nearly the maximum
-    views:tuple[View,...]=(View(),) # their scores are averaged
-    train_at:str='middle' # where a short clip stands in a training crop: 'start', 'middle', 'end' or 'random'
-    def check(self):
-        self.require(0<self.frames<=10_000_000, 'frames', 'give a positive number of frames')
-        self.require(0<self.hop<=self.frames, 'hop', 'give 1 to `frames`: a longer hop would skip sound')
-        self.require(self.pooling in _poolings, 'pooling', did_you_mean(self.pooling, _poolings))
-        self.require(0<self.power<=100, 'power', 'give a number above 0')
-        self.require(0<len(self.views)<=100 and len(set(self.views))==len(self.views), 'views', 'give different views, at least one')
-        self.require(self.train_at in (*_pads,'random'), 'train_at', did_you_mean(self.train_at, (*_pads,'random')))
 
-_poolings = {'mean': lambda p,power: p.mean(0), 'max': lambda p,power: p.max(0),
-             'geometric': lambda p,power: np.exp(np.log(np.clip(p, 1e-12, None)).mean(0)),
-             'power': lambda p,power: (p**power).mean(0)**(1/power)}
+    frames: int = 128  # length of a window
+    hop: int = 48  # from one window to the next, frames; system 1 takes 48
+    pooling: str = "mean"  # 'mean', 'max', 'geometric' or 'power' over the windows' probabilities
+    power: float = 2.0  # of the 'power' mean; 1 is the mean, a large one nearly the maximum
+    views: tuple[View, ...] = (View(),)  # their scores are averaged
+    train_at: str = "middle"  # where a short clip stands in a training crop: 'start', 'middle', 'end' or 'random'
+
+    def check(self):
+        self.require(0 < self.frames <= 10_000_000, "frames", "give a positive number of frames")
+        self.require(0 < self.hop <= self.frames, "hop", "give 1 to `frames`: a longer hop would skip sound")
+        self.require(self.pooling in _poolings, "pooling", did_you_mean(self.pooling, _poolings))
+        self.require(0 < self.power <= 100, "power", "give a number above 0")
+        self.require(
+            0 < len(self.views) <= 100 and len(set(self.views)) == len(self.views),
+            "views",
+            "give different views, at least one",
+        )
+        self.require(self.train_at in (*_pads, "random"), "train_at", did_you_mean(self.train_at, (*_pads, "random")))
+
+
+_poolings = {
+    "mean": lambda p, power: p.mean(0),
+    "max": lambda p, power: p.max(0),
+    "geometric": lambda p, power: np.exp(np.log(np.clip(p, 1e-12, None)).mean(0)),
+    "power": lambda p, power: (p**power).mean(0) ** (1 / power),
+}
 
 # %% ../../nbs/infer/01_windows.ipynb #453d63fa
 @patch
-def cut(self:Windows,
-    features, # of one clip, (bands, frames) or (channels, bands, frames); or a tuple of such, of which the first is cut
-    view:View=View(),
+def cut(
+    self: Windows,
+    # of one clip, (bands, frames) or (channels, bands, frames); or a tuple of such, of which the first is cut
+    features,
+    view: View = View(),
     *,
-    fill:float|None=None, # what a short clip is padded with, `fill` of the front end; None: its least value
-): # (windows, channels, bands, frames), float32; or a tuple of such
+    fill: float | None = None,  # what a short clip is padded with, `fill` of the front end; None: its least value
+):  # (windows, channels, bands, frames), float32; or a tuple of such
     "All windows of a clip; the last one ends with the clip, and a short clip is padded to one window."
-    main,*beside = (_image(o) for o in (features if isinstance(features, tuple) else (features,)))
-    if main.shape[-1]-view.offset>=self.frames: main = main[...,view.offset:]
-    left = _pads[view.pad_at](max(0, self.frames-main.shape[-1]))
-    x = np.stack([crop_frames(main, s, self.frames, fill=fill, left=left) for s in window_starts(main.shape[-1], self.frames, self.hop)])
+    main, *beside = (_image(o) for o in (features if isinstance(features, tuple) else (features,)))
+    if main.shape[-1] - view.offset >= self.frames:
+        main = main[..., view.offset :]
+    left = _pads[view.pad_at](max(0, self.frames - main.shape[-1]))
+    x = np.stack(
+        [
+            crop_frames(main, s, self.frames, fill=fill, left=left)
+            for s in window_starts(main.shape[-1], self.frames, self.hop)
+        ]
+    )
     return (x, *(np.broadcast_to(o, (len(x), *o.shape)) for o in beside)) if isinstance(features, tuple) else x
 
-def _image(x): return x if x.ndim==3 else x[None]
+
+def _image(x):
+    return x if x.ndim == 3 else x[None]
+
 
 @patch
-def pool(self:Windows,
-    p:np.ndarray, # probabilities (windows, classes)
-)->np.ndarray: # (classes,)
+def pool(
+    self: Windows,
+    p: np.ndarray,  # probabilities (windows, classes)
+) -> np.ndarray:  # (classes,)
     "One score a class."
     return _poolings[self.pooling](p, self.power)
 
 # %% ../../nbs/infer/01_windows.ipynb #88a2c6a4
 @patch
-def looks(self:Windows, front_end, wave:np.ndarray)->list: # pairs (view, features)
+def looks(self: Windows, front_end, wave: np.ndarray) -> list:  # pairs (view, features)
     "What each view sees of a wave; views that differ in frames alone share their features."
     made = {}
     for v in self.views:
-        key = v.gain_db,v.shift
-        if key not in made: made[key] = front_end(v.hear(wave))
-    return [(v, made[v.gain_db,v.shift]) for v in self.views]
+        key = v.gain_db, v.shift
+        if key not in made:
+            made[key] = front_end(v.hear(wave))
+    return [(v, made[v.gain_db, v.shift]) for v in self.views]
+
 
 @patch
-def looks_at(self:Windows, features)->list: # pairs (view, features)
+def looks_at(self: Windows, features) -> list:  # pairs (view, features)
     "The views of features that are already there; those that change the wave are left out."
     return [(v, features) for v in self.views if not v.on_wave] or [(View(), features)]
 
 # %% ../../nbs/infer/01_windows.ipynb #ae1804f3
 def batches(
-    clips:Iterable, # pairs (clip_id, features), or (clip_id, list of pairs (view, features))
-    windows:Windows,
+    clips: Iterable,  # pairs (clip_id, features), or (clip_id, list of pairs (view, features))
+    windows: Windows,
     *,
-    batch_size:int=64, # windows
-    fill:float|None=None, # of the front end
-)->Iterator: # pairs ([(clip_id, windows of each view)…], x); a clip is never divided
+    batch_size: int = 64,  # windows
+    fill: float | None = None,  # of the front end
+) -> Iterator:  # pairs ([(clip_id, windows of each view)…], x); a clip is never divided
     "Group the windows of consecutive clips to batches of at least `batch_size`, the last one excepted."
-    names,cuts = [],[]
-    for clip_id,seen in clips:
-        new = [windows.cut(f, v, fill=fill) for v,f in (seen if isinstance(seen, list) else windows.looks_at(seen))]
+    names, cuts = [], []
+    for clip_id, seen in clips:
+        new = [windows.cut(f, v, fill=fill) for v, f in (seen if isinstance(seen, list) else windows.looks_at(seen))]
         names.append((clip_id, [_count(o) for o in new]))
         cuts += new
         if sum(map(_count, cuts)) >= batch_size:
             yield names, _together(cuts)
-            names,cuts = [],[]
-    if names: yield names, _together(cuts)
+            names, cuts = [], []
+    if names:
+        yield names, _together(cuts)
 
-def _count(x): return len(x[0] if isinstance(x, tuple) else x)
+
+def _count(x):
+    return len(x[0] if isinstance(x, tuple) else x)
+
 
 def _together(cuts):
     return tuple(np.concatenate(o) for o in zip(*cuts)) if isinstance(cuts[0], tuple) else np.concatenate(cuts)
 
 # %% ../../nbs/infer/01_windows.ipynb #87babe93
 def probabilities(
-    model, # torch module: (n, channels, bands, frames) -> logits (n, classes); in eval mode
-    x, # windows; or a tuple of all that the network takes
+    model,  # torch module: (n, channels, bands, frames) -> logits (n, classes); in eval mode
+    x,  # windows; or a tuple of all that the network takes
     *,
-    activation:str='sigmoid', # 'sigmoid' for several labels a clip, 'softmax' for one
-    batch_size:int=64,
-)->np.ndarray: # (n, classes), float32
+    activation: str = "sigmoid",  # 'sigmoid' for several labels a clip, 'softmax' for one
+    batch_size: int = 64,
+) -> np.ndarray:  # (n, classes), float32
     "What the network says of each window; raises `AudiotagError` when it says NaN."
     import torch
-    device,out,inputs = next(model.parameters()).device,[],x if isinstance(x, tuple) else (x,)
-    def part(o, i): return torch.from_numpy(np.array(o[i:i+batch_size])).to(device).contiguous(memory_format=torch.channels_last)
+
+    device, out, inputs = next(model.parameters()).device, [], x if isinstance(x, tuple) else (x,)
+
+    def part(o, i):
+        return (
+            torch.from_numpy(np.array(o[i : i + batch_size])).to(device).contiguous(memory_format=torch.channels_last)
+        )
+
     with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         for i in range(0, len(inputs[0]), batch_size):
             logits = model(*(part(o, i) for o in inputs)).float()
-            out.append((logits.sigmoid() if activation=='sigmoid' else logits.softmax(1)).cpu().numpy())
+            out.append((logits.sigmoid() if activation == "sigmoid" else logits.softmax(1)).cpu().numpy())
     p = np.concatenate(out)
-    if not np.isfinite(p).all(): raise AudiotagError('the network gives values that are not finite', fix='train it again with a lower learning rate')
+    if not np.isfinite(p).all():
+        raise AudiotagError(
+            "the network gives values that are not finite", fix="train it again with a lower learning rate"
+        )
     return p
 
 # %% ../../nbs/infer/01_windows.ipynb #047a4f78
 def score_clips(
-    models, # one or several networks that share a front end; each sees the same windows
-    clips:Iterable, # as for `batches`
-    windows:Windows,
+    models,  # one or several networks that share a front end; each sees the same windows
+    clips: Iterable,  # as for `batches`
+    windows: Windows,
     *,
-    activation:str='sigmoid',
-    batch_size:int=64,
-    fill:float|None=None, # of the front end
-)->Iterator: # pairs (clip_id, (models, classes) float32)
+    activation: str = "sigmoid",
+    batch_size: int = 64,
+    fill: float | None = None,  # of the front end
+) -> Iterator:  # pairs (clip_id, (models, classes) float32)
     "The score of each clip by each model; clips are cut once for all models."
-    for names,x in batches(clips, windows, batch_size=batch_size, fill=fill):
+    for names, x in batches(clips, windows, batch_size=batch_size, fill=fill):
         p = np.stack([probabilities(m, x, activation=activation, batch_size=batch_size) for m in models])
         at = 0
-        for clip_id,counts in names:
-            ends = at+np.cumsum(counts)
-            yield clip_id, np.stack([np.mean([windows.pool(o[e-n:e]) for n,e in zip(counts, ends)], axis=0) for o in p])
+        for clip_id, counts in names:
+            ends = at + np.cumsum(counts)
+            yield (
+                clip_id,
+                np.stack([np.mean([windows.pool(o[e - n : e]) for n, e in zip(counts, ends)], axis=0) for o in p]),
+            )
             at = ends[-1]

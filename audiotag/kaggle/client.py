@@ -13,373 +13,574 @@ from pathlib import Path
 from ..core.errors import AudiotagError, a_few
 from ..core.files import atomic_folder, read_json, write_bytes, write_json
 from ..core.progress import say
-from .pack import NOBODY, changed_files, check_metadata, check_replaceable, dataset_files, read_manifest, slug_of, write_manifest
+from audiotag.kaggle.pack import (
+    NOBODY,
+    changed_files,
+    check_metadata,
+    check_replaceable,
+    dataset_files,
+    read_manifest,
+    slug_of,
+    write_manifest,
+)
 from .notebook import notebook_sources, read_notebook
 
 # %% ../../nbs/kaggle/06_client.ipynb #0b18180c
-def _client()->list:
+def _client() -> list:
     "The words that start the kaggle client; raises `AudiotagError` when there is none."
-    if importlib.util.find_spec('kaggle.cli' if importlib.util.find_spec('kaggle') else 'kaggle'): return [sys.executable, '-m', 'kaggle']
-    if found := shutil.which('kaggle'): return [found]
-    raise AudiotagError('the kaggle client is not installed', fix="pip install 'audiotag[kaggle]', and sign in as https://www.kaggle.com/docs/api says")
+    if importlib.util.find_spec("kaggle.cli" if importlib.util.find_spec("kaggle") else "kaggle"):
+        return [sys.executable, "-m", "kaggle"]
+    if found := shutil.which("kaggle"):
+        return [found]
+    raise AudiotagError(
+        "the kaggle client is not installed",
+        fix="pip install 'audiotag[kaggle]', and sign in as https://www.kaggle.com/docs/api says",
+    )
+
 
 @dataclass(frozen=True)
 class Said:
     "What the client printed, and its exit code."
-    code:int
-    text:str
 
-    def line(self, *marks:str)->str:
+    code: int
+    text: str
+
+    def line(self, *marks: str) -> str:
         "The first line that holds one of `marks`, in lower case; '' if none does."
-        return next((o for o in self.text.splitlines() if any(m in o.lower() for m in marks)), '')
+        return next((o for o in self.text.splitlines() if any(m in o.lower() for m in marks)), "")
 
     @property
-    def last(self)->str:
+    def last(self) -> str:
         "The last line that says something: where a program says why it stopped."
         lines = [o.strip() for o in self.text.splitlines() if o.strip() and not _bar(o)]
-        return lines[-1][:300] if lines else 'it said nothing'
+        return lines[-1][:300] if lines else "it said nothing"
 
-def _bar(line:str)->bool: # of tqdm
-    return bool(re.search(r'\d+%\|.*\|', line))
+
+def _bar(line: str) -> bool:  # of tqdm
+    return bool(re.search(r"\d+%\|.*\|", line))
 
 # %% ../../nbs/kaggle/06_client.ipynb #89e07923
-_secret_words = re.compile(r'(?i)(\b(?:authorization\W{1,4})?(?:basic|bearer))\s+[\w.~+/=-]{6,}|(?<!page )\b(key|token|password|secret|authorization|signature)\b(["\']?\s*[:=]\s*["\']?)[^\s"\',&}]+|(?<=[?&])[\w-]+=[^\s&"\']+|://[^/\s:@]+:[^/\s@]+@')
+_secret_words = re.compile(
+    r'(?i)(\b(?:authorization\W{1,4})?(?:basic|bearer))\s+[\w.~+/=-]{6,}|(?<!page )\b(key|token|password|secret|authorization|signature)\b(["\']?\s*[:=]\s*["\']?)[^\s"\',&}]+|(?<=[?&])[\w-]+=[^\s&"\']+|://[^/\s:@]+:[^/\s@]+@'
+)
 
-def scrub(text:str)->str:
+
+def scrub(text: str) -> str:
     "`text` without what looks like a credential: keys, tokens, Authorization headers, the queries of signed addresses."
-    for name,value in os.environ.items(): # only to be blotted out
-        if re.fullmatch('KAGGLE_.*(KEY|TOKEN|SECRET).*', name) and len(value)>3: text = text.replace(value, '•••')
-    return _secret_words.sub(lambda m: '://•••@' if m[0].startswith('://') else f'{m[1]} •••' if m[1] else f'{m[2]}{m[3]}•••' if m[2] else '•••', text)
+    for name, value in os.environ.items():  # only to be blotted out
+        if re.fullmatch("KAGGLE_.*(KEY|TOKEN|SECRET).*", name) and len(value) > 3:
+            text = text.replace(value, "•••")
+    return _secret_words.sub(
+        lambda m: (
+            "://•••@" if m[0].startswith("://") else f"{m[1]} •••" if m[1] else f"{m[2]}{m[3]}•••" if m[2] else "•••"
+        ),
+        text,
+    )
+
 
 def kaggle(
-    *words, # of the client's command line: 'datasets', 'status', 'ann/weights'
-    show=(), # lines that hold one of these (in lower case) are shown as they come
-    within_s:float|None=300., # seconds after which it is ended; None for uploads and downloads, which may be long
-)->Said:
+    *words,  # of the client's command line: 'datasets', 'status', 'ann/weights'
+    show=(),  # lines that hold one of these (in lower case) are shown as they come
+    within_s: float
+    | None = 300.0,  # seconds after which it is ended; None for uploads and downloads, which may be long
+) -> Said:
     "Run the kaggle client and give what it printed, without credentials; raises `AudiotagError` when it is missing or not signed in."
     lines = []
     with tempfile.TemporaryDirectory() as tmp:
-        env = {**os.environ, 'TMPDIR': tmp, 'PYTHONSAFEPATH': '1', 'PYTHONIOENCODING': 'utf-8', 'PYTHONUNBUFFERED': '1'}
-        with subprocess.Popen([*_client(), *map(str, words)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=env, encoding='utf-8', errors='replace') as p:
+        env = {**os.environ, "TMPDIR": tmp, "PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1"}
+        with subprocess.Popen(
+            [*_client(), *map(str, words)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=env,
+            encoding="utf-8",
+            errors="replace",
+        ) as p:
             clock = threading.Timer(within_s or 1e6, p.kill)
             clock.daemon = True
             clock.start()
             try:
                 for line in map(str.rstrip, p.stdout):
                     lines.append(scrub(line))
-                    if any(m in line.lower() for m in show) and not _bar(line): say('kaggle:', lines[-1])
-            except BaseException: p.terminate(); raise
-            finally: clock.cancel()
-    said = Said(p.returncode, '\n'.join(lines))
-    if said.code and said.line('you must authenticate', 'authentication required', 'kaggle.json', 'unauthorized'): raise AudiotagError('the kaggle client is not signed in', fix='sign in as https://www.kaggle.com/docs/api says, and try `kaggle config view`')
+                    if any(m in line.lower() for m in show) and not _bar(line):
+                        say("kaggle:", lines[-1])
+            except BaseException:
+                p.terminate()
+                raise
+            finally:
+                clock.cancel()
+    said = Said(p.returncode, "\n".join(lines))
+    if said.code and said.line("you must authenticate", "authentication required", "kaggle.json", "unauthorized"):
+        raise AudiotagError(
+            "the kaggle client is not signed in",
+            fix="sign in as https://www.kaggle.com/docs/api says, and try `kaggle config view`",
+        )
     return said
 
 # %% ../../nbs/kaggle/06_client.ipynb #a5dec277
-def _whoami()->str:
+def _whoami() -> str:
     "The user name that the client is signed in with."
-    found = re.search(r'^- username: (\S+)$', kaggle('config', 'view').text, re.M)
-    if not found or found[1]=='None': raise AudiotagError('the kaggle client does not say who is signed in', fix='give --owner, or sign in')
+    found = re.search(r"^- username: (\S+)$", kaggle("config", "view").text, re.M)
+    if not found or found[1] == "None":
+        raise AudiotagError("the kaggle client does not say who is signed in", fix="give --owner, or sign in")
     return found[1]
 
-def _dataset(folder:Path, owner:str)->str: # 'owner/slug'
+
+def _dataset(folder: Path, owner: str) -> str:  # 'owner/slug'
     "Check the metadata of a dataset folder, and enter the owner where there is none yet."
-    path = folder/'dataset-metadata.json'
-    if not path.is_file(): raise AudiotagError('there is no dataset-metadata.json', file=folder, fix='pack the folder first: `audiotag pack …`')
+    path = folder / "dataset-metadata.json"
+    if not path.is_file():
+        raise AudiotagError(
+            "there is no dataset-metadata.json", file=folder, fix="pack the folder first: `audiotag pack …`"
+        )
     about = check_metadata(read_json(path), file=path, folder=folder)
-    had,slug = about['id'].split('/')
-    if owner or had==NOBODY:
-        about = check_metadata({**about, 'id': f'{owner or _whoami()}/{slug}'}, file=path)
+    had, slug = about["id"].split("/")
+    if owner or had == NOBODY:
+        about = check_metadata({**about, "id": f"{owner or _whoami()}/{slug}"}, file=path)
         write_json(path, about)
-    return about['id']
+    return about["id"]
 
 # %% ../../nbs/kaggle/06_client.ipynb #7de4018d
-def remote_files(ref:str)->dict: # {name: (bytes, date)}
+def remote_files(ref: str) -> dict:  # {name: (bytes, date)}
     "The files of a dataset as the server lists them; raises `AudiotagError` when it does not."
-    found,token = {},None
+    found, token = {}, None
     for _ in range(100):
-        said = kaggle('datasets', 'files', ref, '--csv', '--page-size', '200', *(('--page-token', token) if token else ()))
+        said = kaggle(
+            "datasets", "files", ref, "--csv", "--page-size", "200", *(("--page-token", token) if token else ())
+        )
         lines = said.text.splitlines()
-        at = next((i for i,o in enumerate(lines) if o.startswith('name,size')), None)
-        if said.code or (at is None and 'No files found' not in said.text): raise AudiotagError(f'the list of files could not be had ({said.last})', file=ref, fix='look at the page of the dataset')
-        for row in csv.DictReader(lines[at:] if at is not None else []): found[row['name']] = (int(row['size']) if str(row['size']).isdigit() else -1, row.get('creationDate'))
-        token = next((o.split('=', 1)[1].strip() for o in lines if o.startswith('Next Page Token')), None)
-        if not token: break
+        at = next((i for i, o in enumerate(lines) if o.startswith("name,size")), None)
+        if said.code or (at is None and "No files found" not in said.text):
+            raise AudiotagError(
+                f"the list of files could not be had ({said.last})", file=ref, fix="look at the page of the dataset"
+            )
+        for row in csv.DictReader(lines[at:] if at is not None else []):
+            found[row["name"]] = (int(row["size"]) if str(row["size"]).isdigit() else -1, row.get("creationDate"))
+        token = next((o.split("=", 1)[1].strip() for o in lines if o.startswith("Next Page Token")), None)
+        if not token:
+            break
     return found
 
 # %% ../../nbs/kaggle/06_client.ipynb #4cc16afb
 def wait_until_ready(
-    ref:str, # 'owner/slug'
+    ref: str,  # 'owner/slug'
     *,
-    wait_s:float=180., # at most
-    every_s:float=5., # the longest pause between two questions; the first ones are shorter
+    wait_s: float = 180.0,  # at most
+    every_s: float = 5.0,  # the longest pause between two questions; the first ones are shorter
 ):
     "Ask for the state of a dataset until it is ready; raises `AudiotagError` when it fails or does not become ready in time."
-    start,shown,pauses = time.monotonic(),-1e9,_pauses(every_s)
+    start, shown, pauses = time.monotonic(), -1e9, _pauses(every_s)
     while True:
-        said = kaggle('datasets', 'status', ref)
-        state = said.last if said.code else (said.text.split() or ['nothing'])[-1].strip('"').lower()
-        passed = time.monotonic()-start
-        if not said.code and state=='ready': return
-        if not said.code and state in ('failed','deleted','error'): raise AudiotagError(f'Kaggle says {state!r}', file=ref, fix='look at the page of the dataset, then publish again')
-        if passed>wait_s: raise AudiotagError(f'did not become ready in {wait_s:.0f} s; the last word was {state!r}', file=ref, fix='it may still: publish again later, or give a longer --wait')
-        if passed-shown>=10: say(f'{ref}: {state}, {passed:.0f} s'); shown = passed
-        time.sleep(min(next(pauses), max(.05, wait_s-passed)))
+        said = kaggle("datasets", "status", ref)
+        state = said.last if said.code else (said.text.split() or ["nothing"])[-1].strip('"').lower()
+        passed = time.monotonic() - start
+        if not said.code and state == "ready":
+            return
+        if not said.code and state in ("failed", "deleted", "error"):
+            raise AudiotagError(
+                f"Kaggle says {state!r}", file=ref, fix="look at the page of the dataset, then publish again"
+            )
+        if passed > wait_s:
+            raise AudiotagError(
+                f"did not become ready in {wait_s:.0f} s; the last word was {state!r}",
+                file=ref,
+                fix="it may still: publish again later, or give a longer --wait",
+            )
+        if passed - shown >= 10:
+            say(f"{ref}: {state}, {passed:.0f} s")
+            shown = passed
+        time.sleep(min(next(pauses), max(0.05, wait_s - passed)))
 
-def _pauses(longest:float):
+
+def _pauses(longest: float):
     "Pauses that grow from half a second to the longest."
-    pause = .5
+    pause = 0.5
     while True:
         yield min(pause, longest)
         pause *= 1.5
 
 # %% ../../nbs/kaggle/06_client.ipynb #46760252
-def _compare(sent:dict, there:dict)->list:
+def _compare(sent: dict, there: dict) -> list:
     "What the remote list lacks or has in another size, as sentences."
     gone = [n for n in sent if n not in there]
-    other = [f'{n} ({there[n][0]} bytes instead of {s})' for n,s in sent.items() if n in there and there[n][0]!=s]
-    return ([f"{len(gone)} of {len(sent)} files did not arrive: {a_few(gone)}"] if gone else [])+([f'{len(other)} arrived in another size: {a_few(other)}'] if other else [])
+    other = [f"{n} ({there[n][0]} bytes instead of {s})" for n, s in sent.items() if n in there and there[n][0] != s]
+    return ([f"{len(gone)} of {len(sent)} files did not arrive: {a_few(gone)}"] if gone else []) + (
+        [f"{len(other)} arrived in another size: {a_few(other)}"] if other else []
+    )
 
-def _verify(ref:str, sent:dict, before:dict|None, *, wait_s:float, every_s:float):
+
+def _verify(ref: str, sent: dict, before: dict | None, *, wait_s: float, every_s: float):
     "Compare what arrived with what was sent; a list that is still the former version's, or may be late, is asked for again."
-    end,pauses,more = time.monotonic()+wait_s,_pauses(every_s),2
+    end, pauses, more = time.monotonic() + wait_s, _pauses(every_s), 2
     while True:
-        wait_until_ready(ref, wait_s=max(1, end-time.monotonic()), every_s=every_s)
+        wait_until_ready(ref, wait_s=max(1, end - time.monotonic()), every_s=every_s)
         there = remote_files(ref)
         faults = _compare(sent, there)
-        if not faults: return
-        if there!=before: more -= 1
-        if more<0 or time.monotonic()>end: break
-        say(f"{ref}: {'still the former version' if there==before else faults[0]+'; looking again'}")
+        if not faults:
+            return
+        if there != before:
+            more -= 1
+        if more < 0 or time.monotonic() > end:
+            break
+        say(f"{ref}: {'still the former version' if there == before else faults[0] + '; looking again'}")
         time.sleep(next(pauses))
-    raise AudiotagError('; '.join(faults), file=ref, fix='publish again: that makes a new version with all files')
+    raise AudiotagError("; ".join(faults), file=ref, fix="publish again: that makes a new version with all files")
 
 # %% ../../nbs/kaggle/06_client.ipynb #aed51837
-def _sound(folder:Path):
+def _sound(folder: Path):
     "Raise `AudiotagError` if a packed folder is not what was packed; bring its manifest up to date after an export."
     about = read_manifest(folder)
-    strange = [o for o in changed_files(folder) if o not in ('README.md','dataset-metadata.json')] if about['files'] else []
-    if (folder/'bundle.json').is_file():
+    strange = (
+        [o for o in changed_files(folder) if o not in ("README.md", "dataset-metadata.json")] if about["files"] else []
+    )
+    if (folder / "bundle.json").is_file():
         from audiotag.infer.bundle import open_bundles
+
         bundles = open_bundles(folder)
         bundles.check_files()
-        known = {*bundles.files, 'bundle.json', 'audiotag.json'}
-        strange = [o for o in strange if o not in known and (folder/o).exists()]
-    if strange: raise AudiotagError(f'{a_few(strange)} changed since it was packed', file=folder, fix='pack it again')
-    if about['files'] and changed_files(folder): write_json(folder/'manifest.json', _again(folder, about))
+        known = {*bundles.files, "bundle.json", "audiotag.json"}
+        strange = [o for o in strange if o not in known and (folder / o).exists()]
+    if strange:
+        raise AudiotagError(f"{a_few(strange)} changed since it was packed", file=folder, fix="pack it again")
+    if about["files"] and changed_files(folder):
+        write_json(folder / "manifest.json", _again(folder, about))
 
-def _again(folder, about)->dict:
+
+def _again(folder, about) -> dict:
     with tempfile.TemporaryDirectory() as tmp:
         for o in folder.iterdir():
-            if o.is_file(): os.symlink(o.resolve(), Path(tmp)/o.name)
-        (Path(tmp)/'manifest.json').unlink(missing_ok=True)
-        write_manifest(tmp, about['kind'])
-        return {**about, 'files': read_manifest(tmp)['files']}
+            if o.is_file():
+                os.symlink(o.resolve(), Path(tmp) / o.name)
+        (Path(tmp) / "manifest.json").unlink(missing_ok=True)
+        write_manifest(tmp, about["kind"])
+        return {**about, "files": read_manifest(tmp)["files"]}
 
 # %% ../../nbs/kaggle/06_client.ipynb #469de3c1
 def publish(
-    folder, # a packed dataset
+    folder,  # a packed dataset
     *,
-    message:str='', # note of the version
-    owner:str='', # Kaggle user name; empty: as in the metadata, or who is signed in
-    public:bool=False, # only when the dataset is made
-    wait_s:float|None=None, # for it to become ready; None: three minutes, and a second for each MB
-    every_s:float=5.,
-)->str: # 'owner/slug'
+    message: str = "",  # note of the version
+    owner: str = "",  # Kaggle user name; empty: as in the metadata, or who is signed in
+    public: bool = False,  # only when the dataset is made
+    wait_s: float | None = None,  # for it to become ready; None: three minutes, and a second for each MB
+    every_s: float = 5.0,
+) -> str:  # 'owner/slug'
     "Create a dataset, or a new version of it, and see that every file arrived; raises `AudiotagError` if one did not."
     folder = Path(folder).resolve()
     dataset_files(folder)
     _sound(folder)
-    ref,sent = _dataset(folder, owner),dataset_files(folder)
+    ref, sent = _dataset(folder, owner), dataset_files(folder)
     exists = _exists(ref)
     before = remote_files(ref) if exists else None
-    say(f"{ref}: {'a new version' if exists else 'a new dataset'}, {len(sent)} files, {sum(sent.values())/1e6:.1f} MB")
-    _send(ref, ('version', '-p', folder, '-m', message or 'packed by audiotag') if exists else ('create', '-p', folder, *(['--public'] if public else [])), len(sent))
-    _verify(ref, sent, before, wait_s=180+sum(sent.values())/1e6 if wait_s is None else wait_s, every_s=every_s)
+    say(
+        f"{ref}: {'a new version' if exists else 'a new dataset'}, {len(sent)} files, {sum(sent.values()) / 1e6:.1f} MB"
+    )
+    _send(
+        ref,
+        ("version", "-p", folder, "-m", message or "packed by audiotag")
+        if exists
+        else ("create", "-p", folder, *(["--public"] if public else [])),
+        len(sent),
+    )
+    _verify(ref, sent, before, wait_s=180 + sum(sent.values()) / 1e6 if wait_s is None else wait_s, every_s=every_s)
     return ref
 
 # %% ../../nbs/kaggle/06_client.ipynb #774e9c72
-def _send(ref:str, words, n:int):
+def _send(ref: str, words, n: int):
     "Let the client upload, and read what it prints."
-    said = kaggle('datasets', *words, show=('upload successful','upload unsuccessful','skipping'), within_s=None)
-    if said.code or not said.line('being created'):
-        why = said.line('error', 'already in use', 'denied', 'forbidden') or said.last
-        raise AudiotagError(f'Kaggle did not take it ({why[:300]})', file=ref, fix='correct what it names, and publish again')
-    if lost := re.findall(r'^Upload unsuccessful: (.*)$', said.text, re.M):
-        raise AudiotagError(f'{len(lost)} of {n} files did not arrive: {a_few(lost)}', file=ref, fix='publish again: that makes a new version with all files')
+    said = kaggle("datasets", *words, show=("upload successful", "upload unsuccessful", "skipping"), within_s=None)
+    if said.code or not said.line("being created"):
+        why = said.line("error", "already in use", "denied", "forbidden") or said.last
+        raise AudiotagError(
+            f"Kaggle did not take it ({why[:300]})", file=ref, fix="correct what it names, and publish again"
+        )
+    if lost := re.findall(r"^Upload unsuccessful: (.*)$", said.text, re.M):
+        raise AudiotagError(
+            f"{len(lost)} of {n} files did not arrive: {a_few(lost)}",
+            file=ref,
+            fix="publish again: that makes a new version with all files",
+        )
 
-def _exists(ref:str)->bool:
+
+def _exists(ref: str) -> bool:
     "Whether there is such a dataset; raises `AudiotagError` when the server cannot be asked."
-    said = kaggle('datasets', 'status', ref)
-    if said.code and (said.line('max retries', 'connection', 'timed out', 'proxy') or re.search(r'\b5\d\d (server )?error', said.text, re.I)):
-        raise AudiotagError(f'Kaggle cannot be reached ({said.last})', file=ref, fix='try again later')
+    said = kaggle("datasets", "status", ref)
+    if said.code and (
+        said.line("max retries", "connection", "timed out", "proxy")
+        or re.search(r"\b5\d\d (server )?error", said.text, re.I)
+    ):
+        raise AudiotagError(f"Kaggle cannot be reached ({said.last})", file=ref, fix="try again later")
     return not said.code
 
 # %% ../../nbs/kaggle/06_client.ipynb #8e86c575
 def kernel_metadata(
-    folder, # the kernel's
-    nb, # the notebook
+    folder,  # the kernel's
+    nb,  # the notebook
     *,
-    code_file:str, # its file name
-    owner:str,
-    title:str='', # at least 5 characters; the slug in words if empty
-    old:dict|None=None, # metadata that is there: what the user added to it stays
-)->dict:
+    code_file: str,  # its file name
+    owner: str,
+    title: str = "",  # at least 5 characters; the slug in words if empty
+    old: dict | None = None,  # metadata that is there: what the user added to it stays
+) -> dict:
     "The content of a `kernel-metadata.json`: private, without internet, with the notebook's own sources."
     had = old or {}
-    if not re.fullmatch('[A-Za-z0-9][A-Za-z0-9-]*', owner): raise AudiotagError(f'{owner!r} is no Kaggle user name', field='owner', fix='letters, digits and hyphens')
-    title = title or str(had.get('title') or slug_of(Path(folder).name).replace('-', ' '))
-    slug = re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')
-    if not (5<=len(title)<=50 and len(slug)>=5): raise AudiotagError(f'the title {title!r} has {len(title)} characters', field='title', fix='give 5 to 50, most of them letters and digits')
+    if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9-]*", owner):
+        raise AudiotagError(f"{owner!r} is no Kaggle user name", field="owner", fix="letters, digits and hyphens")
+    title = title or str(had.get("title") or slug_of(Path(folder).name).replace("-", " "))
+    slug = re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")
+    if not (5 <= len(title) <= 50 and len(slug) >= 5):
+        raise AudiotagError(
+            f"the title {title!r} has {len(title)} characters",
+            field="title",
+            fix="give 5 to 50, most of them letters and digits",
+        )
     want = notebook_sources(nb)
-    full = lambda names: [o if '/' in o else f'{owner}/{o}' for o in names]
-    more = lambda key, names: list(dict.fromkeys([*names, *(o for o in had.get(key) or [] if isinstance(o, str) and f'{NOBODY}/' not in o)]))
-    return {'enable_gpu': False, 'enable_tpu': False, **had, 'id': f'{owner}/{slug}', 'title': title, 'code_file': code_file, 'language': 'python', 'kernel_type': 'notebook',
-            'is_private': had.get('is_private', True), 'enable_internet': False, 'dataset_sources': more('dataset_sources', full(want.datasets)),
-            'competition_sources': more('competition_sources', want.competitions), 'kernel_sources': more('kernel_sources', full(want.notebooks)), 'model_sources': more('model_sources', want.models)}
+    full = lambda names: [o if "/" in o else f"{owner}/{o}" for o in names]
+    more = lambda key, names: list(
+        dict.fromkeys([*names, *(o for o in had.get(key) or [] if isinstance(o, str) and f"{NOBODY}/" not in o)])
+    )
+    return {
+        "enable_gpu": False,
+        "enable_tpu": False,
+        **had,
+        "id": f"{owner}/{slug}",
+        "title": title,
+        "code_file": code_file,
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": had.get("is_private", True),
+        "enable_internet": False,
+        "dataset_sources": more("dataset_sources", full(want.datasets)),
+        "competition_sources": more("competition_sources", want.competitions),
+        "kernel_sources": more("kernel_sources", full(want.notebooks)),
+        "model_sources": more("model_sources", want.models),
+    }
 
 # %% ../../nbs/kaggle/06_client.ipynb #b9f027d2
-MOST_SOURCE = 1_000_000 # bytes of a notebook without its outputs
+MOST_SOURCE = 1_000_000  # bytes of a notebook without its outputs
+
 
 def _small_enough(notebook):
     nb = read_notebook(notebook)
-    size = len(json.dumps([{k: v for k,v in c.items() if k!='outputs'} for c in nb.cells]).encode())
-    if size>=MOST_SOURCE: raise AudiotagError(f'has {size/1e6:.1f} MB of source, Kaggle takes less than 1', file=notebook, fix='move attachments and long data out of it')
+    size = len(json.dumps([{k: v for k, v in c.items() if k != "outputs"} for c in nb.cells]).encode())
+    if size >= MOST_SOURCE:
+        raise AudiotagError(
+            f"has {size / 1e6:.1f} MB of source, Kaggle takes less than 1",
+            file=notebook,
+            fix="move attachments and long data out of it",
+        )
+
 
 def pack_kernel(
-    notebook, # the inference notebook
-    folder, # the kernel's folder, usually kaggle_datasets/NAME
+    notebook,  # the inference notebook
+    folder,  # the kernel's folder, usually kaggle_datasets/NAME
     *,
-    owner:str='',
-    title:str='',
-)->Path:
+    owner: str = "",
+    title: str = "",
+) -> Path:
     "Put a notebook without its outputs, its metadata and a manifest into a folder that `push` sends."
-    notebook,folder = Path(notebook).resolve(),Path(folder).resolve()
+    notebook, folder = Path(notebook).resolve(), Path(folder).resolve()
     nb = read_notebook(notebook)
     for c in nb.cells:
-        if c.cell_type=='code': c.outputs,c.execution_count = [],None
-    data = (json.dumps(nb, indent=1, ensure_ascii=False)+'\n').encode()
+        if c.cell_type == "code":
+            c.outputs, c.execution_count = [], None
+    data = (json.dumps(nb, indent=1, ensure_ascii=False) + "\n").encode()
     _small_enough(notebook)
-    check_replaceable(folder, ('.ipynb',), kind='kernel')
-    old = read_json(folder/'kernel-metadata.json') if (folder/'kernel-metadata.json').is_file() else {}
-    owner = owner or (str(old.get('id')).split('/')[0] if old.get('id') else NOBODY)
-    about = kernel_metadata(folder, nb, code_file=notebook.name, owner=owner, title=title, old={} if old.get('code_file', notebook.name)!=notebook.name else old)
-    readme = f"# {about['title']}\n\nSend it with `audiotag push {folder.name}`. It wants these attached: {', '.join(about['competition_sources']+about['dataset_sources'])}.\n"
+    check_replaceable(folder, (".ipynb",), kind="kernel")
+    old = read_json(folder / "kernel-metadata.json") if (folder / "kernel-metadata.json").is_file() else {}
+    owner = owner or (str(old.get("id")).split("/")[0] if old.get("id") else NOBODY)
+    about = kernel_metadata(
+        folder,
+        nb,
+        code_file=notebook.name,
+        owner=owner,
+        title=title,
+        old={} if old.get("code_file", notebook.name) != notebook.name else old,
+    )
+    readme = f"# {about['title']}\n\nSend it with `audiotag push {folder.name}`. It wants these attached: {', '.join(about['competition_sources'] + about['dataset_sources'])}.\n"
     with atomic_folder(folder, replace=True) as part:
-        for name,content in ((notebook.name, data), ('README.md', readme.encode())): write_bytes(part/name, content)
-        write_json(part/'kernel-metadata.json', about)
-        write_manifest(part, 'kernel', readme=readme)
+        for name, content in ((notebook.name, data), ("README.md", readme.encode())):
+            write_bytes(part / name, content)
+        write_json(part / "kernel-metadata.json", about)
+        write_manifest(part, "kernel", readme=readme)
     return folder
 
 # %% ../../nbs/kaggle/06_client.ipynb #9588f5fb
 def push(
-    folder, # of `pack_kernel`, or any with one notebook
+    folder,  # of `pack_kernel`, or any with one notebook
     *,
-    owner:str='', # Kaggle user name; empty: as in the metadata, or who is signed in
-    title:str='',
-)->dict: # kernel ('owner/slug'), version, url
+    owner: str = "",  # Kaggle user name; empty: as in the metadata, or who is signed in
+    title: str = "",
+) -> dict:  # kernel ('owner/slug'), version, url
     "Write `kernel-metadata.json` and push the kernel; raises `AudiotagError` when Kaggle does not take it, or not with all of its sources."
     folder = Path(folder).resolve()
-    path,books = folder/'kernel-metadata.json',sorted(folder.glob('*.ipynb'))
+    path, books = folder / "kernel-metadata.json", sorted(folder.glob("*.ipynb"))
     old = read_json(path) if path.is_file() else {}
-    code = str(old.get('code_file') or (books[0].name if len(books)==1 else ''))
-    if not (code and (folder/code).is_file()): raise AudiotagError(f'holds {len(books)} notebooks', file=folder, fix='pack the one that is to be pushed: `audiotag pack kernel NOTEBOOK DIR`')
-    had = str(old.get('id') or NOBODY).split('/')[0]
-    owner = owner or (had if had!=NOBODY else _whoami())
-    about = kernel_metadata(folder, read_notebook(folder/code), code_file=code, owner=owner, title=title, old=old)
-    _small_enough(folder/code)
+    code = str(old.get("code_file") or (books[0].name if len(books) == 1 else ""))
+    if not (code and (folder / code).is_file()):
+        raise AudiotagError(
+            f"holds {len(books)} notebooks",
+            file=folder,
+            fix="pack the one that is to be pushed: `audiotag pack kernel NOTEBOOK DIR`",
+        )
+    had = str(old.get("id") or NOBODY).split("/")[0]
+    owner = owner or (had if had != NOBODY else _whoami())
+    about = kernel_metadata(folder, read_notebook(folder / code), code_file=code, owner=owner, title=title, old=old)
+    _small_enough(folder / code)
     write_json(path, about)
-    (folder/'pushed.json').unlink(missing_ok=True)
-    said = kaggle('kernels', 'push', '-p', folder)
-    done = re.search(r'Kernel version (\d+ )?successfully pushed\.\s+Please check progress at (\S+)', said.text)
-    if said.code or not done: raise AudiotagError(f"Kaggle did not take the kernel ({(said.line('error') or said.last)[:300]})", file=about['id'], fix='correct what it names, and push again')
-    if lost := said.line('are not valid', 'could not be added'):
-        raise AudiotagError(f'the kernel was pushed, but not as it should be: {_paragraph(said.text, lost)}', file=about['id'], fix='publish the datasets first, join the competition, and push again')
-    pushed = {'kernel': about['id'], 'version': int(done[1]) if done[1] else None, 'url': done[2]}
-    write_json(folder/'pushed.json', pushed)
+    (folder / "pushed.json").unlink(missing_ok=True)
+    said = kaggle("kernels", "push", "-p", folder)
+    done = re.search(r"Kernel version (\d+ )?successfully pushed\.\s+Please check progress at (\S+)", said.text)
+    if said.code or not done:
+        raise AudiotagError(
+            f"Kaggle did not take the kernel ({(said.line('error') or said.last)[:300]})",
+            file=about["id"],
+            fix="correct what it names, and push again",
+        )
+    if lost := said.line("are not valid", "could not be added"):
+        raise AudiotagError(
+            f"the kernel was pushed, but not as it should be: {_paragraph(said.text, lost)}",
+            file=about["id"],
+            fix="publish the datasets first, join the competition, and push again",
+        )
+    pushed = {"kernel": about["id"], "version": int(done[1]) if done[1] else None, "url": done[2]}
+    write_json(folder / "pushed.json", pushed)
     return pushed
+
 
 def _paragraph(text, line):
     lines = text.splitlines()
-    return ' '.join(lines[lines.index(line):][:2])[:300]
+    return " ".join(lines[lines.index(line) :][:2])[:300]
 
 # %% ../../nbs/kaggle/06_client.ipynb #f4b789b3
-def _kernel_of(target)->tuple: # 'owner/slug', what is known of it
+def _kernel_of(target) -> tuple:  # 'owner/slug', what is known of it
     "A kernel's name: itself, or that of the folder that was pushed."
     folder = Path(target)
     if not folder.is_dir():
-        if re.fullmatch(r'[\w-]+/[\w-]+', str(target)): return str(target), {}
-        raise AudiotagError(f'{str(target)!r} is neither a kernel nor a folder', fix='give owner/slug, or the folder that was pushed')
-    about = read_json(folder/'pushed.json') if (folder/'pushed.json').is_file() else {}
-    meta = read_json(folder/'kernel-metadata.json') if (folder/'kernel-metadata.json').is_file() else {}
-    if not (about or meta): raise AudiotagError('holds no kernel', file=folder, fix='`audiotag push` it first')
-    return about.get('kernel') or meta['id'], {**meta, **about}
+        if re.fullmatch(r"[\w-]+/[\w-]+", str(target)):
+            return str(target), {}
+        raise AudiotagError(
+            f"{str(target)!r} is neither a kernel nor a folder", fix="give owner/slug, or the folder that was pushed"
+        )
+    about = read_json(folder / "pushed.json") if (folder / "pushed.json").is_file() else {}
+    meta = read_json(folder / "kernel-metadata.json") if (folder / "kernel-metadata.json").is_file() else {}
+    if not (about or meta):
+        raise AudiotagError("holds no kernel", file=folder, fix="`audiotag push` it first")
+    return about.get("kernel") or meta["id"], {**meta, **about}
 
-def _status(kernel:str)->tuple: # state in lower case, failure message
-    said = kaggle('kernels', 'status', kernel)
+
+def _status(kernel: str) -> tuple:  # state in lower case, failure message
+    said = kaggle("kernels", "status", kernel)
     found = re.search(r'has status "(?:\w+\.)?(\w+)"', said.text)
     why = re.search(r'Failure message: "(.*)"', said.text, re.S)
-    return (found[1].lower() if found and not said.code else ''), (why[1] if why else '' if found else said.last)
+    return (found[1].lower() if found and not said.code else ""), (why[1] if why else "" if found else said.last)
 
 # %% ../../nbs/kaggle/06_client.ipynb #3d11a9db
 def follow(
-    target, # 'owner/slug', or the folder that was pushed
-    out, # folder for log and output; must not exist, or be one of ours
+    target,  # 'owner/slug', or the folder that was pushed
+    out,  # folder for log and output; must not exist, or be one of ours
     *,
-    wait_s:float=13*3600.,
-    every_s:float=20.,
-)->dict: # kernel, status, why, files
+    wait_s: float = 13 * 3600.0,
+    every_s: float = 20.0,
+) -> dict:  # kernel, status, why, files
     "Wait for the end of a kernel, and fetch its log and output; the log and what there is of the output also when it failed."
-    kernel,_ = _kernel_of(target)
-    start,shown,missed,pauses = time.monotonic(),None,0,_pauses(every_s)
+    kernel, _ = _kernel_of(target)
+    start, shown, missed, pauses = time.monotonic(), None, 0, _pauses(every_s)
     while True:
-        state,why = _status(kernel)
-        missed = 0 if state else missed+1
-        passed = time.monotonic()-start
-        if missed>=5 or (missed and 'denied' in why): raise AudiotagError(f'its status could not be had ({why})', file=kernel, fix='is the name right, and was it pushed?')
-        if state in ('complete','error','cancel_acknowledged','cancelled'): break
-        if passed>wait_s: raise AudiotagError(f'has not ended in {wait_s:.0f} s; its status is {state or why!r}', file=kernel, fix='follow it again later')
-        if (state, int(passed//60))!=shown: say(f'{kernel}: {state or why}, {passed:.0f} s'); shown = (state, int(passed//60))
-        time.sleep(min(next(pauses), max(.05, wait_s-passed)))
+        state, why = _status(kernel)
+        missed = 0 if state else missed + 1
+        passed = time.monotonic() - start
+        if missed >= 5 or (missed and "denied" in why):
+            raise AudiotagError(
+                f"its status could not be had ({why})", file=kernel, fix="is the name right, and was it pushed?"
+            )
+        if state in ("complete", "error", "cancel_acknowledged", "cancelled"):
+            break
+        if passed > wait_s:
+            raise AudiotagError(
+                f"has not ended in {wait_s:.0f} s; its status is {state or why!r}",
+                file=kernel,
+                fix="follow it again later",
+            )
+        if (state, int(passed // 60)) != shown:
+            say(f"{kernel}: {state or why}, {passed:.0f} s")
+            shown = (state, int(passed // 60))
+        time.sleep(min(next(pauses), max(0.05, wait_s - passed)))
     files = _fetch(kernel, Path(out))
-    return {'kernel': kernel, 'status': state, 'why': why, 'files': files}
+    return {"kernel": kernel, "status": state, "why": why, "files": files}
 
-def _fetch(kernel:str, out:Path)->list:
+
+def _fetch(kernel: str, out: Path) -> list:
     "Log and output into a new folder, whole or not at all."
-    if out.exists() and not (out/'.fetched').is_file(): raise AudiotagError('is already there, and was not made by `audiotag follow`', file=out, fix='name another folder with --out')
+    if out.exists() and not (out / ".fetched").is_file():
+        raise AudiotagError(
+            "is already there, and was not made by `audiotag follow`", file=out, fix="name another folder with --out"
+        )
     with atomic_folder(out, replace=True) as part:
-        said = kaggle('kernels', 'output', kernel, '-p', part, '--force', within_s=None)
-        if said.code: raise AudiotagError(f'its output could not be had ({said.last})', file=kernel, fix='follow it again')
-        write_bytes(part/'.fetched', f'{kernel}\n'.encode())
-    return sorted(str(p.relative_to(out)) for p in out.rglob('*') if p.is_file() and p.name!='.fetched')
+        said = kaggle("kernels", "output", kernel, "-p", part, "--force", within_s=None)
+        if said.code:
+            raise AudiotagError(f"its output could not be had ({said.last})", file=kernel, fix="follow it again")
+        write_bytes(part / ".fetched", f"{kernel}\n".encode())
+    return sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and p.name != ".fetched")
 
 # %% ../../nbs/kaggle/06_client.ipynb #ba40cac7
 def log_tail(
-    path, # of a kernel's .log
-    n:int=12, # lines
-)->str:
+    path,  # of a kernel's .log
+    n: int = 12,  # lines
+) -> str:
     "The last lines of a kernel's log, as they would stand on a screen."
-    text = Path(path).read_text(encoding='utf-8', errors='replace')
-    try: text = ''.join(str(o.get('data', '')) for o in json.loads(text))
-    except (ValueError, TypeError, AttributeError): pass
-    return scrub('\n'.join(text.splitlines()[-n:]))
+    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    try:
+        text = "".join(str(o.get("data", "")) for o in json.loads(text))
+    except (ValueError, TypeError, AttributeError):
+        pass
+    return scrub("\n".join(text.splitlines()[-n:]))
 
 # %% ../../nbs/kaggle/06_client.ipynb #a0e11385
 def submit(
-    target, # 'owner/slug', or the folder that was pushed
+    target,  # 'owner/slug', or the folder that was pushed
     *,
-    competition:str='', # empty: the one that the kernel's metadata names
-    version:int|None=None, # of the kernel; None: the one that was pushed
-    file:str='submission.csv', # the output file
-    message:str='',
-)->str: # what Kaggle said
+    competition: str = "",  # empty: the one that the kernel's metadata names
+    version: int | None = None,  # of the kernel; None: the one that was pushed
+    file: str = "submission.csv",  # the output file
+    message: str = "",
+) -> str:  # what Kaggle said
     "Submit a version of a kernel to a code competition; raises `AudiotagError` when Kaggle does not say that it took it."
-    kernel,known = _kernel_of(target)
-    version = version or known.get('version')
-    named = known.get('competition_sources') or []
-    competition = competition or (named[0] if len(named)==1 else '')
-    if not competition: raise AudiotagError(f'it is not clear which competition is meant ({a_few(named) or "none"} is named)', file=kernel, fix='give --competition')
-    if not version: raise AudiotagError('it is not clear which version is meant', file=kernel, fix='give --version; `audiotag push` prints it')
-    said = kaggle('competitions', 'submit', competition, '-k', kernel, '-v', version, '-f', file, '-m', message or f'{kernel} version {version}')
-    bad = said.line('could not', 'error', 'denied', 'not found', 'forbidden', 'exceed', 'failed', 'invalid', 'not allowed')
-    if said.code or bad or not said.text.strip(): raise AudiotagError(f'Kaggle did not take it ({bad or said.last})', file=f'{kernel}, version {version}', fix='is the version complete, and does it write that file?')
+    kernel, known = _kernel_of(target)
+    version = version or known.get("version")
+    named = known.get("competition_sources") or []
+    competition = competition or (named[0] if len(named) == 1 else "")
+    if not competition:
+        raise AudiotagError(
+            f"it is not clear which competition is meant ({a_few(named) or 'none'} is named)",
+            file=kernel,
+            fix="give --competition",
+        )
+    if not version:
+        raise AudiotagError(
+            "it is not clear which version is meant", file=kernel, fix="give --version; `audiotag push` prints it"
+        )
+    said = kaggle(
+        "competitions",
+        "submit",
+        competition,
+        "-k",
+        kernel,
+        "-v",
+        version,
+        "-f",
+        file,
+        "-m",
+        message or f"{kernel} version {version}",
+    )
+    bad = said.line(
+        "could not", "error", "denied", "not found", "forbidden", "exceed", "failed", "invalid", "not allowed"
+    )
+    if said.code or bad or not said.text.strip():
+        raise AudiotagError(
+            f"Kaggle did not take it ({bad or said.last})",
+            file=f"{kernel}, version {version}",
+            fix="is the version complete, and does it write that file?",
+        )
     return said.text.strip()

@@ -15,105 +15,146 @@ from ..core.errors import AudiotagError
 def read_notebook(path):
     "A notebook as nbformat 4; raises `AudiotagError` when it is missing or is none."
     import nbformat
-    try: nb = nbformat.read(str(path), as_version=4)
-    except FileNotFoundError: raise AudiotagError('file not found', file=path) from None
-    except Exception as e: raise AudiotagError(f'is not a readable notebook ({type(e).__name__}: {str(e).splitlines()[0][:120] if str(e) else ""})', file=path) from None # nbformat raises what json, jsonschema and its own validator raise
-    if not isinstance(nb.get('cells'), list): raise AudiotagError('is not a readable notebook (no cells)', file=path)
+
+    try:
+        nb = nbformat.read(str(path), as_version=4)
+    except FileNotFoundError:
+        raise AudiotagError("file not found", file=path) from None
+    except Exception as e:
+        raise AudiotagError(
+            f"is not a readable notebook ({type(e).__name__}: {str(e).splitlines()[0][:120] if str(e) else ''})",
+            file=path,
+        ) from None  # nbformat raises what json, jsonschema and its own validator raise
+    if not isinstance(nb.get("cells"), list):
+        raise AudiotagError("is not a readable notebook (no cells)", file=path)
     return nb
 
-def code_cells(nb)->list: # of nbformat cells
-    "The cells that are executed, in order: the n-th of them is In [n]."
-    return [c for c in nb.cells if c.cell_type=='code' and c.source.strip()]
 
-def _python(source:str)->str:
+def code_cells(nb) -> list:  # of nbformat cells
+    "The cells that are executed, in order: the n-th of them is In [n]."
+    return [c for c in nb.cells if c.cell_type == "code" and c.source.strip()]
+
+
+def _python(source: str) -> str:
     "The source without the lines that are IPython's."
-    return '\n'.join('pass' if o.lstrip().startswith(('%','!','?')) else o for o in source.splitlines())
+    return "\n".join("pass" if o.lstrip().startswith(("%", "!", "?")) else o for o in source.splitlines())
 
 # %% ../../nbs/kaggle/05_notebook.ipynb #20f107c2
-def parameters_cell(nb, path)->int:
+def parameters_cell(nb, path) -> int:
     "The place of the cell that begins with '# parameters' (as far as code goes); raises `AudiotagError` unless there is exactly one."
-    at = [i for i,c in enumerate(nb.cells) if c.cell_type=='code' and c.source.lstrip().startswith('# parameters')]
-    if len(at)!=1: raise AudiotagError(f'has {len(at)} cells that begin with "# parameters"', file=path, fix='mark the one cell with the settings')
+    at = [i for i, c in enumerate(nb.cells) if c.cell_type == "code" and c.source.lstrip().startswith("# parameters")]
+    if len(at) != 1:
+        raise AudiotagError(
+            f'has {len(at)} cells that begin with "# parameters"', file=path, fix="mark the one cell with the settings"
+        )
     return at[0]
 
-def with_parameters(nb, parameters:dict, path):
+
+def with_parameters(nb, parameters: dict, path):
     "Put a cell with `parameters` behind the one that begins with '# parameters'; changes `nb`."
     import nbformat
+
     at = parameters_cell(nb, path)
-    known = set(re.findall(r'^(\w+)\s*=', nb.cells[at].source, re.M))
-    if unknown := set(parameters)-known: raise AudiotagError(f'has no parameter {min(unknown)!r}', file=path, fix=f"choose from {', '.join(sorted(known))}")
-    nb.cells.insert(at+1, nbformat.v4.new_code_cell('\n'.join(f'{k} = {v!r}' for k,v in parameters.items())))
+    known = set(re.findall(r"^(\w+)\s*=", nb.cells[at].source, re.M))
+    if unknown := set(parameters) - known:
+        raise AudiotagError(
+            f"has no parameter {min(unknown)!r}", file=path, fix=f"choose from {', '.join(sorted(known))}"
+        )
+    nb.cells.insert(at + 1, nbformat.v4.new_code_cell("\n".join(f"{k} = {v!r}" for k, v in parameters.items())))
     return nb
 
 # %% ../../nbs/kaggle/05_notebook.ipynb #bb7820b7
 @dataclass
 class Sources:
     "Slugs of what a notebook wants mounted; datasets are 'owner/slug', or 'slug' where the notebook leaves the owner out."
-    competitions:list=field(default_factory=list)
-    datasets:list=field(default_factory=list)
-    notebooks:list=field(default_factory=list)
-    models:list=field(default_factory=list)
 
-    def add(self, kind:str, name:str):
+    competitions: list = field(default_factory=list)
+    datasets: list = field(default_factory=list)
+    notebooks: list = field(default_factory=list)
+    models: list = field(default_factory=list)
+
+    def add(self, kind: str, name: str):
         have = getattr(self, kind)
-        short = name.split('/')[-1]
-        if kind=='datasets' and '/' not in name and any(o.split('/')[-1]==name for o in have): return
-        if kind=='datasets' and short in have: have[have.index(short)] = name
-        elif name not in have: have.append(name)
+        short = name.split("/")[-1]
+        if kind == "datasets" and "/" not in name and any(o.split("/")[-1] == name for o in have):
+            return
+        if kind == "datasets" and short in have:
+            have[have.index(short)] = name
+        elif name not in have:
+            have.append(name)
 
-_is_competition,_is_dataset = re.compile('^(DATA|COMPETITION)$'), re.compile('^(WEIGHTS|WHEELS|BUNDLES?|DATASETS?)$')
-_slug = r'[A-Za-z0-9][\w-]*'
+
+_is_competition, _is_dataset = re.compile("^(DATA|COMPETITION)$"), re.compile("^(WEIGHTS|WHEELS|BUNDLES?|DATASETS?)$")
+_slug = r"[A-Za-z0-9][\w-]*"
 
 # %% ../../nbs/kaggle/05_notebook.ipynb #4adb7b86
-def _names(node, known:dict)->list:
+def _names(node, known: dict) -> list:
     "The strings that an expression stands for, as far as they are plain: literals, lists of them, names of such."
-    if isinstance(node, ast.Constant): return [node.value] if isinstance(node.value, str) else []
-    if isinstance(node, (ast.List,ast.Tuple)): return [s for o in node.elts for s in _names(o, known)]
+    if isinstance(node, ast.Constant):
+        return [node.value] if isinstance(node.value, str) else []
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [s for o in node.elts for s in _names(o, known)]
     return known.get(node.id, []) if isinstance(node, ast.Name) else []
 
-def _calls(tree, known:dict):
+
+def _calls(tree, known: dict):
     "Yield (kind, name) of each `find_input` in a cell; its sentinel tells a competition from a dataset."
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Call) or not node.args: continue
-        if getattr(node.func, 'id', getattr(node.func, 'attr', ''))!='find_input': continue
-        sentinel = ''.join(s for k in node.keywords if k.arg=='sentinel' for s in _names(k.value, known))
-        called = getattr(node.args[0], 'id', '')
-        competition = sentinel.endswith('.csv') if sentinel else bool(_is_competition.match(called))
-        for name in _names(node.args[0], known): yield ('competitions' if competition else 'datasets'), name
+        if not isinstance(node, ast.Call) or not node.args:
+            continue
+        if getattr(node.func, "id", getattr(node.func, "attr", "")) != "find_input":
+            continue
+        sentinel = "".join(s for k in node.keywords if k.arg == "sentinel" for s in _names(k.value, known))
+        called = getattr(node.args[0], "id", "")
+        competition = sentinel.endswith(".csv") if sentinel else bool(_is_competition.match(called))
+        for name in _names(node.args[0], known):
+            yield ("competitions" if competition else "datasets"), name
 
-def _mounted(source:str):
+
+def _mounted(source: str):
     "Yield (kind, name) of each path below /kaggle/input in a cell, in either layout."
-    for path in re.findall(r'/kaggle/input/([\w./-]+)', source):
-        kind,*rest = path.strip('/').split('/')
-        count = {'competitions': 1, 'datasets': 2, 'notebooks': 2, 'models': 5}.get(kind)
-        if count and len(rest)>=count: yield kind, '/'.join(rest[:count])
-        elif not count and rest and rest[0].startswith(('sample_submission','train','test')): yield 'competitions', kind
-        elif not count and '.' not in kind: yield 'datasets', kind
+    for path in re.findall(r"/kaggle/input/([\w./-]+)", source):
+        kind, *rest = path.strip("/").split("/")
+        count = {"competitions": 1, "datasets": 2, "notebooks": 2, "models": 5}.get(kind)
+        if count and len(rest) >= count:
+            yield kind, "/".join(rest[:count])
+        elif not count and rest and rest[0].startswith(("sample_submission", "train", "test")):
+            yield "competitions", kind
+        elif not count and "." not in kind:
+            yield "datasets", kind
 
 # %% ../../nbs/kaggle/05_notebook.ipynb #d8eb97a1
 def notebook_sources(
-    nb, # as `read_notebook` gives it
-)->Sources:
+    nb,  # as `read_notebook` gives it
+) -> Sources:
     "Which competition, datasets, notebooks and models the code of a notebook names."
-    cells,found,known = code_cells(nb),Sources(),{}
+    cells, found, known = code_cells(nb), Sources(), {}
     trees = [_tree(c.source) for c in cells]
     for node in (o for t in trees for o in t.body if isinstance(o, ast.Assign)):
         known.update({o.id: _names(node.value, known) for o in node.targets if isinstance(o, ast.Name)})
-    for t,names in known.items():
-        kind = 'competitions' if _is_competition.match(t) else 'datasets' if _is_dataset.match(t) else ''
-        for name in names if kind else []: _enter(found, kind, name)
-    for kind,name in (o for c,t in zip(cells, trees) for o in (*_calls(t, known), *_mounted(c.source))): _enter(found, kind, name)
-    found.datasets = [o for o in found.datasets if o.split('/')[-1] not in found.competitions]
+    for t, names in known.items():
+        kind = "competitions" if _is_competition.match(t) else "datasets" if _is_dataset.match(t) else ""
+        for name in names if kind else []:
+            _enter(found, kind, name)
+    for kind, name in (o for c, t in zip(cells, trees) for o in (*_calls(t, known), *_mounted(c.source))):
+        _enter(found, kind, name)
+    found.datasets = [o for o in found.datasets if o.split("/")[-1] not in found.competitions]
     return found
 
-def _tree(source:str):
-    "A cell as Python understands it; an empty one if it does not."
-    try: return ast.parse(_python(source))
-    except (SyntaxError, ValueError): return ast.parse('')
 
-def _enter(found:Sources, kind:str, name:str):
+def _tree(source: str):
+    "A cell as Python understands it; an empty one if it does not."
+    try:
+        return ast.parse(_python(source))
+    except (SyntaxError, ValueError):
+        return ast.parse("")
+
+
+def _enter(found: Sources, kind: str, name: str):
     "Add what is a slug; a path at home names no source."
-    head,_,rest = name.partition('/')
-    if head in ('competitions','datasets','notebooks','models'): kind,name = head,rest
-    most = {'competitions': 1, 'datasets': 2, 'notebooks': 2, 'models': 5}[kind]
-    if re.fullmatch(f'{_slug}(/{_slug}){{0,{most-1}}}', name): found.add(kind, name)
+    head, _, rest = name.partition("/")
+    if head in ("competitions", "datasets", "notebooks", "models"):
+        kind, name = head, rest
+    most = {"competitions": 1, "datasets": 2, "notebooks": 2, "models": 5}[kind]
+    if re.fullmatch(f"{_slug}(/{_slug}){{0,{most - 1}}}", name):
+        found.add(kind, name)

@@ -14,173 +14,298 @@ from ..core.files import atomic_folder, file_sha256, folder_kind, read_json, wri
 from ..infer.bundle import seal
 
 # %% ../../nbs/kaggle/02_pack.ipynb #28410dc4
-NOBODY = 'your-kaggle-name' # stands for the owner until one is given
+NOBODY = "your-kaggle-name"  # stands for the owner until one is given
 
-def slug_of(name:str)->str:
+
+def slug_of(name: str) -> str:
     "A slug from a folder's name: lower case, digits and hyphens, 6 to 50 characters."
-    slug = re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')
-    if not slug: raise AudiotagError(f'{name!r} has no letter or digit that a slug may have', field='slug', fix='name the folder in ASCII')
-    if len(slug)<6: slug = f'audiotag-{slug}'.strip('-')
-    if len(slug)>50: raise AudiotagError(f'{slug!r} has {len(slug)} characters, Kaggle takes 50', field='slug', fix='give the folder a shorter name')
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if not slug:
+        raise AudiotagError(
+            f"{name!r} has no letter or digit that a slug may have", field="slug", fix="name the folder in ASCII"
+        )
+    if len(slug) < 6:
+        slug = f"audiotag-{slug}".strip("-")
+    if len(slug) > 50:
+        raise AudiotagError(
+            f"{slug!r} has {len(slug)} characters, Kaggle takes 50", field="slug", fix="give the folder a shorter name"
+        )
     return slug
 
+
 def dataset_metadata(
-    name:str, # of the dataset's folder
+    name: str,  # of the dataset's folder
     *,
-    owner:str=NOBODY,
-    title:str='', # 6 to 50 characters; the slug in words if empty
-    description:str='', # Markdown for the dataset's page
-)->dict:
+    owner: str = NOBODY,
+    title: str = "",  # 6 to 50 characters; the slug in words if empty
+    description: str = "",  # Markdown for the dataset's page
+) -> dict:
     "The content of a `dataset-metadata.json`; raises `AudiotagError` on what Kaggle would refuse."
     slug = slug_of(name)
-    about = {'title': title or slug.replace('-', ' '), 'id': f'{owner}/{slug}', 'licenses': [{'name': 'CC0-1.0'}]}
-    return check_metadata({**about, **({'description': description} if description else {})})
+    about = {"title": title or slug.replace("-", " "), "id": f"{owner}/{slug}", "licenses": [{"name": "CC0-1.0"}]}
+    return check_metadata({**about, **({"description": description} if description else {})})
 
 # %% ../../nbs/kaggle/02_pack.ipynb #be44d716
-def _texts(o): return isinstance(o, list) and all(isinstance(k, str) and k for k in o)
+def _texts(o):
+    return isinstance(o, list) and all(isinstance(k, str) and k for k in o)
+
 
 def check_metadata(
-    about, # the content of a dataset-metadata.json
+    about,  # the content of a dataset-metadata.json
     *,
-    file='dataset-metadata.json', # for the message
-    folder=None, # where its resources are looked for; None does not look
-)->dict: # `about`
+    file="dataset-metadata.json",  # for the message
+    folder=None,  # where its resources are looked for; None does not look
+) -> dict:  # `about`
     "Raise `AudiotagError` on what Kaggle would refuse."
+
     def need(ok, field, what, fix):
-        if not ok: raise AudiotagError(what, file=file, field=field, fix=fix)
-    need(isinstance(about, dict), None, 'is no object', 'write {"title": …, "id": "owner/slug", "licenses": [{"name": "CC0-1.0"}]}')
-    text = {k: about.get(k) if isinstance(about.get(k), str) else '' for k in ('title','id','subtitle')}
-    owner,_,slug = text['id'].partition('/')
-    need(re.fullmatch('[A-Za-z0-9][A-Za-z0-9-]*', owner), 'id', f'{owner!r} is no Kaggle user name', 'give "id": "owner/slug" with letters, digits and hyphens')
-    need(re.fullmatch('[A-Za-z0-9-]{6,50}', slug), 'id', f'the slug {slug!r} has {len(slug)} characters or some that Kaggle refuses', 'give 6 to 50 letters, digits and hyphens')
-    need(6<=len(text['title'])<=50, 'title', f"the title {text['title']!r} has {len(text['title'])} characters", 'give 6 to 50')
-    need('subtitle' not in about or 20<=len(text['subtitle'])<=80, 'subtitle', f"the subtitle has {len(text['subtitle'])} characters", 'give 20 to 80, or none')
-    names = about.get('licenses')
-    need(isinstance(names, list) and len(names)==1 and isinstance(names[0], dict) and isinstance(names[0].get('name'), str), 'licenses', 'there must be exactly one licence', 'give [{"name": "CC0-1.0"}]')
-    need(_texts(about.get('keywords', [])), 'keywords', 'are no list of words', 'give ["audio"]')
-    listed = about.get('resources', [])
-    need(isinstance(listed, list) and all(isinstance(r, dict) and isinstance(r.get('path'), str) for r in listed), 'resources', 'are no list of objects with a path', 'give [{"path": …}]')
-    gone = [r['path'] for r in listed if folder and not (Path(folder)/r['path']).is_file()]
-    need(not gone, 'resources', f'{a_few(gone)} is not in the folder', 'take it off the list')
+        if not ok:
+            raise AudiotagError(what, file=file, field=field, fix=fix)
+
+    need(
+        isinstance(about, dict),
+        None,
+        "is no object",
+        'write {"title": …, "id": "owner/slug", "licenses": [{"name": "CC0-1.0"}]}',
+    )
+    text = {k: about.get(k) if isinstance(about.get(k), str) else "" for k in ("title", "id", "subtitle")}
+    owner, _, slug = text["id"].partition("/")
+    need(
+        re.fullmatch("[A-Za-z0-9][A-Za-z0-9-]*", owner),
+        "id",
+        f"{owner!r} is no Kaggle user name",
+        'give "id": "owner/slug" with letters, digits and hyphens',
+    )
+    need(
+        re.fullmatch("[A-Za-z0-9-]{6,50}", slug),
+        "id",
+        f"the slug {slug!r} has {len(slug)} characters or some that Kaggle refuses",
+        "give 6 to 50 letters, digits and hyphens",
+    )
+    need(
+        6 <= len(text["title"]) <= 50,
+        "title",
+        f"the title {text['title']!r} has {len(text['title'])} characters",
+        "give 6 to 50",
+    )
+    need(
+        "subtitle" not in about or 20 <= len(text["subtitle"]) <= 80,
+        "subtitle",
+        f"the subtitle has {len(text['subtitle'])} characters",
+        "give 20 to 80, or none",
+    )
+    names = about.get("licenses")
+    need(
+        isinstance(names, list)
+        and len(names) == 1
+        and isinstance(names[0], dict)
+        and isinstance(names[0].get("name"), str),
+        "licenses",
+        "there must be exactly one licence",
+        'give [{"name": "CC0-1.0"}]',
+    )
+    need(_texts(about.get("keywords", [])), "keywords", "are no list of words", 'give ["audio"]')
+    listed = about.get("resources", [])
+    need(
+        isinstance(listed, list) and all(isinstance(r, dict) and isinstance(r.get("path"), str) for r in listed),
+        "resources",
+        "are no list of objects with a path",
+        'give [{"path": …}]',
+    )
+    gone = [r["path"] for r in listed if folder and not (Path(folder) / r["path"]).is_file()]
+    need(not gone, "resources", f"{a_few(gone)} is not in the folder", "take it off the list")
     return about
 
 # %% ../../nbs/kaggle/02_pack.ipynb #0832f611
-MOST_FILES,MOST_BYTES = 50, 200*10**9 # of one dataset; the page shows 50 files at the top level
-_never_sent = ('dataset-metadata.json','kernel-metadata.json','model-metadata.json','model-instance-metadata.json','datapackage.json')
+MOST_FILES, MOST_BYTES = 50, 200 * 10**9  # of one dataset; the page shows 50 files at the top level
+_never_sent = (
+    "dataset-metadata.json",
+    "kernel-metadata.json",
+    "model-metadata.json",
+    "model-instance-metadata.json",
+    "datapackage.json",
+)
+
 
 def dataset_files(
-    folder, # of a dataset
-)->dict: # {name: bytes} of what the client will upload
+    folder,  # of a dataset
+) -> dict:  # {name: bytes} of what the client will upload
     "The files of a dataset; raises `AudiotagError` on what Kaggle would refuse, drop or never send."
     folder = Path(folder)
-    if not folder.is_dir(): raise AudiotagError('there is no such folder', file=folder, fix='pack it first: `audiotag pack …`')
-    entries = sorted(o for o in folder.iterdir() if o.name!='dataset-metadata.json')
+    if not folder.is_dir():
+        raise AudiotagError("there is no such folder", file=folder, fix="pack it first: `audiotag pack …`")
+    entries = sorted(o for o in folder.iterdir() if o.name != "dataset-metadata.json")
+
     def refuse(names, what, fix):
-        if names: raise AudiotagError(f'{what}: {a_few(names)}', file=folder, fix=fix)
-    refuse([o.name for o in entries if o.is_dir()], 'Kaggle would drop the folders in it', 'a dataset is flat: move their files up')
-    refuse([o.name for o in entries if not o.is_file()], 'holds what is no plain file', 'remove it')
-    refuse([o.name for o in entries if not re.fullmatch(r'[A-Za-z0-9_][A-Za-z0-9_.+ -]*', o.name)], 'Kaggle would refuse these file names', 'letters, digits and . _ + - only')
-    refuse([o.name for o in entries if o.name in _never_sent or o.name.startswith('dataset-cover-image.')], 'the client never uploads files of this name', 'rename them, or move them away')
+        if names:
+            raise AudiotagError(f"{what}: {a_few(names)}", file=folder, fix=fix)
+
+    refuse(
+        [o.name for o in entries if o.is_dir()],
+        "Kaggle would drop the folders in it",
+        "a dataset is flat: move their files up",
+    )
+    refuse([o.name for o in entries if not o.is_file()], "holds what is no plain file", "remove it")
+    refuse(
+        [o.name for o in entries if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+ -]*", o.name)],
+        "Kaggle would refuse these file names",
+        "letters, digits and . _ + - only",
+    )
+    refuse(
+        [o.name for o in entries if o.name in _never_sent or o.name.startswith("dataset-cover-image.")],
+        "the client never uploads files of this name",
+        "rename them, or move them away",
+    )
     size = {o.name: o.stat().st_size for o in entries}
-    if not size: raise AudiotagError('holds no files', file=folder, fix='pack it first: `audiotag pack …`')
-    if len(size)>MOST_FILES: raise AudiotagError(f'holds {len(size)} files, Kaggle takes {MOST_FILES}', file=folder, fix='join some of them')
-    if sum(size.values())>MOST_BYTES: raise AudiotagError(f'holds {sum(size.values())/1e9:.0f} GB, Kaggle takes {MOST_BYTES/1e9:.0f}', file=folder, fix='make two datasets of it')
+    if not size:
+        raise AudiotagError("holds no files", file=folder, fix="pack it first: `audiotag pack …`")
+    if len(size) > MOST_FILES:
+        raise AudiotagError(f"holds {len(size)} files, Kaggle takes {MOST_FILES}", file=folder, fix="join some of them")
+    if sum(size.values()) > MOST_BYTES:
+        raise AudiotagError(
+            f"holds {sum(size.values()) / 1e9:.0f} GB, Kaggle takes {MOST_BYTES / 1e9:.0f}",
+            file=folder,
+            fix="make two datasets of it",
+        )
     return size
 
 # %% ../../nbs/kaggle/02_pack.ipynb #c23951d0
 def write_manifest(
     folder,
-    kind:str, # 'weights', 'wheels', 'kernel'
+    kind: str,  # 'weights', 'wheels', 'kernel'
     *,
-    readme:str='', # the README as it was made; told from one that the user has changed by its hash
-    **facts, # further facts to keep in it
+    readme: str = "",  # the README as it was made; told from one that the user has changed by its hash
+    **facts,  # further facts to keep in it
 ):
     "List the files of a packed folder, with sizes and SHA-256, in its `manifest.json`; the same files give the same bytes."
     folder = Path(folder)
-    names = sorted(o.name for o in folder.iterdir() if o.is_file() and o.name not in ('manifest.json', 'dataset-metadata.json'))
-    files = {n: {'size': (folder/n).stat().st_size, 'sha256': file_sha256(folder/n)} for n in names}
-    write_json(folder/'manifest.json', {'kind': kind, 'readme': _sha256(readme), **facts, 'files': files})
+    names = sorted(
+        o.name for o in folder.iterdir() if o.is_file() and o.name not in ("manifest.json", "dataset-metadata.json")
+    )
+    files = {n: {"size": (folder / n).stat().st_size, "sha256": file_sha256(folder / n)} for n in names}
+    write_json(folder / "manifest.json", {"kind": kind, "readme": _sha256(readme), **facts, "files": files})
 
-def _sha256(text:str)->str: return hashlib.sha256(text.encode()).hexdigest()
 
-def read_manifest(folder)->dict:
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_manifest(folder) -> dict:
     "The content of a `manifest.json`; an empty one where there is none."
-    path = Path(folder)/'manifest.json'
-    if not path.is_file(): return {'kind': '', 'files': {}}
+    path = Path(folder) / "manifest.json"
+    if not path.is_file():
+        return {"kind": "", "files": {}}
     about = read_json(path)
-    if not isinstance(about, dict) or not isinstance(about.get('files'), dict) or not all(isinstance(o, dict) for o in about['files'].values()):
-        raise AudiotagError('is no manifest', file=path, fix='pack the folder again')
+    if (
+        not isinstance(about, dict)
+        or not isinstance(about.get("files"), dict)
+        or not all(isinstance(o, dict) for o in about["files"].values())
+    ):
+        raise AudiotagError("is no manifest", file=path, fix="pack the folder again")
     return about
 
-def changed_files(folder)->list:
+
+def changed_files(folder) -> list:
     "Names of files that are not as the manifest lists them: missing, new, of another size, or of other bytes."
-    folder,listed = Path(folder),read_manifest(folder)['files']
-    there = {o.name for o in folder.iterdir() if o.is_file()}-{'manifest.json', 'dataset-metadata.json'}
-    as_listed = lambda n: n in there and (folder/n).stat().st_size==listed[n].get('size') and file_sha256(folder/n)==listed[n].get('sha256')
-    return sorted({n for n in listed if not as_listed(n)} | (there-set(listed)))
+    folder, listed = Path(folder), read_manifest(folder)["files"]
+    there = {o.name for o in folder.iterdir() if o.is_file()} - {"manifest.json", "dataset-metadata.json"}
+    as_listed = lambda n: (
+        n in there
+        and (folder / n).stat().st_size == listed[n].get("size")
+        and file_sha256(folder / n) == listed[n].get("sha256")
+    )
+    return sorted({n for n in listed if not as_listed(n)} | (there - set(listed)))
 
 # %% ../../nbs/kaggle/02_pack.ipynb #72d84ac0
-_page_files = ('dataset-metadata.json','README.md','manifest.json','audiotag.json','pushed.json')
+_page_files = ("dataset-metadata.json", "README.md", "manifest.json", "audiotag.json", "pushed.json")
+
 
 def check_replaceable(
-    folder, # that is to be packed
-    suffixes, # of files that packing makes: ('.whl',)
+    folder,  # that is to be packed
+    suffixes,  # of files that packing makes: ('.whl',)
     *,
-    kind:str, # what its manifest or its audiotag.json must say for such files to be replaced
+    kind: str,  # what its manifest or its audiotag.json must say for such files to be replaced
 ):
     "Raise `AudiotagError` if `folder` holds anything that packing did not make."
     folder = Path(folder)
-    if not folder.exists(): return
-    if not folder.is_dir(): raise AudiotagError('is a file', file=folder, fix='name a folder')
-    made = {*read_manifest(folder)['files'], *_sealed(folder)}
-    ours = kind in (read_manifest(folder)['kind'], folder_kind(folder))
-    strange = sorted(o.name for o in folder.iterdir() if o.is_dir() or not (o.name in _page_files or o.name in made or (ours and o.suffix in suffixes)))
-    if strange: raise AudiotagError(f"holds files that packing did not make: {a_few(strange)}", file=folder, fix='name another folder, or move them away')
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise AudiotagError("is a file", file=folder, fix="name a folder")
+    made = {*read_manifest(folder)["files"], *_sealed(folder)}
+    ours = kind in (read_manifest(folder)["kind"], folder_kind(folder))
+    strange = sorted(
+        o.name
+        for o in folder.iterdir()
+        if o.is_dir() or not (o.name in _page_files or o.name in made or (ours and o.suffix in suffixes))
+    )
+    if strange:
+        raise AudiotagError(
+            f"holds files that packing did not make: {a_few(strange)}",
+            file=folder,
+            fix="name another folder, or move them away",
+        )
 
-def _sealed(folder:Path)->set:
+
+def _sealed(folder: Path) -> set:
     "Names of the files that a bundle lists as its own: also those that an export added."
-    about = read_json(folder/'bundle.json') if (folder/'bundle.json').is_file() else {}
-    return {'bundle.json', *(about.get('files') or {})} if isinstance(about, dict) and isinstance(about.get('files') or {}, dict) else set()
+    about = read_json(folder / "bundle.json") if (folder / "bundle.json").is_file() else {}
+    return (
+        {"bundle.json", *(about.get("files") or {})}
+        if isinstance(about, dict) and isinstance(about.get("files") or {}, dict)
+        else set()
+    )
 
 # %% ../../nbs/kaggle/02_pack.ipynb #eda4e45a
 def page(
-    folder, # that is packed; it may be there already
-    readme:str, # a new one
+    folder,  # that is packed; it may be there already
+    readme: str,  # a new one
     *,
-    owner:str='', # Kaggle user name; empty: as in the metadata that is there
-    title:str='',
-)->dict: # {'README.md': bytes, 'dataset-metadata.json': bytes}
+    owner: str = "",  # Kaggle user name; empty: as in the metadata that is there
+    title: str = "",
+) -> dict:  # {'README.md': bytes, 'dataset-metadata.json': bytes}
     "The two files of a dataset's page: new ones, or what the user wrote."
     folder = Path(folder)
-    made,old = read_manifest(folder).get('readme'),folder/'README.md'
-    mine = old.read_text(encoding='utf-8', errors='replace') if old.is_file() else ''
-    text = readme if not mine or _sha256(mine)==made else mine
-    return {'README.md': old.read_bytes() if text==mine else text.encode(), 'dataset-metadata.json': _metadata(folder, owner, title, text, made)}
+    made, old = read_manifest(folder).get("readme"), folder / "README.md"
+    mine = old.read_text(encoding="utf-8", errors="replace") if old.is_file() else ""
+    text = readme if not mine or _sha256(mine) == made else mine
+    return {
+        "README.md": old.read_bytes() if text == mine else text.encode(),
+        "dataset-metadata.json": _metadata(folder, owner, title, text, made),
+    }
 
 # %% ../../nbs/kaggle/02_pack.ipynb #3108d802
-def _metadata(folder:Path, owner:str, title:str, readme:str, made)->bytes:
+def _metadata(folder: Path, owner: str, title: str, readme: str, made) -> bytes:
     "The user's own metadata if there is some, with what is asked for; else a new one."
-    path = folder/'dataset-metadata.json'
-    if not path.is_file(): return _json(dataset_metadata(folder.name, owner=owner or NOBODY, title=title, description=readme))
+    path = folder / "dataset-metadata.json"
+    if not path.is_file():
+        return _json(dataset_metadata(folder.name, owner=owner or NOBODY, title=title, description=readme))
     old = check_metadata(read_json(path), file=path)
-    new = {**old, **({'id': f"{owner}/{old['id'].split('/')[1]}"} if owner else {}), **({'title': title} if title else {})}
-    if _sha256(str(old.get('description')))==made: new['description'] = readme
-    return _json(check_metadata(new, file=path)) if new!=old else path.read_bytes()
+    new = {
+        **old,
+        **({"id": f"{owner}/{old['id'].split('/')[1]}"} if owner else {}),
+        **({"title": title} if title else {}),
+    }
+    if _sha256(str(old.get("description"))) == made:
+        new["description"] = readme
+    return _json(check_metadata(new, file=path)) if new != old else path.read_bytes()
 
-def _json(o)->bytes: return (json.dumps(o, indent=1, ensure_ascii=False)+'\n').encode()
+
+def _json(o) -> bytes:
+    return (json.dumps(o, indent=1, ensure_ascii=False) + "\n").encode()
 
 # %% ../../nbs/kaggle/02_pack.ipynb #011c786c
-def _readme(run, table, slug)->str:
+def _readme(run, table, slug) -> str:
     line = lambda cells: f"| {' | '.join(cells)} |"
-    rows = '\n'.join(line([s, *(f'{v:.4f}' for v in row)]) for s,row in table.iterrows())
+    rows = "\n".join(line([s, *(f"{v:.4f}" for v in row)]) for s, row in table.iterrows())
     r = run.recipe
     return f"""# {r.name}
 
-Weights for audio tagging: {len(r.members)*r.n_folds} networks ({', '.join(r.members)}; {r.n_folds} folds each), {len(run.classes)} classes.
+Weights for audio tagging: {len(r.members) * r.n_folds} networks ({", ".join(r.members)}; {r.n_folds} folds each), {len(run.classes)} classes.
 Recipe {r.hash}: {type(r.model).__name__} on {type(r.front_end).__name__} at {r.front_end.sample_rate} Hz.
 
-{line(['out of fold, by stage', *table.columns])}
-{line(['---']*(1+len(table.columns)))}
+{line(["out of fold, by stage", *table.columns])}
+{line(["---"] * (1 + len(table.columns)))}
 {rows}
 
 The files are safetensors and JSON; opening them runs no code. With the audiotag wheel installed:
@@ -192,34 +317,57 @@ The files are safetensors and JSON; opening them runs no code. With the audiotag
 
 # %% ../../nbs/kaggle/02_pack.ipynb #b34ee97d
 def pack_weights(
-    run, # a finished `audiotag.train.run_folder.Run`
-    folder, # the dataset's folder, usually kaggle_datasets/NAME
+    run,  # a finished `audiotag.train.run_folder.Run`
+    folder,  # the dataset's folder, usually kaggle_datasets/NAME
     *,
-    owner:str='', # Kaggle user name; empty: as in the metadata that is there
-    title:str='',
-    after=None, # steps of `audiotag.infer.postprocess` that `infer` is to take at the end; None: the recipe's, () for nothing
-)->Path:
+    owner: str = "",  # Kaggle user name; empty: as in the metadata that is there
+    title: str = "",
+    # steps of `audiotag.infer.postprocess` that `infer` is to take at the end; None: the recipe's, () for nothing
+    after=None,
+) -> Path:
     "Seal the members of a run as a bundle that can be uploaded; the same run gives the same bytes."
     from audiotag.data.competitions import class_prior
     from audiotag.infer.postprocess import steps_named
     from audiotag.train.run_folder import is_finished, stage_table
-    folder,recipe = Path(folder).resolve(),run.recipe
-    if after is None: after = steps_named(recipe.after)
-    if not is_finished(run): raise AudiotagError('is not finished', file=run.folder, fix='run the same `audiotag train` again: it goes on where it stopped')
-    check_replaceable(folder, ('.safetensors','.xml','.bin'), kind='bundle')
+
+    folder, recipe = Path(folder).resolve(), run.recipe
+    if after is None:
+        after = steps_named(recipe.after)
+    if not is_finished(run):
+        raise AudiotagError(
+            "is not finished", file=run.folder, fix="run the same `audiotag train` again: it goes on where it stopped"
+        )
+    check_replaceable(folder, (".safetensors", ".xml", ".bin"), kind="bundle")
     table = stage_table(run).filter(like=recipe.metric).round(6)
-    scores = {f'{s}, {c}': float(v) for s,row in table.iterrows() for c,v in row.items() if v==v}
+    scores = {f"{s}, {c}": float(v) for s, row in table.iterrows() for c, v in row.items() if v == v}
     readme = _readme(run, table, slug_of(folder.name))
     files = page(folder, readme, owner=owner, title=title)
-    members = [dict(stage=s, fold=k, oof=_fold_scores(run, s, k), state=run.model(s, k).state_dict()) for s in recipe.members for k in range(recipe.n_folds)]
+    members = [
+        dict(stage=s, fold=k, oof=_fold_scores(run, s, k), state=run.model(s, k).state_dict())
+        for s in recipe.members
+        for k in range(recipe.n_folds)
+    ]
     with atomic_folder(folder, replace=True) as part:
-        seal(part, name=recipe.name, classes=run.classes, front_end=recipe.front_end, windows=recipe.windows, activation=recipe.activation, model=recipe.model,
-             members=members, prior=class_prior(run.clips, run.classes), about={'recipe': recipe.hash, 'layout': recipe.layout, 'competition': run.competition, 'oof': scores} | ({'after': [s.to_dict() for s in after]} if after else {}), extra=files, replace=True)
-        write_manifest(part, 'weights', readme=readme)
+        seal(
+            part,
+            name=recipe.name,
+            classes=run.classes,
+            front_end=recipe.front_end,
+            windows=recipe.windows,
+            activation=recipe.activation,
+            model=recipe.model,
+            members=members,
+            prior=class_prior(run.clips, run.classes),
+            about={"recipe": recipe.hash, "layout": recipe.layout, "competition": run.competition, "oof": scores}
+            | ({"after": [s.to_dict() for s in after]} if after else {}),
+            extra=files,
+            replace=True,
+        )
+        write_manifest(part, "weights", readme=readme)
         dataset_files(part)
     return folder
 
 # %% ../../nbs/kaggle/02_pack.ipynb #ec2562ab
-def _fold_scores(run, stage, fold)->dict:
+def _fold_scores(run, stage, fold) -> dict:
     "The out-of-fold score of one model, by source."
-    return {k.split()[-1]: round(float(v), 6) for k,v in run.scores(stage, fold=fold).items() if v==v}
+    return {k.split()[-1]: round(float(v), 6) for k, v in run.scores(stage, fold=fold).items() if v == v}

@@ -23,104 +23,165 @@ from ..train.run_folder import is_finished
 @dataclass
 class Gathered:
     "The out-of-fold scores of several runs on the clips that they share."
-    members:dict # 'run: stage' -> (clips, classes)
-    clips:pd.DataFrame # the shared clips of the best-labelled source, with the folds of the first run
-    truth:np.ndarray # (clips, classes)
-    metric:str
-    notes:list # what was left out, as sentences
 
-def _names(runs)->list: # a name for each run that is its own
+    members: dict  # 'run: stage' -> (clips, classes)
+    clips: pd.DataFrame  # the shared clips of the best-labelled source, with the folds of the first run
+    truth: np.ndarray  # (clips, classes)
+    metric: str
+    notes: list  # what was left out, as sentences
+
+
+def _names(runs) -> list:  # a name for each run that is its own
     names = [r.recipe.name for r in runs]
-    return [n if names.count(n)==1 else f'{n} ({Path(r.folder).name})' for n,r in zip(names, runs)]
+    return [n if names.count(n) == 1 else f"{n} ({Path(r.folder).name})" for n, r in zip(names, runs)]
+
 
 def gather(
-    runs, # finished `audiotag.train.run_folder.Run`s of one competition
-)->Gathered:
+    runs,  # finished `audiotag.train.run_folder.Run`s of one competition
+) -> Gathered:
     "Collect what runs said out of fold; raises `AudiotagError` when they are not of the same clips, labels, groups or metric."
-    if not runs: raise AudiotagError('an ensemble needs a run', field='runs', fix='name one run folder or more')
+    if not runs:
+        raise AudiotagError("an ensemble needs a run", field="runs", fix="name one run folder or more")
     first = runs[0]
     for r in runs:
-        if not is_finished(r): raise AudiotagError('is not finished', file=r.folder, fix='run the same `audiotag train` again: it goes on where it stopped')
+        if not is_finished(r):
+            raise AudiotagError(
+                "is not finished", file=r.folder, fix="run the same `audiotag train` again: it goes on where it stopped"
+            )
         _comparable(first, r)
-    source = 'curated' if (first.clips.source=='curated').any() else first.clips.source.iloc[0]
-    mine = first.clips[first.clips.source==source]
+    source = "curated" if (first.clips.source == "curated").any() else first.clips.source.iloc[0]
+    mine = first.clips[first.clips.source == source]
     shared = set.intersection(*(set(r.clips.clip_id) for r in runs))
     clips = mine[mine.clip_id.isin(shared)].reset_index(drop=True)
     lacking = [c for c in mine.clip_id if c not in shared]
-    if not len(clips): raise AudiotagError('the runs share no clips', file=runs[-1].folder, fix='join runs of one competition')
-    members = {f'{name}: {s}': r.oof(s).loc[clips.clip_id, list(first.classes)].to_numpy(dtype=float) for name,r in zip(_names(runs), runs) for s in r.recipe.members}
-    notes = [f'{len(lacking)} clips are not in every run and were left out: {a_few(lacking)}'] if lacking else []
+    if not len(clips):
+        raise AudiotagError("the runs share no clips", file=runs[-1].folder, fix="join runs of one competition")
+    members = {
+        f"{name}: {s}": r.oof(s).loc[clips.clip_id, list(first.classes)].to_numpy(dtype=float)
+        for name, r in zip(_names(runs), runs)
+        for s in r.recipe.members
+    }
+    notes = [f"{len(lacking)} clips are not in every run and were left out: {a_few(lacking)}"] if lacking else []
     return Gathered(members, clips, targets(clips, first.classes), first.recipe.metric, notes)
 
 # %% ../../nbs/kaggle/03_pack_ensemble.ipynb #0cbdc244
 def _comparable(first, run):
     "Raise `AudiotagError` unless two runs can be compared clip by clip."
-    def refuse(what, fix): raise AudiotagError(f'{what}, compared with {first.folder}', file=run.folder, fix=fix)
-    if set(run.classes)!=set(first.classes): refuse(f'knows other classes ({a_few(sorted(set(run.classes)^set(first.classes)))})', 'join runs of one competition')
-    if run.recipe.metric!=first.recipe.metric: refuse(f'is judged by {run.recipe.metric} and not {first.recipe.metric}', 'join runs of one competition')
-    a,b = (r.clips.set_index('clip_id') for r in (first, run))
+
+    def refuse(what, fix):
+        raise AudiotagError(f"{what}, compared with {first.folder}", file=run.folder, fix=fix)
+
+    if set(run.classes) != set(first.classes):
+        refuse(
+            f"knows other classes ({a_few(sorted(set(run.classes) ^ set(first.classes)))})",
+            "join runs of one competition",
+        )
+    if run.recipe.metric != first.recipe.metric:
+        refuse(f"is judged by {run.recipe.metric} and not {first.recipe.metric}", "join runs of one competition")
+    a, b = (r.clips.set_index("clip_id") for r in (first, run))
     both = a.index.intersection(b.index)
-    for what in ('labels','source'):
-        if len(off := both[[x!=y for x,y in zip(a.loc[both, what], b.loc[both, what])]]): refuse(f'the clip {off[0]!r} has another {what.rstrip("s")}', 'train both on the same data')
-    place = first.clips.groupby('group').fold.nunique()
-    torn = run.clips[run.clips.clip_id.isin(both)].assign(group=lambda d: a.group[d.clip_id].to_numpy()).groupby('group').fold.nunique()
-    for t,where in ((place, first), (torn, run)):
-        if (t>1).any(): refuse(f'the group {t.index[t>1][0]!r} lies in several folds of {where.folder}', 'train with groups that are the same in both runs')
+    for what in ("labels", "source"):
+        if len(off := both[[x != y for x, y in zip(a.loc[both, what], b.loc[both, what])]]):
+            refuse(f"the clip {off[0]!r} has another {what.rstrip('s')}", "train both on the same data")
+    place = first.clips.groupby("group").fold.nunique()
+    torn = (
+        run.clips[run.clips.clip_id.isin(both)]
+        .assign(group=lambda d: a.group[d.clip_id].to_numpy())
+        .groupby("group")
+        .fold.nunique()
+    )
+    for t, where in ((place, first), (torn, run)):
+        if (t > 1).any():
+            refuse(
+                f"the group {t.index[t > 1][0]!r} lies in several folds of {where.folder}",
+                "train with groups that are the same in both runs",
+            )
 
 # %% ../../nbs/kaggle/03_pack_ensemble.ipynb #4f1c416c
 def fit_ensemble(
-    gathered:Gathered,
+    gathered: Gathered,
     *,
-    way:str='best', # a key of `WAYS`, or 'best': the highest score out of fold
-    draws:int=500, # of the bootstrap
-    seed:int=0,
-)->tuple: # (the way's name, `Combiner`, table)
+    way: str = "best",  # a key of `WAYS`, or 'best': the highest score out of fold
+    draws: int = 500,  # of the bootstrap
+    seed: int = 0,
+) -> tuple:  # (the way's name, `Combiner`, table)
     "Judge every way out of fold, and fit the chosen one to all clips."
-    if way not in ('best', *WAYS): raise AudiotagError(f'there is no way {way!r}', field='way', fix=did_you_mean(way, ('best', *WAYS)))
-    g,ways = gathered,with_metric(WAYS, gathered.metric)
-    if len(g.members)==1: ways = {'mean': Plain()} # nothing to choose
-    table = ensemble_table(g.members, g.truth, g.clips.fold.to_numpy(), ways=ways, metric=g.metric, groups=g.clips.group.to_numpy(), draws=draws, seed=seed)
-    name = table.loc[list(ways), g.metric].idxmax() if way=='best' else way
-    if name not in ways: raise AudiotagError('there is one member only', field='way', fix="choose 'mean'")
+    if way not in ("best", *WAYS):
+        raise AudiotagError(f"there is no way {way!r}", field="way", fix=did_you_mean(way, ("best", *WAYS)))
+    g, ways = gathered, with_metric(WAYS, gathered.metric)
+    if len(g.members) == 1:
+        ways = {"mean": Plain()}  # nothing to choose
+    table = ensemble_table(
+        g.members,
+        g.truth,
+        g.clips.fold.to_numpy(),
+        ways=ways,
+        metric=g.metric,
+        groups=g.clips.group.to_numpy(),
+        draws=draws,
+        seed=seed,
+    )
+    name = table.loc[list(ways), g.metric].idxmax() if way == "best" else way
+    if name not in ways:
+        raise AudiotagError("there is one member only", field="way", fix="choose 'mean'")
     combiner = ways[name].fit(np.stack(list(g.members.values())), g.truth, g.clips.fold.to_numpy(), seed=seed)
     return name, combiner, table
 
 # %% ../../nbs/kaggle/03_pack_ensemble.ipynb #b4ea198b
 def pack_ensemble(
-    runs, # finished runs
-    folder, # the dataset's folder, usually kaggle_datasets/NAME
+    runs,  # finished runs
+    folder,  # the dataset's folder, usually kaggle_datasets/NAME
     *,
-    bundles=(), # folders that were packed from these runs, in their order; empty: they are packed now
-    way:str='best',
-    owner:str='', # Kaggle user name; empty: as in the metadata that is there
-    title:str='',
-    seed:int=0,
-)->tuple: # (folder, the way's name, table)
+    bundles=(),  # folders that were packed from these runs, in their order; empty: they are packed now
+    way: str = "best",
+    owner: str = "",  # Kaggle user name; empty: as in the metadata that is there
+    title: str = "",
+    seed: int = 0,
+) -> tuple:  # (folder, the way's name, table)
     "One dataset folder of several runs, with the way to combine them that was fitted out of fold."
-    folder,runs = Path(folder).resolve(),list(runs)
-    check_replaceable(folder, ('.safetensors','.xml','.bin'), kind='bundle')
-    if bundles and len(bundles)!=len(runs): raise AudiotagError(f'{len(bundles)} bundles for {len(runs)} runs', field='bundles', fix='give one for each run, in the same order')
+    folder, runs = Path(folder).resolve(), list(runs)
+    check_replaceable(folder, (".safetensors", ".xml", ".bin"), kind="bundle")
+    if bundles and len(bundles) != len(runs):
+        raise AudiotagError(
+            f"{len(bundles)} bundles for {len(runs)} runs",
+            field="bundles",
+            fix="give one for each run, in the same order",
+        )
     gathered = gather(runs)
-    name,combiner,table = fit_ensemble(gathered, way=way, seed=seed)
+    name, combiner, table = fit_ensemble(gathered, way=way, seed=seed)
     with tempfile.TemporaryDirectory() as tmp:
-        packed = [Bundle(b) for b in bundles] or [Bundle(pack_weights(r, Path(tmp)/f'part-{i}')) for i,r in enumerate(runs)]
-        for b,r in zip(packed, runs):
-            if b.about.get('recipe')!=r.recipe.hash: raise AudiotagError(f'was not packed from {r.folder}', file=b.folder, fix='give the bundles in the order of the runs')
+        packed = [Bundle(b) for b in bundles] or [
+            Bundle(pack_weights(r, Path(tmp) / f"part-{i}")) for i, r in enumerate(runs)
+        ]
+        for b, r in zip(packed, runs):
+            if b.about.get("recipe") != r.recipe.hash:
+                raise AudiotagError(
+                    f"was not packed from {r.folder}", file=b.folder, fix="give the bundles in the order of the runs"
+                )
         readme = _readme(folder, gathered, name, table)
-        oof = {k: round(float(v), 6) for k,v in table[gathered.metric].items()}
+        oof = {k: round(float(v), 6) for k, v in table[gathered.metric].items()}
         with atomic_folder(folder, replace=True) as part:
-            join_bundles(part, packed, name=' + '.join(dict.fromkeys(r.recipe.name for r in runs)), combiner=combiner, about={'oof': oof, 'way': name},
-                         extra=page(folder, readme, owner=owner, title=title), replace=True)
-            write_manifest(part, 'weights', readme=readme)
+            join_bundles(
+                part,
+                packed,
+                name=" + ".join(dict.fromkeys(r.recipe.name for r in runs)),
+                combiner=combiner,
+                about={"oof": oof, "way": name},
+                extra=page(folder, readme, owner=owner, title=title),
+                replace=True,
+            )
+            write_manifest(part, "weights", readme=readme)
             dataset_files(part)
     return folder, name, table
 
 # %% ../../nbs/kaggle/03_pack_ensemble.ipynb #ec6afc28
-def _readme(folder, gathered, name, table)->str:
-    rows = '\n'.join(f"| {k} | {r[gathered.metric]:.4f} | {r['low']:.4f} to {r['high']:.4f} |" for k,r in table.iterrows())
+def _readme(folder, gathered, name, table) -> str:
+    rows = "\n".join(
+        f"| {k} | {r[gathered.metric]:.4f} | {r['low']:.4f} to {r['high']:.4f} |" for k, r in table.iterrows()
+    )
     return f"""# {folder.name}
 
-An ensemble for audio tagging: {', '.join(gathered.members)}, combined by {name}.
+An ensemble for audio tagging: {", ".join(gathered.members)}, combined by {name}.
 
 | out of fold | {gathered.metric} | 95 % interval |
 |---|---|---|

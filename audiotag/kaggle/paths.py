@@ -11,102 +11,158 @@ from pathlib import Path
 from ..core.errors import AudiotagError, a_few
 
 # %% ../../nbs/kaggle/01_paths.ipynb #77f26b25
-_mounts = ('competitions','datasets','notebooks','models')
+_mounts = ("competitions", "datasets", "notebooks", "models")
+
 
 def _patterns(
-    name:str, # 'slug', 'owner/slug', 'owner/model/framework/variation/version', or one of these behind its kind
-)->list: # of lists of glob patterns; what an earlier list finds is surer than what a later one does
+    name: str,  # 'slug', 'owner/slug', 'owner/model/framework/variation/version', or one of these behind its kind
+) -> list:  # of lists of glob patterns; what an earlier list finds is surer than what a later one does
     "Where below /kaggle/input something may be mounted: the new layout and the old one."
-    kind,_,rest = name.partition('/')
-    if kind not in _mounts: kind,rest = '',name
-    if not re.fullmatch(r'[\w.-]+(/[\w.-]+)*', rest): return []
-    parts = rest.split('/')
-    below = '/'.join(parts[2:]) or '*/*/*'
-    if len(parts)==1: new = [f'competitions/{rest}', f'datasets/*/{rest}', f'notebooks/*/{rest}', f'models/*/{rest}/*/*/*']
-    else: new = [*(f'{k}/{rest}' for k in ('datasets','notebooks') if len(parts)==2), f'models/{parts[0]}/{parts[1]}/{below}']
-    new,old = [p for p in new if p.startswith(kind)],['/'.join(parts[1:]) or rest]
-    return [new+old] if len(parts)==1 else [new, old]
+    kind, _, rest = name.partition("/")
+    if kind not in _mounts:
+        kind, rest = "", name
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", rest):
+        return []
+    parts = rest.split("/")
+    below = "/".join(parts[2:]) or "*/*/*"
+    if len(parts) == 1:
+        new = [f"competitions/{rest}", f"datasets/*/{rest}", f"notebooks/*/{rest}", f"models/*/{rest}/*/*/*"]
+    else:
+        new = [
+            *(f"{k}/{rest}" for k in ("datasets", "notebooks") if len(parts) == 2),
+            f"models/{parts[0]}/{parts[1]}/{below}",
+        ]
+    new, old = [p for p in new if p.startswith(kind)], ["/".join(parts[1:]) or rest]
+    return [new + old] if len(parts) == 1 else [new, old]
 
 # %% ../../nbs/kaggle/01_paths.ipynb #7e6da87e
-def _places(name:str, root:Path)->list: # of lists of folders; the first list that holds something is taken
+def _places(name: str, root: Path) -> list:  # of lists of folders; the first list that holds something is taken
     "Every folder that may be the one that is called `name`."
-    patterns,slug = _patterns(name),name.split('/')[-1]
+    patterns, slug = _patterns(name), name.split("/")[-1]
     below = lambda r, globs: [p for g in globs for p in sorted(r.glob(g))] if r.is_dir() else []
-    mine = [p for r in _input_folders() for p in ([r] if r.name==slug else [])+below(r, sum(patterns, []))]
+    mine = [p for r in _input_folders() for p in ([r] if r.name == slug else []) + below(r, sum(patterns, []))]
     here = Path.cwd()
-    packed = [p/'kaggle_datasets'/slug for p in (here, *here.parents)] if patterns else []
-    return [mine, *([*(packed if not i else []), *below(root, globs)] for i,globs in enumerate(patterns))]
+    packed = [p / "kaggle_datasets" / slug for p in (here, *here.parents)] if patterns else []
+    return [mine, *([*(packed if not i else []), *below(root, globs)] for i, globs in enumerate(patterns))]
 
-def _input_folders()->list:
-    return [Path(o).expanduser() for o in os.environ.get('AUDIOTAG_INPUT', '').split(os.pathsep) if o]
+
+def _input_folders() -> list:
+    return [Path(o).expanduser() for o in os.environ.get("AUDIOTAG_INPUT", "").split(os.pathsep) if o]
 
 # %% ../../nbs/kaggle/01_paths.ipynb #74d88dc2
-def _holding(place:Path, sentinel:str)->list:
+def _holding(place: Path, sentinel: str) -> list:
     "`place`, or folders in it, that hold a file `sentinel`."
     try:
-        if not place.is_dir(): return []
-        if not sentinel or any(place.glob(sentinel)): return [place]
+        if not place.is_dir():
+            return []
+        if not sentinel or any(place.glob(sentinel)):
+            return [place]
         return sorted({o.parent for o in place.rglob(sentinel)})
-    except OSError: return []
+    except OSError:
+        return []
 
-def _listing(folder)->dict: # {relative path: size}
-    return {os.path.relpath(os.path.join(d, f), folder): os.path.getsize(os.path.join(d, f)) for d,_,names in os.walk(folder, followlinks=True) for f in names}
 
-def _same(a:Path, b:Path)->bool:
+def _listing(folder) -> dict:  # {relative path: size}
+    return {
+        os.path.relpath(os.path.join(d, f), folder): os.path.getsize(os.path.join(d, f))
+        for d, _, names in os.walk(folder, followlinks=True)
+        for f in names
+    }
+
+
+def _same(a: Path, b: Path) -> bool:
     "Whether two folders are one, or hold the same."
     try:
-        if os.path.samefile(a, b): return True
+        if os.path.samefile(a, b):
+            return True
         files = _listing(a)
-        small = [f for f,n in files.items() if os.sep not in f and n<=1_000_000]
-        return bool(files) and files==_listing(b) and all(filecmp.cmp(a/f, b/f, shallow=False) for f in small)
-    except OSError: return False
+        small = [f for f, n in files.items() if os.sep not in f and n <= 1_000_000]
+        return bool(files) and files == _listing(b) and all(filecmp.cmp(a / f, b / f, shallow=False) for f in small)
+    except OSError:
+        return False
 
 # %% ../../nbs/kaggle/01_paths.ipynb #f68bc669
 def find_input(
-    name, # 'slug', 'owner/slug', 'owner/model/framework/variation/version', or a path
+    name,  # 'slug', 'owner/slug', 'owner/model/framework/variation/version', or a path
     *,
-    sentinel:str='', # a file that it must hold: 'sample_submission.csv', 'bundle.json', '*.whl'
-    root='/kaggle/input',
-)->Path: # the folder that holds the sentinel
+    sentinel: str = "",  # a file that it must hold: 'sample_submission.csv', 'bundle.json', '*.whl'
+    root="/kaggle/input",
+) -> Path:  # the folder that holds the sentinel
     "The folder of a competition, dataset, notebook or model, on Kaggle or at home; raises `AudiotagError` unless exactly one fits."
-    name,root = str(name),Path(root)
+    name, root = str(name), Path(root)
     path = Path(name).expanduser()
-    if not name.strip(): raise AudiotagError('the name of an input is empty', fix='give a slug, owner/slug, or a path')
-    places = [[path]] if path.is_dir() else _places(name.strip('/'), root)
+    if not name.strip():
+        raise AudiotagError("the name of an input is empty", fix="give a slug, owner/slug, or a path")
+    places = [[path]] if path.is_dir() else _places(name.strip("/"), root)
     for some in places:
         found = []
         for p in (q for o in some for q in _holding(o, sentinel)):
-            if not any(_same(p, f) for f in found): found.append(p)
-        if len(found)==1: return found[0]
-        if found: raise AudiotagError(f"{name!r} could be any of {', '.join(map(str, found))}", fix='give owner/slug, or a path')
+            if not any(_same(p, f) for f in found):
+                found.append(p)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise AudiotagError(
+                f"{name!r} could be any of {', '.join(map(str, found))}", fix="give owner/slug, or a path"
+            )
     raise _not_found(name, sentinel, [p for o in places for p in o if p.is_dir()], root)
 
 # %% ../../nbs/kaggle/01_paths.ipynb #44f9ef32
 def _not_found(name, sentinel, there, root):
     "What was looked at, and what is mounted under a similar name."
-    slug,homes = name.strip('/').split('/')[-1],[*_input_folders(), *(p/'kaggle_datasets' for p in (Path.cwd(), *Path.cwd().parents))]
-    looked = [str(root/g) for o in _patterns(name.strip('/')) for g in o]+[f'AUDIOTAG_INPUT={os.environ["AUDIOTAG_INPUT"]}' for _ in homes[:bool(_input_folders())]]
-    said = f"looked at {', '.join(looked+['kaggle_datasets here and above'])}" if looked else 'there is no such folder'
-    if there: said = '; '.join(f"{p} holds no {sentinel!r}, but {a_few(sorted(o.name for o in p.iterdir())) or 'nothing'}" for p in there[:3])
-    globs = ('*','competitions/*','datasets/*/*','notebooks/*/*','models/*/*')
-    mounted = {p for r in (root, *homes) for g in globs for p in r.glob(g) if p.is_dir() and not (p.parent==r and p.name in _mounts)}
-    near = difflib.get_close_matches(slug, sorted({p.name for p in mounted}), n=3, cutoff=.5)
-    hint = f"did you mean {' or '.join(str(p) for n in near for p in sorted(mounted) if p.name==n)}?" if near else f"there is {a_few(sorted(map(str, mounted)), 8) or 'nothing'};"
-    if there: hint = 'was every file uploaded?'
-    return AudiotagError(f'{name!r} was not found ({said})', fix=f'{hint} Attach it, or set AUDIOTAG_INPUT to the folder that holds it')
+    slug, homes = (
+        name.strip("/").split("/")[-1],
+        [*_input_folders(), *(p / "kaggle_datasets" for p in (Path.cwd(), *Path.cwd().parents))],
+    )
+    looked = [str(root / g) for o in _patterns(name.strip("/")) for g in o] + [
+        f"AUDIOTAG_INPUT={os.environ['AUDIOTAG_INPUT']}" for _ in homes[: bool(_input_folders())]
+    ]
+    said = (
+        f"looked at {', '.join(looked + ['kaggle_datasets here and above'])}" if looked else "there is no such folder"
+    )
+    if there:
+        said = "; ".join(
+            f"{p} holds no {sentinel!r}, but {a_few(sorted(o.name for o in p.iterdir())) or 'nothing'}"
+            for p in there[:3]
+        )
+    globs = ("*", "competitions/*", "datasets/*/*", "notebooks/*/*", "models/*/*")
+    mounted = {
+        p
+        for r in (root, *homes)
+        for g in globs
+        for p in r.glob(g)
+        if p.is_dir() and not (p.parent == r and p.name in _mounts)
+    }
+    near = difflib.get_close_matches(slug, sorted({p.name for p in mounted}), n=3, cutoff=0.5)
+    hint = (
+        f"did you mean {' or '.join(str(p) for n in near for p in sorted(mounted) if p.name == n)}?"
+        if near
+        else f"there is {a_few(sorted(map(str, mounted)), 8) or 'nothing'};"
+    )
+    if there:
+        hint = "was every file uploaded?"
+    return AudiotagError(
+        f"{name!r} was not found ({said})", fix=f"{hint} Attach it, or set AUDIOTAG_INPUT to the folder that holds it"
+    )
 
 # %% ../../nbs/kaggle/01_paths.ipynb #fb2d3cae
-def where()->str: # 'Kaggle, Interactive', 'Kaggle, Batch', 'home'
+def where() -> str:  # 'Kaggle, Interactive', 'Kaggle, Batch', 'home'
     "Where this runs."
-    kind = os.environ.get('KAGGLE_KERNEL_RUN_TYPE')
-    return f'Kaggle, {kind}' if kind else 'home'
+    kind = os.environ.get("KAGGLE_KERNEL_RUN_TYPE")
+    return f"Kaggle, {kind}" if kind else "home"
 
-def with_what()->str:
+
+def with_what() -> str:
     "Python and the libraries that decide how a submission comes out, with their versions."
     from importlib import metadata
+
     def of(name):
-        try: return metadata.version(name)
-        except metadata.PackageNotFoundError: return 'missing'
-    said = {n: of(n) for n in ('audiotag','torch','openvino','numpy','soundfile')}
-    if said['openvino']=='missing': said['openvino'] = 'missing (torch takes its place)'
-    return f"{where()}: Python {sys.version.split()[0]}, "+', '.join(f'{n} {v}' for n,v in said.items())
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            return "missing"
+
+    said = {n: of(n) for n in ("audiotag", "torch", "openvino", "numpy", "soundfile")}
+    if said["openvino"] == "missing":
+        said["openvino"] = "missing (torch takes its place)"
+    return f"{where()}: Python {sys.version.split()[0]}, " + ", ".join(f"{n} {v}" for n, v in said.items())

@@ -15,93 +15,145 @@ from .pack import check_replaceable, dataset_files, page, slug_of, write_manifes
 
 # %% ../../nbs/kaggle/04_wheels.ipynb #e4ccaa8f
 def audiotag_wheel(
-    folder, # where it is written
-)->Path:
+    folder,  # where it is written
+) -> Path:
     "Zip the installed audiotag as a wheel; the same code gives the same bytes."
     import audiotag
-    home,dist = Path(audiotag.__file__).parent,metadata.distribution('audiotag')
-    info = f'audiotag-{dist.version}.dist-info'
-    files = {f'audiotag/{p.relative_to(home).as_posix()}': p.read_bytes() for p in sorted(home.rglob('*')) if p.is_file() and '__pycache__' not in p.parts}
-    told = {'METADATA': dist.read_text('METADATA') or dist.read_text('PKG-INFO') or f'Metadata-Version: 2.1\nName: audiotag\nVersion: {dist.version}\n',
-            'WHEEL': 'Wheel-Version: 1.0\nGenerator: audiotag\nRoot-Is-Purelib: true\nTag: py3-none-any\n', 'entry_points.txt': dist.read_text('entry_points.txt') or ''}
-    files |= {f'{info}/{k}': v.encode() for k,v in told.items()}
-    record = [f"{n},sha256={base64.urlsafe_b64encode(hashlib.sha256(d).digest()).rstrip(b'=').decode()},{len(d)}" for n,d in files.items()]
-    files[f'{info}/RECORD'] = '\n'.join([*record, f'{info}/RECORD,,', '']).encode()
-    path = Path(folder)/f'audiotag-{dist.version}-py3-none-any.whl'
-    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as z:
-        for name,data in files.items(): z.writestr(_entry(name), data)
+
+    home, dist = Path(audiotag.__file__).parent, metadata.distribution("audiotag")
+    info = f"audiotag-{dist.version}.dist-info"
+    files = {
+        f"audiotag/{p.relative_to(home).as_posix()}": p.read_bytes()
+        for p in sorted(home.rglob("*"))
+        if p.is_file() and "__pycache__" not in p.parts
+    }
+    told = {
+        "METADATA": dist.read_text("METADATA")
+        or dist.read_text("PKG-INFO")
+        or f"Metadata-Version: 2.1\nName: audiotag\nVersion: {dist.version}\n",
+        "WHEEL": "Wheel-Version: 1.0\nGenerator: audiotag\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "entry_points.txt": dist.read_text("entry_points.txt") or "",
+    }
+    files |= {f"{info}/{k}": v.encode() for k, v in told.items()}
+    record = [
+        f"{n},sha256={base64.urlsafe_b64encode(hashlib.sha256(d).digest()).rstrip(b'=').decode()},{len(d)}"
+        for n, d in files.items()
+    ]
+    files[f"{info}/RECORD"] = "\n".join([*record, f"{info}/RECORD,,", ""]).encode()
+    path = Path(folder) / f"audiotag-{dist.version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
+        for name, data in files.items():
+            z.writestr(_entry(name), data)
     return path
 
+
 def _entry(name):
-    entry = zipfile.ZipInfo(name, (1980,1,1,0,0,0))
-    entry.compress_type,entry.external_attr = zipfile.ZIP_DEFLATED,0o644<<16
+    entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+    entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
     return entry
 
 # %% ../../nbs/kaggle/04_wheels.ipynb #637b052a
-_platforms = [f'manylinux_2_{n}_x86_64' for n in range(35, 16, -1)]+['manylinux2014_x86_64','linux_x86_64','any']
+_platforms = [f"manylinux_2_{n}_x86_64" for n in range(35, 16, -1)] + ["manylinux2014_x86_64", "linux_x86_64", "any"]
+
 
 def _download(
-    wanted, # requirements: 'openvino==2026.4.1'
-    python:str, # '3.12'
-    folder, # where the wheels go
+    wanted,  # requirements: 'openvino==2026.4.1'
+    python: str,  # '3.12'
+    folder,  # where the wheels go
 ):
     "Let pip download wheels for a Python and manylinux; raises `AudiotagError` with what pip said."
-    if not re.fullmatch(r'3\.\d+', python): raise AudiotagError(f'{python!r} is no Python version', field='--python', fix='give 3.12')
-    words = ['download', *wanted, '--no-deps', '--only-binary=:all:', '--implementation', 'cp', '--python-version', python, '--dest', str(folder)]
-    words += [o for p in _platforms for o in ('--platform', p)]+['--disable-pip-version-check','--no-input','--no-color','--quiet']
-    done = subprocess.run([sys.executable, '-m', 'pip', *words], capture_output=True, text=True)
-    if done.returncode==0: return
-    said = [o for o in (done.stderr or done.stdout).splitlines() if o.startswith('ERROR')] or (done.stderr or 'no word').strip().splitlines()[-1:]
-    why = re.sub(r'://[^/@\s]+@', '://', re.sub(r'^ERROR: ', '', said[-1]))[:300]
-    raise AudiotagError(f"pip found no wheel of {' or '.join(wanted)} for Python {python} ({why})", fix='is there internet, and is there such a version for that Python?')
+    if not re.fullmatch(r"3\.\d+", python):
+        raise AudiotagError(f"{python!r} is no Python version", field="--python", fix="give 3.12")
+    words = [
+        "download",
+        *wanted,
+        "--no-deps",
+        "--only-binary=:all:",
+        "--implementation",
+        "cp",
+        "--python-version",
+        python,
+        "--dest",
+        str(folder),
+    ]
+    words += [o for p in _platforms for o in ("--platform", p)] + [
+        "--disable-pip-version-check",
+        "--no-input",
+        "--no-color",
+        "--quiet",
+    ]
+    done = subprocess.run([sys.executable, "-m", "pip", *words], capture_output=True, text=True)
+    if done.returncode == 0:
+        return
+    said = [o for o in (done.stderr or done.stdout).splitlines() if o.startswith("ERROR")] or (
+        done.stderr or "no word"
+    ).strip().splitlines()[-1:]
+    why = re.sub(r"://[^/@\s]+@", "://", re.sub(r"^ERROR: ", "", said[-1]))[:300]
+    raise AudiotagError(
+        f"pip found no wheel of {' or '.join(wanted)} for Python {python} ({why})",
+        fix="is there internet, and is there such a version for that Python?",
+    )
 
-def _installed(name:str)->str:
+
+def _installed(name: str) -> str:
     "A requirement for the version that is installed here, or for the latest."
-    try: return f'{name}=={metadata.version(name)}'
-    except metadata.PackageNotFoundError: return name
+    try:
+        return f"{name}=={metadata.version(name)}"
+    except metadata.PackageNotFoundError:
+        return name
 
 # %% ../../nbs/kaggle/04_wheels.ipynb #2d48e7d0
-CARRIED = ('openvino','openvino-telemetry') # what Kaggle's image lacks, beside audiotag
+CARRIED = ("openvino", "openvino-telemetry")  # what Kaggle's image lacks, beside audiotag
+
 
 def pack_wheels(
-    folder, # the dataset's folder, usually kaggle_datasets/audiotag-wheels
+    folder,  # the dataset's folder, usually kaggle_datasets/audiotag-wheels
     *,
-    pythons=('3.12',), # versions that the kernel may run
-    carry=(), # requirements; empty: openvino and openvino-telemetry, in the versions that are installed here
-    owner:str='', # Kaggle user name; empty: as in the metadata that is there
-    title:str='',
-)->Path:
+    pythons=("3.12",),  # versions that the kernel may run
+    carry=(),  # requirements; empty: openvino and openvino-telemetry, in the versions that are installed here
+    owner: str = "",  # Kaggle user name; empty: as in the metadata that is there
+    title: str = "",
+) -> Path:
     "Download wheels for the kernel's Python, make audiotag's own, and pack them as a dataset; raises `AudiotagError` when one is missing."
-    folder,wanted = Path(folder).resolve(),list(carry) or [_installed(n) for n in CARRIED]
-    if not pythons: raise AudiotagError('no Python is named', field='--python', fix='give 3.12')
-    check_replaceable(folder, ('.whl',), kind='wheels')
+    folder, wanted = Path(folder).resolve(), list(carry) or [_installed(n) for n in CARRIED]
+    if not pythons:
+        raise AudiotagError("no Python is named", field="--python", fix="give 3.12")
+    check_replaceable(folder, (".whl",), kind="wheels")
     slug_of(folder.name)
     with atomic_folder(folder, replace=True) as part:
         audiotag_wheel(part)
-        for python in pythons: _download(wanted, python, part)
+        for python in pythons:
+            _download(wanted, python, part)
         names = sorted(o.name for o in part.iterdir())
         lacks = [(w, v) for w in wanted for v in pythons if not any(_fits(n, w, v) for n in names)]
-        if lacks: raise AudiotagError(f'no wheel of {lacks[0][0]} for Python {lacks[0][1]} came', file=folder, fix=f'there are {a_few(names)}')
+        if lacks:
+            raise AudiotagError(
+                f"no wheel of {lacks[0][0]} for Python {lacks[0][1]} came", file=folder, fix=f"there are {a_few(names)}"
+            )
         readme = _readme(names, pythons, slug_of(folder.name))
-        for name,data in page(folder, readme, owner=owner, title=title).items(): write_bytes(part/name, data)
-        write_manifest(part, 'wheels', readme=readme, pythons=list(pythons), wanted=wanted)
+        for name, data in page(folder, readme, owner=owner, title=title).items():
+            write_bytes(part / name, data)
+        write_manifest(part, "wheels", readme=readme, pythons=list(pythons), wanted=wanted)
         dataset_files(part)
     return folder
 
 # %% ../../nbs/kaggle/04_wheels.ipynb #0398f16d
-def _fits(wheel:str, wanted:str, python:str)->bool:
+def _fits(wheel: str, wanted: str, python: str) -> bool:
     "Whether a wheel's file name is of a requirement's package and for a Python."
-    plain = lambda o: re.sub(r'[-_.]+', '_', o).lower()
-    parts = wheel[:-4].split('-')
-    pys = parts[-3].split('.')
-    stable = parts[-2]=='abi3' and any(re.fullmatch(r'cp3\d+', p) and int(p[3:])<=int(python[2:]) for p in pys)
-    return plain(parts[0])==plain(re.split(r'[=<>!~ \[]', wanted)[0]) and (stable or 'py3' in pys or 'cp'+python.replace('.', '') in pys)
+    plain = lambda o: re.sub(r"[-_.]+", "_", o).lower()
+    parts = wheel[:-4].split("-")
+    pys = parts[-3].split(".")
+    stable = parts[-2] == "abi3" and any(re.fullmatch(r"cp3\d+", p) and int(p[3:]) <= int(python[2:]) for p in pys)
+    return plain(parts[0]) == plain(re.split(r"[=<>!~ \[]", wanted)[0]) and (
+        stable or "py3" in pys or "cp" + python.replace(".", "") in pys
+    )
 
-def _readme(names, pythons, slug)->str:
-    rows = '\n'.join(f'- `{n}`' for n in names)
+
+def _readme(names, pythons, slug) -> str:
+    rows = "\n".join(f"- `{n}`" for n in names)
     return f"""# {slug}
 
-Wheels for a Kaggle kernel without internet, Python {', '.join(pythons)}:
+Wheels for a Kaggle kernel without internet, Python {", ".join(pythons)}:
 
 {rows}
 

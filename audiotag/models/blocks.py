@@ -21,111 +21,150 @@ from ..audio.features import FrontEnd
 
 # %% ../../nbs/models/01_blocks.ipynb #1da52e9f
 def conv_bn_relu(
-    n_in:int, # channels that come in
-    n_out:int, # channels that go out
+    n_in: int,  # channels that come in
+    n_out: int,  # channels that go out
     *,
-    momentum:float=.1, # of batch norm, as torch counts it: the share of the new batch (Keras counts the other share)
-)->list: # three modules; bands and frames stay as they are
+    # of batch norm, as torch counts it: the share of the new batch (Keras counts the other share)
+    momentum: float = 0.1,
+) -> list:  # three modules; bands and frames stay as they are
     "3×3 convolution, batch norm, ReLU."
     conv = nn.Conv2d(n_in, n_out, 3, padding=1)
     nn.init.kaiming_normal_(conv.weight)
     nn.init.zeros_(conv.bias)
     return [conv, nn.BatchNorm2d(n_out, momentum=momentum), nn.ReLU(inplace=True)]
 
+
 class ConvBlock(nn.Sequential):
     "Two 3×3 conv-BN-ReLU and a 2×2 average pool: (B, n_in, bands, frames) -> (B, n_out, bands//2, frames//2)."
-    def __init__(self,
-        n_in:int, # channels that come in
-        n_out:int, # channels that go out
-    ): super().__init__(*conv_bn_relu(n_in, n_out), *conv_bn_relu(n_out, n_out), nn.AvgPool2d(2))
+
+    def __init__(
+        self,
+        n_in: int,  # channels that come in
+        n_out: int,  # channels that go out
+    ):
+        super().__init__(*conv_bn_relu(n_in, n_out), *conv_bn_relu(n_out, n_out), nn.AvgPool2d(2))
 
 # %% ../../nbs/models/01_blocks.ipynb #cce057cb
-def n_params(module:nn.Module)->int:
+def n_params(module: nn.Module) -> int:
     "How many numbers training changes."
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 # %% ../../nbs/models/01_blocks.ipynb #7fc9736d
 class AvgMaxPool(nn.Module):
     "Mean and maximum over bands and frames, side by side: (B, C, bands, frames) -> (B, 2*C)."
-    def forward(self, x): return torch.cat([x.mean((2,3)), x.amax((2,3))], 1)
+
+    def forward(self, x):
+        return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
+
 
 class AvgPool(nn.Module):
     "Mean over bands and frames: (B, C, bands, frames) -> (B, C)."
-    def forward(self, x): return x.mean((2,3))
+
+    def forward(self, x):
+        return x.mean((2, 3))
+
 
 def writeup_head(
-    n_in:int, # channels that come in
-    n_classes:int, # logits that go out
-    hidden:int=512, # size of the dense layer between
-)->nn.Sequential:
+    n_in: int,  # channels that come in
+    n_classes: int,  # logits that go out
+    hidden: int = 512,  # size of the dense layer between
+) -> nn.Sequential:
     "The write-up's head: mean and maximum, BN, dropout .25, dense, ReLU, BN, dropout .5, dense."
-    return nn.Sequential(AvgMaxPool(), nn.BatchNorm1d(2*n_in), nn.Dropout(.25), nn.Linear(2*n_in, hidden), nn.ReLU(inplace=True),
-                         nn.BatchNorm1d(hidden), nn.Dropout(.5), nn.Linear(hidden, n_classes))
+    return nn.Sequential(
+        AvgMaxPool(),
+        nn.BatchNorm1d(2 * n_in),
+        nn.Dropout(0.25),
+        nn.Linear(2 * n_in, hidden),
+        nn.ReLU(inplace=True),
+        nn.BatchNorm1d(hidden),
+        nn.Dropout(0.5),
+        nn.Linear(hidden, n_classes),
+    )
 
 # %% ../../nbs/models/01_blocks.ipynb #52a601d4
 def code_head(
-    n_in:int, # channels that come in
-    n_classes:int, # logits that go out
-    hidden:int=128, # size of the dense layer between
-)->nn.Sequential:
+    n_in: int,  # channels that come in
+    n_classes: int,  # logits that go out
+    hidden: int = 128,  # size of the dense layer between
+) -> nn.Sequential:
     "The inference code's head: mean, dropout .2, dense, PReLU, BN, dropout .1, dense."
-    return nn.Sequential(AvgPool(), nn.Dropout(.2), nn.Linear(n_in, hidden), nn.PReLU(), nn.BatchNorm1d(hidden),
-                         nn.Dropout(.1), nn.Linear(hidden, n_classes))
+    return nn.Sequential(
+        AvgPool(),
+        nn.Dropout(0.2),
+        nn.Linear(n_in, hidden),
+        nn.PReLU(),
+        nn.BatchNorm1d(hidden),
+        nn.Dropout(0.1),
+        nn.Linear(hidden, n_classes),
+    )
 
 # %% ../../nbs/models/01_blocks.ipynb #6edf80bf
-heads = {'writeup': (writeup_head, 512), 'code': (code_head, 128)} # name: (function, size of its dense layer)
+heads = {"writeup": (writeup_head, 512), "code": (code_head, 128)}  # name: (function, size of its dense layer)
+
 
 def require_n_classes(n_classes):
     "Raise `AudiotagError` unless it is a whole number of at least 1."
-    if isinstance(n_classes, bool) or not isinstance(n_classes, int) or n_classes<1:
-        raise AudiotagError(f'{n_classes!r} is not a number of classes', field='n_classes', fix='give a whole number of at least 1')
+    if isinstance(n_classes, bool) or not isinstance(n_classes, int) or n_classes < 1:
+        raise AudiotagError(
+            f"{n_classes!r} is not a number of classes", field="n_classes", fix="give a whole number of at least 1"
+        )
+
 
 def make_head(
-    name:str, # a key of `heads`
-    n_in:int, # channels that come in
-    n_classes:int, # logits that go out
-    hidden:int|None=None, # size of the dense layer between; None takes that of `heads`
-)->nn.Sequential:
+    name: str,  # a key of `heads`
+    n_in: int,  # channels that come in
+    n_classes: int,  # logits that go out
+    hidden: int | None = None,  # size of the dense layer between; None takes that of `heads`
+) -> nn.Sequential:
     "The head of that name; raises `AudiotagError` on an unknown name or a number of classes below 1."
-    if name not in heads: raise AudiotagError(f'there is no head {name!r}', field='head', fix=did_you_mean(name, heads))
+    if name not in heads:
+        raise AudiotagError(f"there is no head {name!r}", field="head", fix=did_you_mean(name, heads))
     require_n_classes(n_classes)
-    make,size = heads[name]
+    make, size = heads[name]
     return make(n_in, n_classes, size if hidden is None else hidden)
 
 # %% ../../nbs/models/01_blocks.ipynb #0b983adc
 def require_spectrograms(
-    x:torch.Tensor, # what came in
+    x: torch.Tensor,  # what came in
     *,
-    n_channels:int, # what the network was built for
-    at_least:int=16, # smallest number of bands and of frames
+    n_channels: int,  # what the network was built for
+    at_least: int = 16,  # smallest number of bands and of frames
 ):
     "Raise `AudiotagError` unless `x` is a float (clips, `n_channels` or 1, bands, frames) of at least that size."
-    if x.ndim!=4 or x.shape[1] not in (1, n_channels) or not x.is_floating_point():
-        raise AudiotagError(f'the network was given {tuple(x.shape)} of {str(x.dtype)[6:]}',
-                            fix=f'give floats of shape (clips, {n_channels}, bands, frames)')
-    if min(x.shape[2:])<at_least:
-        raise AudiotagError(f'{x.shape[2]} bands and {x.shape[3]} frames are too few for this network',
-                            fix=f'give at least {at_least} of both: crop_frames pads short clips')
+    if x.ndim != 4 or x.shape[1] not in (1, n_channels) or not x.is_floating_point():
+        raise AudiotagError(
+            f"the network was given {tuple(x.shape)} of {str(x.dtype)[6:]}",
+            fix=f"give floats of shape (clips, {n_channels}, bands, frames)",
+        )
+    if min(x.shape[2:]) < at_least:
+        raise AudiotagError(
+            f"{x.shape[2]} bands and {x.shape[3]} frames are too few for this network",
+            fix=f"give at least {at_least} of both: crop_frames pads short clips",
+        )
 
 # %% ../../nbs/models/01_blocks.ipynb #e6d906c2
-def require_two(net:nn.Module, x:torch.Tensor):
+def require_two(net: nn.Module, x: torch.Tensor):
     "Raise `AudiotagError` when a network with batch norm is trained on one clip."
-    if net.training and len(x)<2:
-        raise AudiotagError('cannot train on a batch of one clip', fix='drop the last batch, or choose another batch size')
+    if net.training and len(x) < 2:
+        raise AudiotagError(
+            "cannot train on a batch of one clip", fix="drop the last batch, or choose another batch size"
+        )
 
 # %% ../../nbs/models/01_blocks.ipynb #38138982
 class SpectrogramNet(nn.Module):
     "A body and a head: (B, in_channels or 1, bands, frames) -> logits (B, n_classes)."
-    def __init__(self,
-        body:nn.Module, # (B, in_channels, bands, frames) -> (B, C, bands', frames')
-        head:nn.Module, # (B, C, bands', frames') -> (B, n_classes)
-        in_channels:int=1,
+
+    def __init__(
+        self,
+        body: nn.Module,  # (B, in_channels, bands, frames) -> (B, C, bands', frames')
+        head: nn.Module,  # (B, C, bands', frames') -> (B, n_classes)
+        in_channels: int = 1,
     ):
         super().__init__()
-        self.body,self.head,self.in_channels = body,head,in_channels
+        self.body, self.head, self.in_channels = body, head, in_channels
 
     def forward(self, x):
-        if not torch.jit.is_tracing(): # an exported graph cannot hold the checks
+        if not torch.jit.is_tracing():  # an exported graph cannot hold the checks
             require_spectrograms(x, n_channels=self.in_channels)
             require_two(self, x)
         return self.head(self.body(x.expand(-1, self.in_channels, -1, -1)))
@@ -134,9 +173,10 @@ class SpectrogramNet(nn.Module):
 @dataclass(frozen=True, kw_only=True)
 class Network(Config):
     "Base of networks that may have their front end inside; a subclass makes the module in `_build(n_classes)`."
-    front:FrontEnd|None=None # computed inside, from waves; None: what it gives comes as input
 
-    def build(self, n_classes:int)->nn.Module:
+    front: FrontEnd | None = None  # computed inside, from waves; None: what it gives comes as input
+
+    def build(self, n_classes: int) -> nn.Module:
         "The torch module, with weights from torch's global generator."
         require_n_classes(n_classes)
         net = self._build(n_classes)
@@ -145,71 +185,102 @@ class Network(Config):
             net.register_forward_pre_hook(_hear)
         return net
 
-    def split(self)->tuple: # (front end or None, settings without it)
+    def split(self) -> tuple:  # (front end or None, settings without it)
         "What comes before the graph, and the graph; both networks have the same state dict."
         return self.front, self.replace(front=None)
 
-def _hear(net, inputs): # (waves, *beside) -> (features, *beside)
-    x,*beside = inputs
-    if x.ndim!=4 or tuple(x.shape[1:3])!=(1, 1) or not x.is_floating_point():
-        raise AudiotagError(f'the network was given {tuple(x.shape)} of {str(x.dtype)[6:]}', fix='give waves (clips, 1, 1, samples): the front end `Waveform`; or set `front` to None')
+
+def _hear(net, inputs):  # (waves, *beside) -> (features, *beside)
+    x, *beside = inputs
+    if x.ndim != 4 or tuple(x.shape[1:3]) != (1, 1) or not x.is_floating_point():
+        raise AudiotagError(
+            f"the network was given {tuple(x.shape)} of {str(x.dtype)[6:]}",
+            fix="give waves (clips, 1, 1, samples): the front end `Waveform`; or set `front` to None",
+        )
     return (net.front(x.flatten(1)), *beside)
 
 # %% ../../nbs/models/01_blocks.ipynb #50d46abf
-_pool_kinds = {'max': nn.MaxPool2d, 'average': partial(nn.AvgPool2d, count_include_pad=False)}
-_pool_axes = {'both': (True, True), 'bands': (True, False), 'time': (False, True)}
-pool_modes = { # name: what is done, one after the other
-    'max': (('max', 'both'),), 'average': (('average', 'both'),),
-    'avemax1': (('average', 'time'), ('max', 'bands')), 'avemax2': (('average', 'bands'), ('max', 'time')),
-    'avemax3': (('max', 'bands'), ('average', 'time')), 'avemax4': (('max', 'time'), ('average', 'bands')),
+_pool_kinds = {"max": nn.MaxPool2d, "average": partial(nn.AvgPool2d, count_include_pad=False)}
+_pool_axes = {"both": (True, True), "bands": (True, False), "time": (False, True)}
+pool_modes = {  # name: what is done, one after the other
+    "max": (("max", "both"),),
+    "average": (("average", "both"),),
+    "avemax1": (("average", "time"), ("max", "bands")),
+    "avemax2": (("average", "bands"), ("max", "time")),
+    "avemax3": (("max", "bands"), ("average", "time")),
+    "avemax4": (("max", "time"), ("average", "bands")),
 }
 
+
 def make_pool(
-    mode:str, # a key of `pool_modes`
+    mode: str,  # a key of `pool_modes`
     *,
-    size:int, # cells in a window, on both axes
-    stride:int, # cells from window to window
-)->nn.Module: # (B, C, bands, frames) -> (B, C, ceil(bands/stride), ceil(frames/stride))
+    size: int,  # cells in a window, on both axes
+    stride: int,  # cells from window to window
+) -> nn.Module:  # (B, C, bands, frames) -> (B, C, ceil(bands/stride), ceil(frames/stride))
     "The pool of that name; raises `AudiotagError` on an unknown one, and on windows of an even size that overlap."
-    if mode not in pool_modes: raise AudiotagError(f'there is no pool {mode!r}', field='pools', fix=did_you_mean(mode, pool_modes))
-    if not (size==stride or size%2) or min(size, stride)<1:
-        raise AudiotagError(f'size {size} with stride {stride}', field='pools', fix='give an odd size, or a stride of the same size')
+    if mode not in pool_modes:
+        raise AudiotagError(f"there is no pool {mode!r}", field="pools", fix=did_you_mean(mode, pool_modes))
+    if not (size == stride or size % 2) or min(size, stride) < 1:
+        raise AudiotagError(
+            f"size {size} with stride {stride}", field="pools", fix="give an odd size, or a stride of the same size"
+        )
     steps = []
-    for kind,axes in pool_modes[mode]:
-        k,s = (tuple(v if on else 1 for on in _pool_axes[axes]) for v in (size, stride))
-        steps.append(_pool_kinds[kind](k, s, padding=tuple((o-1)//2 if size!=stride else 0 for o in k), ceil_mode=size==stride))
-    return steps[0] if len(steps)==1 else nn.Sequential(*steps)
+    for kind, axes in pool_modes[mode]:
+        k, s = (tuple(v if on else 1 for on in _pool_axes[axes]) for v in (size, stride))
+        steps.append(
+            _pool_kinds[kind](
+                k, s, padding=tuple((o - 1) // 2 if size != stride else 0 for o in k), ceil_mode=size == stride
+            )
+        )
+    return steps[0] if len(steps) == 1 else nn.Sequential(*steps)
 
 # %% ../../nbs/models/01_blocks.ipynb #b373f49a
 class SqueezeExcite(nn.Module):
     "Each channel times a number from 0 to 1 that is made from the means of all: (B, C, bands, frames), shape unchanged."
-    def __init__(self,
-        n:int, # channels
-        ratio:int=4, # how many times smaller the layer between is
+
+    def __init__(
+        self,
+        n: int,  # channels
+        ratio: int = 4,  # how many times smaller the layer between is
     ):
         super().__init__()
-        between = max(1, n//ratio)
-        self.weigh = nn.Sequential(AvgPool(), nn.Linear(n, between), nn.ReLU(inplace=True), nn.Linear(between, n), nn.Sigmoid())
-    def forward(self, x): return x*self.weigh(x)[:,:,None,None]
+        between = max(1, n // ratio)
+        self.weigh = nn.Sequential(
+            AvgPool(), nn.Linear(n, between), nn.ReLU(inplace=True), nn.Linear(between, n), nn.Sigmoid()
+        )
+
+    def forward(self, x):
+        return x * self.weigh(x)[:, :, None, None]
 
 # %% ../../nbs/models/01_blocks.ipynb #0ca84009
 class PooledBlock(nn.Module):
     "Twice conv-BN-ReLU(-SE)-pool: (B, n_in, bands, frames) -> (B, n_out, ceil(bands/2), ceil(frames/2)), or the size it was."
-    def __init__(self,
-        n_in:int, # channels that come in
-        n_out:int, # channels that go out
+
+    def __init__(
+        self,
+        n_in: int,  # channels that come in
+        n_out: int,  # channels that go out
         *,
-        pools:tuple|None=('max', 'avemax1'), # `pool_modes` after the first and the second convolution; None: no pools
-        size:int=2, # of the second pool's window
-        squeeze:int=0, # ratio of the SE after each convolution; 0: no SE
-        concat:bool=False, # 1×1 convolution of both convolutions' channels
-        momentum:float=.15, # of batch norm; Keras' .85
+        # `pool_modes` after the first and the second convolution; None: no pools
+        pools: tuple | None = ("max", "avemax1"),
+        size: int = 2,  # of the second pool's window
+        squeeze: int = 0,  # ratio of the SE after each convolution; 0: no SE
+        concat: bool = False,  # 1×1 convolution of both convolutions' channels
+        momentum: float = 0.15,  # of batch norm; Keras' .85
     ):
         super().__init__()
-        def conv(n): return [*conv_bn_relu(n, n_out, momentum=momentum), *([SqueezeExcite(n_out, squeeze)] if squeeze else [])]
-        first,self.pool = (make_pool(pools[0], size=3, stride=1), make_pool(pools[1], size=size, stride=2)) if pools else (nn.Identity(), nn.Identity())
-        self.first,self.second = nn.Sequential(*conv(n_in), first), nn.Sequential(*conv(n_out))
-        self.join = nn.Conv2d(2*n_out, n_out, 1) if concat else None
+
+        def conv(n):
+            return [*conv_bn_relu(n, n_out, momentum=momentum), *([SqueezeExcite(n_out, squeeze)] if squeeze else [])]
+
+        first, self.pool = (
+            (make_pool(pools[0], size=3, stride=1), make_pool(pools[1], size=size, stride=2))
+            if pools
+            else (nn.Identity(), nn.Identity())
+        )
+        self.first, self.second = nn.Sequential(*conv(n_in), first), nn.Sequential(*conv(n_out))
+        self.join = nn.Conv2d(2 * n_out, n_out, 1) if concat else None
 
     def forward(self, x):
         x = self.first(x)
@@ -218,88 +289,141 @@ class PooledBlock(nn.Module):
 
 # %% ../../nbs/models/01_blocks.ipynb #775d7e0f
 def multi_scale(
-    n_in:int, # channels that come in
-    n_out:int, # channels that go out, of all sizes together
-    sizes:tuple=(3,), # of the convolutions, odd
+    n_in: int,  # channels that come in
+    n_out: int,  # channels that go out, of all sizes together
+    sizes: tuple = (3,),  # of the convolutions, odd
     *,
-    momentum:float=.15, # of batch norm; Keras' .85
-)->nn.Sequential: # (B, n_in, bands, frames) -> (B, n_out, bands, frames)
+    momentum: float = 0.15,  # of batch norm; Keras' .85
+) -> nn.Sequential:  # (B, n_in, bands, frames) -> (B, n_out, bands, frames)
     "Convolutions of several sizes side by side, batch norm, ReLU; raises `AudiotagError` when `n_out` cannot be shared out."
-    if not sizes or n_out%len(sizes) or any(k%2==0 for k in sizes):
-        raise AudiotagError(f'{n_out} channels from convolutions of {sizes}', field='stem', fix='give odd sizes, and as many channels for each')
-    convs = SideBySide(nn.Conv2d(n_in, n_out//len(sizes), k, padding=k//2, bias=False) for k in sizes)
-    for conv in convs: nn.init.kaiming_normal_(conv.weight)
+    if not sizes or n_out % len(sizes) or any(k % 2 == 0 for k in sizes):
+        raise AudiotagError(
+            f"{n_out} channels from convolutions of {sizes}",
+            field="stem",
+            fix="give odd sizes, and as many channels for each",
+        )
+    convs = SideBySide(nn.Conv2d(n_in, n_out // len(sizes), k, padding=k // 2, bias=False) for k in sizes)
+    for conv in convs:
+        nn.init.kaiming_normal_(conv.weight)
     return nn.Sequential(convs, nn.BatchNorm2d(n_out, momentum=momentum), nn.ReLU(inplace=True))
+
 
 class SideBySide(nn.ModuleList):
     "What each of its modules makes of the same input, along the channels."
-    def forward(self, x): return torch.cat([m(x) for m in self], 1)
+
+    def forward(self, x):
+        return torch.cat([m(x) for m in self], 1)
 
 # %% ../../nbs/models/01_blocks.ipynb #9897c589
 class ShufflePool(nn.Module):
     "Pairs of bands become channels; then the maximum over time, then the mean over bands: (B, C, bands, frames) -> (B, 2*C)."
-    def forward(self, x): return torch.cat([x[:,:,0::2], x[:,:,1::2]], 1).amax(3).mean(2)
+
+    def forward(self, x):
+        return torch.cat([x[:, :, 0::2], x[:, :, 1::2]], 1).amax(3).mean(2)
 
 # %% ../../nbs/models/01_blocks.ipynb #1e91df20
 class SequenceGRU(nn.Module):
     "Batch norm, two bidirectional GRUs whose directions are summed, maximum over the steps: (B, steps, n_in) -> (B, n)."
-    def __init__(self,
-        n_in:int=12, # numbers in each step
-        n:int=128, # units in each direction
+
+    def __init__(
+        self,
+        n_in: int = 12,  # numbers in each step
+        n: int = 128,  # units in each direction
         *,
-        momentum:float=.15, # of batch norm
+        momentum: float = 0.15,  # of batch norm
     ):
         super().__init__()
         self.norm = nn.BatchNorm1d(n_in, eps=1e-3, momentum=momentum)
         self.layers = nn.ModuleList([nn.GRU(a, n, batch_first=True, bidirectional=True) for a in (n_in, n)])
+
     def forward(self, x):
         x = self.norm(x.transpose(1, 2)).transpose(1, 2)
         for gru in self.layers:
-            ahead,back = gru(x)[0].chunk(2, 2)
-            x = ahead+back
+            ahead, back = gru(x)[0].chunk(2, 2)
+            x = ahead + back
         return x.amax(1)
 
 # %% ../../nbs/models/01_blocks.ipynb #72faa6b5
 def timm_backbone(
-    name:str, # as in `timm.list_models()`
+    name: str,  # as in `timm.list_models()`
     *,
-    in_channels:int=1,
-    drop_path:float=0., # chance of leaving out a residual branch in training, for the last one (Huang et al. 2016)
-    pretrained:str='', # a .safetensors file; '' starts with fresh weights
-    pool:bool=True, # mean over the map, as timm does it; False gives the map
-    size:tuple|None=None, # (bands, frames); for networks that are built for one size, as transformers are
-)->tuple: # (module, numbers n): (B, in_channels, bands, frames) -> (B, n), or (B, n, bands', frames') without `pool`
+    in_channels: int = 1,
+    drop_path: float = 0.0,  # chance of leaving out a residual branch in training, for the last one (Huang et al. 2016)
+    pretrained: str = "",  # a .safetensors file; '' starts with fresh weights
+    pool: bool = True,  # mean over the map, as timm does it; False gives the map
+    size: tuple | None = None,  # (bands, frames); for networks that are built for one size, as transformers are
+) -> tuple:  # (module, numbers n): (B, in_channels, bands, frames) -> (B, n), or (B, n, bands', frames') without `pool`
     "A network of timm without its classifier; raises `AudiotagError` on unknown names and files that do not fit."
     import timm
-    if not timm.is_model(name): # also what timm would download: 'hf-hub:…'
+
+    if not timm.is_model(name):  # also what timm would download: 'hf-hub:…'
         near = get_close_matches(name, timm.list_models(), 1)
-        raise AudiotagError(f'timm {timm.__version__} has no network {name!r}', field='name', fix=f'did you mean {near[0]!r}?' if near else 'timm.list_models() names them all')
+        raise AudiotagError(
+            f"timm {timm.__version__} has no network {name!r}",
+            field="name",
+            fix=f"did you mean {near[0]!r}?" if near else "timm.list_models() names them all",
+        )
     cfg = timm.get_pretrained_cfg(name)
+
     def make(**more):
-        fixed = dict(img_size=size) if size and getattr(cfg, 'fixed_input_size', False) else {}
-        try: return timm.create_model(name, pretrained=False, in_chans=in_channels, num_classes=0, **({} if pool else {'global_pool': ''}), **fixed, **more)
+        fixed = dict(img_size=size) if size and getattr(cfg, "fixed_input_size", False) else {}
+        try:
+            return timm.create_model(
+                name,
+                pretrained=False,
+                in_chans=in_channels,
+                num_classes=0,
+                **({} if pool else {"global_pool": ""}),
+                **fixed,
+                **more,
+            )
         except (TypeError, AssertionError, RuntimeError, ValueError) as e:
-            raise AudiotagError(f'{name} cannot be built with {dict(in_channels=in_channels, size=size, **more)}: {e}', field='name', fix='choose other settings, or another network') from None
-    net = make(**({'drop_path_rate': drop_path} if drop_path and not torch.empty(0).is_meta else {}))
-    if torch.empty(0).is_meta: _fill_buffers(net, make)
-    elif pretrained: _load_timm(net, name, cfg, pretrained, in_channels)
-    return net, getattr(net, 'head_hidden_size', net.num_features) if pool else _map_channels(net, name, in_channels)
+            raise AudiotagError(
+                f"{name} cannot be built with {dict(in_channels=in_channels, size=size, **more)}: {e}",
+                field="name",
+                fix="choose other settings, or another network",
+            ) from None
+
+    net = make(**({"drop_path_rate": drop_path} if drop_path and not torch.empty(0).is_meta else {}))
+    if torch.empty(0).is_meta:
+        _fill_buffers(net, make)
+    elif pretrained:
+        _load_timm(net, name, cfg, pretrained, in_channels)
+    return net, getattr(net, "head_hidden_size", net.num_features) if pool else _map_channels(net, name, in_channels)
 
 # %% ../../nbs/models/01_blocks.ipynb #a26e6802
 def _fill_buffers(net, make):
     "Give a network on `meta` the buffers that its state dict does not hold."
-    empty = [(where, k) for where,m in net.named_modules() for k in m._non_persistent_buffers_set if m._buffers[k] is not None]
-    if not empty: return
-    if (n := sum(p.numel() for p in net.parameters()))>10**9: raise AudiotagError(f'a network of {n/1e9:.1f} billion parameters is too large', field='name', fix='choose a smaller one')
-    with torch.device('cpu'): full = make()
-    for where,k in empty: net.get_submodule(where)._buffers[k] = full.get_submodule(where)._buffers[k]
+    empty = [
+        (where, k)
+        for where, m in net.named_modules()
+        for k in m._non_persistent_buffers_set
+        if m._buffers[k] is not None
+    ]
+    if not empty:
+        return
+    if (n := sum(p.numel() for p in net.parameters())) > 10**9:
+        raise AudiotagError(
+            f"a network of {n / 1e9:.1f} billion parameters is too large", field="name", fix="choose a smaller one"
+        )
+    with torch.device("cpu"):
+        full = make()
+    for where, k in empty:
+        net.get_submodule(where)._buffers[k] = full.get_submodule(where)._buffers[k]
+
 
 def _map_channels(net, name, in_channels):
     "How many channels the map has that comes out; raises `AudiotagError` when it is no map."
-    training,like = net.training,next(net.parameters())
-    with torch.no_grad(): shape = net.eval()(torch.zeros(1, in_channels, 64, 64, device=like.device)).shape
+    training, like = net.training, next(net.parameters())
+    with torch.no_grad():
+        shape = net.eval()(torch.zeros(1, in_channels, 64, 64, device=like.device)).shape
     net.train(training)
-    if len(shape)!=4 or shape[2]!=shape[3]: raise AudiotagError(f'{name} gives {tuple(shape)} and no map of channels, bands and frames', field='name', fix='choose a convolutional network')
+    if len(shape) != 4 or shape[2] != shape[3]:
+        raise AudiotagError(
+            f"{name} gives {tuple(shape)} and no map of channels, bands and frames",
+            field="name",
+            fix="choose a convolutional network",
+        )
     return shape[1]
 
 # %% ../../nbs/models/01_blocks.ipynb #f1843095
@@ -309,18 +433,43 @@ def _load_timm(net, name, cfg, path, in_channels):
     from safetensors import SafetensorError
     from safetensors.torch import load_file
     from timm.models import adapt_input_conv
-    hub = getattr(cfg, 'hf_hub_id', None)
-    source = f'download model.safetensors of https://huggingface.co/{hub} and put it there' if hub else 'timm knows of no weights for this network'
-    if not Path(path).is_file(): raise AudiotagError('file not found', file=path, field='pretrained', fix=f'{source}, or set it to nothing')
-    try: state = load_file(str(path))
-    except (SafetensorError, OSError) as e: raise AudiotagError(f'is not a readable safetensors file ({e})', file=path, field='pretrained', fix=source) from None
-    with torch.device('meta'): whole = timm.create_model(name).state_dict() # its classifier is what `net` does not have
-    wanted,made = net.state_dict(),dict(net.named_buffers()) # older files hold tables that the network makes itself
-    state = {k: v for k,v in state.items() if k in wanted or (k not in whole and k not in made)}
-    convs = getattr(cfg, 'first_conv', None)
+
+    hub = getattr(cfg, "hf_hub_id", None)
+    source = (
+        f"download model.safetensors of https://huggingface.co/{hub} and put it there"
+        if hub
+        else "timm knows of no weights for this network"
+    )
+    if not Path(path).is_file():
+        raise AudiotagError("file not found", file=path, field="pretrained", fix=f"{source}, or set it to nothing")
+    try:
+        state = load_file(str(path))
+    except (SafetensorError, OSError) as e:
+        raise AudiotagError(
+            f"is not a readable safetensors file ({e})", file=path, field="pretrained", fix=source
+        ) from None
+    # its classifier is what `net` does not have
+    with torch.device("meta"):
+        whole = timm.create_model(name).state_dict()
+    # older files hold tables that the network makes itself
+    wanted, made = net.state_dict(), dict(net.named_buffers())
+    state = {k: v for k, v in state.items() if k in wanted or (k not in whole and k not in made)}
+    convs = getattr(cfg, "first_conv", None)
     convs = (convs,) if isinstance(convs, str) else tuple(convs or ())
-    for first in (f'{c}.weight' for c in convs):
-        if first in state and first in wanted and state[first].shape!=wanted[first].shape: state[first] = adapt_input_conv(in_channels, state[first])
-    off = [k for k in {**wanted, **state} if not k.endswith('num_batches_tracked') and (k not in state or k not in wanted or state[k].shape!=wanted[k].shape)]
-    if off: raise AudiotagError(f'holds the weights of another network than {name}: {len(off)} tensors differ, the first is {off[0]}', file=path, field='pretrained', fix=source)
+    for first in (f"{c}.weight" for c in convs):
+        if first in state and first in wanted and state[first].shape != wanted[first].shape:
+            state[first] = adapt_input_conv(in_channels, state[first])
+    off = [
+        k
+        for k in {**wanted, **state}
+        if not k.endswith("num_batches_tracked")
+        and (k not in state or k not in wanted or state[k].shape != wanted[k].shape)
+    ]
+    if off:
+        raise AudiotagError(
+            f"holds the weights of another network than {name}: {len(off)} tensors differ, the first is {off[0]}",
+            file=path,
+            field="pretrained",
+            fix=source,
+        )
     net.load_state_dict(state, strict=False)

@@ -16,39 +16,56 @@ from .blocks import ConvBlock, SpectrogramNet, conv_bn_relu, heads, make_head
 @dataclass(frozen=True, kw_only=True)
 class CNN(Config):
     "What both networks can be asked for; `build` puts the head behind the body that a subclass makes."
-    width:int=64 # channels of the first block
-    head:str='writeup' # 'writeup' (mean and maximum, 512) or 'code' (mean, 128, PReLU)
-    in_channels:int=1 # 1, 3 as the entrant did (one channel is repeated), or those of the front end, such as 2 with the heights of the bands
-    hidden:int|None=None # size of the dense layer in the head; None: 512 or 128
+
+    width: int = 64  # channels of the first block
+    head: str = "writeup"  # 'writeup' (mean and maximum, 512) or 'code' (mean, 128, PReLU)
+    # 1, 3 as the entrant did (one channel is repeated), or those of the front end, such as 2 with the heights of the
+    # bands
+    in_channels: int = 1
+    hidden: int | None = None  # size of the dense layer in the head; None: 512 or 128
 
     def check(self):
-        self.require(1<=self.width<=4096, 'width', 'give the channels of the first block, 64 in the original')
-        self.require(self.head in heads, 'head', f"give one of {', '.join(heads)}")
-        self.require(1<=self.in_channels<=64, 'in_channels', 'give the number of channels of the front end, or 3 as the entrant did')
-        self.require(self.hidden is None or self.hidden>=1, 'hidden', 'give the size of the dense layer in the head, or None for its own')
+        self.require(1 <= self.width <= 4096, "width", "give the channels of the first block, 64 in the original")
+        self.require(self.head in heads, "head", f"give one of {', '.join(heads)}")
+        self.require(
+            1 <= self.in_channels <= 64,
+            "in_channels",
+            "give the number of channels of the front end, or 3 as the entrant did",
+        )
+        self.require(
+            self.hidden is None or self.hidden >= 1,
+            "hidden",
+            "give the size of the dense layer in the head, or None for its own",
+        )
 
-    def _body(self): raise AudiotagError('CNN is no network by itself', field='model', fix='choose CNNModel1 or VGG16BN')
+    def _body(self):
+        raise AudiotagError("CNN is no network by itself", field="model", fix="choose CNNModel1 or VGG16BN")
 
-    def build(self, n_classes:int)->SpectrogramNet:
+    def build(self, n_classes: int) -> SpectrogramNet:
         "The torch module, with weights from torch's global generator."
-        return SpectrogramNet(self._body(), make_head(self.head, 8*self.width, n_classes, self.hidden), self.in_channels)
+        return SpectrogramNet(
+            self._body(), make_head(self.head, 8 * self.width, n_classes, self.hidden), self.in_channels
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class CNNModel1(CNN):
     "The first system's own CNN: four conv blocks of width, 2, 4, 8 times width, and a head; any bands and frames from 16."
+
     def _body(self):
-        sizes = [self.in_channels, *(self.width*2**i for i in range(4))]
-        return nn.Sequential(*(ConvBlock(a, b) for a,b in zip(sizes, sizes[1:])))
+        sizes = [self.in_channels, *(self.width * 2**i for i in range(4))]
+        return nn.Sequential(*(ConvBlock(a, b) for a, b in zip(sizes, sizes[1:])))
 
 # %% ../../nbs/models/02_cnn.ipynb #c9021c28
 @dataclass(frozen=True, kw_only=True)
 class VGG16BN(CNN):
     "VGG16 with batch norm (Simonyan and Zisserman 2015) under the first system's head; any bands and frames from 16."
+
     def _body(self):
-        body,c = [],self.in_channels
-        for i,(times,n_convs) in enumerate([(1,2), (2,2), (4,3), (8,3), (8,3)]):
+        body, c = [], self.in_channels
+        for i, (times, n_convs) in enumerate([(1, 2), (2, 2), (4, 3), (8, 3), (8, 3)]):
             for _ in range(n_convs):
-                body += conv_bn_relu(c, times*self.width)
-                c = times*self.width
-            body.append(nn.MaxPool2d(2, ceil_mode=i==4))
+                body += conv_bn_relu(c, times * self.width)
+                c = times * self.width
+            body.append(nn.MaxPool2d(2, ceil_mode=i == 4))
         return nn.Sequential(*body)

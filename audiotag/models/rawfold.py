@@ -16,74 +16,96 @@ from .blocks import AvgPool, Network, SpectrogramNet, require_two
 from .sed import features_of
 
 # %% ../../nbs/models/06_rawfold.ipynb #9e5f7a02
-FOLDS = { # name: front end of 5 s
-    'rows128': RawFold(sample_rate=16000, channels=1, rows=625, columns=128), # BirdCLEF 2024, 4th
-    'rows80': RawFold(sample_rate=32000, channels=2, rows=1000, columns=80), # BirdCLEF 2024, 5th
+FOLDS = {  # name: front end of 5 s
+    "rows128": RawFold(sample_rate=16000, channels=1, rows=625, columns=128),  # BirdCLEF 2024, 4th
+    "rows80": RawFold(sample_rate=32000, channels=2, rows=1000, columns=80),  # BirdCLEF 2024, 5th
 }
 
 # %% ../../nbs/models/06_rawfold.ipynb #319d1dd5
 def _fits(network, name, channels):
     "Refuse a backbone that has not the channels that it is going to see; one channel is repeated for it."
     backbone = getattr(network, name)
-    network.require(hasattr(backbone, 'features'), name, 'give the settings of a network with a `features` method')
-    network.require(channels in (None, 1, getattr(backbone, 'in_channels', 1)), name, f'give it `in_channels` of {channels}')
+    network.require(hasattr(backbone, "features"), name, "give the settings of a network with a `features` method")
+    network.require(
+        channels in (None, 1, getattr(backbone, "in_channels", 1)), name, f"give it `in_channels` of {channels}"
+    )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Raw(Network):
     "A two-dimensional backbone on the folded wave; `build(n_classes)` gives a `SpectrogramNet`."
-    backbone:Config # settings with `features()`, with as many `in_channels` as the folding has
-    front:RawFold|None=FOLDS['rows128'] # computed inside, from waves; None: pages come in
-    dropout:float=0. # before the last layer
+
+    backbone: Config  # settings with `features()`, with as many `in_channels` as the folding has
+    front: RawFold | None = FOLDS["rows128"]  # computed inside, from waves; None: pages come in
+    dropout: float = 0.0  # before the last layer
 
     def check(self):
-        _fits(self, 'backbone', self.front and self.front.channels)
-        self.require(0<=self.dropout<1, 'dropout', 'give at least 0 and less than 1')
+        _fits(self, "backbone", self.front and self.front.channels)
+        self.require(0 <= self.dropout < 1, "dropout", "give at least 0 and less than 1")
 
     def _build(self, n_classes):
-        body,n,n_in = features_of(self.backbone)
+        body, n, n_in = features_of(self.backbone)
         return SpectrogramNet(body, nn.Sequential(AvgPool(), nn.Dropout(self.dropout), nn.Linear(n, n_classes)), n_in)
 
 # %% ../../nbs/models/06_rawfold.ipynb #5d9e83fc
 class HybridNet(nn.Module):
     "(spectrogram (n, C, bands, frames), page (n, c, rows, columns)) -> logits (n, n_classes)."
-    def __init__(self,
-        mel:nn.Module, # (n, in_channels[0], bands, frames) -> (n, D, bands', frames')
-        raw:nn.Module, # (n, in_channels[1], rows, columns) -> (n, E, rows', columns')
-        head:nn.Module, # (n, D + E) -> (n, n_classes)
-        in_channels:tuple, # of both bodies; one channel is repeated
+
+    def __init__(
+        self,
+        mel: nn.Module,  # (n, in_channels[0], bands, frames) -> (n, D, bands', frames')
+        raw: nn.Module,  # (n, in_channels[1], rows, columns) -> (n, E, rows', columns')
+        head: nn.Module,  # (n, D + E) -> (n, n_classes)
+        in_channels: tuple,  # of both bodies; one channel is repeated
     ):
         super().__init__()
-        self.mel,self.raw,self.head,self.pool,self.in_channels = mel,raw,head,AvgPool(),in_channels
+        self.mel, self.raw, self.head, self.pool, self.in_channels = mel, raw, head, AvgPool(), in_channels
 
     def forward(self, x, page=None):
-        if isinstance(x, tuple): x,page = x # from a front end inside
-        if not torch.jit.is_tracing(): _require_pair(self, x, page)
-        x,page = (o.expand(-1, n, -1, -1) for o,n in zip((x, page), self.in_channels))
+        if isinstance(x, tuple):
+            x, page = x  # from a front end inside
+        if not torch.jit.is_tracing():
+            _require_pair(self, x, page)
+        x, page = (o.expand(-1, n, -1, -1) for o, n in zip((x, page), self.in_channels))
         return self.head(torch.cat([self.pool(self.mel(x)), self.pool(self.raw(page))], 1))
+
 
 def _require_pair(net, x, page):
     "Raise `AudiotagError` unless both inputs are there and fit the two bodies."
     require_two(net, x)
-    shapes = ', '.join('nothing' if o is None else str(tuple(o.shape)) for o in (x, page))
-    if page is None or len(page)!=len(x) or any(o.ndim!=4 or o.shape[1] not in (1, n) or min(o.shape[2:])<16 for o,n in zip((x, page), net.in_channels)):
-        raise AudiotagError(f'the network was given {shapes}', fix='give spectrograms and pages of the same clips: `Joined(main=LogMel(…), beside=(RawFold(…),))`')
+    shapes = ", ".join("nothing" if o is None else str(tuple(o.shape)) for o in (x, page))
+    if (
+        page is None
+        or len(page) != len(x)
+        or any(
+            o.ndim != 4 or o.shape[1] not in (1, n) or min(o.shape[2:]) < 16 for o, n in zip((x, page), net.in_channels)
+        )
+    ):
+        raise AudiotagError(
+            f"the network was given {shapes}",
+            fix="give spectrograms and pages of the same clips: `Joined(main=LogMel(…), beside=(RawFold(…),))`",
+        )
 
 # %% ../../nbs/models/06_rawfold.ipynb #22a7b13f
 @dataclass(frozen=True, kw_only=True)
 class Hybrid(Network):
     "A spectrogram and a folded wave, their features concatenated, one dense layer; `build(n_classes)` gives a `HybridNet`."
-    mel:Config # backbone of the spectrogram, settings with `features()`
-    raw:Config # backbone of the page, settings with `features()`
-    front:Joined|None=None # computed inside, from waves: a spectrogram, and one `RawFold` beside it; None: both come in
-    dropout:float=0. # before the dense layer
+
+    mel: Config  # backbone of the spectrogram, settings with `features()`
+    raw: Config  # backbone of the page, settings with `features()`
+    # computed inside, from waves: a spectrogram, and one `RawFold` beside it; None: both come in
+    front: Joined | None = None
+    dropout: float = 0.0  # before the dense layer
 
     def check(self):
-        a,b = (self.front.main.n_channels, self.front.beside[0].n_channels) if self.front else (None, None)
-        self.require(self.front is None or len(self.front.beside)==1, 'front', 'give one front end beside the main one')
-        _fits(self, 'mel', a)
-        _fits(self, 'raw', b)
-        self.require(0<=self.dropout<1, 'dropout', 'give at least 0 and less than 1')
+        a, b = (self.front.main.n_channels, self.front.beside[0].n_channels) if self.front else (None, None)
+        self.require(
+            self.front is None or len(self.front.beside) == 1, "front", "give one front end beside the main one"
+        )
+        _fits(self, "mel", a)
+        _fits(self, "raw", b)
+        self.require(0 <= self.dropout < 1, "dropout", "give at least 0 and less than 1")
 
     def _build(self, n_classes):
-        (mel,d,c),(raw,e,k) = features_of(self.mel), features_of(self.raw)
-        return HybridNet(mel, raw, nn.Sequential(nn.Dropout(self.dropout), nn.Linear(d+e, n_classes)), (c, k))
+        (mel, d, c), (raw, e, k) = features_of(self.mel), features_of(self.raw)
+        return HybridNet(mel, raw, nn.Sequential(nn.Dropout(self.dropout), nn.Linear(d + e, n_classes)), (c, k))

@@ -19,199 +19,294 @@ from .cnn import CNN
 
 # %% ../../nbs/models/04_sed.ipynb #d945f4f0
 @patch
-def features(self:CNN)->nn.Module:
+def features(self: CNN) -> nn.Module:
     "The network without its head: (n, in_channels, bands, frames) -> (n, 8*width, bands', frames')."
     return self._body()
 
+
 def features_of(
-    backbone:Config, # settings with `features()`, and `in_channels` if it is not 1
-)->tuple: # (module, channels that come out, channels that go in)
+    backbone: Config,  # settings with `features()`, and `in_channels` if it is not 1
+) -> tuple:  # (module, channels that come out, channels that go in)
     "The features of a backbone; raises `AudiotagError` when its settings offer none, or they make no map."
-    if not hasattr(backbone, 'features'):
-        raise AudiotagError(f'{type(backbone).__name__} has no features', field='backbone', fix='give the settings of a network with a `features` method, such as CNNModel1')
-    if getattr(backbone, 'front', None) is not None: raise AudiotagError('a backbone has no front end of its own', field='backbone.front', fix='give it to the network around it')
-    body,n_in = backbone.features(), getattr(backbone, 'in_channels', 1)
+    if not hasattr(backbone, "features"):
+        raise AudiotagError(
+            f"{type(backbone).__name__} has no features",
+            field="backbone",
+            fix="give the settings of a network with a `features` method, such as CNNModel1",
+        )
+    if getattr(backbone, "front", None) is not None:
+        raise AudiotagError(
+            "a backbone has no front end of its own", field="backbone.front", fix="give it to the network around it"
+        )
+    body, n_in = backbone.features(), getattr(backbone, "in_channels", 1)
     one = next(body.parameters())
     mode = body.training
-    with torch.no_grad(): y = body.eval()(torch.zeros(1, n_in, 64, 64, device=one.device, dtype=one.dtype))
-    if y.ndim!=4: raise AudiotagError(f'the features have {y.ndim} axes', field='backbone', fix='give a backbone that makes (n, channels, bands, frames)')
+    with torch.no_grad():
+        y = body.eval()(torch.zeros(1, n_in, 64, 64, device=one.device, dtype=one.dtype))
+    if y.ndim != 4:
+        raise AudiotagError(
+            f"the features have {y.ndim} axes",
+            field="backbone",
+            fix="give a backbone that makes (n, channels, bands, frames)",
+        )
     return body.train(mode), y.shape[1], n_in
 
 # %% ../../nbs/models/04_sed.ipynb #272acbf5
 class SEDHead(nn.Module):
     "(n, D, bands, frames) -> frame logits and attention logits, both (n, n_classes, frames)."
-    def __init__(self,
-        n_in:int, # D
-        n_classes:int,
+
+    def __init__(
+        self,
+        n_in: int,  # D
+        n_classes: int,
         *,
-        hidden:int=0, # size of a dense layer before the two; 0: none
-        dropout:float=0., # before and behind that layer
-        blend:bool=False, # each moment with its neighbours: maximum + mean of three
-        tanh:bool=False, # bound the attention before its softmax
+        hidden: int = 0,  # size of a dense layer before the two; 0: none
+        dropout: float = 0.0,  # before and behind that layer
+        blend: bool = False,  # each moment with its neighbours: maximum + mean of three
+        tanh: bool = False,  # bound the attention before its softmax
     ):
         super().__init__()
-        self.blend,self.tanh = blend,tanh
+        self.blend, self.tanh = blend, tanh
         layers = [nn.Dropout(dropout), nn.Conv1d(n_in, hidden, 1), nn.ReLU(inplace=True)] if hidden else []
         self.dense = nn.Sequential(*layers, nn.Dropout(dropout))
-        self.frame,self.attend = (nn.Conv1d(hidden or n_in, n_classes, 1) for _ in range(2))
-        for o in (self.frame, self.attend): nn.init.xavier_uniform_(o.weight); nn.init.zeros_(o.bias)
+        self.frame, self.attend = (nn.Conv1d(hidden or n_in, n_classes, 1) for _ in range(2))
+        for o in (self.frame, self.attend):
+            nn.init.xavier_uniform_(o.weight)
+            nn.init.zeros_(o.bias)
 
     def forward(self, x):
         x = x.mean(2)
-        if self.blend: x = F.max_pool1d(x, 3, 1, 1) + F.avg_pool1d(x, 3, 1, 1)
+        if self.blend:
+            x = F.max_pool1d(x, 3, 1, 1) + F.avg_pool1d(x, 3, 1, 1)
         x = self.dense(x)
         a = self.attend(x)
         return self.frame(x), a.tanh() if self.tanh else a
 
+
 def attended(frame, attention):
     "The clip logits (n, n_classes): frame logits weighted by the softmax of the attention over time."
-    return (frame*attention.softmax(-1)).sum(-1)
+    return (frame * attention.softmax(-1)).sum(-1)
 
 # %% ../../nbs/models/04_sed.ipynb #8868d753
 def split_parts(
-    parts:torch.Tensor, # (n, n_classes, 1 + 2*frames), as a `SEDNet` gives it in training
-)->tuple: # clip (n, n_classes), frame and attention (n, n_classes, frames)
+    parts: torch.Tensor,  # (n, n_classes, 1 + 2*frames), as a `SEDNet` gives it in training
+) -> tuple:  # clip (n, n_classes), frame and attention (n, n_classes, frames)
     "Clip, frame and attention logits out of one tensor."
-    if parts.ndim!=3 or parts.shape[2]<3 or parts.shape[2]%2==0:
-        raise AudiotagError(f'{tuple(parts.shape)} are not the parts of a SED network', fix='give what a SEDNet returns in training')
-    frames = parts.shape[2]//2
-    return parts[:,:,0], parts[:,:,1:1+frames], parts[:,:,1+frames:]
+    if parts.ndim != 3 or parts.shape[2] < 3 or parts.shape[2] % 2 == 0:
+        raise AudiotagError(
+            f"{tuple(parts.shape)} are not the parts of a SED network", fix="give what a SEDNet returns in training"
+        )
+    frames = parts.shape[2] // 2
+    return parts[:, :, 0], parts[:, :, 1 : 1 + frames], parts[:, :, 1 + frames :]
+
 
 class SEDNet(nn.Module):
     "A body and a SED head: (n, in_channels or 1, bands, frames) -> logits (n, n_classes), in training with all parts."
-    def __init__(self, body:nn.Module, head:SEDHead, *, in_channels:int=1, output:str='clip', parts:bool=True):
+
+    def __init__(
+        self, body: nn.Module, head: SEDHead, *, in_channels: int = 1, output: str = "clip", parts: bool = True
+    ):
         super().__init__()
-        self.body,self.head,self.in_channels,self.output,self.parts = body,head,in_channels,output,parts
+        self.body, self.head, self.in_channels, self.output, self.parts = body, head, in_channels, output, parts
 
     def moments(self, x):
         "Frame and attention logits of spectrograms, not of waves, both (n, n_classes, frames')."
-        if not torch.jit.is_tracing(): # an exported graph cannot hold the checks
+        if not torch.jit.is_tracing():  # an exported graph cannot hold the checks
             require_spectrograms(x, n_channels=self.in_channels)
             require_two(self, x)
         return self.head(self.body(x.expand(-1, self.in_channels, -1, -1)))
 
     def forward(self, x):
-        frame,attention = self.moments(x)
-        if self.training and self.parts: return torch.cat([attended(frame, attention)[...,None], frame, attention], 2)
-        return attended(frame, attention) if self.output=='clip' else frame.amax(2)
+        frame, attention = self.moments(x)
+        if self.training and self.parts:
+            return torch.cat([attended(frame, attention)[..., None], frame, attention], 2)
+        return attended(frame, attention) if self.output == "clip" else frame.amax(2)
 
 # %% ../../nbs/models/04_sed.ipynb #6232ab1d
 @dataclass(frozen=True, kw_only=True)
 class SED(Network):
     "A SED head on a backbone; `build(n_classes)` gives a `SEDNet`."
-    backbone:Config # settings with `features()`
-    output:str='clip' # what it gives in use: 'clip' (attention) or 'max' (the largest frame logit)
-    hidden:int=0 # dense layer between; 0: none, as the entrant
-    dropout:float=0.
-    blend:bool=False # moments with their neighbours
-    tanh:bool=False # bounded attention
-    parts:bool=True # in training, give what `SEDLoss` takes; False: only `output`, for any other loss
+
+    backbone: Config  # settings with `features()`
+    output: str = "clip"  # what it gives in use: 'clip' (attention) or 'max' (the largest frame logit)
+    hidden: int = 0  # dense layer between; 0: none, as the entrant
+    dropout: float = 0.0
+    blend: bool = False  # moments with their neighbours
+    tanh: bool = False  # bounded attention
+    parts: bool = True  # in training, give what `SEDLoss` takes; False: only `output`, for any other loss
 
     def check(self):
-        self.require(hasattr(self.backbone, 'features'), 'backbone', 'give the settings of a network with a `features` method')
-        self.require(self.output in ('clip','max'), 'output', "choose 'clip' or 'max'")
-        self.require(0<=self.hidden<=65536, 'hidden', 'give 0, or the size of a dense layer')
-        self.require(0<=self.dropout<1, 'dropout', 'give at least 0 and less than 1')
+        self.require(
+            hasattr(self.backbone, "features"), "backbone", "give the settings of a network with a `features` method"
+        )
+        self.require(self.output in ("clip", "max"), "output", "choose 'clip' or 'max'")
+        self.require(0 <= self.hidden <= 65536, "hidden", "give 0, or the size of a dense layer")
+        self.require(0 <= self.dropout < 1, "dropout", "give at least 0 and less than 1")
 
     def _build(self, n_classes):
-        body,n,n_in = features_of(self.backbone)
+        body, n, n_in = features_of(self.backbone)
         head = SEDHead(n, n_classes, hidden=self.hidden, dropout=self.dropout, blend=self.blend, tanh=self.tanh)
         return SEDNet(body, head, in_channels=n_in, output=self.output, parts=self.parts)
 
 # %% ../../nbs/models/04_sed.ipynb #02b14f7d
 def frame_scores(
-    net:SEDNet,
-    features, # of one recording, (bands, frames) or (channels, bands, frames)
+    net: SEDNet,
+    features,  # of one recording, (bands, frames) or (channels, bands, frames)
     *,
-    frames:int, # length of a window
-    hop:int, # from window to window
-    fill:float|None=None, # of the front end
-    batch_size:int=16, # windows
-)->np.ndarray: # (frames of the recording, n_classes) float32, probabilities
+    frames: int,  # length of a window
+    hop: int,  # from window to window
+    fill: float | None = None,  # of the front end
+    batch_size: int = 16,  # windows
+) -> np.ndarray:  # (frames of the recording, n_classes) float32, probabilities
     "How likely each class is heard in each frame; overlapping windows are averaged."
     x = np.asarray(features, dtype=np.float32)
-    x = x[None] if x.ndim==2 else x
-    n,starts = x.shape[-1],window_starts(x.shape[-1], frames, hop)
-    device,times = next(net.parameters()).device,np.zeros((max(n, frames), 1), np.float32)
-    left = max(0, frames-n)//2
+    x = x[None] if x.ndim == 2 else x
+    n, starts = x.shape[-1], window_starts(x.shape[-1], frames, hop)
+    device, times = next(net.parameters()).device, np.zeros((max(n, frames), 1), np.float32)
+    left = max(0, frames - n) // 2
     net.eval()
     for i in range(0, len(starts), batch_size):
-        cut = np.stack([crop_frames(x, s, frames, fill=fill) for s in starts[i:i+batch_size]])
-        with torch.inference_mode(): p = F.interpolate(net.moments(torch.from_numpy(cut).to(device))[0].float().sigmoid(), frames).cpu().numpy()
-        if i==0: total = np.zeros((len(times), p.shape[1]), np.float32)
-        for s,o in zip(starts[i:i+batch_size], p): total[s:s+frames] += o.T; times[s:s+frames] += 1
-    return (total/times)[left:left+n]
+        cut = np.stack([crop_frames(x, s, frames, fill=fill) for s in starts[i : i + batch_size]])
+        with torch.inference_mode():
+            p = F.interpolate(net.moments(torch.from_numpy(cut).to(device))[0].float().sigmoid(), frames).cpu().numpy()
+        if i == 0:
+            total = np.zeros((len(times), p.shape[1]), np.float32)
+        for s, o in zip(starts[i : i + batch_size], p):
+            total[s : s + frames] += o.T
+            times[s : s + frames] += 1
+    return (total / times)[left : left + n]
 
 # %% ../../nbs/models/04_sed.ipynb #f88c1e24
 def detections(
-    scores:dict, # {recording: (frames, n_classes) probabilities}
-    classes, # names
+    scores: dict,  # {recording: (frames, n_classes) probabilities}
+    classes,  # names
     *,
-    frame_s:float, # seconds from frame to frame: hop_length/sample_rate
-    threshold=.5, # one number, or one a class
-    gap_s:float=.2, # shorter gaps are closed
-    least_s:float=0., # shorter calls are dropped
-)->pd.DataFrame: # recording, class, start, end (s), score; in the order of recordings, then by time
+    frame_s: float,  # seconds from frame to frame: hop_length/sample_rate
+    threshold=0.5,  # one number, or one a class
+    gap_s: float = 0.2,  # shorter gaps are closed
+    least_s: float = 0.0,  # shorter calls are dropped
+) -> pd.DataFrame:  # recording, class, start, end (s), score; in the order of recordings, then by time
     "Who is heard when."
-    limits,rows = np.broadcast_to(threshold, len(classes)),[]
-    for name,p in scores.items():
-        if p.ndim!=2 or p.shape[1]!=len(classes): raise AudiotagError(f'scores of {name!r} are {p.shape}', fix=f'give (frames, {len(classes)})')
-        found = [(s*frame_s, e*frame_s, c, p[s:e,c].max()) for c in range(len(classes)) for s,e in _runs(p[:,c]>=limits[c], round(gap_s/frame_s))]
-        rows += [(name, classes[c], s, e, float(v)) for s,e,c,v in sorted(found) if e-s>=least_s]
-    return pd.DataFrame(rows, columns=['recording','class','start','end','score'])
+    limits, rows = np.broadcast_to(threshold, len(classes)), []
+    for name, p in scores.items():
+        if p.ndim != 2 or p.shape[1] != len(classes):
+            raise AudiotagError(f"scores of {name!r} are {p.shape}", fix=f"give (frames, {len(classes)})")
+        found = [
+            (s * frame_s, e * frame_s, c, p[s:e, c].max())
+            for c in range(len(classes))
+            for s, e in _runs(p[:, c] >= limits[c], round(gap_s / frame_s))
+        ]
+        rows += [(name, classes[c], s, e, float(v)) for s, e, c, v in sorted(found) if e - s >= least_s]
+    return pd.DataFrame(rows, columns=["recording", "class", "start", "end", "score"])
+
 
 def _runs(on, gap):
     "(start, end) of the runs of True, gaps of up to `gap` closed."
     edges = np.flatnonzero(np.diff(np.r_[0, on.astype(np.int8), 0])).reshape(-1, 2)
     out = []
-    for s,e in edges:
-        if out and s-out[-1][1]<=gap: out[-1][1] = e
-        else: out.append([s, e])
-    return [(int(s), int(e)) for s,e in out]
+    for s, e in edges:
+        if out and s - out[-1][1] <= gap:
+            out[-1][1] = e
+        else:
+            out.append([s, e])
+    return [(int(s), int(e)) for s, e in out]
 
 # %% ../../nbs/models/04_sed.ipynb #00d51461
-def _bands_of(front_end, hz): # heights in a picture of mel bands
-    return np.interp(hz, front_end.band_hz, np.arange(front_end.n_mels)+.5)
+def _bands_of(front_end, hz):  # heights in a picture of mel bands
+    return np.interp(hz, front_end.band_hz, np.arange(front_end.n_mels) + 0.5)
+
 
 def _height_axis(ax, bands, front_end):
     "Ticks at octaves where the front end says which band is which frequency."
-    if front_end is None: ax.set_ylabel('mel band'); return
-    hz = [o for o in (125,250,500,1000,2000,4000,8000,16000) if front_end.f_min<=o<=(front_end.f_max or front_end.sample_rate/2)]
+    if front_end is None:
+        ax.set_ylabel("mel band")
+        return
+    hz = [
+        o
+        for o in (125, 250, 500, 1000, 2000, 4000, 8000, 16000)
+        if front_end.f_min <= o <= (front_end.f_max or front_end.sample_rate / 2)
+    ]
     at = _bands_of(front_end, hz)
-    kept = [i for i in range(len(hz)) if i+1==len(hz) or at[i+1]-at[i]>.06*bands] # low octaves have few bands
-    ax.set_yticks(at[kept], [f'{hz[i]/1000:g}' for i in kept])
-    ax.set(ylabel='kHz', ylim=(0,bands))
+    kept = [
+        i for i in range(len(hz)) if i + 1 == len(hz) or at[i + 1] - at[i] > 0.06 * bands
+    ]  # low octaves have few bands
+    ax.set_yticks(at[kept], [f"{hz[i] / 1000:g}" for i in kept])
+    ax.set(ylabel="kHz", ylim=(0, bands))
 
-def _draw(top, below, row, o, bands, front_end, *, below_alpha=1., alpha=1., **look):
+
+def _draw(top, below, row, o, bands, front_end, *, below_alpha=1.0, alpha=1.0, **look):
     "One call: a box on the spectrogram, as high as it is known to be, and a bar on the line of its class."
     from matplotlib.patches import Rectangle
-    known = front_end is not None and not np.isnan([o.get('f_min', np.nan), o.get('f_max', np.nan)]).any()
-    low,high = _bands_of(front_end, (o['f_min'], o['f_max'])) if known else (0, bands)
-    top.add_patch(Rectangle((o['start'], low), o['end']-o['start'], high-low, alpha=alpha, **look))
-    tall = .95 if 'fill' in look else .7
-    below.add_patch(Rectangle((o['start'], row[o['class']]-tall/2), o['end']-o['start'], tall, alpha=below_alpha, **(look | ({'edgecolor': 'k', 'lw': 1} if 'fill' in look else {}))))
+
+    known = front_end is not None and not np.isnan([o.get("f_min", np.nan), o.get("f_max", np.nan)]).any()
+    low, high = _bands_of(front_end, (o["f_min"], o["f_max"])) if known else (0, bands)
+    top.add_patch(Rectangle((o["start"], low), o["end"] - o["start"], high - low, alpha=alpha, **look))
+    tall = 0.95 if "fill" in look else 0.7
+    below.add_patch(
+        Rectangle(
+            (o["start"], row[o["class"]] - tall / 2),
+            o["end"] - o["start"],
+            tall,
+            alpha=below_alpha,
+            **(look | ({"edgecolor": "k", "lw": 1} if "fill" in look else {})),
+        )
+    )
 
 # %% ../../nbs/models/04_sed.ipynb #b8ce6511
 def plot_detections(
-    features, # (bands, frames) of a recording
-    table:pd.DataFrame, # detections of this recording
+    features,  # (bands, frames) of a recording
+    table: pd.DataFrame,  # detections of this recording
     classes,
     *,
-    frame_s:float, # seconds from frame to frame
-    true=None, # DataFrame with class, start, end, and f_min, f_max (Hz) if they are known; None: not known
-    front_end=None, # the `LogMel` that made the features: heights are in kHz, and boxes have theirs
-    axes=None, # two
+    frame_s: float,  # seconds from frame to frame
+    true=None,  # DataFrame with class, start, end, and f_min, f_max (Hz) if they are known; None: not known
+    front_end=None,  # the `LogMel` that made the features: heights are in kHz, and boxes have theirs
+    axes=None,  # two
 ):
     "Detections (filled) and the true boxes (outlined) over the spectrogram, and below it, a line a class; returns the axes."
     import matplotlib.pyplot as plt
-    top,below = plt.subplots(2, 1, figsize=(10,3+.14*len(classes)), sharex=True, height_ratios=(2.6,.5+.14*len(classes)), layout='constrained')[1] if axes is None else axes
-    low,high = np.percentile(features, (5,99.7))
-    top.imshow(features, origin='lower', aspect='auto', extent=(0, features.shape[1]*frame_s, 0, features.shape[0]), cmap='gray_r', vmin=low, vmax=max(high, low+1e-6), interpolation='antialiased')
+
+    top, below = (
+        plt.subplots(
+            2,
+            1,
+            figsize=(10, 3 + 0.14 * len(classes)),
+            sharex=True,
+            height_ratios=(2.6, 0.5 + 0.14 * len(classes)),
+            layout="constrained",
+        )[1]
+        if axes is None
+        else axes
+    )
+    low, high = np.percentile(features, (5, 99.7))
+    top.imshow(
+        features,
+        origin="lower",
+        aspect="auto",
+        extent=(0, features.shape[1] * frame_s, 0, features.shape[0]),
+        cmap="gray_r",
+        vmin=low,
+        vmax=max(high, low + 1e-6),
+        interpolation="antialiased",
+    )
     _height_axis(top, features.shape[0], front_end)
-    row,colour = {c: i for i,c in enumerate(classes)},lambda c: f'C{(0,1,2,3,4,5,6,8,9)[row[c]%9]}' # C7 is grey, as the spectrogram
-    for o in table.to_dict('records'): _draw(top, below, row, o, features.shape[0], None, facecolor=colour(o['class']), alpha=.3, below_alpha=.3+.6*o['score'])
-    for o in ([] if true is None else true.to_dict('records')): _draw(top, below, row, o, features.shape[0], front_end, fill=False, edgecolor=colour(o['class']), lw=1.5)
-    below.set(yticks=range(len(classes)), yticklabels=classes, ylim=(len(classes)-.4, -.6), xlabel='s')
-    below.tick_params(axis='y', labelsize=max(3, min(9, 80/len(classes))))
-    below.set_title('filled: heard; outlined: annotated', fontsize=7, loc='right', pad=2)
-    return top,below
+    # C7 is grey, as the spectrogram
+    row, colour = {c: i for i, c in enumerate(classes)}, lambda c: f"C{(0, 1, 2, 3, 4, 5, 6, 8, 9)[row[c] % 9]}"
+    for o in table.to_dict("records"):
+        _draw(
+            top,
+            below,
+            row,
+            o,
+            features.shape[0],
+            None,
+            facecolor=colour(o["class"]),
+            alpha=0.3,
+            below_alpha=0.3 + 0.6 * o["score"],
+        )
+    for o in [] if true is None else true.to_dict("records"):
+        _draw(top, below, row, o, features.shape[0], front_end, fill=False, edgecolor=colour(o["class"]), lw=1.5)
+    below.set(yticks=range(len(classes)), yticklabels=classes, ylim=(len(classes) - 0.4, -0.6), xlabel="s")
+    below.tick_params(axis="y", labelsize=max(3, min(9, 80 / len(classes))))
+    below.set_title("filled: heard; outlined: annotated", fontsize=7, loc="right", pad=2)
+    return top, below

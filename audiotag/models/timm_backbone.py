@@ -14,31 +14,59 @@ from .blocks import Network, SpectrogramNet, timm_backbone
 # %% ../../nbs/models/05_timm_backbone.ipynb #9fc27b50
 class Resize(nn.Module):
     "Bilinear interpolation to one size: (B, C, bands, frames) -> (B, C, *size)."
-    def __init__(self, size:tuple): super().__init__(); self.size = tuple(size)
-    def forward(self, x): return F.interpolate(x, self.size, mode='bilinear', align_corners=False)
-    def extra_repr(self): return str(self.size)
+
+    def __init__(self, size: tuple):
+        super().__init__()
+        self.size = tuple(size)
+
+    def forward(self, x):
+        return F.interpolate(x, self.size, mode="bilinear", align_corners=False)
+
+    def extra_repr(self):
+        return str(self.size)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timm(Network):
     "A network of timm by name; `build(n_classes)` gives a `SpectrogramNet`, or says what is wrong with name or weights."
-    name:str='efficientnet_b0' # as in `timm.list_models()`; read when the network is built
-    in_channels:int=1 # channels of the front end; a network with three takes one, too, and repeats it
-    drop_path:float=0. # chance of leaving out a residual branch in training, for the last one
-    dropout:float=0. # before the last layer
-    pretrained:str='' # a .safetensors file of timm's for this name; '' starts with fresh weights
-    size:tuple[int,...]|None=None # (bands, frames) that the spectrogram is resized to; None: as it comes
+
+    name: str = "efficientnet_b0"  # as in `timm.list_models()`; read when the network is built
+    in_channels: int = 1  # channels of the front end; a network with three takes one, too, and repeats it
+    drop_path: float = 0.0  # chance of leaving out a residual branch in training, for the last one
+    dropout: float = 0.0  # before the last layer
+    pretrained: str = ""  # a .safetensors file of timm's for this name; '' starts with fresh weights
+    size: tuple[int, ...] | None = None  # (bands, frames) that the spectrogram is resized to; None: as it comes
 
     def check(self):
-        self.require(0<self.in_channels<=64, 'in_channels', 'give the number of channels of the front end')
-        for o in ('drop_path', 'dropout'): self.require(0<=getattr(self, o)<1, o, 'give at least 0 and less than 1')
-        self.require(self.size is None or (len(self.size)==2 and all(16<=o<=4096 for o in self.size)), 'size', 'give two numbers from 16 to 4096, bands and frames, or None')
+        self.require(0 < self.in_channels <= 64, "in_channels", "give the number of channels of the front end")
+        for o in ("drop_path", "dropout"):
+            self.require(0 <= getattr(self, o) < 1, o, "give at least 0 and less than 1")
+        self.require(
+            self.size is None or (len(self.size) == 2 and all(16 <= o <= 4096 for o in self.size)),
+            "size",
+            "give two numbers from 16 to 4096, bands and frames, or None",
+        )
 
     def _build(self, n_classes):
-        body,n = timm_backbone(self.name, in_channels=self.in_channels, drop_path=self.drop_path, pretrained=self.pretrained, size=self.size)
-        if self.size: body = nn.Sequential(Resize(self.size), body)
+        body, n = timm_backbone(
+            self.name,
+            in_channels=self.in_channels,
+            drop_path=self.drop_path,
+            pretrained=self.pretrained,
+            size=self.size,
+        )
+        if self.size:
+            body = nn.Sequential(Resize(self.size), body)
         return SpectrogramNet(body, nn.Sequential(nn.Dropout(self.dropout), nn.Linear(n, n_classes)), self.in_channels)
 
-    def features(self)->nn.Module:
+    def features(self) -> nn.Module:
         "The network without pool and classifier, a backbone for other heads: (n, in_channels, bands, frames) -> (n, D, bands', frames')."
-        body,_ = timm_backbone(self.name, in_channels=self.in_channels, drop_path=self.drop_path, pretrained=self.pretrained, size=self.size, pool=False)
+        body, _ = timm_backbone(
+            self.name,
+            in_channels=self.in_channels,
+            drop_path=self.drop_path,
+            pretrained=self.pretrained,
+            size=self.size,
+            pool=False,
+        )
         return nn.Sequential(Resize(self.size), body) if self.size else body

@@ -12,24 +12,39 @@ from torch import nn
 from fastcore.basics import patch
 from ..core.errors import AudiotagError
 from ..audio.features import PRESETS, FrontEnd
-from .blocks import Network, PooledBlock, SequenceGRU, ShufflePool, SqueezeExcite, multi_scale, pool_modes, require_spectrograms, require_two
+from audiotag.models.blocks import (
+    Network,
+    PooledBlock,
+    SequenceGRU,
+    ShufflePool,
+    SqueezeExcite,
+    multi_scale,
+    pool_modes,
+    require_spectrograms,
+    require_two,
+)
 
 # %% ../../nbs/models/03_wavecnn.ipynb #78429d4d
 class WaveformNet(nn.Module):
     "(x, statistics, length) -> logits (n, n_classes); x (n, 1, bands, frames), statistics (n, 1, 128, 12), length (n, 1, 1, 1)."
-    def __init__(self,
-        body:nn.Module, # (n, 1, bands, frames) -> (n, C, bands', frames')
-        pool:nn.Module, # (n, C, bands', frames') -> (n, D)
-        beside:nn.Module|None, # (n, 128, 12) -> (n, E); None: the sound is all it is given
-        head:nn.Module, # (n, D + E + 1) -> (n, n_classes)
+
+    def __init__(
+        self,
+        body: nn.Module,  # (n, 1, bands, frames) -> (n, C, bands', frames')
+        pool: nn.Module,  # (n, C, bands', frames') -> (n, D)
+        beside: nn.Module | None,  # (n, 128, 12) -> (n, E); None: the sound is all it is given
+        head: nn.Module,  # (n, D + E + 1) -> (n, n_classes)
     ):
         super().__init__()
-        self.body,self.pool,self.beside,self.head = body,pool,beside,head
+        self.body, self.pool, self.beside, self.head = body, pool, beside, head
 
     def forward(self, x, statistics=None, length=None):
-        if not torch.jit.is_tracing(): _require_inputs(self, x, statistics, length) # an exported graph cannot hold the checks
+        # an exported graph cannot hold the checks
+        if not torch.jit.is_tracing():
+            _require_inputs(self, x, statistics, length)
         x = self.pool(self.body(x))
-        if self.beside is not None: x = torch.cat([x, self.beside(statistics.flatten(1, 2)), length.flatten(1)], 1)
+        if self.beside is not None:
+            x = torch.cat([x, self.beside(statistics.flatten(1, 2)), length.flatten(1)], 1)
         return self.head(x)
 
 # %% ../../nbs/models/03_wavecnn.ipynb #23db3500
@@ -37,64 +52,102 @@ def _require_inputs(net, x, statistics, length):
     "Raise `AudiotagError` unless the inputs are what `net` was built for."
     require_spectrograms(x, n_channels=1)
     require_two(net, x)
-    if x.shape[2]%16: raise AudiotagError(f'{x.shape[2]} bands cannot be halved three times and then paired', field='n_mels', fix='give a multiple of 16')
-    shapes = ', '.join('nothing' if o is None else str(tuple(o.shape)) for o in (statistics, length))
-    if net.beside is None: fits,wanted = statistics is None and length is None, 'the sound alone, or set `rnn` above 0'
+    if x.shape[2] % 16:
+        raise AudiotagError(
+            f"{x.shape[2]} bands cannot be halved three times and then paired",
+            field="n_mels",
+            fix="give a multiple of 16",
+        )
+    shapes = ", ".join("nothing" if o is None else str(tuple(o.shape)) for o in (statistics, length))
+    if net.beside is None:
+        fits, wanted = statistics is None and length is None, "the sound alone, or set `rnn` above 0"
     else:
         n_in = net.beside.norm.num_features
-        fits = None not in (statistics, length) and statistics.ndim==4 and statistics.shape[::3]==(len(x), n_in) and length.shape==(len(x), 1, 1, 1)
-        wanted = f'(clips, 1, steps, {n_in}) and (clips, 1, 1, 1): `Joined(main=…, beside=(GlobalFeatures(), Length()))`; or set `rnn` to 0'
-    if not fits: raise AudiotagError(f'beside the sound the network was given {shapes}', fix=f'give it {wanted}')
+        fits = (
+            None not in (statistics, length)
+            and statistics.ndim == 4
+            and statistics.shape[::3] == (len(x), n_in)
+            and length.shape == (len(x), 1, 1, 1)
+        )
+        wanted = f"(clips, 1, steps, {n_in}) and (clips, 1, 1, 1): `Joined(main=…, beside=(GlobalFeatures(), Length()))`; or set `rnn` to 0"
+    if not fits:
+        raise AudiotagError(f"beside the sound the network was given {shapes}", fix=f"give it {wanted}")
 
 # %% ../../nbs/models/03_wavecnn.ipynb #d4f128b0
 @dataclass(frozen=True, kw_only=True)
 class WaveCNN(Network):
     "The second system's network; `build(n_classes)` gives a `WaveformNet`."
-    front:FrontEnd|None=PRESETS['waveform_mel'] # computed inside; None: the log-mel comes as input
-    stem:tuple[int,...]=(3,) # sizes of the first convolutions, side by side
-    stem_channels:int=64 # of all of them together
-    width:float=1. # of the blocks: times 96, 128, 256, 512 channels
-    squeeze:int=0 # ratio of the SE after stem and convolutions; 0: none
-    concat:bool=False # 1×1 convolution of what both convolutions of a block see
-    pools:tuple[str,...]=('max', 'avemax1') # after the first and the second convolution of a block
-    rnn:int=128 # units of the GRU over the global features; 0: neither globals nor length
-    n_globals:int=12 # numbers in each part of the global features
-    momentum:float=.15 # of batch norm
+
+    front: FrontEnd | None = PRESETS["waveform_mel"]  # computed inside; None: the log-mel comes as input
+    stem: tuple[int, ...] = (3,)  # sizes of the first convolutions, side by side
+    stem_channels: int = 64  # of all of them together
+    width: float = 1.0  # of the blocks: times 96, 128, 256, 512 channels
+    squeeze: int = 0  # ratio of the SE after stem and convolutions; 0: none
+    concat: bool = False  # 1×1 convolution of what both convolutions of a block see
+    pools: tuple[str, ...] = ("max", "avemax1")  # after the first and the second convolution of a block
+    rnn: int = 128  # units of the GRU over the global features; 0: neither globals nor length
+    n_globals: int = 12  # numbers in each part of the global features
+    momentum: float = 0.15  # of batch norm
 
     def check(self):
-        self.require(self.front is None or (self.front.n_channels==1 and self.front.n_bands%16==0), 'front', 'give one channel and a multiple of 16 bands, or None')
-        self.require(self.stem and all(k%2 and 0<k<100 for k in self.stem), 'stem', 'give odd sizes')
-        self.require(0<self.stem_channels<=4096 and self.stem_channels%len(self.stem)==0, 'stem_channels', 'give as many channels for each size')
-        self.require(1/96<=self.width<=16, 'width', 'give 1 for 96 to 512 channels, .25 for a quarter of them')
-        self.require(0<=self.squeeze<=64, 'squeeze', 'give 4, or 0 for none')
-        self.require(len(self.pools)==2 and set(self.pools)<=set(pool_modes), 'pools', f"give two of {', '.join(pool_modes)}")
-        self.require(0<=self.rnn<=4096, 'rnn', 'give 128, or 0 to leave globals and length out')
-        self.require(0<self.n_globals<=4096, 'n_globals', 'give 12')
-        self.require(0<self.momentum<=1, 'momentum', 'give .15')
+        self.require(
+            self.front is None or (self.front.n_channels == 1 and self.front.n_bands % 16 == 0),
+            "front",
+            "give one channel and a multiple of 16 bands, or None",
+        )
+        self.require(self.stem and all(k % 2 and 0 < k < 100 for k in self.stem), "stem", "give odd sizes")
+        self.require(
+            0 < self.stem_channels <= 4096 and self.stem_channels % len(self.stem) == 0,
+            "stem_channels",
+            "give as many channels for each size",
+        )
+        self.require(1 / 96 <= self.width <= 16, "width", "give 1 for 96 to 512 channels, .25 for a quarter of them")
+        self.require(0 <= self.squeeze <= 64, "squeeze", "give 4, or 0 for none")
+        self.require(
+            len(self.pools) == 2 and set(self.pools) <= set(pool_modes), "pools", f"give two of {', '.join(pool_modes)}"
+        )
+        self.require(0 <= self.rnn <= 4096, "rnn", "give 128, or 0 to leave globals and length out")
+        self.require(0 < self.n_globals <= 4096, "n_globals", "give 12")
+        self.require(0 < self.momentum <= 1, "momentum", "give .15")
 
 # %% ../../nbs/models/03_wavecnn.ipynb #bffad8c6
-_blocks = (96, 2), (128, 2), (256, 3), (512, None) # channels, and the window of the pool that halves; the last block has no pools
+# channels, and the window of the pool that halves; the last block has no pools
+_blocks = (96, 2), (128, 2), (256, 3), (512, None)
+
 
 @patch
-def _build(self:WaveCNN, n_classes):
+def _build(self: WaveCNN, n_classes):
     c = self.stem_channels
-    body = [multi_scale(1, c, self.stem, momentum=self.momentum), *([SqueezeExcite(c, self.squeeze)] if self.squeeze else [])]
-    for channels,size in _blocks:
-        n = int(channels*self.width)
-        body.append(PooledBlock(c, n, pools=self.pools if size else None, size=size or 2, squeeze=self.squeeze, concat=self.concat, momentum=self.momentum))
+    body = [
+        multi_scale(1, c, self.stem, momentum=self.momentum),
+        *([SqueezeExcite(c, self.squeeze)] if self.squeeze else []),
+    ]
+    for channels, size in _blocks:
+        n = int(channels * self.width)
+        body.append(
+            PooledBlock(
+                c,
+                n,
+                pools=self.pools if size else None,
+                size=size or 2,
+                squeeze=self.squeeze,
+                concat=self.concat,
+                momentum=self.momentum,
+            )
+        )
         c = n
     beside = SequenceGRU(self.n_globals, self.rnn, momentum=self.momentum) if self.rnn else None
-    head = nn.Linear(2*c + (self.rnn+1 if self.rnn else 0), n_classes)
+    head = nn.Linear(2 * c + (self.rnn + 1 if self.rnn else 0), n_classes)
     return WaveformNet(nn.Sequential(*body), ShufflePool(), beside, head)
 
 # %% ../../nbs/models/03_wavecnn.ipynb #3f5e1569
-_multi = dict(stem=(3,5,7), stem_channels=96, squeeze=4)
+_multi = dict(stem=(3, 5, 7), stem_channels=96, squeeze=4)
 
-WAVE_CNNS = { # the entrants' name: settings
-    'v1mix': WaveCNN(),
-    'max3exam': WaveCNN(pools=('max', 'avemax3')),
-    'se': WaveCNN(squeeze=4),
-    'msc_se_1.0': WaveCNN(**_multi),
-    'msc_se_1.5': WaveCNN(**_multi, width=1.5),
-    'msc_se_2.0': WaveCNN(**_multi, width=2.),
+WAVE_CNNS = {  # the entrants' name: settings
+    "v1mix": WaveCNN(),
+    "max3exam": WaveCNN(pools=("max", "avemax3")),
+    "se": WaveCNN(squeeze=4),
+    "msc_se_1.0": WaveCNN(**_multi),
+    "msc_se_1.5": WaveCNN(**_multi, width=1.5),
+    "msc_se_2.0": WaveCNN(**_multi, width=2.0),
 }

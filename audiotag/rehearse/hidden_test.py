@@ -17,143 +17,196 @@ from ..core.seeding import rng
 from ..audio.synth import SOUNDS, sound
 
 # %% ../../nbs/rehearse/03_hidden_test.ipynb #f2886e3c
-def _wave(g, seconds:float, rate:int)->np.ndarray: # (samples,) float32
-    return sound(SOUNDS[g.integers(len(SOUNDS))], g, seconds=max(.1, seconds), sample_rate=rate)
+def _wave(g, seconds: float, rate: int) -> np.ndarray:  # (samples,) float32
+    return sound(SOUNDS[g.integers(len(SOUNDS))], g, seconds=max(0.1, seconds), sample_rate=rate)
 
-def _sound_file(path, wave, rate, *, format='', subtype=None):
+
+def _sound_file(path, wave, rate, *, format="", subtype=None):
     import soundfile
-    soundfile.write(str(path), wave, rate, format=format or {'.ogg': 'OGG', '.flac': 'FLAC'}.get(path.suffix.lower(), 'WAV'), subtype=subtype)
+
+    soundfile.write(
+        str(path),
+        wave,
+        rate,
+        format=format or {".ogg": "OGG", ".flac": "FLAC"}.get(path.suffix.lower(), "WAV"),
+        subtype=subtype,
+    )
+
 
 def _cut(path, g, real):
-    data = Path(real).read_bytes() if real else b''
-    if len(data)<200:
-        _sound_file(path, _wave(g, 1., 44100), 44100)
+    data = Path(real).read_bytes() if real else b""
+    if len(data) < 200:
+        _sound_file(path, _wave(g, 1.0, 44100), 44100)
         data = path.read_bytes()
-    write_bytes(path, data[:len(data)*6//10])
+    write_bytes(path, data[: len(data) * 6 // 10])
 
-FAULTS = {'empty file': lambda p, g, real: write_bytes(p, b''),
-          'truncated': _cut,
-          'text in place of sound': lambda p, g, real: write_text(p, 'this is no sound\n'*20),
-          'stereo': lambda p, g, real: _sound_file(p, np.stack([_wave(g, 1.5, 44100)]*2, axis=1)*[1,.5], 44100),
-          '8 kHz': lambda p, g, real: _sound_file(p, _wave(g, 3., 16000)[::2], 8000),
-          '48 kHz': lambda p, g, real: _sound_file(p, _wave(g, 1.5, 48000), 48000),
-          'silence': lambda p, g, real: _sound_file(p, np.zeros(44100, np.float32), 44100),
-          'NaN': lambda p, g, real: _sound_file(p, np.full(44100, np.nan, np.float32), 44100, format='WAV', subtype='FLOAT'),
-          'one sample': lambda p, g, real: _sound_file(p, np.full(1, .5, np.float32), 44100)}
+
+FAULTS = {
+    "empty file": lambda p, g, real: write_bytes(p, b""),
+    "truncated": _cut,
+    "text in place of sound": lambda p, g, real: write_text(p, "this is no sound\n" * 20),
+    "stereo": lambda p, g, real: _sound_file(p, np.stack([_wave(g, 1.5, 44100)] * 2, axis=1) * [1, 0.5], 44100),
+    "8 kHz": lambda p, g, real: _sound_file(p, _wave(g, 3.0, 16000)[::2], 8000),
+    "48 kHz": lambda p, g, real: _sound_file(p, _wave(g, 1.5, 48000), 48000),
+    "silence": lambda p, g, real: _sound_file(p, np.zeros(44100, np.float32), 44100),
+    "NaN": lambda p, g, real: _sound_file(p, np.full(44100, np.nan, np.float32), 44100, format="WAV", subtype="FLOAT"),
+    "one sample": lambda p, g, real: _sound_file(p, np.full(1, 0.5, np.float32), 44100),
+}
 
 # %% ../../nbs/rehearse/03_hidden_test.ipynb #b6d2ce57
-def _like(name:str, g)->str:
+def _like(name: str, g) -> str:
     "A name of the same kind as `name`."
-    stem,ext = os.path.splitext(name)
-    hexa = re.fullmatch('[0-9a-f]{6,}', stem)
-    if not re.search(r'\d', stem): stem += '_000000'
-    draw = lambda m: '0123456789abcdef'[g.integers(16)] if hexa else str(g.integers(10))
-    return re.sub('[0-9a-f]' if hexa else r'\d', draw, stem)+ext
+    stem, ext = os.path.splitext(name)
+    hexa = re.fullmatch("[0-9a-f]{6,}", stem)
+    if not re.search(r"\d", stem):
+        stem += "_000000"
+    draw = lambda m: "0123456789abcdef"[g.integers(16)] if hexa else str(g.integers(10))
+    return re.sub("[0-9a-f]" if hexa else r"\d", draw, stem) + ext
 
-def _row_ids(name:str, seconds:float, example:str, names)->list:
+
+def _row_ids(name: str, seconds: float, example: str, names) -> list:
     "The template's ids for one file, as the public ids are related to the public files; None when they are not."
-    stem,stems = os.path.splitext(name)[0],{os.path.splitext(o)[0] for o in names}
-    if example in names or os.path.splitext(example)[1]: return [name]
-    if example in stems: return [stem]
-    if re.fullmatch(r'.+_\d+', example): return [f'{stem}_{5*k}' for k in range(1, max(1, int(seconds//5))+1)]
+    stem, stems = os.path.splitext(name)[0], {os.path.splitext(o)[0] for o in names}
+    if example in names or os.path.splitext(example)[1]:
+        return [name]
+    if example in stems:
+        return [stem]
+    if re.fullmatch(r".+_\d+", example):
+        return [f"{stem}_{5 * k}" for k in range(1, max(1, int(seconds // 5)) + 1)]
     return None
 
 # %% ../../nbs/rehearse/03_hidden_test.ipynb #c30d28e1
 @dataclass
 class Hidden:
     "A hidden test: its folder, its template, and what is odd in it."
-    test:Path # folder with the files
-    template:Path # csv
-    where:str # the test folder's name in the competition's
-    template_name:str
-    public:int=0 # files of the public test
-    files:int=0
-    faults:dict=field(default_factory=dict) # name -> what is odd
+
+    test: Path  # folder with the files
+    template: Path  # csv
+    where: str  # the test folder's name in the competition's
+    template_name: str
+    public: int = 0  # files of the public test
+    files: int = 0
+    faults: dict = field(default_factory=dict)  # name -> what is odd
+
 
 def _link(old, new):
-    try: os.link(old, new)
-    except OSError: shutil.copyfile(old, new)
+    try:
+        os.link(old, new)
+    except OSError:
+        shutil.copyfile(old, new)
 
-def test_folder(competition:Competition)->Path:
+
+def test_folder(competition: Competition) -> Path:
     "Where the test files of a competition are."
-    found = {Path(p).parent for p in competition.of('test').path if p}
-    if len(found)==1: return found.pop()
-    usual = [competition.root/n for n in ('test','test_soundscapes','test_audio') if (competition.root/n).is_dir()]
-    if len(found)>1 or not usual: raise AudiotagError(f'{len(found)} folders hold test files', file=competition.root, fix='is this the folder of the competition?')
+    found = {Path(p).parent for p in competition.of("test").path if p}
+    if len(found) == 1:
+        return found.pop()
+    usual = [
+        competition.root / n for n in ("test", "test_soundscapes", "test_audio") if (competition.root / n).is_dir()
+    ]
+    if len(found) > 1 or not usual:
+        raise AudiotagError(
+            f"{len(found)} folders hold test files", file=competition.root, fix="is this the folder of the competition?"
+        )
     return usual[0]
 
-def _template_file(competition:Competition)->Path:
-    for name in ('sample_submission.csv','submission.csv'):
-        if (competition.root/name).is_file(): return competition.root/name
-    raise AudiotagError('there is no sample_submission.csv', file=competition.root)
+
+def _template_file(competition: Competition) -> Path:
+    for name in ("sample_submission.csv", "submission.csv"):
+        if (competition.root / name).is_file():
+            return competition.root / name
+    raise AudiotagError("there is no sample_submission.csv", file=competition.root)
 
 # %% ../../nbs/rehearse/03_hidden_test.ipynb #0fa493aa
 def hidden_test(
-    competition:Competition, # as `load_competition(…, train=False)` gives it
-    folder, # where the hidden test is made
+    competition: Competition,  # as `load_competition(…, train=False)` gives it
+    folder,  # where the hidden test is made
     *,
-    times:float=3., # how many times the public number of files
-    files:int|None=None, # or how many
-    empty:bool=False, # no file at all, and the public template
-    seed:int=0,
-)->Hidden:
+    times: float = 3.0,  # how many times the public number of files
+    files: int | None = None,  # or how many
+    empty: bool = False,  # no file at all, and the public template
+    seed: int = 0,
+) -> Hidden:
     "Make a hidden test from real and synthesised clips."
-    folder,public,template = Path(folder),test_folder(competition),_template_file(competition)
-    names = sorted({Path(p).name for p in competition.of('test').path if p and Path(p).is_file()})
-    made = Hidden(folder/'test', folder/template.name, str(public.relative_to(competition.root)), template.name, public=len(names))
+    folder, public, template = Path(folder), test_folder(competition), _template_file(competition)
+    names = sorted({Path(p).name for p in competition.of("test").path if p and Path(p).is_file()})
+    made = Hidden(
+        folder / "test",
+        folder / template.name,
+        str(public.relative_to(competition.root)),
+        template.name,
+        public=len(names),
+    )
     made.test.mkdir(parents=True)
     if empty:
-        write_text(made.test/'readme.txt', 'The test files are here when the notebook is run again.\n')
+        write_text(made.test / "readme.txt", "The test files are here when the notebook is run again.\n")
         shutil.copyfile(template, made.template)
         return made
-    n = files if files is not None else max(round(times*len(names)), len(names)+len(FAULTS))
-    if n<1: raise AudiotagError(f'{n} is no number of test files', field='files', fix='give 1 or more')
-    g = rng(seed, 'hidden test')
-    for i,name in enumerate(_fill(made, public, names, competition, n, g)):
+    n = files if files is not None else max(round(times * len(names)), len(names) + len(FAULTS))
+    if n < 1:
+        raise AudiotagError(f"{n} is no number of test files", field="files", fix="give 1 or more")
+    g = rng(seed, "hidden test")
+    for i, name in enumerate(_fill(made, public, names, competition, n, g)):
         fault = list(FAULTS)[i]
-        (made.test/name).unlink()
-        FAULTS[fault](made.test/name, g, public/names[0] if names else None)
+        (made.test / name).unlink()
+        FAULTS[fault](made.test / name, g, public / names[0] if names else None)
         made.faults[name] = fault
     made.files = n
     _write_template(made, competition, names)
     return made
 
 # %% ../../nbs/rehearse/03_hidden_test.ipynb #6c27b034
-def _fill(made:Hidden, public:Path, names, competition, n:int, g)->list: # names of new files that the faults may take
+# names of new files that the faults may take
+def _fill(made: Hidden, public: Path, names, competition, n: int, g) -> list:
     "Put `n` sound files into the test folder."
     ids = competition.template[competition.id_column]
-    example = names[0] if names else (str(ids.iloc[0]) if len(ids) else 'hidden_000000')
-    if not names and not os.path.splitext(example)[1]: example = re.sub(r'_\d+$', '', example)+('.ogg' if 'soundscape' in made.where else '.wav')
-    kept = names[:max(1, n-len(FAULTS))] if n>1 else []
-    for name in kept: _link(public/name, made.test/name)
-    new,some = [],[]
-    while len(kept)+len(new)<n:
+    example = names[0] if names else (str(ids.iloc[0]) if len(ids) else "hidden_000000")
+    if not names and not os.path.splitext(example)[1]:
+        example = re.sub(r"_\d+$", "", example) + (".ogg" if "soundscape" in made.where else ".wav")
+    kept = names[: max(1, n - len(FAULTS))] if n > 1 else []
+    for name in kept:
+        _link(public / name, made.test / name)
+    new, some = [], []
+    while len(kept) + len(new) < n:
         name = _like(example, g)
-        if (made.test/name).exists(): continue
+        if (made.test / name).exists():
+            continue
         i = len(new)
-        if names and i%4: _link(public/names[i%len(names)], made.test/name)
-        elif len(some)<24:
-            seconds = 60. if 'soundscape' in made.where else float(np.clip(g.lognormal(1., .8), .3, 25))
-            _sound_file(made.test/name, _wave(g, seconds, 32000 if 'soundscape' in made.where else 44100), 32000 if 'soundscape' in made.where else 44100)
+        if names and i % 4:
+            _link(public / names[i % len(names)], made.test / name)
+        elif len(some) < 24:
+            seconds = 60.0 if "soundscape" in made.where else float(np.clip(g.lognormal(1.0, 0.8), 0.3, 25))
+            _sound_file(
+                made.test / name,
+                _wave(g, seconds, 32000 if "soundscape" in made.where else 44100),
+                32000 if "soundscape" in made.where else 44100,
+            )
             some.append(name)
-        else: _link(made.test/some[i%len(some)], made.test/name)
+        else:
+            _link(made.test / some[i % len(some)], made.test / name)
         new.append(name)
-    return [new[i] for i in g.permutation(len(new))[:len(FAULTS)]]
+    return [new[i] for i in g.permutation(len(new))[: len(FAULTS)]]
 
 # %% ../../nbs/rehearse/03_hidden_test.ipynb #0399976d
-def _write_template(made:Hidden, competition, names):
+def _write_template(made: Hidden, competition, names):
     "List the rows of every file, with the values of the public template's first row."
-    template,key = competition.template,competition.id_column
-    example = str(template[key].iloc[0]) if len(template) else ''
+    template, key = competition.template, competition.id_column
+    example = str(template[key].iloc[0]) if len(template) else ""
     rows = []
     for p in sorted(made.test.iterdir()):
         ids = _row_ids(p.name, _seconds(p), example, names or [p.name])
-        if ids is None: shutil.copyfile(_template_file(competition), made.template); return
+        if ids is None:
+            shutil.copyfile(_template_file(competition), made.template)
+            return
         rows += ids
-    values = template.iloc[0].to_dict() if len(template) else {c: '0' for c in template.columns}
+    values = template.iloc[0].to_dict() if len(template) else {c: "0" for c in template.columns}
     pd.DataFrame([{**values, key: r} for r in rows], columns=list(template.columns)).to_csv(made.template, index=False)
 
-def _seconds(path)->float:
+
+def _seconds(path) -> float:
     from audiotag.audio.io import audio_info
-    try: return audio_info(path).seconds
-    except AudiotagError: return 60.
+
+    try:
+        return audio_info(path).seconds
+    except AudiotagError:
+        return 60.0

@@ -10,150 +10,278 @@ import errno, importlib.machinery, json, os, re, sys, threading, time
 from pathlib import Path
 
 # %% ../../nbs/rehearse/02_monitor.ipynb #75bffe5f
-CELL = 'AUDIOTAG_REHEARSE_CELL' # which cell is running: the n of In [n]
-_state = {'log': None, 'quiet': threading.local()}
+CELL = "AUDIOTAG_REHEARSE_CELL"  # which cell is running: the n of In [n]
+_state = {"log": None, "quiet": threading.local()}
 
-def note(kind:str, what:str, **more):
+
+def note(kind: str, what: str, **more):
     "Append an event: 'cell', 'net', 'write', 'command', 'import', 'end'."
-    line = json.dumps({'cell': int(os.environ.get(CELL, 0)), 'kind': kind, 'what': str(what)[:500], 'at': round(time.time(), 3), **more}, ensure_ascii=True)
-    try: os.write(_state['log'], line.encode()+b'\n')
-    except (OSError, TypeError): pass
+    line = json.dumps(
+        {
+            "cell": int(os.environ.get(CELL, 0)),
+            "kind": kind,
+            "what": str(what)[:500],
+            "at": round(time.time(), 3),
+            **more,
+        },
+        ensure_ascii=True,
+    )
+    try:
+        os.write(_state["log"], line.encode() + b"\n")
+    except (OSError, TypeError):
+        pass
 
-def read_notes(data:bytes)->list: # of dicts
+
+def read_notes(data: bytes) -> list:  # of dicts
     "The events of a log, as far as they are whole."
     found = []
     for line in data.splitlines():
-        try: found.append(json.loads(line))
-        except ValueError: pass
-    return [o for o in found if isinstance(o, dict) and {'cell','kind','what'}<=set(o)]
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            pass
+    return [o for o in found if isinstance(o, dict) and {"cell", "kind", "what"} <= set(o)]
 
 # %% ../../nbs/rehearse/02_monitor.ipynb #eee829c4
-def _outside(path)->str:
+def _outside(path) -> str:
     "The absolute path if it may not be written to, else ''."
-    if isinstance(path, int) or path is None: return ''
+    if isinstance(path, int) or path is None:
+        return ""
     p = os.path.abspath(os.fsdecode(path))
-    free = ('/dev/', '/proc/', *_state['writable'])
-    return '' if any(p==w.rstrip('/') or p.startswith(w.rstrip('/')+'/') for w in free) else p
+    free = ("/dev/", "/proc/", *_state["writable"])
+    return "" if any(p == w.rstrip("/") or p.startswith(w.rstrip("/") + "/") for w in free) else p
 
-def _far(host)->str:
+
+def _far(host) -> str:
     "The host if it is not this machine, else ''."
-    h = host.decode('ascii', 'replace') if isinstance(host, bytes) else host
-    if not isinstance(h, str) or h in ('', 'localhost', '::1', '0.0.0.0', '::', _state['host']) or h.startswith('127.'): return ''
+    h = host.decode("ascii", "replace") if isinstance(host, bytes) else host
+    if not isinstance(h, str) or h in ("", "localhost", "::1", "0.0.0.0", "::", _state["host"]) or h.startswith("127."):
+        return ""
     return h
 
-def _on_open(path, mode, flags):
-    writes = os.O_WRONLY|os.O_RDWR|os.O_CREAT|os.O_TRUNC|os.O_APPEND
-    return ('write', _outside(path)) if isinstance(flags, int) and flags & writes else None
 
-def _on_new(path, *_): return None if os.path.lexists(path) else ('write', _outside(path))
-def _on_old(path, *_): return ('write', _outside(path)) if os.path.lexists(path) else None
-def _on_move(a, b, *_): return ('write', _outside(b) or (_outside(a) if os.path.lexists(a) else ''))
-def _on_link(a, b, *_): return ('write', _outside(b))
-def _on_connect(sock, address): return ('net', _far(address[0]) and f'{address[0]}:{address[1]}') if isinstance(address, tuple) else None
-def _on_lookup(host, *_): return ('net', '' if re.fullmatch(r'[\d.]+|[\da-fA-F:]*:[\da-fA-F:.]*', str(host)) else _far(host))
-def _on_database(path, *_): return None if str(path).startswith((':memory:','file:')) or str(path)=='' else ('write', _outside(path))
+def _on_open(path, mode, flags):
+    writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    return ("write", _outside(path)) if isinstance(flags, int) and flags & writes else None
+
+
+def _on_new(path, *_):
+    return None if os.path.lexists(path) else ("write", _outside(path))
+
+
+def _on_old(path, *_):
+    return ("write", _outside(path)) if os.path.lexists(path) else None
+
+
+def _on_move(a, b, *_):
+    return ("write", _outside(b) or (_outside(a) if os.path.lexists(a) else ""))
+
+
+def _on_link(a, b, *_):
+    return ("write", _outside(b))
+
+
+def _on_connect(sock, address):
+    return ("net", _far(address[0]) and f"{address[0]}:{address[1]}") if isinstance(address, tuple) else None
+
+
+def _on_lookup(host, *_):
+    return ("net", "" if re.fullmatch(r"[\d.]+|[\da-fA-F:]*:[\da-fA-F:.]*", str(host)) else _far(host))
+
+
+def _on_database(path, *_):
+    return None if str(path).startswith((":memory:", "file:")) or str(path) == "" else ("write", _outside(path))
 
 # %% ../../nbs/rehearse/02_monitor.ipynb #2f3f6691
-_reaching = {'curl','wget','ping','ssh','scp','rsync','nc','ncat','telnet','ftp','sftp','dig','nslookup','apt','apt-get','conda','aria2c','kaggle'}
+_reaching = {
+    "curl",
+    "wget",
+    "ping",
+    "ssh",
+    "scp",
+    "rsync",
+    "nc",
+    "ncat",
+    "telnet",
+    "ftp",
+    "sftp",
+    "dig",
+    "nslookup",
+    "apt",
+    "apt-get",
+    "conda",
+    "aria2c",
+    "kaggle",
+}
 
-_changing = {'touch','mkdir','rm','rmdir','mv','cp','ln','tee','truncate','chmod','chown'}
+_changing = {"touch", "mkdir", "rm", "rmdir", "mv", "cp", "ln", "tee", "truncate", "chmod", "chown"}
+
 
 def _on_program(command):
-    words = [os.fsdecode(o) if isinstance(o, (bytes,os.PathLike)) else str(o) for o in (command if isinstance(command, (list,tuple)) else [command])]
-    text = ' '.join(words)
-    note('command', text)
-    shell = words[2] if len(words)>2 and words[1]=='-c' else text
-    touched = re.findall(r'>\s*(/[^\s;&|]+)', shell)
-    for piece in re.split(r'[;&|()`\n]+', shell):
-        said = [w.strip('"\'') for w in piece.split() if '=' not in w and w not in ('sudo','exec','time','!')]
-        name = os.path.basename(said[0]) if said else ''
-        if name in _reaching or (name=='git' and {'clone','fetch','pull','push','ls-remote'} & set(said)): return 'net', text
-        touched += [w for w in (said[-1:] if name in ('cp','ln') else said[1:] if name in _changing else []) if w.startswith('/')]
-    return next((('write', _outside(p)) for p in touched if _outside(p)), None)
+    words = [
+        os.fsdecode(o) if isinstance(o, (bytes, os.PathLike)) else str(o)
+        for o in (command if isinstance(command, (list, tuple)) else [command])
+    ]
+    text = " ".join(words)
+    note("command", text)
+    shell = words[2] if len(words) > 2 and words[1] == "-c" else text
+    touched = re.findall(r">\s*(/[^\s;&|]+)", shell)
+    for piece in re.split(r"[;&|()`\n]+", shell):
+        said = [w.strip("\"'") for w in piece.split() if "=" not in w and w not in ("sudo", "exec", "time", "!")]
+        name = os.path.basename(said[0]) if said else ""
+        if name in _reaching or (name == "git" and {"clone", "fetch", "pull", "push", "ls-remote"} & set(said)):
+            return "net", text
+        touched += [
+            w
+            for w in (said[-1:] if name in ("cp", "ln") else said[1:] if name in _changing else [])
+            if w.startswith("/")
+        ]
+    return next((("write", _outside(p)) for p in touched if _outside(p)), None)
 
-def _on_popen(executable, args, cwd, env): return _on_program(args)
-def _on_exec(path, args, env): return _on_program(args)
+
+def _on_popen(executable, args, cwd, env):
+    return _on_program(args)
+
+
+def _on_exec(path, args, env):
+    return _on_program(args)
 
 # %% ../../nbs/rehearse/02_monitor.ipynb #0d6daea3
-_watched = {'open': _on_open, 'os.mkdir': _on_new, 'os.remove': _on_old, 'os.rmdir': _on_old, 'os.truncate': _on_old, 'os.chmod': _on_old, 'os.chown': _on_old,
-            'os.rename': _on_move, 'os.link': _on_link, 'os.symlink': _on_link, 'socket.connect': _on_connect, 'socket.sendto': _on_connect, 'socket.sendmsg': _on_connect,
-            'socket.getaddrinfo': _on_lookup, 'socket.gethostbyname': _on_lookup, 'sqlite3.connect': _on_database,
-            'subprocess.Popen': _on_popen, 'os.exec': _on_exec, 'os.posix_spawn': _on_exec, 'os.system': _on_program}
+_watched = {
+    "open": _on_open,
+    "os.mkdir": _on_new,
+    "os.remove": _on_old,
+    "os.rmdir": _on_old,
+    "os.truncate": _on_old,
+    "os.chmod": _on_old,
+    "os.chown": _on_old,
+    "os.rename": _on_move,
+    "os.link": _on_link,
+    "os.symlink": _on_link,
+    "socket.connect": _on_connect,
+    "socket.sendto": _on_connect,
+    "socket.sendmsg": _on_connect,
+    "socket.getaddrinfo": _on_lookup,
+    "socket.gethostbyname": _on_lookup,
+    "sqlite3.connect": _on_database,
+    "subprocess.Popen": _on_popen,
+    "os.exec": _on_exec,
+    "os.posix_spawn": _on_exec,
+    "os.system": _on_program,
+}
 
 # %% ../../nbs/rehearse/02_monitor.ipynb #0880497c
 def _hook(event, args):
     look = _watched.get(event)
-    if look is None or getattr(_state['quiet'], 'on', False): return
-    _state['quiet'].on = True
+    if look is None or getattr(_state["quiet"], "on", False):
+        return
+    _state["quiet"].on = True
     try:
         found = look(*args)
-        if not found or not found[1]: return
+        if not found or not found[1]:
+            return
         note(*found)
-    except (OSError, ValueError, TypeError, AttributeError): return
-    finally: _state['quiet'].on = False
-    if found[0]=='net' and _state['soft_net']: raise OSError(errno.ENETUNREACH, 'Network is unreachable (rehearsal)')
-    if found[0]=='write' and _state['soft_files']: raise OSError(errno.EROFS, 'Read-only file system (rehearsal)', found[1])
+    except (OSError, ValueError, TypeError, AttributeError):
+        return
+    finally:
+        _state["quiet"].on = False
+    if found[0] == "net" and _state["soft_net"]:
+        raise OSError(errno.ENETUNREACH, "Network is unreachable (rehearsal)")
+    if found[0] == "write" and _state["soft_files"]:
+        raise OSError(errno.EROFS, "Read-only file system (rehearsal)", found[1])
+
 
 def install(
-    log, # path of the file for notes
+    log,  # path of the file for notes
     *,
-    writable=('/kaggle/working',), # folders that may be written to
-    hidden=(), # top-level modules that are not to be found
-    hidden_packages=(), # names of their distributions, in lower case with hyphens
-    overlay=(), # folders in which they may be found after all: where pip installs
-    soft_net=False, soft_files=False, # whether to refuse, for want of a wall
+    writable=("/kaggle/working",),  # folders that may be written to
+    hidden=(),  # top-level modules that are not to be found
+    hidden_packages=(),  # names of their distributions, in lower case with hyphens
+    overlay=(),  # folders in which they may be found after all: where pip installs
+    soft_net=False,
+    soft_files=False,  # whether to refuse, for want of a wall
 ):
     "Watch this process from now on."
     import socket
-    _state.update(log=os.open(log, os.O_WRONLY|os.O_APPEND|os.O_CREAT, 0o600), writable=tuple(writable), soft_net=soft_net, soft_files=soft_files, host=socket.gethostname())
+
+    _state.update(
+        log=os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600),
+        writable=tuple(writable),
+        soft_net=soft_net,
+        soft_files=soft_files,
+        host=socket.gethostname(),
+    )
     sys.meta_path[:] = [_Hider(f, set(hidden), set(hidden_packages), tuple(overlay)) for f in sys.meta_path]
     sys.addaudithook(_hook)
 
 # %% ../../nbs/rehearse/02_monitor.ipynb #58c3b351
 class _Hider:
     "A finder that does not find some top-level modules, unless they are in the overlay."
-    def __init__(self, finder, hidden, packages, overlay): self._finder,self._hidden,self._packages,self._overlay = finder,hidden,packages,overlay
-    def __getattr__(self, name): return getattr(self._finder, name)
+
+    def __init__(self, finder, hidden, packages, overlay):
+        self._finder, self._hidden, self._packages, self._overlay = finder, hidden, packages, overlay
+
+    def __getattr__(self, name):
+        return getattr(self._finder, name)
 
     def find_spec(self, name, path=None, target=None):
-        if path is not None or name not in self._hidden: return self._finder.find_spec(name, path, target)
-        if spec := importlib.machinery.PathFinder.find_spec(name, [os.getcwd(), *self._overlay, *(p for p in sys.path if p.endswith('.whl'))]): return spec
-        if self._finder is importlib.machinery.PathFinder: note('import', name, by=_asker())
+        if path is not None or name not in self._hidden:
+            return self._finder.find_spec(name, path, target)
+        if spec := importlib.machinery.PathFinder.find_spec(
+            name, [os.getcwd(), *self._overlay, *(p for p in sys.path if p.endswith(".whl"))]
+        ):
+            return spec
+        if self._finder is importlib.machinery.PathFinder:
+            note("import", name, by=_asker())
 
     def find_distributions(self, context):
         "As of the wrapped finder, without what is hidden: `importlib.metadata` must not know it either."
-        for d in getattr(self._finder, 'find_distributions', lambda c: ())(context):
-            name = re.sub('[-_.]+', '-', d.metadata['Name'] or '').lower()
-            if name not in self._packages or any(str(getattr(d, '_path', '')).startswith(o) for o in self._overlay): yield d
+        for d in getattr(self._finder, "find_distributions", lambda c: ())(context):
+            name = re.sub("[-_.]+", "-", d.metadata["Name"] or "").lower()
+            if name not in self._packages or any(str(getattr(d, "_path", "")).startswith(o) for o in self._overlay):
+                yield d
 
-def _asker()->str:
+
+def _asker() -> str:
     "The module that an import is made for."
     frame = sys._getframe(2)
-    while frame and (frame.f_globals.get('__name__') or '').split('.')[0] in ('importlib','_frozen_importlib','_frozen_importlib_external', __name__): frame = frame.f_back
-    return (frame.f_globals.get('__name__') if frame else '') or '?'
+    while frame and (frame.f_globals.get("__name__") or "").split(".")[0] in (
+        "importlib",
+        "_frozen_importlib",
+        "_frozen_importlib_external",
+        __name__,
+    ):
+        frame = frame.f_back
+    return (frame.f_globals.get("__name__") if frame else "") or "?"
 
 # %% ../../nbs/rehearse/02_monitor.ipynb #b1d3349d
-def _no_way_out()->int:
+def _no_way_out() -> int:
     "How many packets of this network namespace found no route."
     try:
-        names,values = [o.split()[1:] for o in Path('/proc/net/snmp').read_text().splitlines() if o.startswith('Ip:')]
-        return int(dict(zip(names, values)).get('OutNoRoutes', 0))
-    except (OSError, ValueError): return 0
+        names, values = [o.split()[1:] for o in Path("/proc/net/snmp").read_text().splitlines() if o.startswith("Ip:")]
+        return int(dict(zip(names, values)).get("OutNoRoutes", 0))
+    except (OSError, ValueError):
+        return 0
+
 
 def watch(shell):
     "Count the cells of an IPython shell, from now on."
-    count = {'n': 0, 'lost': _no_way_out()}
+    count = {"n": 0, "lost": _no_way_out()}
+
     def begin(info):
-        count['n'] += 1
-        os.environ[CELL] = str(count['n'])
-        note('cell', next((o for o in info.raw_cell.splitlines() if o.strip()), ''))
+        count["n"] += 1
+        os.environ[CELL] = str(count["n"])
+        note("cell", next((o for o in info.raw_cell.splitlines() if o.strip()), ""))
+
     def end(result):
         lost = _no_way_out()
-        if lost>count['lost'] and not _state['soft_net']: note('net', 'some program', counted=lost-count['lost'])
-        count['lost'] = lost
-        note('cell-end', '')
-    shell.events.register('pre_run_cell', begin)
-    shell.events.register('post_run_cell', end)
+        if lost > count["lost"] and not _state["soft_net"]:
+            note("net", "some program", counted=lost - count["lost"])
+        count["lost"] = lost
+        note("cell-end", "")
+
+    shell.events.register("pre_run_cell", begin)
+    shell.events.register("post_run_cell", end)
 
 # %% ../../nbs/rehearse/02_monitor.ipynb #904aaa7b
 _sitecustomize = """import json, os
@@ -166,37 +294,59 @@ _guard.watch(get_ipython())
 del _guard
 """
 
+
 def equip(
-    folder, # that will be mounted; made if missing
-    source:str, # text of this module
-    settings:dict, # arguments of `install`
+    folder,  # that will be mounted; made if missing
+    source: str,  # text of this module
+    settings: dict,  # arguments of `install`
 ):
     "Write what the walls need inside: this module, a `sitecustomize`, the settings."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name,text in (('audiotag_guard.py', source), ('sitecustomize.py', _sitecustomize), ('settings.json', json.dumps(settings))): (folder/name).write_text(text)
+    for name, text in (
+        ("audiotag_guard.py", source),
+        ("sitecustomize.py", _sitecustomize),
+        ("settings.json", json.dumps(settings)),
+    ):
+        (folder / name).write_text(text)
 
 # %% ../../nbs/rehearse/02_monitor.ipynb #4f844ac0
 def run(
-    notebook, # path inside
-    scratch, # a writable folder inside: for the executed copy, and all that a kernel keeps for itself
-    log, # of the notes
+    notebook,  # path inside
+    scratch,  # a writable folder inside: for the executed copy, and all that a kernel keeps for itself
+    log,  # of the notes
 ):
     "Execute a notebook; the end is noted as 'ok', 'error' or 'dead'."
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, DeadKernelError
-    _state['log'] = os.open(log, os.O_WRONLY|os.O_APPEND|os.O_CREAT, 0o600)
+
+    _state["log"] = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     scratch = Path(scratch)
-    startup = scratch/'ipython/profile_default/startup'
+    startup = scratch / "ipython/profile_default/startup"
     startup.mkdir(parents=True, exist_ok=True)
-    (startup/'00-rehearse.py').write_text(_startup)
+    (startup / "00-rehearse.py").write_text(_startup)
     nb = nbformat.read(notebook, as_version=4)
-    def keep(**_): nbformat.write(nb, scratch/'executed.ipynb')
-    client = NotebookClient(nb, timeout=None, kernel_name='python3', resources={'metadata': {'path': os.getcwd()}}, extra_arguments=['--log-level=40'], on_cell_executed=keep)
-    note('begin', '')
-    try: client.execute(env={**os.environ, CELL: '0'})
-    except CellExecutionError as e: note('end', 'error', ename=str(e.ename), evalue=str(e.evalue)[:2000])
-    except DeadKernelError: note('end', 'dead')
-    else: note('end', 'ok')
-    finally: keep()
+
+    def keep(**_):
+        nbformat.write(nb, scratch / "executed.ipynb")
+
+    client = NotebookClient(
+        nb,
+        timeout=None,
+        kernel_name="python3",
+        resources={"metadata": {"path": os.getcwd()}},
+        extra_arguments=["--log-level=40"],
+        on_cell_executed=keep,
+    )
+    note("begin", "")
+    try:
+        client.execute(env={**os.environ, CELL: "0"})
+    except CellExecutionError as e:
+        note("end", "error", ename=str(e.ename), evalue=str(e.evalue)[:2000])
+    except DeadKernelError:
+        note("end", "dead")
+    else:
+        note("end", "ok")
+    finally:
+        keep()

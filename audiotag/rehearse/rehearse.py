@@ -26,462 +26,716 @@ from .sandbox import Room, Walls, find_walls, site_folders
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #c699d0df
 def run_notebook(
-    path, # the notebook; not changed
-    workdir, # where it is executed; made if missing
+    path,  # the notebook; not changed
+    workdir,  # where it is executed; made if missing
     *,
-    parameters:dict|None=None, # values for names of its "# parameters" cell
-    env:dict|None=None, # further environment variables
-    timeout:float=3600., # seconds for one cell
-)->Path: # the executed copy, in `workdir`
+    parameters: dict | None = None,  # values for names of its "# parameters" cell
+    env: dict | None = None,  # further environment variables
+    timeout: float = 3600.0,  # seconds for one cell
+) -> Path:  # the executed copy, in `workdir`
     "Execute a notebook in a fresh kernel, without walls; raises `AudiotagError` with the cell's own error if one fails."
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
-    path,workdir = Path(path),Path(workdir)
-    if workdir.resolve()==path.resolve().parent: raise AudiotagError('would be overwritten by its executed copy', file=path, fix='name another folder to work in')
+
+    path, workdir = Path(path), Path(workdir)
+    if workdir.resolve() == path.resolve().parent:
+        raise AudiotagError(
+            "would be overwritten by its executed copy", file=path, fix="name another folder to work in"
+        )
     nb = read_notebook(path)
     workdir.mkdir(parents=True, exist_ok=True)
-    if parameters: nb = with_parameters(nb, parameters, path)
-    client = NotebookClient(nb, timeout=timeout, kernel_name='python3', resources={'metadata': {'path': str(workdir)}}, extra_arguments=['--log-level=40'])
-    try: client.execute(env={**os.environ, **(env or {})})
-    except CellExecutionError as e: raise AudiotagError(f'a cell fails with {e.ename}: {e.evalue}', file=path, fix='open the executed copy and look at the cell') from None
-    except (CellTimeoutError, DeadKernelError) as e: raise AudiotagError(f'did not come to its end ({type(e).__name__})', file=path) from None
-    finally: write_text(workdir/path.name, nbformat.writes(nb))
-    return workdir/path.name
+    if parameters:
+        nb = with_parameters(nb, parameters, path)
+    client = NotebookClient(
+        nb,
+        timeout=timeout,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(workdir)}},
+        extra_arguments=["--log-level=40"],
+    )
+    try:
+        client.execute(env={**os.environ, **(env or {})})
+    except CellExecutionError as e:
+        raise AudiotagError(
+            f"a cell fails with {e.ename}: {e.evalue}", file=path, fix="open the executed copy and look at the cell"
+        ) from None
+    except (CellTimeoutError, DeadKernelError) as e:
+        raise AudiotagError(f"did not come to its end ({type(e).__name__})", file=path) from None
+    finally:
+        write_text(workdir / path.name, nbformat.writes(nb))
+    return workdir / path.name
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #74941f7b
-_sizes = {'': 1, 'b': 1, 'kb': 1e3, 'mb': 1e6, 'gb': 1e9, 'tb': 1e12, 'kib': 2**10, 'mib': 2**20, 'gib': 2**30}
+_sizes = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
 
 def bytes_of(
-    size, # '30GB', '500 MB', or a number of bytes
-)->int:
+    size,  # '30GB', '500 MB', or a number of bytes
+) -> int:
     "What a size is in bytes; raises `AudiotagError` when it is none, or not above 0."
-    found = re.fullmatch(r'\s*(\d+\.?\d*|\.\d+)\s*([a-z]*)\s*', str(size).lower())
-    n = float(found[1])*_sizes[found[2]] if found and found[2] in _sizes else 0
-    if n<1: raise AudiotagError(f'{size!r} is no size', fix="give '30GB', '500MB', or a number of bytes")
+    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([a-z]*)\s*", str(size).lower())
+    n = float(found[1]) * _sizes[found[2]] if found and found[2] in _sizes else 0
+    if n < 1:
+        raise AudiotagError(f"{size!r} is no size", fix="give '30GB', '500MB', or a number of bytes")
     return int(n)
+
 
 @dataclass(frozen=True)
 class Limits:
     "What a kernel may use; Kaggle's CPU kernel by default, with the 90 minutes of the BirdCLEF competitions."
-    limit:str='90min' # wall clock, from the start of the process
-    cores:int=4
-    memory:str='30GB' # resident, all processes together
-    disk:str='20GB' # in /kaggle/working
-    slower:float=1.5 # how much slower a core of Kaggle's is thought to be than one of this machine; for the projection only
 
-    def check(self)->'Limits':
+    limit: str = "90min"  # wall clock, from the start of the process
+    cores: int = 4
+    memory: str = "30GB"  # resident, all processes together
+    disk: str = "20GB"  # in /kaggle/working
+    # how much slower a core of Kaggle's is thought to be than one of this machine; for the projection only
+    slower: float = 1.5
+
+    def check(self) -> "Limits":
         "Raise `AudiotagError` on a limit that is none."
-        if not (isinstance(self.cores, int) and self.cores>0): raise AudiotagError(f'{self.cores!r} is no number of cores', field='cores', fix='give 1 or more')
-        if not 0<self.slower<1000: raise AudiotagError(f'{self.slower!r} is no factor', field='slower', fix='give 1.5')
+        if not (isinstance(self.cores, int) and self.cores > 0):
+            raise AudiotagError(f"{self.cores!r} is no number of cores", field="cores", fix="give 1 or more")
+        if not 0 < self.slower < 1000:
+            raise AudiotagError(f"{self.slower!r} is no factor", field="slower", fix="give 1.5")
         seconds_of(self.limit), bytes_of(self.memory), bytes_of(self.disk)
         return self
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #7b2debad
-IMAGE_PYTHON = '3.12.13'
-IMAGE = {'torch': '2.10.0', 'torchaudio': '2.10.0', 'fastai': '2.8.7', 'fastcore': '1.12.42', 'timm': '1.0.26', 'librosa': '0.11.0', 'soundfile': '0.13.1', 'numpy': '2.0.2',
-         'pandas': '2.2.2', 'scipy': '1.16.3', 'scikit-learn': '1.6.1',
-         **dict.fromkeys('''torchvision matplotlib seaborn plotly pillow opencv-python opencv-python-headless scikit-image tqdm joblib pyarrow polars fastparquet h5py tables numba
+IMAGE_PYTHON = "3.12.13"
+IMAGE = {
+    "torch": "2.10.0",
+    "torchaudio": "2.10.0",
+    "fastai": "2.8.7",
+    "fastcore": "1.12.42",
+    "timm": "1.0.26",
+    "librosa": "0.11.0",
+    "soundfile": "0.13.1",
+    "numpy": "2.0.2",
+    "pandas": "2.2.2",
+    "scipy": "1.16.3",
+    "scikit-learn": "1.6.1",
+    **dict.fromkeys(
+        """torchvision matplotlib seaborn plotly pillow opencv-python opencv-python-headless scikit-image tqdm joblib pyarrow polars fastparquet h5py tables numba
          requests pyyaml psutil safetensors huggingface-hub transformers tokenizers datasets accelerate soxr audioread resampy pydub noisereduce tensorflow keras jax flax optax
          lightgbm xgboost catboost optuna statsmodels sympy networkx nltk spacy gensim albumentations kornia lightning pytorch-lightning torchmetrics einops wandb tensorboard
          beautifulsoup4 lxml openpyxl cython dask protobuf cloudpickle ipykernel ipython jupyter notebook jupyterlab nbclient nbconvert nbformat papermill ipywidgets traitlets
-         pip setuptools wheel packaging virtualenv pytest kaggle kagglehub kagglesdk rich click flask fastapi sqlalchemy duckdb six tabulate sortedcontainers'''.split(), '')}
+         pip setuptools wheel packaging virtualenv pytest kaggle kagglehub kagglesdk rich click flask fastapi sqlalchemy duckdb six tabulate sortedcontainers""".split(),
+        "",
+    ),
+}
 
-def _plain(name)->str: return re.sub('[-_.]+', '-', name).lower()
 
-def in_image(more=())->set: # names in lower case with hyphens
+def _plain(name) -> str:
+    return re.sub("[-_.]+", "-", name).lower()
+
+
+def in_image(more=()) -> set:  # names in lower case with hyphens
     "The distributions that the image holds: those listed, `more`, and what they need, as far as it is installed here."
     from packaging.requirements import InvalidRequirement, Requirement
-    todo,found = [(_plain(n), '') for n in (*IMAGE, *more)],set()
+
+    todo, found = [(_plain(n), "") for n in (*IMAGE, *more)], set()
     while todo:
-        name,extra = todo.pop()
-        if (name, extra) in found: continue
+        name, extra = todo.pop()
+        if (name, extra) in found:
+            continue
         found.add((name, extra))
-        try: wants = metadata.requires(name) or []
-        except metadata.PackageNotFoundError: continue
+        try:
+            wants = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue
         for text in wants:
-            try: r = Requirement(text)
-            except InvalidRequirement: continue
-            if r.marker is None or r.marker.evaluate({'extra': extra}): todo += [(_plain(r.name), e) for e in ('', *r.extras)]
-    return {n for n,_ in found}
+            try:
+                r = Requirement(text)
+            except InvalidRequirement:
+                continue
+            if r.marker is None or r.marker.evaluate({"extra": extra}):
+                todo += [(_plain(r.name), e) for e in ("", *r.extras)]
+    return {n for n, _ in found}
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #2cd5df77
 @lru_cache
-def not_in_image(more=())->tuple: # (top-level modules, distributions)
+def not_in_image(more=()) -> tuple:  # (top-level modules, distributions)
     "What is installed here and not in the image."
     there = in_image(more)
-    tops = {top: {_plain(d) for d in dists} for top,dists in metadata.packages_distributions().items()}
-    lacks = {_plain(d.metadata['Name']) for d in metadata.distributions() if d.metadata['Name']}-there
-    return sorted({t for t,dists in tops.items() if not dists & there}|{'audiotag'}), sorted(lacks|{'audiotag'})
+    tops = {top: {_plain(d) for d in dists} for top, dists in metadata.packages_distributions().items()}
+    lacks = {_plain(d.metadata["Name"]) for d in metadata.distributions() if d.metadata["Name"]} - there
+    return sorted({t for t, dists in tops.items() if not dists & there} | {"audiotag"}), sorted(lacks | {"audiotag"})
 
-def image_differences()->dict: # {name: (here, in the image)}
+
+def image_differences() -> dict:  # {name: (here, in the image)}
     "Versions that differ from the image's, of what is installed here."
-    here = {'Python': platform.python_version()}
+    here = {"Python": platform.python_version()}
     for name in IMAGE:
-        try: here[name] = metadata.version(name)
-        except metadata.PackageNotFoundError: pass
-    image = {'Python': IMAGE_PYTHON, **IMAGE}
-    return {n: (v, image[n]) for n,v in here.items() if image[n] and v.split('+')[0]!=image[n]}
+        try:
+            here[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            pass
+    image = {"Python": IMAGE_PYTHON, **IMAGE}
+    return {n: (v, image[n]) for n, v in here.items() if image[n] and v.split("+")[0] != image[n]}
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #f0319fba
-def _bundle_name(folder:Path)->str: # 'owner/slug'
-    about = read_json(folder/'dataset-metadata.json') if (folder/'dataset-metadata.json').is_file() else {}
-    ref = about.get('id') if isinstance(about, dict) else None
-    return ref if isinstance(ref, str) and ref.count('/')==1 else f'{NOBODY}/{slug_of(folder.name)}'
+def _bundle_name(folder: Path) -> str:  # 'owner/slug'
+    about = read_json(folder / "dataset-metadata.json") if (folder / "dataset-metadata.json").is_file() else {}
+    ref = about.get("id") if isinstance(about, dict) else None
+    return ref if isinstance(ref, str) and ref.count("/") == 1 else f"{NOBODY}/{slug_of(folder.name)}"
 
-def _mounts(root:Path, made, bundles, slug:str, style:str)->list: # of pairs (path here, path inside)
+
+def _mounts(root: Path, made, bundles, slug: str, style: str) -> list:  # of pairs (path here, path inside)
     "What is mounted where; a later one covers a part of an earlier one."
-    base = Path('/kaggle/input')
-    at = base/'competitions'/slug if style=='new' else base/slug
-    data = [(b, base/'datasets'/_bundle_name(b) if style=='new' else base/_bundle_name(b).split('/')[1]) for b in bundles]
-    return [(root, at), (made.test, at/made.where), (made.template, at/made.template_name), *data]
+    base = Path("/kaggle/input")
+    at = base / "competitions" / slug if style == "new" else base / slug
+    data = [
+        (b, base / "datasets" / _bundle_name(b) if style == "new" else base / _bundle_name(b).split("/")[1])
+        for b in bundles
+    ]
+    return [(root, at), (made.test, at / made.where), (made.template, at / made.template_name), *data]
 
-def _mirror(src:Path, dst:Path, covers:dict):
+
+def _mirror(src: Path, dst: Path, covers: dict):
     "A tree of links that looks like `src`, with `covers` (path below `src` -> other file or folder) in their places."
     dst.mkdir(parents=True, exist_ok=True)
     for o in src.iterdir():
-        below = {p.relative_to(o.name): c for p,c in covers.items() if p.parts[0]==o.name}
-        if Path('.') in below: os.symlink(below[Path('.')], dst/o.name)
-        elif below: _mirror(o, dst/o.name, below)
-        else: os.symlink(o, dst/o.name)
+        below = {p.relative_to(o.name): c for p, c in covers.items() if p.parts[0] == o.name}
+        if Path(".") in below:
+            os.symlink(below[Path(".")], dst / o.name)
+        elif below:
+            _mirror(o, dst / o.name, below)
+        else:
+            os.symlink(o, dst / o.name)
 
-def _view(folder:Path, mounts)->Path: # the competition's root in it
+
+def _view(folder: Path, mounts) -> Path:  # the competition's root in it
     "The mounts as links below `folder`: for the doctor, and for machines that cannot mount."
-    (root,at),test,template,*data = [(Path(a), Path(b)) for a,b in mounts]
-    home = folder/at.relative_to('/kaggle/input')
-    _mirror(root, home, {b.relative_to(at): a for a,b in (test, template)})
-    for a,b in data:
-        (folder/b.relative_to('/kaggle/input')).parent.mkdir(parents=True, exist_ok=True)
-        os.symlink(a, folder/b.relative_to('/kaggle/input'))
+    (root, at), test, template, *data = [(Path(a), Path(b)) for a, b in mounts]
+    home = folder / at.relative_to("/kaggle/input")
+    _mirror(root, home, {b.relative_to(at): a for a, b in (test, template)})
+    for a, b in data:
+        (folder / b.relative_to("/kaggle/input")).parent.mkdir(parents=True, exist_ok=True)
+        os.symlink(a, folder / b.relative_to("/kaggle/input"))
     return home
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #332208f7
-_SCRATCH = '.rehearse'
+_SCRATCH = ".rehearse"
 
-def _environment(working:str, guard:str, token:str)->dict:
-    scratch = f'{working}/{_SCRATCH}'
-    homes = {'HOME': 'home', 'TMPDIR': 'tmp', 'JUPYTER_RUNTIME_DIR': 'runtime', 'JUPYTER_CONFIG_DIR': 'jupyter', 'JUPYTER_DATA_DIR': 'jupyter', 'IPYTHONDIR': 'ipython', 'MPLCONFIGDIR': 'mpl',
-             'NUMBA_CACHE_DIR': 'numba', 'XDG_CACHE_HOME': 'cache', 'XDG_CONFIG_HOME': 'config', 'XDG_DATA_HOME': 'data', 'JOBLIB_TEMP_FOLDER': 'tmp', 'PIP_TARGET': 'site', 'TORCH_HOME': 'cache', 'HF_HOME': 'cache'}
-    bins = [str(Path(sys.executable).parent), '/usr/local/bin', '/usr/bin', '/bin']
-    return {**{k: f'{scratch}/{v}' for k,v in homes.items()}, 'PATH': ':'.join(dict.fromkeys(bins)), 'LANG': 'C.UTF-8', 'PYTHONPATH': ':'.join([guard, f'{scratch}/site', *site_folders()]), 'PYTHONNOUSERSITE': '1',
-            'PYTHONDONTWRITEBYTECODE': '1', 'PIP_DISABLE_PIP_VERSION_CHECK': '1', 'PIP_NO_CACHE_DIR': '1', 'KAGGLE_KERNEL_RUN_TYPE': 'Batch', 'AUDIOTAG_REHEARSAL': token}
 
-def _furnish(folder:Path, walls:Walls, mounts, nb, image)->tuple: # (room, words)
+def _environment(working: str, guard: str, token: str) -> dict:
+    scratch = f"{working}/{_SCRATCH}"
+    homes = {
+        "HOME": "home",
+        "TMPDIR": "tmp",
+        "JUPYTER_RUNTIME_DIR": "runtime",
+        "JUPYTER_CONFIG_DIR": "jupyter",
+        "JUPYTER_DATA_DIR": "jupyter",
+        "IPYTHONDIR": "ipython",
+        "MPLCONFIGDIR": "mpl",
+        "NUMBA_CACHE_DIR": "numba",
+        "XDG_CACHE_HOME": "cache",
+        "XDG_CONFIG_HOME": "config",
+        "XDG_DATA_HOME": "data",
+        "JOBLIB_TEMP_FOLDER": "tmp",
+        "PIP_TARGET": "site",
+        "TORCH_HOME": "cache",
+        "HF_HOME": "cache",
+    }
+    bins = [str(Path(sys.executable).parent), "/usr/local/bin", "/usr/bin", "/bin"]
+    return {
+        **{k: f"{scratch}/{v}" for k, v in homes.items()},
+        "PATH": ":".join(dict.fromkeys(bins)),
+        "LANG": "C.UTF-8",
+        "PYTHONPATH": ":".join([guard, f"{scratch}/site", *site_folders()]),
+        "PYTHONNOUSERSITE": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_NO_CACHE_DIR": "1",
+        "KAGGLE_KERNEL_RUN_TYPE": "Batch",
+        "AUDIOTAG_REHEARSAL": token,
+    }
+
+
+def _furnish(folder: Path, walls: Walls, mounts, nb, image) -> tuple:  # (room, words)
     "Lay out one run in `folder`: the guard, the working folder, and the command that executes the notebook."
-    working,guard = folder/'working',folder/'guard'
-    inside = '/kaggle/working' if walls.files else str(working)
-    at = '/kaggle/lib/rehearse' if walls.files else str(guard)
+    working, guard = folder / "working", folder / "guard"
+    inside = "/kaggle/working" if walls.files else str(working)
+    at = "/kaggle/lib/rehearse" if walls.files else str(guard)
     env = _environment(inside, at, os.urandom(8).hex())
-    for k,v in env.items():
-        if f'/{_SCRATCH}/' in v and ':' not in v: (working/_SCRATCH/Path(v).name).mkdir(parents=True, exist_ok=True)
-    modules,packages = not_in_image(image)
-    log = f'{inside}/{_SCRATCH}/log.jsonl'
-    settings = dict(log=log, writable=[inside], hidden=modules, hidden_packages=packages, overlay=[f'{inside}/{_SCRATCH}/site'], soft_net=not walls.net, soft_files=not walls.files)
+    for k, v in env.items():
+        if f"/{_SCRATCH}/" in v and ":" not in v:
+            (working / _SCRATCH / Path(v).name).mkdir(parents=True, exist_ok=True)
+    modules, packages = not_in_image(image)
+    log = f"{inside}/{_SCRATCH}/log.jsonl"
+    settings = dict(
+        log=log,
+        writable=[inside],
+        hidden=modules,
+        hidden_packages=packages,
+        overlay=[f"{inside}/{_SCRATCH}/site"],
+        soft_net=not walls.net,
+        soft_files=not walls.files,
+    )
     equip(guard, Path(sys.modules[equip.__module__].__file__).read_text(), settings)
-    write_json(guard/'notebook.ipynb', nb)
+    write_json(guard / "notebook.ipynb", nb)
     if not walls.files:
-        _view(folder/'input', mounts)
-        env['AUDIOTAG_INPUT'] = str(folder/'input')
-    words = [sys.executable, '-c', 'import sys, audiotag_guard; audiotag_guard.run(*sys.argv[1:])', f'{at}/notebook.ipynb', f'{inside}/{_SCRATCH}', log]
+        _view(folder / "input", mounts)
+        env["AUDIOTAG_INPUT"] = str(folder / "input")
+    words = [
+        sys.executable,
+        "-c",
+        "import sys, audiotag_guard; audiotag_guard.run(*sys.argv[1:])",
+        f"{at}/notebook.ipynb",
+        f"{inside}/{_SCRATCH}",
+        log,
+    ]
     return Room([*mounts, (guard, at)], working, env, inside), words
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #91743382
-def _family(pid:int)->list: # of psutil processes
+def _family(pid: int) -> list:  # of psutil processes
     import psutil
-    try: first = psutil.Process(pid)
-    except psutil.Error: return []
-    try: return [first, *first.children(recursive=True)]
-    except psutil.Error: return [first]
 
-def _resident(family, *, shared_in_parts=False)->int: # bytes
+    try:
+        first = psutil.Process(pid)
+    except psutil.Error:
+        return []
+    try:
+        return [first, *first.children(recursive=True)]
+    except psutil.Error:
+        return [first]
+
+
+def _resident(family, *, shared_in_parts=False) -> int:  # bytes
     import psutil
+
     total = 0
     for p in family:
-        try: total += p.memory_full_info().pss if shared_in_parts else p.memory_info().rss
+        try:
+            total += p.memory_full_info().pss if shared_in_parts else p.memory_info().rss
         except (psutil.Error, AttributeError):
-            try: total += p.memory_info().rss
-            except psutil.Error: pass
+            try:
+                total += p.memory_info().rss
+            except psutil.Error:
+                pass
     return total
 
-def _used(folder:Path)->int: # bytes
+
+def _used(folder: Path) -> int:  # bytes
     total = 0
-    for d,dirs,names in os.walk(folder):
-        if d==str(folder) and _SCRATCH in dirs: dirs.remove(_SCRATCH)
+    for d, dirs, names in os.walk(folder):
+        if d == str(folder) and _SCRATCH in dirs:
+            dirs.remove(_SCRATCH)
         for n in names:
-            try: total += os.lstat(os.path.join(d, n)).st_blocks*512
-            except OSError: pass
+            try:
+                total += os.lstat(os.path.join(d, n)).st_blocks * 512
+            except OSError:
+                pass
     return total
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #83719276
-def _end(p, token:str):
+def _end(p, token: str):
     "End a process, all that it started, and what has slipped away from it."
     import psutil
+
     for q in reversed(_family(p.pid)):
-        try: q.kill()
-        except psutil.Error: pass
+        try:
+            q.kill()
+        except psutil.Error:
+            pass
     p.wait()
     for q in psutil.process_iter():
         try:
-            if q.pid!=os.getpid() and q.environ().get('AUDIOTAG_REHEARSAL')==token: q.kill()
-        except (psutil.Error, OSError): pass
+            if q.pid != os.getpid() and q.environ().get("AUDIOTAG_REHEARSAL") == token:
+                q.kill()
+        except (psutil.Error, OSError):
+            pass
 
-def _supervise(p, room:Room, limits:Limits, *, every:float=.1)->dict: # stopped ('', 'time', 'memory', 'disk'), seconds, memory, disk
+
+# stopped ('', 'time', 'memory', 'disk'), seconds, memory, disk
+def _supervise(p, room: Room, limits: Limits, *, every: float = 0.1) -> dict:
     "Wait for a process, and end it at the first limit."
-    start,peak,disk,looked,stopped = time.monotonic(),0,0,0.,''
-    seconds,most,room_for = seconds_of(limits.limit),bytes_of(limits.memory),bytes_of(limits.disk)
+    start, peak, disk, looked, stopped = time.monotonic(), 0, 0, 0.0, ""
+    seconds, most, room_for = seconds_of(limits.limit), bytes_of(limits.memory), bytes_of(limits.disk)
     try:
         while p.poll() is None:
-            passed,family = time.monotonic()-start,_family(p.pid)
+            passed, family = time.monotonic() - start, _family(p.pid)
             held = _resident(family)
-            if held>most: held = _resident(family, shared_in_parts=True)
-            if passed-looked>1: disk,looked = max(disk, _used(room.working)),passed
+            if held > most:
+                held = _resident(family, shared_in_parts=True)
+            if passed - looked > 1:
+                disk, looked = max(disk, _used(room.working)), passed
             peak = max(peak, held)
-            stopped = 'memory' if held>most else 'time' if passed>seconds else 'disk' if disk>room_for else ''
-            if stopped: break
-            time.sleep(min(every, max(.01, seconds-passed)))
-    finally: _end(p, room.env['AUDIOTAG_REHEARSAL'])
-    return dict(stopped=stopped, seconds=round(time.monotonic()-start, 2), memory=peak, disk=max(disk, _used(room.working)))
+            stopped = "memory" if held > most else "time" if passed > seconds else "disk" if disk > room_for else ""
+            if stopped:
+                break
+            time.sleep(min(every, max(0.01, seconds - passed)))
+    finally:
+        _end(p, room.env["AUDIOTAG_REHEARSAL"])
+    return dict(
+        stopped=stopped, seconds=round(time.monotonic() - start, 2), memory=peak, disk=max(disk, _used(room.working))
+    )
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #19a98646
 @dataclass
 class Outcome:
     "One execution of the notebook."
-    test:str # 'hidden' or 'empty'
-    files:int # in the test folder
-    faults:dict # of those, what is odd
-    finished:bool=False
-    kaggle:str='' # the words with which Kaggle would report the failure
-    why:str='' # in our words
-    cell:int=0 # in which it ended, the n of In [n]; 0 for none
-    line:str='' # the first line of that cell
-    seconds:float=0.
-    memory:int=0 # bytes
-    disk:int=0 # bytes
-    attempts:list=field(default_factory=list) # dicts: kind, what, cell, line, by, times
-    lacking:list=field(default_factory=list) # dicts: module, by, cell, came
-    findings:list=field(default_factory=list) # of the doctor, as text
-    refused:bool=False # whether Kaggle would refuse the submission
-    cells:list=field(default_factory=list) # seconds of each
-    output:list=field(default_factory=list) # files left in /kaggle/working
 
-_words = {'time': ('Notebook Timeout', 'it was ended at the limit of {limit}'), 'memory': ('Notebook Exceeded Allowed Compute', 'its processes held more than {memory}'),
-          'disk': ('Notebook Exceeded Allowed Compute', 'it wrote more than {disk} to /kaggle/working')}
+    test: str  # 'hidden' or 'empty'
+    files: int  # in the test folder
+    faults: dict  # of those, what is odd
+    finished: bool = False
+    kaggle: str = ""  # the words with which Kaggle would report the failure
+    why: str = ""  # in our words
+    cell: int = 0  # in which it ended, the n of In [n]; 0 for none
+    line: str = ""  # the first line of that cell
+    seconds: float = 0.0
+    memory: int = 0  # bytes
+    disk: int = 0  # bytes
+    attempts: list = field(default_factory=list)  # dicts: kind, what, cell, line, by, times
+    lacking: list = field(default_factory=list)  # dicts: module, by, cell, came
+    findings: list = field(default_factory=list)  # of the doctor, as text
+    refused: bool = False  # whether Kaggle would refuse the submission
+    cells: list = field(default_factory=list)  # seconds of each
+    output: list = field(default_factory=list)  # files left in /kaggle/working
+
+
+_words = {
+    "time": ("Notebook Timeout", "it was ended at the limit of {limit}"),
+    "memory": ("Notebook Exceeded Allowed Compute", "its processes held more than {memory}"),
+    "disk": ("Notebook Exceeded Allowed Compute", "it wrote more than {disk} to /kaggle/working"),
+}
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #47361b4f
-_told = {'net': re.compile(r'.*(?:Network is unreachable|Could not resolve host|Temporary failure in name resolution|Name or service not known|No route to host).*'),
-         'write': re.compile(r'.*(?:Read-only file system).*')}
+_told = {
+    "net": re.compile(
+        r".*(?:Network is unreachable|Could not resolve host|Temporary failure in name resolution|Name or service not known|No route to host).*"
+    ),
+    "write": re.compile(r".*(?:Read-only file system).*"),
+}
 
-def _printed(cell)->str:
-    said = [str(o.get('text', ''))+'\n'+'\n'.join(o.get('traceback', [])) for o in cell.get('outputs', [])]
-    return re.sub(r'\x1b\[[\d;]*m', '', '\n'.join(said))
 
-def _attempts(notes, cells)->list:
+def _printed(cell) -> str:
+    said = [str(o.get("text", "")) + "\n" + "\n".join(o.get("traceback", [])) for o in cell.get("outputs", [])]
+    return re.sub(r"\x1b\[[\d;]*m", "", "\n".join(said))
+
+
+def _attempts(notes, cells) -> list:
     "What reached for the network or wrote elsewhere, by cell."
     found = {}
-    def enter(kind, what, cell, by='', times=1):
-        line = (cells[cell-1].source.strip().splitlines() or [''])[0] if 0<cell<=len(cells) else ''
+
+    def enter(kind, what, cell, by="", times=1):
+        line = (cells[cell - 1].source.strip().splitlines() or [""])[0] if 0 < cell <= len(cells) else ""
         o = found.setdefault((kind, what, cell), dict(kind=kind, what=what, cell=cell, line=line, by=by, times=0))
-        o['times'] += times
+        o["times"] += times
+
     for n in notes:
-        if n['kind'] in ('net','write') and n['cell'] and n['what']!='some program': enter(n['kind'], n['what'], n['cell'], n.get('by', ''))
-    seen = lambda kind, cell: any(k==kind and c==cell for k,_,c in found)
+        if n["kind"] in ("net", "write") and n["cell"] and n["what"] != "some program":
+            enter(n["kind"], n["what"], n["cell"], n.get("by", ""))
+    seen = lambda kind, cell: any(k == kind and c == cell for k, _, c in found)
     for n in notes:
-        if n['kind']=='net' and n['what']=='some program' and not seen('net', n['cell']):
-            ran = [o['what'] for o in notes if o['kind']=='command' and o['cell']==n['cell']]
-            enter('net', f"a program reached out ({a_few(ran) or 'which one is not known'})", n['cell'], times=n.get('counted', 1))
-    for i,cell in enumerate(cells, 1):
-        for kind,pattern in _told.items():
-            if (m := pattern.search(_printed(cell))) and not seen(kind, i): enter(kind, m[0].strip()[:200], i)
-    return sorted(found.values(), key=lambda o: (o['cell'], o['kind']))
+        if n["kind"] == "net" and n["what"] == "some program" and not seen("net", n["cell"]):
+            ran = [o["what"] for o in notes if o["kind"] == "command" and o["cell"] == n["cell"]]
+            enter(
+                "net",
+                f"a program reached out ({a_few(ran) or 'which one is not known'})",
+                n["cell"],
+                times=n.get("counted", 1),
+            )
+    for i, cell in enumerate(cells, 1):
+        for kind, pattern in _told.items():
+            if (m := pattern.search(_printed(cell))) and not seen(kind, i):
+                enter(kind, m[0].strip()[:200], i)
+    return sorted(found.values(), key=lambda o: (o["cell"], o["kind"]))
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #5960fcc5
-def _lacking(notes, site:Path)->list:
+def _lacking(notes, site: Path) -> list:
     "Modules that were asked for and are not in the image: each once for each who asked, and whether the notebook installed them in the end."
-    came = {p.name.split('.')[0] for p in site.iterdir()} if site.is_dir() else set()
-    once = {(n['what'], n.get('by', '')): n['cell'] for n in reversed(notes) if n['kind']=='import'}
-    return sorted((dict(module=m, by=by, cell=c, came=m in came) for (m,by),c in once.items()), key=lambda o: (o['cell'], o['module']))
+    came = {p.name.split(".")[0] for p in site.iterdir()} if site.is_dir() else set()
+    once = {(n["what"], n.get("by", "")): n["cell"] for n in reversed(notes) if n["kind"] == "import"}
+    return sorted(
+        (dict(module=m, by=by, cell=c, came=m in came) for (m, by), c in once.items()),
+        key=lambda o: (o["cell"], o["module"]),
+    )
 
-def _seconds_of_cells(notes)->list:
-    begun,out = {},{}
+
+def _seconds_of_cells(notes) -> list:
+    begun, out = {}, {}
     for n in notes:
-        if n['kind']=='cell': begun[n['cell']] = n['at']
-        if n['kind']=='cell-end' and n['cell'] in begun: out[n['cell']] = round(n['at']-begun[n['cell']], 2)
+        if n["kind"] == "cell":
+            begun[n["cell"]] = n["at"]
+        if n["kind"] == "cell-end" and n["cell"] in begun:
+            out[n["cell"]] = round(n["at"] - begun[n["cell"]], 2)
     return [out.get(k) for k in sorted(begun)]
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #ec26320d
-def _judge(out:Outcome, watched:dict, notes, cells, limits:Limits):
+def _judge(out: Outcome, watched: dict, notes, cells, limits: Limits):
     "How it ended, in Kaggle's words and in ours."
-    end = next((n for n in notes if n['kind']=='end'), None)
-    out.cell = max((n['cell'] for n in notes if n['kind']=='cell'), default=0)
-    out.line = (cells[out.cell-1].source.strip().splitlines() or [''])[0] if 0<out.cell<=len(cells) else ''
-    if watched['stopped']:
-        out.kaggle,why = _words[watched['stopped']]
+    end = next((n for n in notes if n["kind"] == "end"), None)
+    out.cell = max((n["cell"] for n in notes if n["kind"] == "cell"), default=0)
+    out.line = (cells[out.cell - 1].source.strip().splitlines() or [""])[0] if 0 < out.cell <= len(cells) else ""
+    if watched["stopped"]:
+        out.kaggle, why = _words[watched["stopped"]]
         out.why = why.format(**asdict(limits))
-    elif end is None: raise AudiotagError('the rehearsal could not be carried out', fix=(watched.get('said') or 'try --walls none')[-600:])
-    elif end['what']=='ok': out.finished,out.cell,out.line = True,0,''
+    elif end is None:
+        raise AudiotagError(
+            "the rehearsal could not be carried out", fix=(watched.get("said") or "try --walls none")[-600:]
+        )
+    elif end["what"] == "ok":
+        out.finished, out.cell, out.line = True, 0, ""
     else:
-        out.kaggle = 'Notebook Threw Exception'
-        out.why = f"{end['ename']}: {end['evalue'].splitlines()[0] if end['evalue'] else ''}" if end['what']=='error' else 'its kernel died'
+        out.kaggle = "Notebook Threw Exception"
+        out.why = (
+            f"{end['ename']}: {end['evalue'].splitlines()[0] if end['evalue'] else ''}"
+            if end["what"] == "error"
+            else "its kernel died"
+        )
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #e76b3124
-def _run(folder:Path, competition, nb, bundles, limits:Limits, walls:Walls, *, layout, slug, style, image, **test)->Outcome:
+def _run(
+    folder: Path, competition, nb, bundles, limits: Limits, walls: Walls, *, layout, slug, style, image, **test
+) -> Outcome:
     "Execute the notebook once with a hidden test of its own; what is left stays in `folder`."
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    made = hidden_test(competition, folder/'test', **test)
+    made = hidden_test(competition, folder / "test", **test)
     mounts = _mounts(competition.root, made, bundles, slug, style)
-    room,words = _furnish(folder, walls, mounts, nb, image)
-    cores = sorted(os.sched_getaffinity(0))[:limits.cores]
-    log,out = room.working/_SCRATCH/'log.jsonl',Outcome('empty' if test.get('empty') else 'hidden', made.files, made.faults)
-    with open(log, 'a+b') as notes, open(folder/'runner.log', 'w+b') as said:
-        p = subprocess.Popen(walls.words(room, words), cwd=room.working, env=os.environ if walls.files else room.env, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True,
-                             preexec_fn=lambda: os.sched_setaffinity(0, cores))
+    room, words = _furnish(folder, walls, mounts, nb, image)
+    cores = sorted(os.sched_getaffinity(0))[: limits.cores]
+    log, out = (
+        room.working / _SCRATCH / "log.jsonl",
+        Outcome("empty" if test.get("empty") else "hidden", made.files, made.faults),
+    )
+    with open(log, "a+b") as notes, open(folder / "runner.log", "w+b") as said:
+        p = subprocess.Popen(
+            walls.words(room, words),
+            cwd=room.working,
+            env=os.environ if walls.files else room.env,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        )
         watched = _supervise(p, room, limits)
-        notes.seek(0); said.seek(0)
-        events,watched['said'] = read_notes(notes.read()),said.read().decode(errors='replace').strip()
-    done = room.working/_SCRATCH/'executed.ipynb'
-    cells = code_cells(read_notebook(done) if done.is_file() else read_notebook(folder/'guard/notebook.ipynb'))
-    if done.is_file(): shutil.move(done, folder/'executed.ipynb')
+        notes.seek(0)
+        said.seek(0)
+        events, watched["said"] = read_notes(notes.read()), said.read().decode(errors="replace").strip()
+    done = room.working / _SCRATCH / "executed.ipynb"
+    cells = code_cells(read_notebook(done) if done.is_file() else read_notebook(folder / "guard/notebook.ipynb"))
+    if done.is_file():
+        shutil.move(done, folder / "executed.ipynb")
     _judge(out, watched, events, cells, limits)
-    out.seconds,out.memory,out.disk = watched['seconds'],watched['memory'],watched['disk']
-    out.attempts,out.lacking,out.cells = _attempts(events, cells),_lacking(events, room.working/_SCRATCH/'site'),_seconds_of_cells(events)
+    out.seconds, out.memory, out.disk = watched["seconds"], watched["memory"], watched["disk"]
+    out.attempts, out.lacking, out.cells = (
+        _attempts(events, cells),
+        _lacking(events, room.working / _SCRATCH / "site"),
+        _seconds_of_cells(events),
+    )
     _see_the_doctor(out, folder, mounts, room.working, layout)
     return out
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #81b24b8c
-def _see_the_doctor(out:Outcome, folder:Path, mounts, working:Path, layout:str):
+def _see_the_doctor(out: Outcome, folder: Path, mounts, working: Path, layout: str):
     "Check the submission against the hidden test, then clear away what only the run needed."
-    shutil.rmtree(working/_SCRATCH, ignore_errors=True)
-    out.output = sorted(str(p.relative_to(working)) for p in working.rglob('*') if p.is_file())
-    findings = check_submission(working/'submission.csv', load_competition(_view(folder/'view', mounts), layout, train=False))
-    out.findings,out.refused = [str(f).replace(str(working), '/kaggle/working') for f in findings],refused(findings)
+    shutil.rmtree(working / _SCRATCH, ignore_errors=True)
+    out.output = sorted(str(p.relative_to(working)) for p in working.rglob("*") if p.is_file())
+    findings = check_submission(
+        working / "submission.csv", load_competition(_view(folder / "view", mounts), layout, train=False)
+    )
+    out.findings, out.refused = [str(f).replace(str(working), "/kaggle/working") for f in findings], refused(findings)
     if out.finished and out.refused:
         first = next(f for f in findings if f.kaggle)
-        out.kaggle,out.why = first.kaggle,first.what.replace(str(working), '/kaggle/working')
-    for name in ('view','input','test','guard'): shutil.rmtree(folder/name, ignore_errors=True)
-    if (folder/'runner.log').stat().st_size==0: (folder/'runner.log').unlink()
+        out.kaggle, out.why = first.kaggle, first.what.replace(str(working), "/kaggle/working")
+    for name in ("view", "input", "test", "guard"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    if (folder / "runner.log").stat().st_size == 0:
+        (folder / "runner.log").unlink()
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #08971983
 @dataclass
 class Rehearsal:
     "What a rehearsal found: `ok`, `problems`, and the two runs."
-    notebook:str
-    limits:Limits
-    walls:Walls
-    runs:list # of `Outcome`
-    problems:list=field(default_factory=list) # sentences; empty when all went well
-    notes:list=field(default_factory=list) # what is good to know
-    projection:dict=field(default_factory=dict) # files, seconds_here, seconds_there, share
+
+    notebook: str
+    limits: Limits
+    walls: Walls
+    runs: list  # of `Outcome`
+    problems: list = field(default_factory=list)  # sentences; empty when all went well
+    notes: list = field(default_factory=list)  # what is good to know
+    projection: dict = field(default_factory=dict)  # files, seconds_here, seconds_there, share
 
     @property
-    def ok(self)->bool: return not self.problems
+    def ok(self) -> bool:
+        return not self.problems
 
-    def to_dict(self)->dict: return {'ok': self.ok, **asdict(self)}
+    def to_dict(self) -> dict:
+        return {"ok": self.ok, **asdict(self)}
 
-def _project(runs, limits:Limits, true_files:int)->dict:
+
+def _project(runs, limits: Limits, true_files: int) -> dict:
     "Time for the true number of files, here and on a slower core."
-    hidden,empty = (next((r for r in runs if r.test==t and r.finished), None) for t in ('hidden','empty'))
-    if hidden is None: return {}
-    fixed = min(empty.seconds, hidden.seconds) if empty else 0.
-    here = fixed+(hidden.seconds-fixed)/max(1, hidden.files)*true_files
-    there = here*limits.slower
-    return dict(files=true_files, seconds_here=round(here, 1), seconds_there=round(there, 1), slower=limits.slower, share=round(there/seconds_of(limits.limit), 3))
+    hidden, empty = (next((r for r in runs if r.test == t and r.finished), None) for t in ("hidden", "empty"))
+    if hidden is None:
+        return {}
+    fixed = min(empty.seconds, hidden.seconds) if empty else 0.0
+    here = fixed + (hidden.seconds - fixed) / max(1, hidden.files) * true_files
+    there = here * limits.slower
+    return dict(
+        files=true_files,
+        seconds_here=round(here, 1),
+        seconds_there=round(there, 1),
+        slower=limits.slower,
+        share=round(there / seconds_of(limits.limit), 3),
+    )
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #0e8a2112
-def _problems(r:Rehearsal):
+def _problems(r: Rehearsal):
     "Fill in problems and notes."
     for o in r.runs:
-        where = 'with the hidden test' if o.test=='hidden' else 'with no test file at all'
-        at = f' in cell {o.cell} (`{o.line[:80]}`)' if o.cell else ''
-        if o.kaggle: r.problems.append(f'{where}: {o.kaggle}: {o.why}{at}')
-        if not o.finished and o.refused: r.problems.append(f'{where}: what it left behind would not be scored: {next((f for f in o.findings), "")}')
+        where = "with the hidden test" if o.test == "hidden" else "with no test file at all"
+        at = f" in cell {o.cell} (`{o.line[:80]}`)" if o.cell else ""
+        if o.kaggle:
+            r.problems.append(f"{where}: {o.kaggle}: {o.why}{at}")
+        if not o.finished and o.refused:
+            r.problems.append(f"{where}: what it left behind would not be scored: {next((f for f in o.findings), '')}")
         for a in o.attempts:
-            what = f"reached for the network: {a['what']}" if a['kind']=='net' else f"wrote outside of /kaggle/working: {a['what']}"
-            said = f"cell {a['cell']} (`{a['line'][:80]}`) {what}"+(f", {a['times']} times" if a['times']>1 else '')+(f" (by {a['by']})" if a['by'] else '')
-            if said not in r.problems: r.problems.append(said)
-    ours = {(l['module'], l['cell'], l['came']) for o in r.runs for l in o.lacking if l['by'].split('.')[0] in ('__main__','audiotag')}
-    for module,cell,came in ours: r.notes.append(f"the image lacks {module!r}, asked for in cell {cell}: {'it came with a wheel' if came else 'no wheel brought it'}")
-    r.notes = sorted(r.notes)+list(r.walls.missing)
-    if (have := len(os.sched_getaffinity(0)))<r.limits.cores: r.notes.append(f'{have} cores here in place of {r.limits.cores}')
-    if other := image_differences(): r.notes.append('other versions than in the image: '+', '.join(f'{n} {a} ({b})' for n,(a,b) in other.items()))
-    if r.projection.get('share', 0)>1: r.notes.append('BEYOND THE LIMIT on a slower core, by the projection; a deadline in `infer` would hold it')
+            what = (
+                f"reached for the network: {a['what']}"
+                if a["kind"] == "net"
+                else f"wrote outside of /kaggle/working: {a['what']}"
+            )
+            said = (
+                f"cell {a['cell']} (`{a['line'][:80]}`) {what}"
+                + (f", {a['times']} times" if a["times"] > 1 else "")
+                + (f" (by {a['by']})" if a["by"] else "")
+            )
+            if said not in r.problems:
+                r.problems.append(said)
+    ours = {
+        (l["module"], l["cell"], l["came"])
+        for o in r.runs
+        for l in o.lacking
+        if l["by"].split(".")[0] in ("__main__", "audiotag")
+    }
+    for module, cell, came in ours:
+        r.notes.append(
+            f"the image lacks {module!r}, asked for in cell {cell}: {'it came with a wheel' if came else 'no wheel brought it'}"
+        )
+    r.notes = sorted(r.notes) + list(r.walls.missing)
+    if (have := len(os.sched_getaffinity(0))) < r.limits.cores:
+        r.notes.append(f"{have} cores here in place of {r.limits.cores}")
+    if other := image_differences():
+        r.notes.append(
+            "other versions than in the image: " + ", ".join(f"{n} {a} ({b})" for n, (a, b) in other.items())
+        )
+    if r.projection.get("share", 0) > 1:
+        r.notes.append("BEYOND THE LIMIT on a slower core, by the projection; a deadline in `infer` would hold it")
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #f6c739ed
-def _size(n)->str: return f'{n/1e9:.2f} GB' if n>=5e8 else f'{n/1e6:.1f} MB'
+def _size(n) -> str:
+    return f"{n / 1e9:.2f} GB" if n >= 5e8 else f"{n / 1e6:.1f} MB"
 
-def _as_text(self)->str:
-    lim,out = self.limits,[f"{self.notebook}: {'it went through' if self.ok else 'it would not have gone through'}"]
-    walls = ['no network']*self.walls.net+['read-only input','one writable folder']*self.walls.files
+
+def _as_text(self) -> str:
+    lim, out = self.limits, [f"{self.notebook}: {'it went through' if self.ok else 'it would not have gone through'}"]
+    walls = ["no network"] * self.walls.net + ["read-only input", "one writable folder"] * self.walls.files
     out.append(f"walls ({self.walls.tool}): {', '.join(walls) or 'none'}")
     for o in self.runs:
-        test = f'hidden test, {o.files} files, {len(o.faults)} of them odd' if o.test=='hidden' else 'no test file'
-        out.append(f"{test}: {'finished' if o.finished else 'NOT finished'}, {o.seconds:.1f} s of {seconds_of(lim.limit):.0f} s, {_size(o.memory)} of {lim.memory} memory, {_size(o.disk)} of {lim.disk} disk")
-        out += [f'  submission: {f}' for f in o.findings] or ['  submission: in order']
+        test = f"hidden test, {o.files} files, {len(o.faults)} of them odd" if o.test == "hidden" else "no test file"
+        out.append(
+            f"{test}: {'finished' if o.finished else 'NOT finished'}, {o.seconds:.1f} s of {seconds_of(lim.limit):.0f} s, {_size(o.memory)} of {lim.memory} memory, {_size(o.disk)} of {lim.disk} disk"
+        )
+        out += [f"  submission: {f}" for f in o.findings] or ["  submission: in order"]
     p = self.projection
-    if p: out.append(f"projection for {p['files']} files: {p['seconds_here']:.0f} s here, {p['seconds_there']:.0f} s on a core {p['slower']:g} times slower, {100*p['share']:.0f} % of the limit")
-    out += [f'PROBLEM {o}' for o in self.problems]+[f'note: {o}' for o in self.notes]
-    return '\n'.join(out)
+    if p:
+        out.append(
+            f"projection for {p['files']} files: {p['seconds_here']:.0f} s here, {p['seconds_there']:.0f} s on a core {p['slower']:g} times slower, {100 * p['share']:.0f} % of the limit"
+        )
+    out += [f"PROBLEM {o}" for o in self.problems] + [f"note: {o}" for o in self.notes]
+    return "\n".join(out)
+
 
 Rehearsal.__str__ = _as_text
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #30c01ebf
 def rehearse(
-    notebook, # the inference notebook; not changed
+    notebook,  # the inference notebook; not changed
     *,
-    competition, # folder of the competition at home
-    bundles=(), # folders of the datasets that are attached: weights, wheels
-    out, # folder for the report, the executed notebooks and what they wrote
-    layout:str|None=None, # how the competition's folder is read; None: as its template says
-    mounts:str='new', # which of Kaggle's two mount layouts: 'new' or 'old'
-    limits:Limits=Limits(),
-    times:float=3., # how many times the public number of test files
-    files:int|None=None, # or how many
-    true_files:int|None=None, # of the true hidden test, for the projection; None: `times` the public number
-    empty:bool=True, # also run it with no test file
-    parameters:dict|None=None, # for the notebook's "# parameters" cell
-    image=(), # further distributions that the image holds
-    walls:str='auto', # 'bwrap', 'unshare', 'none', or the best that works
-)->Rehearsal:
+    competition,  # folder of the competition at home
+    bundles=(),  # folders of the datasets that are attached: weights, wheels
+    out,  # folder for the report, the executed notebooks and what they wrote
+    layout: str | None = None,  # how the competition's folder is read; None: as its template says
+    mounts: str = "new",  # which of Kaggle's two mount layouts: 'new' or 'old'
+    limits: Limits = Limits(),
+    times: float = 3.0,  # how many times the public number of test files
+    files: int | None = None,  # or how many
+    true_files: int | None = None,  # of the true hidden test, for the projection; None: `times` the public number
+    empty: bool = True,  # also run it with no test file
+    parameters: dict | None = None,  # for the notebook's "# parameters" cell
+    image=(),  # further distributions that the image holds
+    walls: str = "auto",  # 'bwrap', 'unshare', 'none', or the best that works
+) -> Rehearsal:
     "Execute a notebook as the kernel would, and say what went wrong; raises `AudiotagError` only when it cannot be tried."
-    nb,comp,bundles,room = read_notebook(notebook),load_competition(competition, layout, train=False),_checked(bundles, mounts),find_walls(walls)
-    if parameters: nb = with_parameters(nb, parameters, notebook)
+    nb, comp, bundles, room = (
+        read_notebook(notebook),
+        load_competition(competition, layout, train=False),
+        _checked(bundles, mounts),
+        find_walls(walls),
+    )
+    if parameters:
+        nb = with_parameters(nb, parameters, notebook)
     wanted = notebook_sources(nb)
-    out = claim_folder(Path(out).absolute(), 'rehearsal')
+    out = claim_folder(Path(out).absolute(), "rehearsal")
     found = Rehearsal(Path(notebook).name, limits.check(), room, [])
-    slug = wanted.competitions[0] if len(wanted.competitions)==1 else slug_of(comp.root.name)
+    slug = wanted.competitions[0] if len(wanted.competitions) == 1 else slug_of(comp.root.name)
     how = dict(layout=layout, slug=slug, style=mounts, image=tuple(image))
     with locked(out):
         _execute(found, out, comp, nb, bundles, how, dict(times=times, files=files), empty)
-        _finish(found, out, comp, wanted, bundles, true_files if true_files is not None else round(times*max(1, _public(comp))))
+        _finish(
+            found,
+            out,
+            comp,
+            wanted,
+            bundles,
+            true_files if true_files is not None else round(times * max(1, _public(comp))),
+        )
     return found
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #ddcc9c3d
-def _checked(bundles, mounts)->list:
-    if mounts not in ('new','old'): raise AudiotagError(f'there is no mount layout {mounts!r}', field='mounts', fix=did_you_mean(mounts, ('new','old')))
-    if not hasattr(os, 'sched_setaffinity'): raise AudiotagError('a rehearsal needs Linux', fix='run it there, or in WSL')
+def _checked(bundles, mounts) -> list:
+    if mounts not in ("new", "old"):
+        raise AudiotagError(
+            f"there is no mount layout {mounts!r}", field="mounts", fix=did_you_mean(mounts, ("new", "old"))
+        )
+    if not hasattr(os, "sched_setaffinity"):
+        raise AudiotagError("a rehearsal needs Linux", fix="run it there, or in WSL")
     bundles = [Path(b).absolute() for b in bundles]
     for b in bundles:
-        if not b.is_dir(): raise AudiotagError('there is no such folder', file=b, fix='name a folder in kaggle_datasets')
+        if not b.is_dir():
+            raise AudiotagError("there is no such folder", file=b, fix="name a folder in kaggle_datasets")
     return bundles
 
-def _public(comp)->int: return len({p for p in comp.of('test').path if p and Path(p).is_file()})
 
-def _execute(found:Rehearsal, out:Path, comp, nb, bundles, how, test, empty:bool):
-    say(f'{found.notebook}: hidden test, walls by {found.walls.tool}')
-    found.runs.append(_run(out/'hidden', comp, nb, bundles, found.limits, found.walls, **how, **test))
-    if not empty: return
-    if found.runs[0].kaggle in ('Notebook Timeout','Notebook Exceeded Allowed Compute'):
-        found.notes.append('not tried with no test file: it had already run into a limit')
+def _public(comp) -> int:
+    return len({p for p in comp.of("test").path if p and Path(p).is_file()})
+
+
+def _execute(found: Rehearsal, out: Path, comp, nb, bundles, how, test, empty: bool):
+    say(f"{found.notebook}: hidden test, walls by {found.walls.tool}")
+    found.runs.append(_run(out / "hidden", comp, nb, bundles, found.limits, found.walls, **how, **test))
+    if not empty:
         return
-    say(f'{found.notebook}: no test file')
-    found.runs.append(_run(out/'empty', comp, nb, bundles, found.limits, found.walls, empty=True, **how))
+    if found.runs[0].kaggle in ("Notebook Timeout", "Notebook Exceeded Allowed Compute"):
+        found.notes.append("not tried with no test file: it had already run into a limit")
+        return
+    say(f"{found.notebook}: no test file")
+    found.runs.append(_run(out / "empty", comp, nb, bundles, found.limits, found.walls, empty=True, **how))
 
-def _finish(found:Rehearsal, out:Path, comp, wanted, bundles, true_files:int):
+
+def _finish(found: Rehearsal, out: Path, comp, wanted, bundles, true_files: int):
     "The report's last words, as text and as JSON."
-    have = {_bundle_name(b).split('/')[1] for b in bundles}
-    gone = [d for d in wanted.datasets if d.split('/')[-1] not in have]
+    have = {_bundle_name(b).split("/")[1] for b in bundles}
+    gone = [d for d in wanted.datasets if d.split("/")[-1] not in have]
     found.projection = _project(found.runs, found.limits, true_files)
     _problems(found)
-    if gone: found.notes.insert(0, f'the notebook names {a_few(gone)}, which was not given with --bundle')
-    write_json(out/'report.json', found.to_dict())
-    write_text(out/'report.txt', f'{found}\n')
+    if gone:
+        found.notes.insert(0, f"the notebook names {a_few(gone)}, which was not given with --bundle")
+    write_json(out / "report.json", found.to_dict())
+    write_text(out / "report.txt", f"{found}\n")

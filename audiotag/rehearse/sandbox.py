@@ -15,37 +15,62 @@ from ..core.errors import AudiotagError, did_you_mean
 @dataclass
 class Room:
     "What a process inside sees: `mounts` read-only, `working` as the only place to write to."
-    mounts:list # of pairs (path here, path inside); a later one may cover a part of an earlier one
-    working:Path # seen as /kaggle/working
-    env:dict # all of the environment
-    inside:str='/kaggle/working' # where `working` is seen
 
-_system = ('/usr','/bin','/sbin','/lib','/lib32','/lib64','/libx32','/etc','/opt','/nix','/gnu','/sys')
+    mounts: list  # of pairs (path here, path inside); a later one may cover a part of an earlier one
+    working: Path  # seen as /kaggle/working
+    env: dict  # all of the environment
+    inside: str = "/kaggle/working"  # where `working` is seen
 
-def _python_homes()->list:
+
+_system = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/opt", "/nix", "/gnu", "/sys")
+
+
+def _python_homes() -> list:
     "The folders that this Python lives in, if they are not the system's."
-    homes = {os.path.realpath(p) for p in (sys.prefix, sys.base_prefix, sys.exec_prefix)}|{sys.prefix, sys.base_prefix, *site_folders()}
-    return sorted((p for p in homes if not any(p==s or p.startswith(s+'/') for s in _system)), key=len)
+    homes = {os.path.realpath(p) for p in (sys.prefix, sys.base_prefix, sys.exec_prefix)} | {
+        sys.prefix,
+        sys.base_prefix,
+        *site_folders(),
+    }
+    return sorted((p for p in homes if not any(p == s or p.startswith(s + "/") for s in _system)), key=len)
 
-def site_folders()->list:
+
+def site_folders() -> list:
     "Where packages are installed outside of the interpreter's own folders: with `pip install --user`, or on PYTHONPATH."
-    own = tuple(os.path.realpath(p)+'/' for p in (sys.prefix, sys.base_prefix))
-    found = [p for p in map(os.path.realpath, sys.path) if os.path.basename(p) in ('site-packages','dist-packages') and os.path.isdir(p)]
+    own = tuple(os.path.realpath(p) + "/" for p in (sys.prefix, sys.base_prefix))
+    found = [
+        p
+        for p in map(os.path.realpath, sys.path)
+        if os.path.basename(p) in ("site-packages", "dist-packages") and os.path.isdir(p)
+    ]
     return [p for p in dict.fromkeys(found) if not p.startswith(own)]
 
 # %% ../../nbs/rehearse/01_sandbox.ipynb #7b2e8e31
-def _bwrap(room:Room, words, *, net:bool, pid:bool)->list:
+def _bwrap(room: Room, words, *, net: bool, pid: bool) -> list:
     "The command line that runs `words` in the room."
-    out = ['bwrap', '--die-with-parent', '--new-session', '--cap-drop', 'ALL', *(['--unshare-net'] if net else []), *(['--unshare-pid','--proc','/proc'] if pid else ['--ro-bind','/proc','/proc'])]
+    out = [
+        "bwrap",
+        "--die-with-parent",
+        "--new-session",
+        "--cap-drop",
+        "ALL",
+        *(["--unshare-net"] if net else []),
+        *(["--unshare-pid", "--proc", "/proc"] if pid else ["--ro-bind", "/proc", "/proc"]),
+    ]
     for p in _system:
-        if os.path.islink(p): out += ['--symlink', os.readlink(p), p]
-        elif os.path.isdir(p): out += ['--ro-bind', p, p]
-    for p in _python_homes(): out += ['--ro-bind', p, p]
-    out += ['--dev', '/dev', '--dir', '/tmp', '--bind', str(room.working), room.inside]
-    for here,there in room.mounts: out += ['--ro-bind', str(here), str(there)]
-    out += ['--remount-ro', '/', '--chdir', room.inside, '--clearenv']
-    for k,v in room.env.items(): out += ['--setenv', k, v]
-    return [*out, '--', *map(str, words)]
+        if os.path.islink(p):
+            out += ["--symlink", os.readlink(p), p]
+        elif os.path.isdir(p):
+            out += ["--ro-bind", p, p]
+    for p in _python_homes():
+        out += ["--ro-bind", p, p]
+    out += ["--dev", "/dev", "--dir", "/tmp", "--bind", str(room.working), room.inside]
+    for here, there in room.mounts:
+        out += ["--ro-bind", str(here), str(there)]
+    out += ["--remount-ro", "/", "--chdir", room.inside, "--clearenv"]
+    for k, v in room.env.items():
+        out += ["--setenv", k, v]
+    return [*out, "--", *map(str, words)]
 
 # %% ../../nbs/rehearse/01_sandbox.ipynb #d8efcf65
 _script = """set -e
@@ -57,72 +82,137 @@ put() { if [ -d "$1" ]; then mkdir -p "$R$2"; else mkdir -p "$(dirname "$R$2")";
 mount --make-rprivate / 2>/dev/null || true
 mount -t tmpfs -o mode=755 rehearsal "$R"
 """
-_lo_up = "import fcntl,socket,struct; s=socket.socket(); fcntl.ioctl(s, 0x8914, struct.pack('16sH14s', b'lo', 0x49, b''))"
+_lo_up = (
+    "import fcntl,socket,struct; s=socket.socket(); fcntl.ioctl(s, 0x8914, struct.pack('16sH14s', b'lo', 0x49, b''))"
+)
 
-def _unshare(room:Room, words, *, net:bool, pid:bool)->list:
+
+def _unshare(room: Room, words, *, net: bool, pid: bool) -> list:
     "The command line that runs `words` in the room."
     q = shlex.quote
-    lines = [f'{q(sys.executable)} -c {q(_lo_up)} || ip link set lo up || true'] if net else []
+    lines = [f"{q(sys.executable)} -c {q(_lo_up)} || ip link set lo up || true"] if net else []
     for p in _system:
-        if os.path.islink(p): lines.append(f'ln -s {q(os.readlink(p))} "$R{p}"')
-        elif os.path.isdir(p): lines.append(f'put {p} {p}; ro "$R{p}"')
+        if os.path.islink(p):
+            lines.append(f'ln -s {q(os.readlink(p))} "$R{p}"')
+        elif os.path.isdir(p):
+            lines.append(f'put {p} {p}; ro "$R{p}"')
     lines += [f'put {q(p)} {q(p)}; ro "$R"{q(p)}' for p in _python_homes()]
-    lines += ['put /proc /proc; put /dev /dev; mount -t tmpfs shm "$R/dev/shm" || true; mkdir -p "$R/tmp"', f'put {q(str(room.working))} {q(room.inside)}']
-    lines += [f'put {q(str(a))} {q(str(b))}; ro "$R"{q(str(b))}' for a,b in room.mounts]
-    env = ' '.join(q(f'{k}={v}') for k,v in room.env.items())
-    lines += ['mount -o remount,ro,bind "$R"', 'DROP=$(command -v setpriv >/dev/null && echo "setpriv --bounding-set=-all --inh-caps=-all --no-new-privs --")',
-              f'exec chroot "$R" /bin/sh -c {q(f"cd {q(room.inside)} && exec env -i ")}"$DROP"{q(" env " + env + " " + " ".join(q(str(w)) for w in words))}']
-    flags = ['--mount','--map-root-user', *(['--net'] if net else []), *(['--pid','--fork','--kill-child','--mount-proc'] if pid else [])]
-    return ['unshare', *flags, 'sh', '-c', 'R=$1\n'+_script+'\n'.join(lines), 'sh', _root(room)]
+    lines += [
+        'put /proc /proc; put /dev /dev; mount -t tmpfs shm "$R/dev/shm" || true; mkdir -p "$R/tmp"',
+        f"put {q(str(room.working))} {q(room.inside)}",
+    ]
+    lines += [f'put {q(str(a))} {q(str(b))}; ro "$R"{q(str(b))}' for a, b in room.mounts]
+    env = " ".join(q(f"{k}={v}") for k, v in room.env.items())
+    lines += [
+        'mount -o remount,ro,bind "$R"',
+        'DROP=$(command -v setpriv >/dev/null && echo "setpriv --bounding-set=-all --inh-caps=-all --no-new-privs --")',
+        f'exec chroot "$R" /bin/sh -c {q(f"cd {q(room.inside)} && exec env -i ")}"$DROP"{q(" env " + env + " " + " ".join(q(str(w)) for w in words))}',
+    ]
+    flags = [
+        "--mount",
+        "--map-root-user",
+        *(["--net"] if net else []),
+        *(["--pid", "--fork", "--kill-child", "--mount-proc"] if pid else []),
+    ]
+    return ["unshare", *flags, "sh", "-c", "R=$1\n" + _script + "\n".join(lines), "sh", _root(room)]
 
 # %% ../../nbs/rehearse/01_sandbox.ipynb #690bae31
-def _root(room:Room)->str:
+def _root(room: Room) -> str:
     "A folder for the new root to stand on: one that nothing in the room comes from."
-    needed = [str(room.working), *_python_homes(), *(str(a) for a,_ in room.mounts)]
-    free = [p for p in ('/mnt','/media','/srv','/home') if os.path.isdir(p) and not os.path.islink(p) and not any((n+'/').startswith(p+'/') for n in needed)]
-    return free[0] if free else tempfile.mkdtemp(prefix='audiotag-root-')
+    needed = [str(room.working), *_python_homes(), *(str(a) for a, _ in room.mounts)]
+    free = [
+        p
+        for p in ("/mnt", "/media", "/srv", "/home")
+        if os.path.isdir(p) and not os.path.islink(p) and not any((n + "/").startswith(p + "/") for n in needed)
+    ]
+    return free[0] if free else tempfile.mkdtemp(prefix="audiotag-root-")
 
 # %% ../../nbs/rehearse/01_sandbox.ipynb #bfaceb5d
 @dataclass(frozen=True)
 class Walls:
     "How a room is put up, and which of its walls stand."
-    tool:str # 'bwrap', 'unshare', 'none'
-    net:bool # the network is out of reach
-    files:bool # the input is read-only, and nothing but the working folder can be written to
-    pid:bool # everything inside ends with it
-    missing:tuple=() # walls that this machine does not give, as sentences
 
-    def words(self, room:Room, words)->list:
+    tool: str  # 'bwrap', 'unshare', 'none'
+    net: bool  # the network is out of reach
+    files: bool  # the input is read-only, and nothing but the working folder can be written to
+    pid: bool  # everything inside ends with it
+    missing: tuple = ()  # walls that this machine does not give, as sentences
+
+    def words(self, room: Room, words) -> list:
         "The command line that runs `words` in a room."
-        if self.tool=='bwrap': return _bwrap(room, words, net=self.net, pid=self.pid)
-        if self.tool=='unshare': return _unshare(room, words, net=self.net, pid=self.pid)
+        if self.tool == "bwrap":
+            return _bwrap(room, words, net=self.net, pid=self.pid)
+        if self.tool == "unshare":
+            return _unshare(room, words, net=self.net, pid=self.pid)
         return [str(w) for w in words]
 
 # %% ../../nbs/rehearse/01_sandbox.ipynb #ea95b415
-_ways = [('bwrap',True,True), ('bwrap',True,False), ('unshare',True,True), ('unshare',True,False), ('bwrap',False,True), ('unshare',False,False)]
+_ways = [
+    ("bwrap", True, True),
+    ("bwrap", True, False),
+    ("unshare", True, True),
+    ("unshare", True, False),
+    ("bwrap", False, True),
+    ("unshare", False, False),
+]
 
-def _works(walls:Walls)->str:
+
+def _works(walls: Walls) -> str:
     "'' if a room can be put up this way, else why not."
-    if not shutil.which(walls.tool): return f'{walls.tool} is not installed'
+    if not shutil.which(walls.tool):
+        return f"{walls.tool} is not installed"
     with tempfile.TemporaryDirectory() as tmp:
-        room = Room([(tmp, '/kaggle/input')], Path(tmp), {'PATH': '/usr/bin:/bin'})
-        try: done = subprocess.run(walls.words(room, ['/bin/sh', '-c', 'test ! -w /kaggle/input && : > /kaggle/working/x']), capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
-        except (OSError, subprocess.SubprocessError) as e: return f'{walls.tool}: {type(e).__name__}'
-    return '' if done.returncode==0 else f"{walls.tool}: {(done.stderr.strip().splitlines() or ['it does not work'])[0][:160]}"
+        room = Room([(tmp, "/kaggle/input")], Path(tmp), {"PATH": "/usr/bin:/bin"})
+        try:
+            done = subprocess.run(
+                walls.words(room, ["/bin/sh", "-c", "test ! -w /kaggle/input && : > /kaggle/working/x"]),
+                capture_output=True,
+                text=True,
+                timeout=30,
+                stdin=subprocess.DEVNULL,
+            )
+        except (OSError, subprocess.SubprocessError) as e:
+            return f"{walls.tool}: {type(e).__name__}"
+    return (
+        ""
+        if done.returncode == 0
+        else f"{walls.tool}: {(done.stderr.strip().splitlines() or ['it does not work'])[0][:160]}"
+    )
 
 # %% ../../nbs/rehearse/01_sandbox.ipynb #0b399b9c
 def find_walls(
-    tool:str='auto', # 'bwrap', 'unshare', 'none', or 'auto' for the best that works
-)->Walls:
+    tool: str = "auto",  # 'bwrap', 'unshare', 'none', or 'auto' for the best that works
+) -> Walls:
     "The best walls that this machine gives to this user."
-    tools = ('auto','bwrap','unshare','none')
-    if tool not in tools: raise AudiotagError(f'there is no way {tool!r} to put up walls', field='--walls', fix=did_you_mean(tool, tools))
+    tools = ("auto", "bwrap", "unshare", "none")
+    if tool not in tools:
+        raise AudiotagError(f"there is no way {tool!r} to put up walls", field="--walls", fix=did_you_mean(tool, tools))
     tried = []
-    for name,net,pid in (w for w in _ways if tool in ('auto', w[0])):
-        walls = Walls(name, net, True, pid, () if net else ('the network is within reach: this machine gives no network namespace; only Python code is held back from it',))
+    for name, net, pid in (w for w in _ways if tool in ("auto", w[0])):
+        walls = Walls(
+            name,
+            net,
+            True,
+            pid,
+            ()
+            if net
+            else (
+                "the network is within reach: this machine gives no network namespace; only Python code is held back from it",
+            ),
+        )
         why = _works(walls)
-        if not why: return walls
-        if why not in tried: tried.append(why)
-    why = '; '.join(tried) or 'not asked for'
-    return Walls('none', False, False, False, (f'no namespaces ({why}): the network is within reach and every folder can be written to; only Python code is held back from it',
-                                               '/kaggle/input cannot be mounted: the notebook finds its input through AUDIOTAG_INPUT'))
+        if not why:
+            return walls
+        if why not in tried:
+            tried.append(why)
+    why = "; ".join(tried) or "not asked for"
+    return Walls(
+        "none",
+        False,
+        False,
+        False,
+        (
+            f"no namespaces ({why}): the network is within reach and every folder can be written to; only Python code is held back from it",
+            "/kaggle/input cannot be mounted: the notebook finds its input through AUDIOTAG_INPUT",
+        ),
+    )

@@ -20,247 +20,394 @@ from ..train.selection import check_out_of_fold
 from ..train.run_folder import Run
 
 # %% ../../nbs/review/04_cv_check.ipynb #3f19b78d
-def judged_source(run:Run)->str:
+def judged_source(run: Run) -> str:
     "The source that scores are judged by: curated where there is one."
     found = list(run.clips.source.unique())
-    return next((s for s in ('curated','noisy') if s in found), found[0])
+    return next((s for s in ("curated", "noisy") if s in found), found[0])
+
 
 def _judged(run, groups=None):
     "Which rows are judged, their truth, and their groups."
-    at = (run.clips.source==judged_source(run)).to_numpy()
-    return at,targets(run.clips[at], run.classes),(run.clips.group if groups is None else groups).to_numpy()[at]
+    at = (run.clips.source == judged_source(run)).to_numpy()
+    return at, targets(run.clips[at], run.classes), (run.clips.group if groups is None else groups).to_numpy()[at]
+
 
 def _or_nan(metric, truth, p):
     "A metric of few clips, where it exists: an AUC, say, needs both kinds."
-    try: return metric(truth, p)
-    except AudiotagError: return np.nan
+    try:
+        return metric(truth, p)
+    except AudiotagError:
+        return np.nan
+
 
 def score_intervals(
-    run:Run, # finished
+    run: Run,  # finished
     *,
-    groups:pd.Series|None=None, # a group for each row of `run.clips`; None: those of the clip table
-    n:int=500, # draws
-)->pd.DataFrame: # a row a stage, and one for the mean of the members: score, low, high, and the folds' lowest, highest and spread
+    groups: pd.Series | None = None,  # a group for each row of `run.clips`; None: those of the clip table
+    n: int = 500,  # draws
+) -> (
+    pd.DataFrame
+):  # a row a stage, and one for the mean of the members: score, low, high, and the folds' lowest, highest and spread
     "Out-of-fold scores with their 95 % bootstrap intervals, and how far the folds are apart."
-    metric,(at,truth,names),rows = METRICS[run.recipe.metric],_judged(run, groups),{}
+    metric, (at, truth, names), rows = METRICS[run.recipe.metric], _judged(run, groups), {}
     fold = run.clips.fold.to_numpy()[at]
     members = run.recipe.members
-    for name,stages in [*((s.name, (s.name,)) for s in run.recipe.stages), *([('mean of members', members)] if len(members)>1 else [])]:
+    for name, stages in [
+        *((s.name, (s.name,)) for s in run.recipe.stages),
+        *([("mean of members", members)] if len(members) > 1 else []),
+    ]:
         p = run.oof(*stages).to_numpy()[at]
-        low,high = bootstrap_interval(metric, truth, p, groups=names, n=n, seed=run.recipe.seed)
-        each = [_or_nan(metric, truth[fold==k], p[fold==k]) for k in np.unique(fold)]
-        rows[name] = dict(score=metric(truth, p), low=low, high=high, lowest_fold=np.nanmin(each), highest_fold=np.nanmax(each), spread=float(np.nanstd(each, ddof=1)))
-    return pd.DataFrame.from_dict(rows, orient='index').rename_axis('stage')
+        low, high = bootstrap_interval(metric, truth, p, groups=names, n=n, seed=run.recipe.seed)
+        each = [_or_nan(metric, truth[fold == k], p[fold == k]) for k in np.unique(fold)]
+        rows[name] = dict(
+            score=metric(truth, p),
+            low=low,
+            high=high,
+            lowest_fold=np.nanmin(each),
+            highest_fold=np.nanmax(each),
+            spread=float(np.nanstd(each, ddof=1)),
+        )
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("stage")
 
 # %% ../../nbs/review/04_cv_check.ipynb #9bbe0236
 def compare(
-    truth:np.ndarray, # (clips, classes)
-    before:np.ndarray, # (clips, classes), out of fold
-    after:np.ndarray, # the same clips, by the changed system
+    truth: np.ndarray,  # (clips, classes)
+    before: np.ndarray,  # (clips, classes), out of fold
+    after: np.ndarray,  # the same clips, by the changed system
     *,
-    fold, # (clips,)
-    groups, # (clips,)
-    metric:str='lwlrap',
-    n:int=500,
-    seed:int=0,
-)->dict: # gain, low, high, folds ('4 of 5' have a gain), verdict
+    fold,  # (clips,)
+    groups,  # (clips,)
+    metric: str = "lwlrap",
+    n: int = 500,
+    seed: int = 0,
+) -> dict:  # gain, low, high, folds ('4 of 5' have a gain), verdict
     "What a change has brought, with its interval and in words."
-    f,k = METRICS[metric],before.shape[1]
-    low,high = bootstrap_interval(lambda t,s: f(t, s[:,k:])-f(t, s[:,:k]), truth, np.hstack([before, after]), groups=groups, n=n, seed=seed)
-    each = [_or_nan(f, truth[fold==i], after[fold==i])-_or_nan(f, truth[fold==i], before[fold==i]) for i in np.unique(fold)]
-    verdict = 'a gain' if low>0 else 'a loss' if high<0 else 'within the noise'
-    return dict(gain=f(truth, after)-f(truth, before), low=low, high=high, folds=f'{sum(g>0 for g in each)} of {len(each)}', verdict=verdict)
+    f, k = METRICS[metric], before.shape[1]
+    low, high = bootstrap_interval(
+        lambda t, s: f(t, s[:, k:]) - f(t, s[:, :k]), truth, np.hstack([before, after]), groups=groups, n=n, seed=seed
+    )
+    each = [
+        _or_nan(f, truth[fold == i], after[fold == i]) - _or_nan(f, truth[fold == i], before[fold == i])
+        for i in np.unique(fold)
+    ]
+    verdict = "a gain" if low > 0 else "a loss" if high < 0 else "within the noise"
+    return dict(
+        gain=f(truth, after) - f(truth, before),
+        low=low,
+        high=high,
+        folds=f"{sum(g > 0 for g in each)} of {len(each)}",
+        verdict=verdict,
+    )
 
 # %% ../../nbs/review/04_cv_check.ipynb #7c32ddba
 def gains(
-    run:Run,
+    run: Run,
     *,
-    groups:pd.Series|None=None,
-    n:int=500,
-)->pd.DataFrame: # a row a change: from stage to stage, and from the last stage to the mean of the members
+    groups: pd.Series | None = None,
+    n: int = 500,
+) -> pd.DataFrame:  # a row a change: from stage to stage, and from the last stage to the mean of the members
     "What each stage has brought beyond the one before it."
-    at,truth,names = _judged(run, groups)
-    steps = [(s.name, (s.name,)) for s in run.recipe.stages] + ([('mean of members', run.recipe.members)] if len(run.recipe.members)>1 else [])
+    at, truth, names = _judged(run, groups)
+    steps = [(s.name, (s.name,)) for s in run.recipe.stages] + (
+        [("mean of members", run.recipe.members)] if len(run.recipe.members) > 1 else []
+    )
     common = dict(fold=run.clips.fold.to_numpy()[at], groups=names, metric=run.recipe.metric, n=n, seed=run.recipe.seed)
-    p = {name: run.oof(*stages).to_numpy()[at] for name,stages in steps}
-    rows = {f'{a} → {b}': compare(truth, p[a], p[b], **common) for (a,_),(b,_) in zip(steps, steps[1:])}
-    return pd.DataFrame.from_dict(rows, orient='index').rename_axis('change')
+    p = {name: run.oof(*stages).to_numpy()[at] for name, stages in steps}
+    rows = {f"{a} → {b}": compare(truth, p[a], p[b], **common) for (a, _), (b, _) in zip(steps, steps[1:])}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("change")
 
 # %% ../../nbs/review/04_cv_check.ipynb #4e750cb2
 def compare_runs(
-    run:Run, # the one that is judged
-    others, # further finished runs of the same competition
+    run: Run,  # the one that is judged
+    others,  # further finished runs of the same competition
     *,
-    n:int=500,
-)->pd.DataFrame: # a row a run: what differs, gain of `run` over it, low, high, folds, verdict
+    n: int = 500,
+) -> pd.DataFrame:  # a row a run: what differs, gain of `run` over it, low, high, folds, verdict
     "How far `run` is above other runs, on the clips that all have; a run that differs only in its seed shows the luck."
     rows = {}
     for other in others:
-        if other.classes!=run.classes: raise AudiotagError('has other classes', file=other.folder, fix='compare runs of one competition')
-        differs = {k: v for k,v in other.recipe.diff(run.recipe).items()}
-        at,_,_ = _judged(run)
+        if other.classes != run.classes:
+            raise AudiotagError("has other classes", file=other.folder, fix="compare runs of one competition")
+        differs = {k: v for k, v in other.recipe.diff(run.recipe).items()}
+        at, _, _ = _judged(run)
         clips = run.clips[at & run.clips.clip_id.isin(other.clips.clip_id).to_numpy()]
-        if not len(clips): raise AudiotagError('shares no clip with the run', file=other.folder, fix='compare runs of one competition')
-        p = [r.oof(*r.recipe.members).loc[clips.clip_id].to_numpy() for r in (other,run)]
-        said = compare(targets(clips, run.classes), *p, fold=clips.fold.to_numpy(), groups=clips.group.to_numpy(), metric=run.recipe.metric, n=n)
-        rows[str(other.folder)] = {'differs in': a_few(differs, 4) or 'nothing', 'only_seed': set(differs)<={'seed'}, **said}
-    return pd.DataFrame.from_dict(rows, orient='index').rename_axis('compared with')
+        if not len(clips):
+            raise AudiotagError("shares no clip with the run", file=other.folder, fix="compare runs of one competition")
+        p = [r.oof(*r.recipe.members).loc[clips.clip_id].to_numpy() for r in (other, run)]
+        said = compare(
+            targets(clips, run.classes),
+            *p,
+            fold=clips.fold.to_numpy(),
+            groups=clips.group.to_numpy(),
+            metric=run.recipe.metric,
+            n=n,
+        )
+        rows[str(other.folder)] = {
+            "differs in": a_few(differs, 4) or "nothing",
+            "only_seed": set(differs) <= {"seed"},
+            **said,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("compared with")
 
 # %% ../../nbs/review/04_cv_check.ipynb #306e2d3d
 def duplicates(
-    clips:pd.DataFrame, # clip table with folds: training clips and test clips
+    clips: pd.DataFrame,  # clip table with folds: training clips and test clips
     *,
-    workers:int=1,
-)->pd.DataFrame: # a, b, where, same_labels, offset_s, overlap_s, votes, likeness
+    workers: int = 1,
+) -> pd.DataFrame:  # a, b, where, same_labels, offset_s, overlap_s, votes, likeness
     "Near-duplicates, with the place of the two and whether their labels agree."
     pairs = near_duplicates(clips, workers=workers)
-    by = clips.set_index('clip_id')
+    by = clips.set_index("clip_id")
+
     def where(a, b):
-        tests = (by.source[a]=='test')+(by.source[b]=='test')
-        if tests: return 'train and test' if tests==1 else 'both in test'
-        return 'across folds' if by.fold[a]!=by.fold[b] else 'one fold'
-    known = lambda a,b: bool(by['labels'][a]) and bool(by['labels'][b])
-    same = [set(by['labels'][a])==set(by['labels'][b]) if known(a, b) else None for a,b in zip(pairs.a, pairs.b)]
-    sources = [' and '.join(sorted((by.source[a], by.source[b]))) for a,b in zip(pairs.a, pairs.b)]
-    return pairs.assign(where=[where(a, b) for a,b in zip(pairs.a, pairs.b)], sources=sources, same_labels=pd.Series(same, dtype=object))
+        tests = (by.source[a] == "test") + (by.source[b] == "test")
+        if tests:
+            return "train and test" if tests == 1 else "both in test"
+        return "across folds" if by.fold[a] != by.fold[b] else "one fold"
+
+    known = lambda a, b: bool(by["labels"][a]) and bool(by["labels"][b])
+    same = [set(by["labels"][a]) == set(by["labels"][b]) if known(a, b) else None for a, b in zip(pairs.a, pairs.b)]
+    sources = [" and ".join(sorted((by.source[a], by.source[b]))) for a, b in zip(pairs.a, pairs.b)]
+    return pairs.assign(
+        where=[where(a, b) for a, b in zip(pairs.a, pairs.b)],
+        sources=sources,
+        same_labels=pd.Series(same, dtype=object),
+    )
 
 # %% ../../nbs/review/04_cv_check.ipynb #29461df2
 def name_groups(
-    clips:pd.DataFrame,
-)->pd.Series|None: # a group for each row; None where the names show none
+    clips: pd.DataFrame,
+) -> pd.Series | None:  # a group for each row; None where the names show none
     "What file names have in common before their last number: 'anna' for anna_003.wav."
-    stem = clips.clip_id.str.replace(r'\.[A-Za-z0-9]{2,4}$', '', regex=True)
-    head = stem.str.extract(r'^(.*?)(?:_nohash)?[ _\-.]+[0-9]+$')[0]
-    if head.notna().mean()<.5: return None
+    stem = clips.clip_id.str.replace(r"\.[A-Za-z0-9]{2,4}$", "", regex=True)
+    head = stem.str.extract(r"^(.*?)(?:_nohash)?[ _\-.]+[0-9]+$")[0]
+    if head.notna().mean() < 0.5:
+        return None
     sizes = head.map(head.value_counts())
-    return head.fillna(stem) if (sizes>1).mean()>.3 and head.nunique()>1 else None
+    return head.fillna(stem) if (sizes > 1).mean() > 0.3 and head.nunique() > 1 else None
+
 
 def straddling(
-    clips:pd.DataFrame, # clip table with folds
-    groups:pd.Series, # one a row
-)->pd.Series: # index: group; number of folds that it lies in, more than one
+    clips: pd.DataFrame,  # clip table with folds
+    groups: pd.Series,  # one a row
+) -> pd.Series:  # index: group; number of folds that it lies in, more than one
     "Groups that lie in several folds."
-    folds = clips[clips.fold>=0].assign(_g=groups[clips.fold>=0].to_numpy()).groupby('_g').fold.nunique()
-    return folds[folds>1].sort_values(ascending=False)
+    folds = clips[clips.fold >= 0].assign(_g=groups[clips.fold >= 0].to_numpy()).groupby("_g").fold.nunique()
+    return folds[folds > 1].sort_values(ascending=False)
 
 # %% ../../nbs/review/04_cv_check.ipynb #458baf53
 def group_leaks(
-    run:Run,
-    about:pd.DataFrame|None=None, # clip_id and further columns: author, site, …
-)->pd.DataFrame: # kind, groups, clips, example
+    run: Run,
+    about: pd.DataFrame | None = None,  # clip_id and further columns: author, site, …
+) -> pd.DataFrame:  # kind, groups, clips, example
     "Groups that lie in several folds, by the clip table, by file names and by what else is known; and broken promises."
-    rows,columns = [],{'group of the clip table': run.clips.group, 'file name': name_groups(run.clips)}
-    for c in (about.columns if about is not None else []):
-        if c!='clip_id': columns[c] = run.clips.clip_id.map(about.set_index('clip_id')[c])
-    for kind,groups in columns.items():
-        if groups is None or not len(torn := straddling(run.clips, groups)): continue
-        rows.append(dict(kind=kind, groups=len(torn), clips=int(groups.isin(torn.index).sum()), example=f'{torn.index[0]} in {torn.iloc[0]} folds'))
+    rows, columns = [], {"group of the clip table": run.clips.group, "file name": name_groups(run.clips)}
+    for c in about.columns if about is not None else []:
+        if c != "clip_id":
+            columns[c] = run.clips.clip_id.map(about.set_index("clip_id")[c])
+    for kind, groups in columns.items():
+        if groups is None or not len(torn := straddling(run.clips, groups)):
+            continue
+        rows.append(
+            dict(
+                kind=kind,
+                groups=len(torn),
+                clips=int(groups.isin(torn.index).sum()),
+                example=f"{torn.index[0]} in {torn.iloc[0]} folds",
+            )
+        )
     for s in run.recipe.stages:
         for k in range(run.recipe.n_folds):
-            scored = run.clips.clip_id[run.clips.fold==k]
-            try: check_out_of_fold(scored, run.trained_on(s.name, k), run.known, where=f'stage {s.name}, fold {k}')
-            except AudiotagError as e: rows.append(dict(kind='scored what it was trained on', groups=1, clips=int(re.search(r'\d+(?= clips)', str(e)).group()) if 'clips would' in str(e) else 0, example=str(e)))
-    return pd.DataFrame(rows, columns=['kind','groups','clips','example'])
+            scored = run.clips.clip_id[run.clips.fold == k]
+            try:
+                check_out_of_fold(scored, run.trained_on(s.name, k), run.known, where=f"stage {s.name}, fold {k}")
+            except AudiotagError as e:
+                rows.append(
+                    dict(
+                        kind="scored what it was trained on",
+                        groups=1,
+                        clips=int(re.search(r"\d+(?= clips)", str(e)).group()) if "clips would" in str(e) else 0,
+                        example=str(e),
+                    )
+                )
+    return pd.DataFrame(rows, columns=["kind", "groups", "clips", "example"])
 
 # %% ../../nbs/review/04_cv_check.ipynb #116b1e60
 def shifts(
-    clips:pd.DataFrame, # training and test clips
+    clips: pd.DataFrame,  # training and test clips
     front_end,
     *,
     store=None,
-    most:int=600, # clips of each source, drawn at random
-    seed:int=0,
-)->tuple[pd.DataFrame,pd.DataFrame]: # (a row a source: AUC by files and by features), (the reasons of the most similar source)
+    most: int = 600,  # clips of each source, drawn at random
+    seed: int = 0,
+) -> tuple[
+    pd.DataFrame, pd.DataFrame
+]:  # (a row a source: AUC by files and by features), (the reasons of the most similar source)
     "How well training clips can be told from test clips, and by what."
-    some = pd.concat([c.sample(min(most, len(c)), random_state=seed) for _,c in clips.groupby('source')], ignore_index=True)
-    facts,seen,rows,why = facts_table(some),embeddings(some, front_end, store=store),{},{}
-    for source in [s for s in some.source.unique() if s!='test']:
-        part = some[some.source.isin((source,'test'))].set_index('clip_id')
+    some = pd.concat(
+        [c.sample(min(most, len(c)), random_state=seed) for _, c in clips.groupby("source")], ignore_index=True
+    )
+    facts, seen, rows, why = facts_table(some), embeddings(some, front_end, store=store), {}, {}
+    for source in [s for s in some.source.unique() if s != "test"]:
+        part = some[some.source.isin((source, "test"))].set_index("clip_id")
         part = part[part.index.isin(facts.index) & part.index.isin(seen.index)]
-        y = (part.source=='test').to_numpy()
-        try: by_file,by_feature = (separability(t.loc[part.index], y, groups=part.group, seed=seed) for t in (facts, seen))
-        except AudiotagError: continue
+        y = (part.source == "test").to_numpy()
+        try:
+            by_file, by_feature = (
+                separability(t.loc[part.index], y, groups=part.group, seed=seed) for t in (facts, seen)
+            )
+        except AudiotagError:
+            continue
         why[source] = reasons(facts.loc[part.index], y, groups=part.group, seed=seed)
-        rows[source] = {'clips': int((~y).sum()), 'test clips': int(y.sum()), 'files': by_file[0], 'files low': by_file[1], 'features': by_feature[0], 'features low': by_feature[1], 'features high': by_feature[2]}
-    table = pd.DataFrame.from_dict(rows, orient='index').rename_axis('source')
-    best = next((s for s in ('curated','noisy') if s in why), next(iter(why), None))
-    return table,why.get(best, pd.DataFrame(columns=['fact','auc','low','train','test'])).assign(source=best)
+        rows[source] = {
+            "clips": int((~y).sum()),
+            "test clips": int(y.sum()),
+            "files": by_file[0],
+            "files low": by_file[1],
+            "features": by_feature[0],
+            "features low": by_feature[1],
+            "features high": by_feature[2],
+        }
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("source")
+    best = next((s for s in ("curated", "noisy") if s in why), next(iter(why), None))
+    return table, why.get(best, pd.DataFrame(columns=["fact", "auc", "low", "train", "test"])).assign(source=best)
 
 # %% ../../nbs/review/04_cv_check.ipynb #738fe83e
 @dataclass(frozen=True)
 class Trust:
     "What was found out about a run; tables, and three sentences of advice."
-    metric:str
-    scores:pd.DataFrame
-    gains:pd.DataFrame
-    runs:pd.DataFrame
-    duplicates:pd.DataFrame
-    leaks:pd.DataFrame
-    shift:pd.DataFrame
-    reasons:pd.DataFrame
-    tested:bool # whether there was a test set to look at
+
+    metric: str
+    scores: pd.DataFrame
+    gains: pd.DataFrame
+    runs: pd.DataFrame
+    duplicates: pd.DataFrame
+    leaks: pd.DataFrame
+    shift: pd.DataFrame
+    reasons: pd.DataFrame
+    tested: bool  # whether there was a test set to look at
 
     @property
-    def advice(self)->tuple[str,str,str]: return _about_score(self),_about_leaks(self),_about_test(self)
+    def advice(self) -> tuple[str, str, str]:
+        return _about_score(self), _about_leaks(self), _about_test(self)
 
 # %% ../../nbs/review/04_cv_check.ipynb #6822e655
 def _about_score(t):
     best = t.scores.iloc[-1]
-    width = (best.high-best.low)/2
-    said = f'The {t.metric} of {best.score:.3f} is certain to about ±{width:.3f} (95 % interval {best.low:.3f} to {best.high:.3f}; folds from {best.lowest_fold:.3f} to {best.highest_fold:.3f})'
+    width = (best.high - best.low) / 2
+    said = f"The {t.metric} of {best.score:.3f} is certain to about ±{width:.3f} (95 % interval {best.low:.3f} to {best.high:.3f}; folds from {best.lowest_fold:.3f} to {best.highest_fold:.3f})"
     both = pd.concat([t.gains, t.runs[~t.runs.only_seed.astype(bool)] if len(t.runs) else t.runs])
-    luck = t.runs[t.runs.only_seed.astype(bool)].gain.abs().max() if len(t.runs) and t.runs.only_seed.any() else 0.
-    real = [str(i) for i,g in both.iterrows() if g.verdict!='within the noise' and abs(g.gain)>luck]
+    luck = t.runs[t.runs.only_seed.astype(bool)].gain.abs().max() if len(t.runs) and t.runs.only_seed.any() else 0.0
+    real = [str(i) for i, g in both.iterrows() if g.verdict != "within the noise" and abs(g.gain) > luck]
     noise = [str(i) for i in both.index if i not in real]
-    said += f"; {a_few(real, 4)} {'is' if len(real)==1 else 'are'} more than noise" if real else ''
-    said += f"; {a_few(noise, 4)} {'is' if len(noise)==1 else 'are'} within the noise, so decide nothing by {'it' if len(noise)==1 else 'them'}" if noise else ''
-    return said+(f' (another seed alone moved the score by {luck:.3f}).' if luck else '.')
+    said += f"; {a_few(real, 4)} {'is' if len(real) == 1 else 'are'} more than noise" if real else ""
+    said += (
+        f"; {a_few(noise, 4)} {'is' if len(noise) == 1 else 'are'} within the noise, so decide nothing by {'it' if len(noise) == 1 else 'them'}"
+        if noise
+        else ""
+    )
+    return said + (f" (another seed alone moved the score by {luck:.3f})." if luck else ".")
+
 
 def _about_leaks(t):
-    across,test = (t.duplicates[t.duplicates['where']==w] for w in ('across folds','train and test'))
+    across, test = (t.duplicates[t.duplicates["where"] == w] for w in ("across folds", "train and test"))
     said = []
-    if len(t.leaks): said.append('; '.join(f'{r.groups} {r.kind} groups lie in several folds ({r.example})' if r.kind!='scored what it was trained on' else f'a network {r.kind}: {r.example}' for r in t.leaks.itertuples()))
-    for table,what in ((across, 'in different folds'), (test, 'of which one is a test clip')):
-        if n := len(table): said.append(f"{n} pair{'s' if n>1 else ''} of clips {what} hold{'' if n>1 else 's'} one recording, such as {table.a.iloc[0]} and {table.b.iloc[0]}")
-    if not said: return 'Nothing leaks that could be found: no recording lies in two folds'+(', and none of the test is in the training set.' if t.tested else '.')
-    return 'The score is too good to be true to some degree: '+'; '.join(said)+': give such clips one group and train again.'
+    if len(t.leaks):
+        said.append(
+            "; ".join(
+                f"{r.groups} {r.kind} groups lie in several folds ({r.example})"
+                if r.kind != "scored what it was trained on"
+                else f"a network {r.kind}: {r.example}"
+                for r in t.leaks.itertuples()
+            )
+        )
+    for table, what in ((across, "in different folds"), (test, "of which one is a test clip")):
+        if n := len(table):
+            said.append(
+                f"{n} pair{'s' if n > 1 else ''} of clips {what} hold{'' if n > 1 else 's'} one recording, such as {table.a.iloc[0]} and {table.b.iloc[0]}"
+            )
+    if not said:
+        return "Nothing leaks that could be found: no recording lies in two folds" + (
+            ", and none of the test is in the training set." if t.tested else "."
+        )
+    return (
+        "The score is too good to be true to some degree: "
+        + "; ".join(said)
+        + ": give such clips one group and train again."
+    )
 
 # %% ../../nbs/review/04_cv_check.ipynb #9f2e1b17
 def _about_test(t):
-    if not t.tested: return 'Whether the test clips are like the training clips is not known: name the competition with --test.'
-    if not len(t.shift): return 'There are too few test clips to say whether they are like the training clips.'
+    if not t.tested:
+        return "Whether the test clips are like the training clips is not known: name the competition with --test."
+    if not len(t.shift):
+        return "There are too few test clips to say whether they are like the training clips."
     row = t.shift.loc[t.reasons.source.iloc[0]] if len(t.reasons) else t.shift.iloc[0]
-    why = ', '.join(f'{r.fact} ({r.train} in training, {r.test} in the test)' for r in t.reasons.head(3).itertuples() if r.low>.55)
-    heard = f'from the features that the networks see, {row.name} and test clips are told apart with an AUC of {row.features:.2f}'
-    if row['features low']<.6 and row['files low']<.6: return f'The test clips are like the {row.name} clips ({heard}; .5 is chance): trust the cross-validation before the leaderboard.'
-    if row['features low']<.75: return f'The test clips differ a little ({heard}){f", by {why}" if why else ""}: trust the order of the systems and not the height of the score.'
-    return f'The test clips are of another kind ({heard}){f", above all by {why}" if why else ""}: imitate that in training, and do not trust the cross-validation until the AUC falls.'
+    why = ", ".join(
+        f"{r.fact} ({r.train} in training, {r.test} in the test)"
+        for r in t.reasons.head(3).itertuples()
+        if r.low > 0.55
+    )
+    heard = f"from the features that the networks see, {row.name} and test clips are told apart with an AUC of {row.features:.2f}"
+    if row["features low"] < 0.6 and row["files low"] < 0.6:
+        return f"The test clips are like the {row.name} clips ({heard}; .5 is chance): trust the cross-validation before the leaderboard."
+    if row["features low"] < 0.75:
+        return f"The test clips differ a little ({heard}){f', by {why}' if why else ''}: trust the order of the systems and not the height of the score."
+    return f"The test clips are of another kind ({heard}){f', above all by {why}' if why else ''}: imitate that in training, and do not trust the cross-validation until the AUC falls."
 
 # %% ../../nbs/review/04_cv_check.ipynb #852a4f99
 def trust(
-    run:Run, # finished
-    test:pd.DataFrame|None=None, # clip table of the test clips
+    run: Run,  # finished
+    test: pd.DataFrame | None = None,  # clip table of the test clips
     *,
-    others=(), # further runs to compare with
-    about:pd.DataFrame|None=None, # clip_id and columns such as author or site
-    workers:int=1,
-    n:int=500, # bootstrap draws
-)->Trust:
+    others=(),  # further runs to compare with
+    about: pd.DataFrame | None = None,  # clip_id and columns such as author or site
+    workers: int = 1,
+    n: int = 500,  # bootstrap draws
+) -> Trust:
     "Everything above for one run. The intervals treat near-duplicates as one observation."
     clips = run.clips if test is None else pd.concat([run.clips, test.assign(fold=-1)], ignore_index=True)
     pairs = duplicates(clips, workers=workers)
     groups = join_duplicates(run.clips, pairs).group
-    shift,why = (pd.DataFrame(), pd.DataFrame()) if test is None or not len(test) else shifts(clips, run.recipe.front_end, store=run.store if run.recipe.stored==run.recipe.front_end else None, seed=run.recipe.seed)
-    found = Trust(run.recipe.metric, score_intervals(run, groups=groups, n=n), gains(run, groups=groups, n=n), compare_runs(run, others, n=n),
-                  pairs, group_leaks(run, about), shift, why, test is not None)
-    write_json(run.folder/'trust.json', trust_as_json(found))
+    shift, why = (
+        (pd.DataFrame(), pd.DataFrame())
+        if test is None or not len(test)
+        else shifts(
+            clips,
+            run.recipe.front_end,
+            store=run.store if run.recipe.stored == run.recipe.front_end else None,
+            seed=run.recipe.seed,
+        )
+    )
+    found = Trust(
+        run.recipe.metric,
+        score_intervals(run, groups=groups, n=n),
+        gains(run, groups=groups, n=n),
+        compare_runs(run, others, n=n),
+        pairs,
+        group_leaks(run, about),
+        shift,
+        why,
+        test is not None,
+    )
+    write_json(run.folder / "trust.json", trust_as_json(found))
     return found
+
 
 def _records(table):
     named = table.reset_index() if table.index.name else table
-    return [{k: (None if v is None or v!=v else v.item() if isinstance(v, np.generic) else v) for k,v in r.items()} for r in named.to_dict('records')]
+    return [
+        {k: (None if v is None or v != v else v.item() if isinstance(v, np.generic) else v) for k, v in r.items()}
+        for r in named.to_dict("records")
+    ]
 
-def trust_as_json(t:Trust)->dict: # lists of rows, and the advice
+
+def trust_as_json(t: Trust) -> dict:  # lists of rows, and the advice
     "A `Trust` as plain JSON values; `run/trust.json` holds it."
-    names = ('scores','gains','runs','duplicates','leaks','shift','reasons')
-    return {'metric': t.metric, 'tested': t.tested, **{n: _records(getattr(t, n)) for n in names}, 'advice': list(t.advice)}
+    names = ("scores", "gains", "runs", "duplicates", "leaks", "shift", "reasons")
+    return {
+        "metric": t.metric,
+        "tested": t.tested,
+        **{n: _records(getattr(t, n)) for n in names},
+        "advice": list(t.advice),
+    }

@@ -14,133 +14,200 @@ from ..core.errors import AudiotagError
 from ..audio.features import LogMel
 
 # %% ../../nbs/review/01_html_page.ipynb #3609f459
-def esc(text)->str:
+def esc(text) -> str:
     "Text for HTML, also inside of attributes."
     return html.escape(str(text), quote=True)
 
-def as_script(value)->str:
+
+def as_script(value) -> str:
     "A JSON value for a <script>: no '</script>' in a name can end it."
-    return json.dumps(value, ensure_ascii=False).replace('<', '\\u003c').replace('\u2028', '\\u2028').replace('\u2029', '\\u2029')
+    return (
+        json.dumps(value, ensure_ascii=False)
+        .replace("<", "\\u003c")
+        .replace("\u2028", "\\u2028")
+        .replace("\u2029", "\\u2029")
+    )
 
 # %% ../../nbs/review/01_html_page.ipynb #879e4881
 def _shown(value, digits):
     "How a cell reads, and what it is sorted by."
-    if value is None or (not isinstance(value, (str,tuple,list)) and pd.isna(value)): return '–',''
-    if isinstance(value, (bool,np.bool_)): return ('yes' if value else 'no'),int(value)
-    if isinstance(value, (int,np.integer)): return f'{value:,}'.replace(',', '\u202f'),int(value)
-    if isinstance(value, (float,np.floating)): return f'{value:.{digits}f}',float(value)
-    return (', '.join(map(str, value)) if isinstance(value, (tuple,list)) else str(value)),str(value)
+    if value is None or (not isinstance(value, (str, tuple, list)) and pd.isna(value)):
+        return "–", ""
+    if isinstance(value, (bool, np.bool_)):
+        return ("yes" if value else "no"), int(value)
+    if isinstance(value, (int, np.integer)):
+        return f"{value:,}".replace(",", "\u202f"), int(value)
+    if isinstance(value, (float, np.floating)):
+        return f"{value:.{digits}f}", float(value)
+    return (", ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)), str(value)
+
 
 def table_html(
-    table:pd.DataFrame,
+    table: pd.DataFrame,
     *,
-    digits:int=3,
-    bars:tuple[str,...]=(), # columns from 0 to 1 that get a bar behind the number
-    rows:int|None=None, # more are folded away
-)->str:
+    digits: int = 3,
+    bars: tuple[str, ...] = (),  # columns from 0 to 1 that get a bar behind the number
+    rows: int | None = None,  # more are folded away
+) -> str:
     "A sortable table; its index, when it has a name, is the first column."
     table = table.reset_index() if table.index.name else table
     number = {c: pd.api.types.is_numeric_dtype(table[c]) for c in table.columns}
-    head = ''.join(f'<th{" class=n" if number[c] else ""} scope=col><button type=button>{esc(c)}</button></th>' for c in table.columns)
+    head = "".join(
+        f"<th{' class=n' if number[c] else ''} scope=col><button type=button>{esc(c)}</button></th>"
+        for c in table.columns
+    )
+
     def cell(c, v):
-        text,key = _shown(v, digits)
-        bar = f' style="--w:{min(1, max(0, float(v))):.3f}"' if c in bars and key!='' else ''
-        return f'<td class="{"n" if number[c] else "t s" if len(text)<=30 else "t"}{" bar" if bar else ""}" data-v="{esc(key)}"{bar}>{esc(text)}</td>'
-    lines = [f'<tr>{"".join(cell(c, v) for c,v in zip(table.columns, r))}</tr>' for r in table.itertuples(index=False, name=None)]
-    fold = f' data-rows={rows}' if rows and len(lines)>rows else ''
-    return f'<div class=scroll><table{fold}><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+        text, key = _shown(v, digits)
+        bar = f' style="--w:{min(1, max(0, float(v))):.3f}"' if c in bars and key != "" else ""
+        return f'<td class="{"n" if number[c] else "t s" if len(text) <= 30 else "t"}{" bar" if bar else ""}" data-v="{esc(key)}"{bar}>{esc(text)}</td>'
+
+    lines = [
+        f"<tr>{''.join(cell(c, v) for c, v in zip(table.columns, r))}</tr>"
+        for r in table.itertuples(index=False, name=None)
+    ]
+    fold = f" data-rows={rows}" if rows and len(lines) > rows else ""
+    return f"<div class=scroll><table{fold}><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
 
 # %% ../../nbs/review/01_html_page.ipynb #cc900d95
-INK,PALETTE = '#010203',('#2f7ed8','#e0702a','#2a9d6f','#b8579b','#8a7a2c','#5b6ee1','#c0392b','#3c8c9c')
+INK, PALETTE = "#010203", ("#2f7ed8", "#e0702a", "#2a9d6f", "#b8579b", "#8a7a2c", "#5b6ee1", "#c0392b", "#3c8c9c")
+
 
 def svg(
-    plot, # a function that returns a matplotlib figure
+    plot,  # a function that returns a matplotlib figure
     *args,
     **kwargs,
-)->str: # an <svg> element
+) -> str:  # an <svg> element
     "The figure of `plot(*args, **kwargs)` in the colours of the page."
     import matplotlib, matplotlib.pyplot as plt
-    rc = {k: INK for k in ('text.color','axes.labelcolor','axes.edgecolor','axes.titlecolor','xtick.color','ytick.color')}
-    rc |= {'svg.fonttype': 'none', 'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False, 'figure.facecolor': 'none', 'axes.facecolor': 'none',
-           'savefig.facecolor': 'none', 'legend.frameon': False, 'axes.prop_cycle': matplotlib.cycler(color=PALETTE), 'svg.hashsalt': f'{plot.__name__}{args[1:]}{kwargs}', 'lines.linewidth': 1.4}
+
+    rc = {
+        k: INK
+        for k in ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    }
+    rc |= {
+        "svg.fonttype": "none",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "figure.facecolor": "none",
+        "axes.facecolor": "none",
+        "savefig.facecolor": "none",
+        "legend.frameon": False,
+        "axes.prop_cycle": matplotlib.cycler(color=PALETTE),
+        "svg.hashsalt": f"{plot.__name__}{args[1:]}{kwargs}",
+        "lines.linewidth": 1.4,
+    }
     file = io.StringIO()
-    plt.close(plt.figure()) # what a notebook's backend sets at its first figure would be lost at the end of the context, and later pictures with it
+    # what a notebook's backend sets at its first figure would be lost at the end of the context, and later pictures
+    # with it
+    plt.close(plt.figure())
     with matplotlib.rc_context(rc):
         figure = plot(*args, **kwargs)
-        figure.savefig(file, format='svg', bbox_inches='tight', pad_inches=.04, metadata={'Date': None})
+        figure.savefig(file, format="svg", bbox_inches="tight", pad_inches=0.04, metadata={"Date": None})
         plt.close(figure)
     return _inline(file.getvalue(), plot.__name__)
 
 # %% ../../nbs/review/01_html_page.ipynb #cf89e934
 def _inline(text, name):
     "An SVG file as an element of the page: own colours, own ids, a width it may not fall below."
-    text = re.sub(INK, 'currentColor', text[text.index('<svg'):])
-    text = re.sub(r'<metadata>.*?</metadata>', '', text, flags=re.S)
+    text = re.sub(INK, "currentColor", text[text.index("<svg") :])
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r"font:( ?[^;\"]*?)([0-9.]+)px[^;\"]*", r"font:\1\2px var(--font)", text)
-    width = float(re.search(r'width="([0-9.]+)pt"', text).group(1))*4/3
-    mark = f'f{abs(hash_of(text)):x}'
-    text = re.sub(r'(id="|url\(#|href="#)', rf'\g<1>{mark}', text)
-    return re.sub(r'<svg([^>]*?) height="[^"]*"([^>]*?) width="[^"]*"|<svg([^>]*?) width="[^"]*"([^>]*?) height="[^"]*"', rf'<svg role=img aria-label="{esc(name)}" style="width:{width:.0f}px;min-width:min({width:.0f}px, 300px)"\1\2\3\4', text, count=1)
+    width = float(re.search(r'width="([0-9.]+)pt"', text).group(1)) * 4 / 3
+    mark = f"f{abs(hash_of(text)):x}"
+    text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{mark}", text)
+    return re.sub(
+        r'<svg([^>]*?) height="[^"]*"([^>]*?) width="[^"]*"|<svg([^>]*?) width="[^"]*"([^>]*?) height="[^"]*"',
+        rf'<svg role=img aria-label="{esc(name)}" style="width:{width:.0f}px;min-width:min({width:.0f}px, 300px)"\1\2\3\4',
+        text,
+        count=1,
+    )
 
-def hash_of(text)->int:
+
+def hash_of(text) -> int:
     "A small number that is the same in every process."
     import zlib
+
     return zlib.crc32(text.encode())
 
 # %% ../../nbs/review/01_html_page.ipynb #b49ef559
 def excerpt(
     path,
     *,
-    start_s=None, # the clip inside of the file
+    start_s=None,  # the clip inside of the file
     end_s=None,
-    seconds:float=6., # longest
-    sample_rate:int=32000, # of the player, Hz
-)->tuple[np.ndarray,float,float]: # (samples,), where it begins in the clip and how long the clip is, in seconds
+    seconds: float = 6.0,  # longest
+    sample_rate: int = 32000,  # of the player, Hz
+) -> tuple[np.ndarray, float, float]:  # (samples,), where it begins in the clip and how long the clip is, in seconds
     "The loudest part of a clip, at a level that can be heard; raises `AudiotagError` for what cannot be read."
     none = lambda v: None if v is None or pd.isna(v) else float(v)
     wave = read_audio(path, sample_rate=sample_rate, start_s=none(start_s), end_s=none(end_s))
-    n,step = int(seconds*sample_rate),sample_rate//10
+    n, step = int(seconds * sample_rate), sample_rate // 10
     start = 0
-    if len(wave)>n:
-        power = np.concatenate([[0], np.cumsum(wave.astype(float)**2)])
-        starts = np.arange(0, len(wave)-n+1, step)
-        start = int(starts[(power[starts+n]-power[starts]).argmax()])
-    part = wave[start:start+n]
-    return part*min(.7/max(np.abs(part).max(), 1e-6), 100.), start/sample_rate, len(wave)/sample_rate
+    if len(wave) > n:
+        power = np.concatenate([[0], np.cumsum(wave.astype(float) ** 2)])
+        starts = np.arange(0, len(wave) - n + 1, step)
+        start = int(starts[(power[starts + n] - power[starts]).argmax()])
+    part = wave[start : start + n]
+    return part * min(0.7 / max(np.abs(part).max(), 1e-6), 100.0), start / sample_rate, len(wave) / sample_rate
 
-def audio_uri(wave:np.ndarray, sample_rate:int)->str:
+
+def audio_uri(wave: np.ndarray, sample_rate: int) -> str:
     "A sound as a data URI: mp3, about 8 kB a second."
     import soundfile as sf
-    kind = dict(format='MP3', subtype='MPEG_LAYER_III') if 'MP3' in sf.available_formats() else dict(format='OGG', subtype='VORBIS')
+
+    kind = (
+        dict(format="MP3", subtype="MPEG_LAYER_III")
+        if "MP3" in sf.available_formats()
+        else dict(format="OGG", subtype="VORBIS")
+    )
     file = io.BytesIO()
-    sf.write(file, wave, sample_rate, compression_level=.75, **kind)
-    return f"data:audio/{'mpeg' if kind['format']=='MP3' else 'ogg'};base64,{base64.b64encode(file.getvalue()).decode()}"
+    sf.write(file, wave, sample_rate, compression_level=0.75, **kind)
+    return (
+        f"data:audio/{'mpeg' if kind['format'] == 'MP3' else 'ogg'};base64,{base64.b64encode(file.getvalue()).decode()}"
+    )
 
 # %% ../../nbs/review/01_html_page.ipynb #89410f7a
 def spectrogram_uri(
-    wave:np.ndarray,
-    sample_rate:int,
+    wave: np.ndarray,
+    sample_rate: int,
     *,
-    size:tuple[int,int]=(480,120), # pixels
-)->str:
+    size: tuple[int, int] = (480, 120),  # pixels
+) -> str:
     "A log-mel picture of a sound as a data URI (WebP)."
     import matplotlib
     from PIL import Image
-    hop = max(1, int(np.ceil(len(wave)/size[0])))
-    db = LogMel(sample_rate=sample_rate, n_fft=2048, hop_length=max(64, hop), n_mels=96, f_min=40, f_max=None, top_db=70, reference='max')(wave)
-    pixels = matplotlib.colormaps['magma']((db[::-1]+70)/70, bytes=True)[...,:3]
-    file = io.BytesIO()
-    Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR).save(file, 'WEBP', quality=60)
-    return f'data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}'
 
-def player_html(path, *, start_s=None, end_s=None, seconds:float=6., label:str='')->str:
+    hop = max(1, int(np.ceil(len(wave) / size[0])))
+    db = LogMel(
+        sample_rate=sample_rate,
+        n_fft=2048,
+        hop_length=max(64, hop),
+        n_mels=96,
+        f_min=40,
+        f_max=None,
+        top_db=70,
+        reference="max",
+    )(wave)
+    pixels = matplotlib.colormaps["magma"]((db[::-1] + 70) / 70, bytes=True)[..., :3]
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR).save(file, "WEBP", quality=60)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def player_html(path, *, start_s=None, end_s=None, seconds: float = 6.0, label: str = "") -> str:
     "A spectrogram that plays when it is pressed; a sentence instead for a file that cannot be read."
-    try: wave,begin,whole = excerpt(path, start_s=start_s, end_s=end_s, seconds=seconds)
-    except AudiotagError as e: return f'<p class=mute>{esc(e.what)}</p>'
-    length = len(wave)/32000
-    said = f'{length:.1f} s' if whole<=length+.05 else f'{length:.1f} of {whole:.1f} s, from {begin:.1f} s'
-    return (f'<div class=player><button type=button aria-label="Play {esc(label)}"><img alt="" decoding=async width=480 height=120 src="{spectrogram_uri(wave, 32000)}">'
-            f'<i class=cursor></i><b class=play></b></button><audio preload=none src="{audio_uri(wave, 32000)}"></audio><small>{said}</small></div>')
+    try:
+        wave, begin, whole = excerpt(path, start_s=start_s, end_s=end_s, seconds=seconds)
+    except AudiotagError as e:
+        return f"<p class=mute>{esc(e.what)}</p>"
+    length = len(wave) / 32000
+    said = f"{length:.1f} s" if whole <= length + 0.05 else f"{length:.1f} of {whole:.1f} s, from {begin:.1f} s"
+    return (
+        f'<div class=player><button type=button aria-label="Play {esc(label)}"><img alt="" decoding=async width=480 height=120 src="{spectrogram_uri(wave, 32000)}">'
+        f'<i class=cursor></i><b class=play></b></button><audio preload=none src="{audio_uri(wave, 32000)}"></audio><small>{said}</small></div>'
+    )
 
 # %% ../../nbs/review/01_html_page.ipynb #4be94ea3
 _css = """
@@ -266,26 +333,39 @@ for (const p of document.querySelectorAll('.player')) {
 
 # %% ../../nbs/review/01_html_page.ipynb #e06d0986
 def page(
-    title:str,
-    sections, # (name for the menu, html); None leaves one out
+    title: str,
+    sections,  # (name for the menu, html); None leaves one out
     *,
-    head:str='', # html below the title
-    css:str='', # further rules
-    js:str='', # further script
-)->str: # a whole HTML file
+    head: str = "",  # html below the title
+    css: str = "",  # further rules
+    js: str = "",  # further script
+) -> str:  # a whole HTML file
     "Put a self-contained page together."
-    sections = [(n,h) for n,h in sections if h]
-    menu = ''.join(f'<a href="#s{i}">{esc(n)}</a>' for i,(n,_) in enumerate(sections))
-    body = ''.join(f'<section id=s{i}><h2>{esc(n)}</h2>{h}</section>' for i,(n,h) in enumerate(sections))
-    return (f'<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1"><title>{esc(title)}</title>'
-            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; media-src data:; style-src \'unsafe-inline\'; script-src \'unsafe-inline\'">'
-            f'<link rel=icon href="data:,"><style>{_css}{css}</style></head><body><header><h1>{esc(title)}</h1>{head}</header><nav><div>{menu}</div></nav><main>{body}</main>'
-            f'<script>"use strict";{_js}{js}</script></body></html>')
+    sections = [(n, h) for n, h in sections if h]
+    menu = "".join(f'<a href="#s{i}">{esc(n)}</a>' for i, (n, _) in enumerate(sections))
+    body = "".join(f"<section id=s{i}><h2>{esc(n)}</h2>{h}</section>" for i, (n, h) in enumerate(sections))
+    return (
+        f'<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1"><title>{esc(title)}</title>'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'\">"
+        f'<link rel=icon href="data:,"><style>{_css}{css}</style></head><body><header><h1>{esc(title)}</h1>{head}</header><nav><div>{menu}</div></nav><main>{body}</main>'
+        f'<script>"use strict";{_js}{js}</script></body></html>'
+    )
 
-def facts_html(facts:dict)->str: # {what: value}
+
+def facts_html(facts: dict) -> str:  # {what: value}
     "A few headline numbers."
-    return '<div class=facts>'+''.join(f'<div><b>{esc(v)}</b><span>{esc(k)}</span></div>' for k,v in facts.items())+'</div>'
+    return (
+        "<div class=facts>"
+        + "".join(f"<div><b>{esc(v)}</b><span>{esc(k)}</span></div>" for k, v in facts.items())
+        + "</div>"
+    )
 
-def figures_html(*svgs, caption:str='')->str:
+
+def figures_html(*svgs, caption: str = "") -> str:
     "Pictures and tables beside each other, below each other on a phone."
-    return '<div class=figures>'+''.join(f'<figure>{o}</figure>' if o.startswith('<svg') else o for o in svgs)+'</div>'+(f'<p class=mute>{esc(caption)}</p>' if caption else '')
+    return (
+        "<div class=figures>"
+        + "".join(f"<figure>{o}</figure>" if o.startswith("<svg") else o for o in svgs)
+        + "</div>"
+        + (f"<p class=mute>{esc(caption)}</p>" if caption else "")
+    )

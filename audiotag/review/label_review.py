@@ -28,191 +28,288 @@ from ..train.run_folder import Run
 
 # %% ../../nbs/review/03_label_review.ipynb #4bda57e2
 def doubts(
-    clips:pd.DataFrame, # clip table
-    scores:dict, # stage -> (clips, classes) out of fold
+    clips: pd.DataFrame,  # clip table
+    scores: dict,  # stage -> (clips, classes) out of fold
     classes,
-)->pd.DataFrame: # index clip_id: source, lwlrap (of the mean), best_lwlrap (of the kindest stage), doubt, hears (the best class that was not given)
+) -> pd.DataFrame:  # index clip_id: source, lwlrap (of the mean), best_lwlrap (of the kindest stage), doubt, hears (the best class that was not given)
     "How much the scores disagree with the given labels."
-    y,each = targets(clips, classes),[np.asarray(p) for p in scores.values()]
+    y, each = targets(clips, classes), [np.asarray(p) for p in scores.values()]
     mean = np.mean(each, axis=0)
-    given,other = np.where(y>0, mean, np.inf).min(1),np.where(y>0, -np.inf, mean)
+    given, other = np.where(y > 0, mean, np.inf).min(1), np.where(y > 0, -np.inf, mean)
     best = np.max([per_clip_lwlrap(y, p) for p in each], axis=0)
-    return pd.DataFrame({'source': clips.source.to_numpy(), 'lwlrap': per_clip_lwlrap(y, mean), 'best_lwlrap': best,
-                         'doubt': other.max(1)-given, 'hears': np.asarray(classes)[other.argmax(1)]}, index=pd.Index(clips.clip_id, name='clip_id'))
+    return pd.DataFrame(
+        {
+            "source": clips.source.to_numpy(),
+            "lwlrap": per_clip_lwlrap(y, mean),
+            "best_lwlrap": best,
+            "doubt": other.max(1) - given,
+            "hears": np.asarray(classes)[other.argmax(1)],
+        },
+        index=pd.Index(clips.clip_id, name="clip_id"),
+    )
 
 # %% ../../nbs/review/03_label_review.ipynb #9b32871f
 def _rejected(doubt, n_stages):
     "Rows (clip_id, kind, worth, why) of clips whose labels the scores reject."
     rows = []
     for r in doubt.itertuples():
-        if not (r.doubt>0 and r.best_lwlrap<1): continue
-        curated = r.source!='noisy'
-        who = 'the scores rank' if n_stages==1 else 'all stages rank' if not curated else 'the stages together rank'
-        rows.append((r.Index, 'curated label doubted' if curated else 'noisy label rejected', 1-r.lwlrap+.05*r.doubt, f'{who} {r.hears} above the given labels (lwlrap {r.lwlrap:.2f})'))
+        if not (r.doubt > 0 and r.best_lwlrap < 1):
+            continue
+        curated = r.source != "noisy"
+        who = "the scores rank" if n_stages == 1 else "all stages rank" if not curated else "the stages together rank"
+        rows.append(
+            (
+                r.Index,
+                "curated label doubted" if curated else "noisy label rejected",
+                1 - r.lwlrap + 0.05 * r.doubt,
+                f"{who} {r.hears} above the given labels (lwlrap {r.lwlrap:.2f})",
+            )
+        )
     return rows
 
 # %% ../../nbs/review/03_label_review.ipynb #c436c6aa
 def _twice(clips, pairs):
     "Rows (clip_id, kind, worth, why) for near-duplicates; the noisier clip of the two is the one to decide on."
-    by,rows = clips.set_index('clip_id'),[]
+    by, rows = clips.set_index("clip_id"), []
     for r in pairs.itertuples():
-        if r.a not in by.index or r.b not in by.index: continue
-        first,second = sorted((r.a, r.b), key=lambda c: (by.source[c]!='curated', c))
-        a,b = (set(by['labels'][c]) for c in (first,second))
-        said = f'the same recording as {first} ({by.source[first]}: {", ".join(sorted(a))})'
-        if a!=b: rows.append((second, 'copy with other labels', 1+r.likeness, f'{said}, which has other labels'))
-        else: rows.append((second, 'found twice', r.likeness, said+('' if by.fold[first]==by.fold[second] else f', in another fold ({by.fold[first]} and {by.fold[second]})')))
+        if r.a not in by.index or r.b not in by.index:
+            continue
+        first, second = sorted((r.a, r.b), key=lambda c: (by.source[c] != "curated", c))
+        a, b = (set(by["labels"][c]) for c in (first, second))
+        said = f"the same recording as {first} ({by.source[first]}: {', '.join(sorted(a))})"
+        if a != b:
+            rows.append((second, "copy with other labels", 1 + r.likeness, f"{said}, which has other labels"))
+        else:
+            rows.append(
+                (
+                    second,
+                    "found twice",
+                    r.likeness,
+                    said
+                    + (
+                        ""
+                        if by.fold[first] == by.fold[second]
+                        else f", in another fold ({by.fold[first]} and {by.fold[second]})"
+                    ),
+                )
+            )
     return rows
 
+
 def suspects(
-    clips:pd.DataFrame, # clip table with folds
-    scores:dict, # stage -> (clips, classes) out of fold
+    clips: pd.DataFrame,  # clip table with folds
+    scores: dict,  # stage -> (clips, classes) out of fold
     classes,
     *,
-    pairs:pd.DataFrame|None=None, # near-duplicates
-    n:int=48, # clips on the list
-)->pd.DataFrame: # clip_id, kind, worth, why: the kinds in turn, each from its worst clip down
+    pairs: pd.DataFrame | None = None,  # near-duplicates
+    n: int = 48,  # clips on the list
+) -> pd.DataFrame:  # clip_id, kind, worth, why: the kinds in turn, each from its worst clip down
     "The clips most worth a human ear."
-    rows = [*_rejected(doubts(clips, scores, classes), len(scores)), *(_twice(clips, pairs) if pairs is not None else [])]
-    table = pd.DataFrame(rows, columns=['clip_id','kind','worth','why']).drop_duplicates(['clip_id','kind'])
-    table['turn'] = table.groupby('kind').worth.rank(method='first', ascending=False)
-    table = table.sort_values(['turn','kind']).drop_duplicates('clip_id')
-    return table.drop(columns='turn').head(n).reset_index(drop=True)
+    rows = [
+        *_rejected(doubts(clips, scores, classes), len(scores)),
+        *(_twice(clips, pairs) if pairs is not None else []),
+    ]
+    table = pd.DataFrame(rows, columns=["clip_id", "kind", "worth", "why"]).drop_duplicates(["clip_id", "kind"])
+    table["turn"] = table.groupby("kind").worth.rank(method="first", ascending=False)
+    table = table.sort_values(["turn", "kind"]).drop_duplicates("clip_id")
+    return table.drop(columns="turn").head(n).reset_index(drop=True)
 
 # %% ../../nbs/review/03_label_review.ipynb #f79ee7a2
 def run_suspects(
-    run:Run, # finished
+    run: Run,  # finished
     *,
-    pairs:pd.DataFrame|None=None,
-    n:int=48,
-)->tuple[pd.DataFrame,np.ndarray]: # the list, and the mean scores of the members for all of `run.clips`
+    pairs: pd.DataFrame | None = None,
+    n: int = 48,
+) -> tuple[pd.DataFrame, np.ndarray]:  # the list, and the mean scores of the members for all of `run.clips`
     "The clips of a run that are most worth a human ear."
     scores = {s.name: run.oof(s.name).to_numpy() for s in run.recipe.stages}
-    asked = {s: scores[s] for s in scores if len(scores)==1 or s!=run.recipe.stages[0].name or s in run.recipe.members}
-    return suspects(run.clips, asked, run.classes, pairs=pairs, n=n),np.mean([scores[s] for s in run.recipe.members], axis=0)
+    asked = {
+        s: scores[s] for s in scores if len(scores) == 1 or s != run.recipe.stages[0].name or s in run.recipe.members
+    }
+    return suspects(run.clips, asked, run.classes, pairs=pairs, n=n), np.mean(
+        [scores[s] for s in run.recipe.members], axis=0
+    )
+
 
 def baseline_scores(
-    clips:pd.DataFrame, # labelled clips with folds
+    clips: pd.DataFrame,  # labelled clips with folds
     classes,
     *,
-    front_end=None, # None: 64 mel bands at 22 050 Hz
-    seed:int=0,
-)->tuple[pd.DataFrame,np.ndarray]: # the clips that can be read, and (clips, classes) out of fold
+    front_end=None,  # None: 64 mel bands at 22 050 Hz
+    seed: int = 0,
+) -> tuple[pd.DataFrame, np.ndarray]:  # the clips that can be read, and (clips, classes) out of fold
     "Scores of every clip by a random forest that has not seen its fold."
-    fe = front_end or LogMel(sample_rate=22050, n_fft=1024, hop_length=512, n_mels=64, f_max=11025.)
+    fe = front_end or LogMel(sample_rate=22050, n_fft=1024, hop_length=512, n_mels=64, f_max=11025.0)
     x = embeddings(clips, fe)
     clips = clips[clips.clip_id.isin(x.index)].reset_index(drop=True)
-    x,y,fold = x.loc[clips.clip_id].to_numpy(),targets(clips, classes),clips.fold.to_numpy()
+    x, y, fold = x.loc[clips.clip_id].to_numpy(), targets(clips, classes), clips.fold.to_numpy()
     p = np.zeros((len(clips), len(classes)))
-    for k in progress(sorted(set(fold)), label='baseline', unit='folds'):
-        p[fold==k] = forest_scores(x[fold!=k], y[fold!=k], x[fold==k], trees=300, seed=derive_seed(seed, 'audit', int(k)))
-    return clips,p
+    for k in progress(sorted(set(fold)), label="baseline", unit="folds"):
+        p[fold == k] = forest_scores(
+            x[fold != k], y[fold != k], x[fold == k], trees=300, seed=derive_seed(seed, "audit", int(k))
+        )
+    return clips, p
 
 # %% ../../nbs/review/03_label_review.ipynb #11439e1c
 def audit(
-    competition, # `audiotag.data.competitions.Competition`
+    competition,  # `audiotag.data.competitions.Competition`
     *,
-    n:int=48,
-    n_folds:int=5,
-    seed:int=0,
-    workers:int=1,
-)->'Desk':
+    n: int = 48,
+    n_folds: int = 5,
+    seed: int = 0,
+    workers: int = 1,
+) -> "Desk":
     "The list without training: near-duplicates, and the doubts of the one-minute baseline."
     clips = competition.clips
-    clips = clips[clips.source.isin(TRAINING) & (clips.labels.map(len)>0)].reset_index(drop=True)
-    if not len(clips): raise AudiotagError('there are no labelled clips', file=competition.root, fix='name the folder with the training data')
+    clips = clips[clips.source.isin(TRAINING) & (clips.labels.map(len) > 0)].reset_index(drop=True)
+    if not len(clips):
+        raise AudiotagError(
+            "there are no labelled clips", file=competition.root, fix="name the folder with the training data"
+        )
     pairs = near_duplicates(clips, workers=workers)
     folded = assign_folds(join_duplicates(clips, pairs), n_folds=n_folds, seed=seed)
-    heard,p = baseline_scores(folded, competition.classes, seed=seed)
-    return Desk(heard, suspects(heard, {'baseline': p}, competition.classes, pairs=pairs, n=n), p, competition.classes, name=str(competition.root))
+    heard, p = baseline_scores(folded, competition.classes, seed=seed)
+    return Desk(
+        heard,
+        suspects(heard, {"baseline": p}, competition.classes, pairs=pairs, n=n),
+        p,
+        competition.classes,
+        name=str(competition.root),
+    )
 
 # %% ../../nbs/review/03_label_review.ipynb #00a543de
-ACTIONS,COLUMNS = ('keep','relabel','drop'),('clip_id','action','labels','who','when','why')
+ACTIONS, COLUMNS = ("keep", "relabel", "drop"), ("clip_id", "action", "labels", "who", "when", "why")
+
 
 def read_corrections(
-    path, # corrections.csv
-    classes, # of the competition
-)->pd.DataFrame: # the columns above; labels as tuples
+    path,  # corrections.csv
+    classes,  # of the competition
+) -> pd.DataFrame:  # the columns above; labels as tuples
     "Read and check decisions; raises `AudiotagError` naming the row of the first fault."
     table = read_table(path, columns=list(COLUMNS[:3]))
-    table = table.assign(**{c: '' for c in COLUMNS if c not in table})[list(COLUMNS)]
-    split = [tuple(c.strip() for c in o.split(',') if c.strip()) for o in table['labels']]
-    for row,action,labels in zip(table.index, table.action, split):
+    table = table.assign(**{c: "" for c in COLUMNS if c not in table})[list(COLUMNS)]
+    split = [tuple(c.strip() for c in o.split(",") if c.strip()) for o in table["labels"]]
+    for row, action, labels in zip(table.index, table.action, split):
         at = dict(file=path, row=row)
-        if action not in ACTIONS: raise AudiotagError(f'{action!r} is no action', field='action', fix=did_you_mean(action, ACTIONS), **at)
-        if action=='relabel' and not labels: raise AudiotagError('relabel needs labels', field='labels', fix='name them, or choose drop', **at)
-        if wrong := [c for c in labels if c not in classes]: raise AudiotagError(f'{wrong[0]!r} is not a class', field='labels', fix=did_you_mean(wrong[0], classes), **at)
+        if action not in ACTIONS:
+            raise AudiotagError(f"{action!r} is no action", field="action", fix=did_you_mean(action, ACTIONS), **at)
+        if action == "relabel" and not labels:
+            raise AudiotagError("relabel needs labels", field="labels", fix="name them, or choose drop", **at)
+        if wrong := [c for c in labels if c not in classes]:
+            raise AudiotagError(
+                f"{wrong[0]!r} is not a class", field="labels", fix=did_you_mean(wrong[0], classes), **at
+            )
     return table.assign(labels=split)
 
-def write_corrections(path, corrections:pd.DataFrame):
+
+def write_corrections(path, corrections: pd.DataFrame):
     "Add decisions to a corrections.csv; what it holds is kept."
-    old = Path(path).read_text(encoding='utf-8') if Path(path).exists() else ''
+    old = Path(path).read_text(encoding="utf-8") if Path(path).exists() else ""
     text = io.StringIO()
-    out = csv.writer(text, lineterminator='\n')
-    if not old: out.writerow(COLUMNS)
-    for r in corrections.to_dict('records'): out.writerow([','.join(r['labels']) if c=='labels' else r.get(c, '') for c in COLUMNS])
-    write_text(path, old+('\n' if old and not old.endswith('\n') else '')+text.getvalue())
+    out = csv.writer(text, lineterminator="\n")
+    if not old:
+        out.writerow(COLUMNS)
+    for r in corrections.to_dict("records"):
+        out.writerow([",".join(r["labels"]) if c == "labels" else r.get(c, "") for c in COLUMNS])
+    write_text(path, old + ("\n" if old and not old.endswith("\n") else "") + text.getvalue())
 
 # %% ../../nbs/review/03_label_review.ipynb #9b71da2d
 def apply_corrections(
-    clips:pd.DataFrame, # clip table, not changed
-    corrections:pd.DataFrame, # as `read_corrections` gives it
+    clips: pd.DataFrame,  # clip table, not changed
+    corrections: pd.DataFrame,  # as `read_corrections` gives it
     *,
-    where='corrections', # the file, for messages
-)->pd.DataFrame: # a copy without the dropped clips; `given_labels` are the original ones, `corrected` is the action or ''
+    where="corrections",  # the file, for messages
+) -> (
+    pd.DataFrame
+):  # a copy without the dropped clips; `given_labels` are the original ones, `corrected` is the action or ''
     "Correct labels and take clips out; raises `AudiotagError` on a clip that does not exist."
-    known = clips[clips.source!='test'].clip_id
-    if stray := [(i,c) for i,c in zip(corrections.index, corrections.clip_id) if c not in set(known)]:
-        raise AudiotagError(f'{stray[0][1]!r} is no training clip', file=where, row=stray[0][0], field='clip_id', fix='is the file of this competition?')
-    ordered = corrections.assign(_n=range(len(corrections))).sort_values(['when','_n'], kind='stable')
-    last = ordered.drop_duplicates('clip_id', keep='last').set_index('clip_id')
-    apart = int((ordered.assign(_said=[f'{a} {l}' for a,l in zip(ordered.action, ordered['labels'])]).groupby('clip_id')._said.nunique()>1).sum())
-    if apart: say(f'{where}: {apart} clips have decisions that disagree; the latest one counts')
-    action = clips.clip_id.map(last.action).where(clips.source!='test').fillna('')
-    labels = [last['labels'][c] if a=='relabel' else l for c,a,l in zip(clips.clip_id, action, clips['labels'])]
-    given = clips['given_labels'] if 'given_labels' in clips else clips['labels']
-    return clips.assign(labels=labels, given_labels=given, corrected=action)[action!='drop'].reset_index(drop=True)
+    known = clips[clips.source != "test"].clip_id
+    if stray := [(i, c) for i, c in zip(corrections.index, corrections.clip_id) if c not in set(known)]:
+        raise AudiotagError(
+            f"{stray[0][1]!r} is no training clip",
+            file=where,
+            row=stray[0][0],
+            field="clip_id",
+            fix="is the file of this competition?",
+        )
+    ordered = corrections.assign(_n=range(len(corrections))).sort_values(["when", "_n"], kind="stable")
+    last = ordered.drop_duplicates("clip_id", keep="last").set_index("clip_id")
+    apart = int(
+        (
+            ordered.assign(_said=[f"{a} {l}" for a, l in zip(ordered.action, ordered["labels"])])
+            .groupby("clip_id")
+            ._said.nunique()
+            > 1
+        ).sum()
+    )
+    if apart:
+        say(f"{where}: {apart} clips have decisions that disagree; the latest one counts")
+    action = clips.clip_id.map(last.action).where(clips.source != "test").fillna("")
+    labels = [last["labels"][c] if a == "relabel" else l for c, a, l in zip(clips.clip_id, action, clips["labels"])]
+    given = clips["given_labels"] if "given_labels" in clips else clips["labels"]
+    return clips.assign(labels=labels, given_labels=given, corrected=action)[action != "drop"].reset_index(drop=True)
+
 
 def correct(
-    competition, # `audiotag.data.competitions.Competition`
-    path, # corrections.csv
+    competition,  # `audiotag.data.competitions.Competition`
+    path,  # corrections.csv
 ):
     "The competition with corrected clips; what `audiotag train --corrections FILE` trains on."
     clips = apply_corrections(competition.clips, read_corrections(path, competition.classes), where=path)
-    counts = {a: int((clips.corrected==a).sum()) for a in ('keep','relabel')}
-    say(f"{path}: {counts['relabel']} clips relabelled, {counts['keep']} confirmed, {len(competition.clips)-len(clips)} dropped")
+    counts = {a: int((clips.corrected == a).sum()) for a in ("keep", "relabel")}
+    say(
+        f"{path}: {counts['relabel']} clips relabelled, {counts['keep']} confirmed, {len(competition.clips) - len(clips)} dropped"
+    )
     return dataclasses.replace(competition, clips=clips)
 
 # %% ../../nbs/review/03_label_review.ipynb #e9f5de24
 @dataclasses.dataclass
 class Desk:
     "A list of suspect clips, and the decisions about them."
-    clips:pd.DataFrame # clip table
-    suspects:pd.DataFrame # as `suspects` gives it
-    scores:np.ndarray # (clips, classes)
-    classes:tuple
-    name:str='' # what the browser remembers the decisions under
-    decisions:list=dataclasses.field(default_factory=list)
 
-    def __len__(self): return len(self.suspects)
-    def __repr__(self): return f'Desk with {len(self)} suspect clips of {len(self.clips)}, {len(self.decisions)} decisions'
-    def html(self)->str: return desk_html(self)
-    def page(self)->str: return page('Listening desk', [(f'{len(self)} clips to listen to', self.html())], css=_css, js=_js)
-    def _repr_html_(self): return f'<iframe style="width:100%;height:720px;border:0" srcdoc="{esc(self.page())}"></iframe>'
+    clips: pd.DataFrame  # clip table
+    suspects: pd.DataFrame  # as `suspects` gives it
+    scores: np.ndarray  # (clips, classes)
+    classes: tuple
+    name: str = ""  # what the browser remembers the decisions under
+    decisions: list = dataclasses.field(default_factory=list)
+
+    def __len__(self):
+        return len(self.suspects)
+
+    def __repr__(self):
+        return f"Desk with {len(self)} suspect clips of {len(self.clips)}, {len(self.decisions)} decisions"
+
+    def html(self) -> str:
+        return desk_html(self)
+
+    def page(self) -> str:
+        return page("Listening desk", [(f"{len(self)} clips to listen to", self.html())], css=_css, js=_js)
+
+    def _repr_html_(self):
+        return f'<iframe style="width:100%;height:720px;border:0" srcdoc="{esc(self.page())}"></iframe>'
+
 
 @patch
-def decide(self:Desk, clip_id:str, action:str, labels=(), *, who:str='', why:str=''):
+def decide(self: Desk, clip_id: str, action: str, labels=(), *, who: str = "", why: str = ""):
     "Note a decision from Python; `save` writes them all."
     labels = (labels,) if isinstance(labels, str) else tuple(labels)
-    if clip_id not in set(self.clips.clip_id): raise AudiotagError(f'there is no clip {clip_id!r}', field='clip_id', fix=did_you_mean(clip_id, self.clips.clip_id))
-    if action not in ACTIONS: raise AudiotagError(f'{action!r} is no action', field='action', fix=did_you_mean(action, ACTIONS))
-    if wrong := [c for c in labels if c not in self.classes]: raise AudiotagError(f'{wrong[0]!r} is not a class', field='labels', fix=did_you_mean(wrong[0], self.classes))
-    if (action=='relabel')!=bool(labels): raise AudiotagError('relabel needs labels, and nothing else takes them', field='labels')
-    when = datetime.now(timezone.utc).isoformat(timespec='seconds')
+    if clip_id not in set(self.clips.clip_id):
+        raise AudiotagError(
+            f"there is no clip {clip_id!r}", field="clip_id", fix=did_you_mean(clip_id, self.clips.clip_id)
+        )
+    if action not in ACTIONS:
+        raise AudiotagError(f"{action!r} is no action", field="action", fix=did_you_mean(action, ACTIONS))
+    if wrong := [c for c in labels if c not in self.classes]:
+        raise AudiotagError(f"{wrong[0]!r} is not a class", field="labels", fix=did_you_mean(wrong[0], self.classes))
+    if (action == "relabel") != bool(labels):
+        raise AudiotagError("relabel needs labels, and nothing else takes them", field="labels")
+    when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     self.decisions.append(dict(clip_id=clip_id, action=action, labels=labels, who=who, when=when, why=why))
 
+
 @patch
-def save(self:Desk, path='corrections.csv'):
+def save(self: Desk, path="corrections.csv"):
     "Add the decisions to a corrections.csv, and forget them here."
     write_corrections(path, pd.DataFrame(self.decisions, columns=list(COLUMNS)))
     self.decisions.clear()
@@ -220,30 +317,44 @@ def save(self:Desk, path='corrections.csv'):
 # %% ../../nbs/review/03_label_review.ipynb #044f2038
 def _bars(p, labels, classes, n=4):
     "The best classes and the given ones, as bars."
-    at = [i for i in np.argsort(-p, kind='stable')[:n]]
-    at += [i for i,c in enumerate(classes) if c in labels and i not in at]
-    return ''.join(f'<div class="score{" given" if classes[i] in labels else ""}" style="--w:{p[i]:.3f}"><span>{esc(classes[i])}</span><b>{p[i]:.2f}</b></div>' for i in at)
+    at = [i for i in np.argsort(-p, kind="stable")[:n]]
+    at += [i for i, c in enumerate(classes) if c in labels and i not in at]
+    return "".join(
+        f'<div class="score{" given" if classes[i] in labels else ""}" style="--w:{p[i]:.3f}"><span>{esc(classes[i])}</span><b>{p[i]:.2f}</b></div>'
+        for i in at
+    )
+
 
 def _card(i, row, clip, p, classes):
-    tags = ''.join(f'<span class=tag>{esc(c)}</span>' for c in clip['labels'])
-    tips = ''.join(f'<button type=button class=tip>{esc(classes[k])}</button>' for k in np.argsort(-p, kind='stable')[:4])
-    acts = ''.join(f'<button type=button data-action={a}>{a.capitalize()}</button>' for a in ACTIONS)
-    return (f'<article class=card data-i={i}><div>{player_html(clip.path, start_s=clip.start_s, end_s=clip.end_s, label=row.clip_id)}</div><div>'
-            f'<p class=kind>{esc(row.kind)} <small>{esc(clip.source)} · {esc(row.clip_id)}</small></p><p class=given>{tags}</p><p class=why>{esc(row.why)}</p>{_bars(p, clip["labels"], classes)}</div>'
-            f'<div class=acts>{acts}<div class=new hidden><span class=chosen></span>{tips}<input list=classes placeholder="another label" aria-label="label for {esc(row.clip_id)}"></div>'
-            f'<input class=note placeholder="why (optional)" aria-label="reason for {esc(row.clip_id)}"></div></article>')
+    tags = "".join(f"<span class=tag>{esc(c)}</span>" for c in clip["labels"])
+    tips = "".join(
+        f"<button type=button class=tip>{esc(classes[k])}</button>" for k in np.argsort(-p, kind="stable")[:4]
+    )
+    acts = "".join(f"<button type=button data-action={a}>{a.capitalize()}</button>" for a in ACTIONS)
+    return (
+        f"<article class=card data-i={i}><div>{player_html(clip.path, start_s=clip.start_s, end_s=clip.end_s, label=row.clip_id)}</div><div>"
+        f"<p class=kind>{esc(row.kind)} <small>{esc(clip.source)} · {esc(row.clip_id)}</small></p><p class=given>{tags}</p><p class=why>{esc(row.why)}</p>{_bars(p, clip['labels'], classes)}</div>"
+        f'<div class=acts>{acts}<div class=new hidden><span class=chosen></span>{tips}<input list=classes placeholder="another label" aria-label="label for {esc(row.clip_id)}"></div>'
+        f'<input class=note placeholder="why (optional)" aria-label="reason for {esc(row.clip_id)}"></div></article>'
+    )
 
-def desk_html(desk:Desk)->str:
+
+def desk_html(desk: Desk) -> str:
     "The cards, and the bar that saves the decisions."
-    if not len(desk): return '<p>Nothing is suspect enough to be listened to.</p>'
-    rows = desk.clips.reset_index(drop=True).assign(_at=range(len(desk.clips))).set_index('clip_id', drop=False)
-    cards = [_card(i, r, rows.loc[r.clip_id], np.asarray(desk.scores[rows._at[r.clip_id]], dtype=float), desk.classes)
-             for i,r in enumerate(progress(list(desk.suspects.itertuples()), label='desk', total=len(desk)))]
+    if not len(desk):
+        return "<p>Nothing is suspect enough to be listened to.</p>"
+    rows = desk.clips.reset_index(drop=True).assign(_at=range(len(desk.clips))).set_index("clip_id", drop=False)
+    cards = [
+        _card(i, r, rows.loc[r.clip_id], np.asarray(desk.scores[rows._at[r.clip_id]], dtype=float), desk.classes)
+        for i, r in enumerate(progress(list(desk.suspects.itertuples()), label="desk", total=len(desk)))
+    ]
     data = dict(name=desk.name, clips=list(desk.suspects.clip_id), kinds=list(desk.suspects.kind))
     bar = '<div class=deskbar><span id=count></span><input id=who placeholder="your name" aria-label="your name"><button type=button id=save>Save corrections.csv</button></div>'
-    return (f'<p>Listen, then decide: <b>keep</b> says that the labels are right, <b>relabel</b> gives better ones, <b>drop</b> takes the clip out of training. The saved file goes to '
-            f'<code>audiotag train --corrections corrections.csv</code>; the given labels stay beside the new ones.</p><datalist id=classes>{"".join(f"<option>{esc(c)}" for c in desk.classes)}</datalist>'
-            f'<script type="application/json" id=deskdata>{as_script(data)}</script>{"".join(cards)}{bar}')
+    return (
+        f"<p>Listen, then decide: <b>keep</b> says that the labels are right, <b>relabel</b> gives better ones, <b>drop</b> takes the clip out of training. The saved file goes to "
+        f"<code>audiotag train --corrections corrections.csv</code>; the given labels stay beside the new ones.</p><datalist id=classes>{''.join(f'<option>{esc(c)}' for c in desk.classes)}</datalist>"
+        f'<script type="application/json" id=deskdata>{as_script(data)}</script>{"".join(cards)}{bar}'
+    )
 
 # %% ../../nbs/review/03_label_review.ipynb #e33dc16a
 _css = """

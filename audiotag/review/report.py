@@ -29,395 +29,610 @@ from .cv_check import gains, judged_source, score_intervals
 
 # %% ../../nbs/review/05_report.ipynb #1355a3f1
 def as_text(
-    table:pd.DataFrame, # a small one
+    table: pd.DataFrame,  # a small one
     *,
-    digits:int=3,
-)->str:
+    digits: int = 3,
+) -> str:
     "A table as lines of text; missing numbers are a dash."
-    cells = table.reset_index().map(lambda v: '–' if pd.isna(v) else f'{v:.{digits}f}' if isinstance(v, float) else str(v))
+    cells = table.reset_index().map(
+        lambda v: "–" if pd.isna(v) else f"{v:.{digits}f}" if isinstance(v, float) else str(v)
+    )
     head = [str(c) for c in cells.columns]
-    wide = [max(len(o) for o in [h, *cells.iloc[:,i]]) for i,h in enumerate(head)]
-    line = lambda row: '  '.join(c.ljust(w) if i==0 else c.rjust(w) for i,(c,w) in enumerate(zip(row, wide))).rstrip()
-    return '\n'.join([line(head), line(['-'*w for w in wide]), *(line(r) for r in cells.to_numpy())])
+    wide = [max(len(o) for o in [h, *cells.iloc[:, i]]) for i, h in enumerate(head)]
+    line = lambda row: "  ".join(
+        c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, wide))
+    ).rstrip()
+    return "\n".join([line(head), line(["-" * w for w in wide]), *(line(r) for r in cells.to_numpy())])
 
 # %% ../../nbs/review/05_report.ipynb #cc6b5265
 def plot_history(
-    run:Run,
-    axes=None, # one a stage; None makes them
+    run: Run,
+    axes=None,  # one a stage; None makes them
     *,
-    stages=None, # names; None: all
+    stages=None,  # names; None: all
 ):
     "Training loss (full lines) and validation loss (dashed) of each stage, one colour a fold; returns the figure."
     import matplotlib.pyplot as plt
+
     stages = [s for s in run.recipe.stages if stages is None or s.name in stages]
-    if axes is None: _,axes = plt.subplots(1, len(stages), figsize=(2.6*len(stages),2.2), sharey=True, squeeze=False)
+    if axes is None:
+        _, axes = plt.subplots(1, len(stages), figsize=(2.6 * len(stages), 2.2), sharey=True, squeeze=False)
     axes = np.ravel(axes)
-    for ax,s in zip(axes, stages):
+    for ax, s in zip(axes, stages):
         for k in range(run.recipe.n_folds):
-            path = run.fold_path(s.name, k)/'history.json'
-            if not path.exists(): continue
+            path = run.fold_path(s.name, k) / "history.json"
+            if not path.exists():
+                continue
             h = read_json(path)
-            for key,style in (('train_loss','-'), ('valid_loss','--')): ax.plot([o['epoch']+1 for o in h], [o[key] for o in h], style, c=PALETTE[k%len(PALETTE)], lw=1)
-        ax.set(title=s.name, xlabel='epoch')
-    axes[0].set_ylabel('loss')
+            for key, style in (("train_loss", "-"), ("valid_loss", "--")):
+                ax.plot([o["epoch"] + 1 for o in h], [o[key] for o in h], style, c=PALETTE[k % len(PALETTE)], lw=1)
+        ax.set(title=s.name, xlabel="epoch")
+    axes[0].set_ylabel("loss")
     axes[0].figure.tight_layout()
     return axes[0].figure
 
 # %% ../../nbs/review/05_report.ipynb #581ac50a
 def class_table(
-    run:Run,
-    *stages:str, # their mean is looked at; none: the members of the recipe
-    source:str='curated',
-)->pd.DataFrame: # a row a class, the worst first: lwlrap out of fold, and clips; with one label a clip also precision, recall, f1
+    run: Run,
+    *stages: str,  # their mean is looked at; none: the members of the recipe
+    source: str = "curated",
+) -> (
+    pd.DataFrame
+):  # a row a class, the worst first: lwlrap out of fold, and clips; with one label a clip also precision, recall, f1
     "Out-of-fold lwlrap of each class."
-    at = (run.clips.source==source).to_numpy()
-    if not at.any(): raise AudiotagError(f'the run has no {source!r} clips', file=run.folder)
+    at = (run.clips.source == source).to_numpy()
+    if not at.any():
+        raise AudiotagError(f"the run has no {source!r} clips", file=run.folder)
     truth = targets(run.clips[at], run.classes)
     scores = run.oof(*(stages or run.recipe.members)).to_numpy()[at]
-    each,_ = per_class_lwlrap(truth, scores)
-    table = pd.DataFrame({'lwlrap': each, 'clips': truth.sum(0).astype(int)}, index=pd.Index(run.classes, name='class'))
-    if run.recipe.activation=='softmax': table = table.join(class_report(truth, scores, run.classes)[['precision','recall','f1']])
-    return table.sort_values('lwlrap')
+    each, _ = per_class_lwlrap(truth, scores)
+    table = pd.DataFrame({"lwlrap": each, "clips": truth.sum(0).astype(int)}, index=pd.Index(run.classes, name="class"))
+    if run.recipe.activation == "softmax":
+        table = table.join(class_report(truth, scores, run.classes)[["precision", "recall", "f1"]])
+    return table.sort_values("lwlrap")
 
-def plot_classes(run:Run, *stages:str, source:str='curated'):
+
+def plot_classes(run: Run, *stages: str, source: str = "curated"):
     "`class_table` as bars with the number of clips; returns the figure."
     import matplotlib.pyplot as plt
+
     table = class_table(run, *stages, source=source)
-    fig,ax = plt.subplots(figsize=(5,.22*len(table)+.6))
-    ax.barh([f'{c} ({n})' for c,n in zip(table.index, table.clips)], table.lwlrap)
-    ax.set(xlim=(0,1), xlabel=f'lwlrap, {source}, out of fold')
+    fig, ax = plt.subplots(figsize=(5, 0.22 * len(table) + 0.6))
+    ax.barh([f"{c} ({n})" for c, n in zip(table.index, table.clips)], table.lwlrap)
+    ax.set(xlim=(0, 1), xlabel=f"lwlrap, {source}, out of fold")
     fig.tight_layout()
     return fig
 
 # %% ../../nbs/review/05_report.ipynb #9c8d6a04
 def confusion_table(
-    run:Run,
-    *stages:str, # their mean is looked at; none: the members of the recipe
-    source:str='', # '' takes what the run is judged by
-)->pd.DataFrame: # classes × classes: clips with the label of the row that the networks take for the column
+    run: Run,
+    *stages: str,  # their mean is looked at; none: the members of the recipe
+    source: str = "",  # '' takes what the run is judged by
+) -> pd.DataFrame:  # classes × classes: clips with the label of the row that the networks take for the column
     "What each label is taken for, out of fold."
-    at = (run.clips.source==(source or judged_source(run))).to_numpy()
-    truth,p = targets(run.clips[at], run.classes)>0,run.oof(*(stages or run.recipe.members)).to_numpy()[at]
-    table = np.zeros((len(run.classes),)*2, dtype=int)
-    for y,order in zip(truth, np.argsort(-p, axis=1, kind='stable')):
-        top = order[:y.sum()]
+    at = (run.clips.source == (source or judged_source(run))).to_numpy()
+    truth, p = targets(run.clips[at], run.classes) > 0, run.oof(*(stages or run.recipe.members)).to_numpy()[at]
+    table = np.zeros((len(run.classes),) * 2, dtype=int)
+    for y, order in zip(truth, np.argsort(-p, axis=1, kind="stable")):
+        top = order[: y.sum()]
         wrong = [c for c in top if not y[c]]
-        for c in np.flatnonzero(y): table[c, c if c in top else wrong[0]] += 1
-    return pd.DataFrame(table, index=pd.Index(run.classes, name='label'), columns=run.classes)
+        for c in np.flatnonzero(y):
+            table[c, c if c in top else wrong[0]] += 1
+    return pd.DataFrame(table, index=pd.Index(run.classes, name="label"), columns=run.classes)
 
-def most_confused(table:pd.DataFrame)->pd.DataFrame: # label, taken for, clips, share of the label's clips
+
+def most_confused(table: pd.DataFrame) -> pd.DataFrame:  # label, taken for, clips, share of the label's clips
     "The confusion table as a list, the most frequent first."
-    rows = [dict(zip(('label','taken for','clips','share'), (a, b, int(table.loc[a, b]), table.loc[a, b]/table.loc[a].sum()))) for a in table.index for b in table.columns if a!=b and table.loc[a, b]]
-    return pd.DataFrame(rows, columns=['label','taken for','clips','share']).sort_values(['clips','share'], ascending=False, ignore_index=True)
+    rows = [
+        dict(
+            zip(
+                ("label", "taken for", "clips", "share"),
+                (a, b, int(table.loc[a, b]), table.loc[a, b] / table.loc[a].sum()),
+            )
+        )
+        for a in table.index
+        for b in table.columns
+        if a != b and table.loc[a, b]
+    ]
+    return pd.DataFrame(rows, columns=["label", "taken for", "clips", "share"]).sort_values(
+        ["clips", "share"], ascending=False, ignore_index=True
+    )
 
 # %% ../../nbs/review/05_report.ipynb #c7d635c8
-def plot_confusion(run:Run, *stages:str, source:str=''):
+def plot_confusion(run: Run, *stages: str, source: str = ""):
     "`confusion_table`, each row as shares of its label's clips; returns the figure."
     import matplotlib.pyplot as plt
     from matplotlib.colors import to_rgb
+
     table = confusion_table(run, *stages, source=source)
-    n,share = len(table),table.to_numpy()/np.maximum(table.to_numpy().sum(1, keepdims=True), 1)
-    side,size = 1.6+max(.14, .26-.002*n)*n,max(3.5, 9-.06*n)
-    fig,ax = plt.subplots(figsize=(side,side-.4))
-    ax.imshow(np.dstack([np.broadcast_to(to_rgb(PALETTE[0]), (n,n,3)), share]), interpolation='nearest')
-    ax.set_xticks(range(n), table.columns, rotation=90, fontsize=size); ax.set_yticks(range(n), table.index, fontsize=size)
-    if n<=25:
-        for (i,j),k in np.ndenumerate(table.to_numpy()): ax.text(j, i, k or '', ha='center', va='center', fontsize=size-2)
-    ax.set(xlabel='taken for', ylabel='label')
+    n, share = len(table), table.to_numpy() / np.maximum(table.to_numpy().sum(1, keepdims=True), 1)
+    side, size = 1.6 + max(0.14, 0.26 - 0.002 * n) * n, max(3.5, 9 - 0.06 * n)
+    fig, ax = plt.subplots(figsize=(side, side - 0.4))
+    ax.imshow(np.dstack([np.broadcast_to(to_rgb(PALETTE[0]), (n, n, 3)), share]), interpolation="nearest")
+    ax.set_xticks(range(n), table.columns, rotation=90, fontsize=size)
+    ax.set_yticks(range(n), table.index, fontsize=size)
+    if n <= 25:
+        for (i, j), k in np.ndenumerate(table.to_numpy()):
+            ax.text(j, i, k or "", ha="center", va="center", fontsize=size - 2)
+    ax.set(xlabel="taken for", ylabel="label")
     return fig
 
 # %% ../../nbs/review/05_report.ipynb #2e963d9f
 def cooccurrence(
-    run:Run,
-)->pd.DataFrame: # label, with, clips
+    run: Run,
+) -> pd.DataFrame:  # label, with, clips
     "Pairs of labels that clips carry together, the most frequent first; empty where each clip has one."
     count = Counter(pair for labels in run.clips.labels for pair in combinations(sorted(labels), 2))
-    return pd.DataFrame([(a, b, n) for (a,b),n in count.most_common()], columns=['label','with','clips'])
+    return pd.DataFrame([(a, b, n) for (a, b), n in count.most_common()], columns=["label", "with", "clips"])
 
 # %% ../../nbs/review/05_report.ipynb #4d55eb71
 def calibration_table(
-    run:Run,
-    *stages:str,
-    bins:int=10,
-)->pd.DataFrame: # a row a bin: scores, mean score, share that is right
+    run: Run,
+    *stages: str,
+    bins: int = 10,
+) -> pd.DataFrame:  # a row a bin: scores, mean score, share that is right
     "Out-of-fold scores in bins, and how often they are right."
-    at = (run.clips.source==judged_source(run)).to_numpy()
-    y,p = targets(run.clips[at], run.classes).ravel(),run.oof(*(stages or run.recipe.members)).to_numpy()[at].ravel()
-    y,p = y[p>.01],p[p>.01]
-    parts = [o for o in np.array_split(np.argsort(p, kind='stable'), bins) if len(o)]
-    return pd.DataFrame({'scores': [len(o) for o in parts], 'mean score': [p[o].mean() for o in parts], 'right': [y[o].mean() for o in parts]}).rename_axis('bin')
+    at = (run.clips.source == judged_source(run)).to_numpy()
+    y, p = targets(run.clips[at], run.classes).ravel(), run.oof(*(stages or run.recipe.members)).to_numpy()[at].ravel()
+    y, p = y[p > 0.01], p[p > 0.01]
+    parts = [o for o in np.array_split(np.argsort(p, kind="stable"), bins) if len(o)]
+    return pd.DataFrame(
+        {
+            "scores": [len(o) for o in parts],
+            "mean score": [p[o].mean() for o in parts],
+            "right": [y[o].mean() for o in parts],
+        }
+    ).rename_axis("bin")
 
-def calibration_error(table:pd.DataFrame)->float: # 0 to 1
+
+def calibration_error(table: pd.DataFrame) -> float:  # 0 to 1
     "Expected calibration error: the mean distance between score and share, weighted by the number of scores."
-    return float(np.average((table['mean score']-table.right).abs(), weights=table.scores)) if len(table) else float('nan')
+    return (
+        float(np.average((table["mean score"] - table.right).abs(), weights=table.scores))
+        if len(table)
+        else float("nan")
+    )
 
-def plot_calibration(run:Run, *stages:str):
+
+def plot_calibration(run: Run, *stages: str):
     "`calibration_table` as a curve; on the dotted line a score is as right as it says; returns the figure."
     import matplotlib.pyplot as plt
+
     table = calibration_table(run, *stages)
-    fig,ax = plt.subplots(figsize=(2.8,2.6))
-    ax.plot([0,1], [0,1], ':', c='gray', lw=1)
-    ax.plot(table['mean score'], table.right, 'o-', ms=4, c=PALETTE[0])
-    ax.set(xlabel='score', ylabel='share that is right', xlim=(0,1), ylim=(0,1), aspect='equal')
+    fig, ax = plt.subplots(figsize=(2.8, 2.6))
+    ax.plot([0, 1], [0, 1], ":", c="gray", lw=1)
+    ax.plot(table["mean score"], table.right, "o-", ms=4, c=PALETTE[0])
+    ax.set(xlabel="score", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     return fig
 
 # %% ../../nbs/review/05_report.ipynb #e93d9d65
 def member_table(
-    run:Run,
-)->pd.DataFrame: # a row a member: its score, that of the mean without it, and its correlation with that mean
+    run: Run,
+) -> pd.DataFrame:  # a row a member: its score, that of the mean without it, and its correlation with that mean
     "What each member brings to the mean."
-    at = (run.clips.source==judged_source(run)).to_numpy()
-    score,truth = METRICS[run.recipe.metric],targets(run.clips[at], run.classes)
+    at = (run.clips.source == judged_source(run)).to_numpy()
+    score, truth = METRICS[run.recipe.metric], targets(run.clips[at], run.classes)
     p = {m: run.oof(m).to_numpy()[at] for m in run.recipe.members}
     rows = {}
     for m in p:
-        rest = [p[o] for o in p if o!=m]
+        rest = [p[o] for o in p if o != m]
         without = np.mean(rest, axis=0) if rest else None
-        rows[m] = {run.recipe.metric: score(truth, p[m]), 'mean without it': score(truth, without) if rest else np.nan, 'correlation': float(np.corrcoef(p[m].ravel(), without.ravel())[0,1]) if rest else np.nan}
-    return pd.DataFrame.from_dict(rows, orient='index').rename_axis('member')
+        rows[m] = {
+            run.recipe.metric: score(truth, p[m]),
+            "mean without it": score(truth, without) if rest else np.nan,
+            "correlation": float(np.corrcoef(p[m].ravel(), without.ravel())[0, 1]) if rest else np.nan,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("member")
 
-def plot_stages(run:Run, scores:pd.DataFrame|None=None):
+
+def plot_stages(run: Run, scores: pd.DataFrame | None = None):
     "The score of each stage with its bootstrap interval, and the single folds as dots; returns the figure."
     import matplotlib.pyplot as plt
+
     table = score_intervals(run, n=300) if scores is None else scores
-    fig,ax = plt.subplots(figsize=(4.6,.34*len(table)+.7))
-    ax.errorbar(table.score, range(len(table)), xerr=[table.score-table.low, table.high-table.score], fmt='o', ms=5, capsize=3, c=PALETTE[0])
-    for i,s in enumerate(run.recipe.stages):
-        each = [run.scores(s.name, fold=k)[f'{run.recipe.metric} {judged_source(run)}'] for k in range(run.recipe.n_folds)]
-        ax.plot(each, [i+.22]*len(each), '.', c=PALETTE[1], ms=4)
-    ax.set_yticks(range(len(table)), table.index); ax.invert_yaxis()
-    ax.set_xlabel(f'{run.recipe.metric}, {judged_source(run)}, out of fold')
+    fig, ax = plt.subplots(figsize=(4.6, 0.34 * len(table) + 0.7))
+    ax.errorbar(
+        table.score,
+        range(len(table)),
+        xerr=[table.score - table.low, table.high - table.score],
+        fmt="o",
+        ms=5,
+        capsize=3,
+        c=PALETTE[0],
+    )
+    for i, s in enumerate(run.recipe.stages):
+        each = [
+            run.scores(s.name, fold=k)[f"{run.recipe.metric} {judged_source(run)}"] for k in range(run.recipe.n_folds)
+        ]
+        ax.plot(each, [i + 0.22] * len(each), ".", c=PALETTE[1], ms=4)
+    ax.set_yticks(range(len(table)), table.index)
+    ax.invert_yaxis()
+    ax.set_xlabel(f"{run.recipe.metric}, {judged_source(run)}, out of fold")
     return fig
 
 # %% ../../nbs/review/05_report.ipynb #3dee7364
 def cost_table(
-    run:Run,
-)->pd.DataFrame: # a row a stage: clips a fold, epochs, minutes, seconds an epoch, and the peak of memory where it was noted
+    run: Run,
+) -> (
+    pd.DataFrame
+):  # a row a stage: clips a fold, epochs, minutes, seconds an epoch, and the peak of memory where it was noted
     "Time and memory of each stage."
     rows = []
     for s in run.recipe.stages:
         paths = [run.fold_path(s.name, k) for k in range(run.recipe.n_folds)]
-        history = [h for p in paths for h in read_json(p/'history.json')]
-        seconds,memory = [h['seconds'] for h in history],[h['memory_mb'] for h in history if 'memory_mb' in h]
-        size = sum(f.stat().st_size for p in paths for f in p.glob('weights.safetensors'))/1e6
-        rows.append({'stage': s.name, 'clips a fold': int(np.mean([len(read_json(p/'trained_on.json')) for p in paths])), 'epochs': len(history)//len(paths),
-                     'minutes': sum(seconds)/60, 's an epoch': float(np.mean(seconds)), 'peak memory so far (MB)': max(memory) if memory else np.nan, 'weights (MB)': size})
-    table = pd.DataFrame(rows).set_index('stage')
-    return table.dropna(axis=1, how='all')
+        history = [h for p in paths for h in read_json(p / "history.json")]
+        seconds, memory = [h["seconds"] for h in history], [h["memory_mb"] for h in history if "memory_mb" in h]
+        size = sum(f.stat().st_size for p in paths for f in p.glob("weights.safetensors")) / 1e6
+        rows.append(
+            {
+                "stage": s.name,
+                "clips a fold": int(np.mean([len(read_json(p / "trained_on.json")) for p in paths])),
+                "epochs": len(history) // len(paths),
+                "minutes": sum(seconds) / 60,
+                "s an epoch": float(np.mean(seconds)),
+                "peak memory so far (MB)": max(memory) if memory else np.nan,
+                "weights (MB)": size,
+            }
+        )
+    table = pd.DataFrame(rows).set_index("stage")
+    return table.dropna(axis=1, how="all")
+
 
 def recipe_table(
-    run:Run,
-)->pd.DataFrame: # field, this run, preset; the fields that differ first
+    run: Run,
+) -> pd.DataFrame:  # field, this run, preset; the fields that differ first
     "All fields of the recipe beside those of the preset that it was made from."
     from audiotag.core.config import _flat
+
     mine = dict(_flat(run.recipe.to_dict()))
-    try: preset = get_recipe(run.recipe.name, scale=run.scale or 'full')
-    except AudiotagError: preset = run.recipe
+    try:
+        preset = get_recipe(run.recipe.name, scale=run.scale or "full")
+    except AudiotagError:
+        preset = run.recipe
     changed = preset.diff(run.recipe)
     fields = [*changed, *(k for k in mine if k not in changed)]
-    row = lambda k: (k, str(mine.get(k, '–')), str(changed[k][0]) if k in changed else '')
-    return pd.DataFrame([row(k) for k in fields if not k.endswith('kind') or k in changed], columns=['field','this run','preset, where it differs'])
+    row = lambda k: (k, str(mine.get(k, "–")), str(changed[k][0]) if k in changed else "")
+    return pd.DataFrame(
+        [row(k) for k in fields if not k.endswith("kind") or k in changed],
+        columns=["field", "this run", "preset, where it differs"],
+    )
 
 # %% ../../nbs/review/05_report.ipynb #7c4a525c
-def _picked(run:Run)->dict: # stage -> set of clip_ids
+def _picked(run: Run) -> dict:  # stage -> set of clip_ids
     stages = [s.name for s in run.recipe.stages if any(isinstance(r, Picked) for r in s.train_on)]
-    if not stages: raise AudiotagError('no stage of this recipe picks clips', file=run.folder)
+    if not stages:
+        raise AudiotagError("no stage of this recipe picks clips", file=run.folder)
     return {s: set(l.clip_id[l.picked]) for s in stages for l in [run.ledger(s)]}
 
+
 def ledger_counts(
-    run:Run,
-)->pd.DataFrame: # a row a label: noisy clips that carry it, and how many of them each stage picked
+    run: Run,
+) -> pd.DataFrame:  # a row a label: noisy clips that carry it, and how many of them each stage picked
     "How many clips of each label the rules of each stage picked."
-    noisy = run.clips[run.clips.source=='noisy']
-    count = lambda ids: noisy[noisy.clip_id.isin(ids)].explode('labels').labels.value_counts().reindex(run.classes, fill_value=0)
-    table = pd.DataFrame({'noisy clips': count(noisy.clip_id), **{s: count(ids) for s,ids in _picked(run).items()}})
-    return table.rename_axis('label')
+    noisy = run.clips[run.clips.source == "noisy"]
+    count = lambda ids: (
+        noisy[noisy.clip_id.isin(ids)].explode("labels").labels.value_counts().reindex(run.classes, fill_value=0)
+    )
+    table = pd.DataFrame({"noisy clips": count(noisy.clip_id), **{s: count(ids) for s, ids in _picked(run).items()}})
+    return table.rename_axis("label")
+
 
 def ledger_overlap(
-    run:Run,
-)->pd.DataFrame: # stages × stages; the diagonal counts the picks of a stage
+    run: Run,
+) -> pd.DataFrame:  # stages × stages; the diagonal counts the picks of a stage
     "How many clips two stages have both picked."
     picked = _picked(run)
-    return pd.DataFrame({a: {b: len(x&y) for b,y in picked.items()} for a,x in picked.items()}).rename_axis('picked by')
+    return pd.DataFrame({a: {b: len(x & y) for b, y in picked.items()} for a, x in picked.items()}).rename_axis(
+        "picked by"
+    )
 
 # %% ../../nbs/review/05_report.ipynb #a8624d3e
 def selection_quality(
-    run:Run,
-    truth:dict, # clip_id -> labels that are really there, as `audiotag.audio.synth.read_truth` gives them
-)->pd.DataFrame: # a row a stage: picked, precision, recall
+    run: Run,
+    truth: dict,  # clip_id -> labels that are really there, as `audiotag.audio.synth.read_truth` gives them
+) -> pd.DataFrame:  # a row a stage: picked, precision, recall
     "Precision and recall of each stage's selection."
-    noisy = run.clips[run.clips.source=='noisy']
-    right = {c for c,labels in zip(noisy.clip_id, noisy.labels) if set(labels)<=set(truth[c])}
-    rows = {'all': set(noisy.clip_id), **_picked(run)}
-    each = lambda ids: dict(picked=len(ids), precision=len(ids&right)/max(len(ids), 1), recall=len(ids&right)/max(len(right), 1))
-    return pd.DataFrame({s: each(ids) for s,ids in rows.items()}).T.astype({'picked': int}).rename_axis('stage')
+    noisy = run.clips[run.clips.source == "noisy"]
+    right = {c for c, labels in zip(noisy.clip_id, noisy.labels) if set(labels) <= set(truth[c])}
+    rows = {"all": set(noisy.clip_id), **_picked(run)}
+    each = lambda ids: dict(
+        picked=len(ids), precision=len(ids & right) / max(len(ids), 1), recall=len(ids & right) / max(len(right), 1)
+    )
+    return pd.DataFrame({s: each(ids) for s, ids in rows.items()}).T.astype({"picked": int}).rename_axis("stage")
 
 # %% ../../nbs/review/05_report.ipynb #4277285a
-def plot_ledger(run:Run):
+def plot_ledger(run: Run):
     "How many noisy clips of each label the stages picked, as bars over those that there are; returns the figure."
     import matplotlib.pyplot as plt
+
     table = ledger_counts(run)
-    stages,n = [c for c in table if c!='noisy clips'],len(table)
-    fig,ax = plt.subplots(figsize=(5,.24*n+.8))
-    ax.barh(range(n), table['noisy clips'], color='gray', alpha=.25, label='noisy clips')
-    for i,s in enumerate(stages): ax.barh(np.arange(n)+(i-(len(stages)-1)/2)*.8/len(stages), table[s], .7/len(stages), color=PALETTE[i], label=s)
-    ax.set_yticks(range(n), table.index); ax.invert_yaxis(); ax.set_xlabel('clips'); ax.legend(fontsize=8)
+    stages, n = [c for c in table if c != "noisy clips"], len(table)
+    fig, ax = plt.subplots(figsize=(5, 0.24 * n + 0.8))
+    ax.barh(range(n), table["noisy clips"], color="gray", alpha=0.25, label="noisy clips")
+    for i, s in enumerate(stages):
+        ax.barh(
+            np.arange(n) + (i - (len(stages) - 1) / 2) * 0.8 / len(stages),
+            table[s],
+            0.7 / len(stages),
+            color=PALETTE[i],
+            label=s,
+        )
+    ax.set_yticks(range(n), table.index)
+    ax.invert_yaxis()
+    ax.set_xlabel("clips")
+    ax.legend(fontsize=8)
     return fig
 
 # %% ../../nbs/review/05_report.ipynb #a4e87b35
 def round_labels(
-    run:Run,
-)->pd.DataFrame: # a row a class, a column a round: windows in which the teachers were surer than ½ of the class, mean over folds
+    run: Run,
+) -> (
+    pd.DataFrame
+):  # a row a class, a column a round: windows in which the teachers were surer than ½ of the class, mean over folds
     "Which classes the networks of the round before have written."
     taught = [s.name for s in run.recipe.stages if any(isinstance(r, Pseudo) for r in s.train_on)]
-    def count(l): return l[l.picked].explode('labels').labels.value_counts().reindex(run.classes, fill_value=0)/max(1, l.fold.nunique())
-    return pd.DataFrame({s: count(run.ledger(s)) for s in taught}, index=pd.Index(run.classes, name='class'))
+
+    def count(l):
+        return l[l.picked].explode("labels").labels.value_counts().reindex(run.classes, fill_value=0) / max(
+            1, l.fold.nunique()
+        )
+
+    return pd.DataFrame({s: count(run.ledger(s)) for s in taught}, index=pd.Index(run.classes, name="class"))
+
 
 def rounds_said(
-    run:Run, # finished
-)->str:
+    run: Run,  # finished
+) -> str:
     "What the stop rule did, in words; '' for a run without rounds."
-    if not (scores := run.rounds()): return ''
-    found,least = judge_rounds(scores, min_gain=run.planned.min_gain),run.planned.min_gain
-    left,last = [r for r in run.planned.rounds if r not in found.table.index],found.table.index[-1]
-    rule = f'at least {least:g}' if least else 'more than 0'
-    if not found.stopped: return f'Every round gained {rule} out of fold, so all were carried out; the best is {found.best}.'
-    return f'{last} gained {found.table.gain[last]:+.4f} out of fold and not {rule}: the series stopped there{", without "+", ".join(left) if left else ""}. The best is {found.best}.'
+    if not (scores := run.rounds()):
+        return ""
+    found, least = judge_rounds(scores, min_gain=run.planned.min_gain), run.planned.min_gain
+    left, last = [r for r in run.planned.rounds if r not in found.table.index], found.table.index[-1]
+    rule = f"at least {least:g}" if least else "more than 0"
+    if not found.stopped:
+        return f"Every round gained {rule} out of fold, so all were carried out; the best is {found.best}."
+    return f"{last} gained {found.table.gain[last]:+.4f} out of fold and not {rule}: the series stopped there{', without ' + ', '.join(left) if left else ''}. The best is {found.best}."
 
 # %% ../../nbs/review/05_report.ipynb #fe0ce3dd
-def plot_rounds(run:Run):
+def plot_rounds(run: Run):
     "`round_labels` as bars, one colour a round; returns the figure."
     import matplotlib.pyplot as plt
+
     table = round_labels(run).iloc[:40]
-    fig,ax = plt.subplots(figsize=(5,.24*len(table)+.8))
-    for i,s in enumerate(table): ax.barh(np.arange(len(table))+(i-(len(table.columns)-1)/2)*.8/len(table.columns), table[s], .7/len(table.columns), color=PALETTE[i%len(PALETTE)], label=s)
-    ax.set_yticks(range(len(table)), table.index); ax.invert_yaxis(); ax.set_xlabel('windows, mean over folds'); ax.legend(fontsize=8)
+    fig, ax = plt.subplots(figsize=(5, 0.24 * len(table) + 0.8))
+    for i, s in enumerate(table):
+        ax.barh(
+            np.arange(len(table)) + (i - (len(table.columns) - 1) / 2) * 0.8 / len(table.columns),
+            table[s],
+            0.7 / len(table.columns),
+            color=PALETTE[i % len(PALETTE)],
+            label=s,
+        )
+    ax.set_yticks(range(len(table)), table.index)
+    ax.invert_yaxis()
+    ax.set_xlabel("windows, mean over folds")
+    ax.legend(fontsize=8)
     return fig
 
 # %% ../../nbs/review/05_report.ipynb #95e50ac8
 def _known(run, name):
     "A JSON file that another command has left in the run folder, or None."
-    return read_json(run.folder/name) if (run.folder/name).exists() else None
+    return read_json(run.folder / name) if (run.folder / name).exists() else None
+
 
 def _frame(rows, index=None):
     table = pd.DataFrame(rows)
     return table.set_index(index) if index and index in table else table
 
+
 def _tidy(table):
     "Names that a reader likes, and of near-duplicates first those that matter."
-    if 'where' in table:
-        order = ['across folds','train and test','one fold','both in test']
-        table = table.sort_values('where', key=lambda c: c.map(order.index), kind='stable')[['a','b','where','sources','same_labels','likeness','offset_s','overlap_s']]
-    return table.rename(columns=lambda c: {'offset_s': 'offset (s)', 'overlap_s': 'overlap (s)', 'only_seed': 'only the seed'}.get(c, c.replace('_', ' ')))
+    if "where" in table:
+        order = ["across folds", "train and test", "one fold", "both in test"]
+        table = table.sort_values("where", key=lambda c: c.map(order.index), kind="stable")[
+            ["a", "b", "where", "sources", "same_labels", "likeness", "offset_s", "overlap_s"]
+        ]
+    return table.rename(
+        columns=lambda c: {"offset_s": "offset (s)", "overlap_s": "overlap (s)", "only_seed": "only the seed"}.get(
+            c, c.replace("_", " ")
+        )
+    )
+
 
 def _stages_html(run, scores):
     best = run.recipe.metric
     bars = tuple(c for c in stage_table(run) if c.startswith(best))
-    members = member_table(run) if len(run.recipe.members)>1 else None
-    text = figures_html(table_html(stage_table(run), bars=bars), svg(plot_stages, run, scores), caption='A large dot has its 95 % bootstrap interval, in which clips of one group are drawn together; the small dots are single folds.')
-    return text+(f'<h3>The ensemble</h3><p class=mute>The mean of these stages makes the submission.</p>{table_html(members, bars=(best,))}' if members is not None else '')
+    members = member_table(run) if len(run.recipe.members) > 1 else None
+    text = figures_html(
+        table_html(stage_table(run), bars=bars),
+        svg(plot_stages, run, scores),
+        caption="A large dot has its 95 % bootstrap interval, in which clips of one group are drawn together; the small dots are single folds.",
+    )
+    return text + (
+        f"<h3>The ensemble</h3><p class=mute>The mean of these stages makes the submission.</p>{table_html(members, bars=(best,))}"
+        if members is not None
+        else ""
+    )
+
 
 def _curves_html(run):
-    def one(run, stage): return plot_history(run, stages=[stage])
-    one.__name__ = 'learning curves'
-    return figures_html(*(svg(one, run, s.name) for s in run.recipe.stages), caption='Loss by epoch: training (full lines) and validation (dashed), a colour for each fold.')
+    def one(run, stage):
+        return plot_history(run, stages=[stage])
+
+    one.__name__ = "learning curves"
+    return figures_html(
+        *(svg(one, run, s.name) for s in run.recipe.stages),
+        caption="Loss by epoch: training (full lines) and validation (dashed), a colour for each fold.",
+    )
+
 
 def _classes_html(run):
     table = class_table(run, source=judged_source(run))
-    wrong = most_confused(confusion_table(run)).drop_duplicates('label').set_index('label')['taken for']
-    table['most often taken for'] = [wrong.get(c, '') for c in table.index]
-    return f'<p class=mute>Out of fold, the mean of the members; the hardest first. The number of clips says how far to believe a row.</p>{table_html(table, bars=("lwlrap",), rows=25)}'
+    wrong = most_confused(confusion_table(run)).drop_duplicates("label").set_index("label")["taken for"]
+    table["most often taken for"] = [wrong.get(c, "") for c in table.index]
+    return f"<p class=mute>Out of fold, the mean of the members; the hardest first. The number of clips says how far to believe a row.</p>{table_html(table, bars=('lwlrap',), rows=25)}"
 
 # %% ../../nbs/review/05_report.ipynb #5cc7a8d0
 def _confusion_html(run):
-    pairs,together = most_confused(confusion_table(run)),cooccurrence(run)
+    pairs, together = most_confused(confusion_table(run)), cooccurrence(run)
     picture = svg(plot_confusion, run)
-    text = figures_html(*([table_html(pairs, bars=('share',), rows=14)] if len(pairs) else []), picture, caption='Clips of each label (rows) and what they are taken for (columns).')
-    return text+(f'<h3>Labels that go together</h3>{table_html(together, rows=12)}' if len(together) else '')
+    text = figures_html(
+        *([table_html(pairs, bars=("share",), rows=14)] if len(pairs) else []),
+        picture,
+        caption="Clips of each label (rows) and what they are taken for (columns).",
+    )
+    return text + (f"<h3>Labels that go together</h3>{table_html(together, rows=12)}" if len(together) else "")
+
 
 def _calibration_html(run):
     table = calibration_table(run)
-    said = f'<p>Expected calibration error {calibration_error(table):.3f}. Above the dotted line the networks are too modest, below it too sure.</p>'
-    return said+figures_html(svg(plot_calibration, run), table_html(table.reset_index(drop=True)))
+    said = f"<p>Expected calibration error {calibration_error(table):.3f}. Above the dotted line the networks are too modest, below it too sure.</p>"
+    return said + figures_html(svg(plot_calibration, run), table_html(table.reset_index(drop=True)))
+
 
 def _ledger_html(run):
-    try: counts,both = ledger_counts(run),ledger_overlap(run)
-    except AudiotagError: return ''
-    text = f'<p class=mute>Which noisy clips the rules picked, by label.</p>{figures_html(table_html(counts, rows=25), svg(plot_ledger, run))}<h3>Picked by both</h3>{table_html(both)}'
-    noisy = run.clips[run.clips.source=='noisy']
-    truth = read_truth(Path(noisy.path.iloc[0]).parent.parent, 'noisy') if len(noisy) else None
-    return text+(f'<h3>Against the truth</h3>{table_html(selection_quality(run, truth), bars=("precision","recall"))}' if truth else '')
+    try:
+        counts, both = ledger_counts(run), ledger_overlap(run)
+    except AudiotagError:
+        return ""
+    text = f"<p class=mute>Which noisy clips the rules picked, by label.</p>{figures_html(table_html(counts, rows=25), svg(plot_ledger, run))}<h3>Picked by both</h3>{table_html(both)}"
+    noisy = run.clips[run.clips.source == "noisy"]
+    truth = read_truth(Path(noisy.path.iloc[0]).parent.parent, "noisy") if len(noisy) else None
+    return text + (
+        f"<h3>Against the truth</h3>{table_html(selection_quality(run, truth), bars=('precision', 'recall'))}"
+        if truth
+        else ""
+    )
+
 
 def _rounds_html(run):
-    if not len(table := round_table(run)): return ''
-    text = f'<p>{esc(rounds_said(run))}</p>' if run.rounds() else ''
-    return text+figures_html(table_html(table.infer_objects(), bars=(run.recipe.metric,)), *([svg(plot_rounds, run)] if len(round_labels(run).columns) else []),
-                             caption='Windows without labels in which the networks of the round before were surer than ½ of a class.')
+    if not len(table := round_table(run)):
+        return ""
+    text = f"<p>{esc(rounds_said(run))}</p>" if run.rounds() else ""
+    return text + figures_html(
+        table_html(table.infer_objects(), bars=(run.recipe.metric,)),
+        *([svg(plot_rounds, run)] if len(round_labels(run).columns) else []),
+        caption="Windows without labels in which the networks of the round before were surer than ½ of a class.",
+    )
 
 # %% ../../nbs/review/05_report.ipynb #0a53bd69
 def _trust_html(run, scores, found):
     "Whether the scores can be trusted: in full after `audiotag trust`, otherwise the part that needs no sounds."
     if found is None:
-        return (f'<p>The intervals and gains below treat clips of one group as one observation. <code>audiotag trust {esc(run.folder)} --test DATA</code> also looks for near-duplicates, '
-                f'leaks, and test clips of another kind.</p>{table_html(scores, bars=("score",))}<h3>What each stage has brought</h3>{table_html(gains(run, n=300))}').replace('lowest_fold', 'lowest fold').replace('highest_fold', 'highest fold')
-    parts = ['<ol class=advice>'+''.join(f'<li>{esc(o)}</li>' for o in found['advice'])+'</ol>']
-    heads = {'scores': ('Scores', 'stage', ('score',)), 'gains': ('What each stage has brought', 'change', ()), 'runs': ('Against other runs', 'compared with', ()),
-             'leaks': ('Groups that leak', 'kind', ()), 'duplicates': ('Near-duplicates', None, ('likeness',)), 'shift': ('Training clips told from test clips (AUC; .5 is chance)', 'source', ('files','features')),
-             'reasons': ('What gives them away', 'fact', ('auc',))}
-    for name,(title,index,bars) in heads.items():
-        if rows := found.get(name): parts.append(f'<h3>{esc(title)}</h3>{table_html(_tidy(_frame(rows, index)), digits=2 if name=="reasons" else 3, bars=bars, rows=12)}')
-    return ''.join(parts)
+        return (
+            (
+                f"<p>The intervals and gains below treat clips of one group as one observation. <code>audiotag trust {esc(run.folder)} --test DATA</code> also looks for near-duplicates, "
+                f"leaks, and test clips of another kind.</p>{table_html(scores, bars=('score',))}<h3>What each stage has brought</h3>{table_html(gains(run, n=300))}"
+            )
+            .replace("lowest_fold", "lowest fold")
+            .replace("highest_fold", "highest fold")
+        )
+    parts = ["<ol class=advice>" + "".join(f"<li>{esc(o)}</li>" for o in found["advice"]) + "</ol>"]
+    heads = {
+        "scores": ("Scores", "stage", ("score",)),
+        "gains": ("What each stage has brought", "change", ()),
+        "runs": ("Against other runs", "compared with", ()),
+        "leaks": ("Groups that leak", "kind", ()),
+        "duplicates": ("Near-duplicates", None, ("likeness",)),
+        "shift": ("Training clips told from test clips (AUC; .5 is chance)", "source", ("files", "features")),
+        "reasons": ("What gives them away", "fact", ("auc",)),
+    }
+    for name, (title, index, bars) in heads.items():
+        if rows := found.get(name):
+            parts.append(
+                f"<h3>{esc(title)}</h3>{table_html(_tidy(_frame(rows, index)), digits=2 if name == 'reasons' else 3, bars=bars, rows=12)}"
+            )
+    return "".join(parts)
+
 
 def _recipe_html(run):
-    table,front = recipe_table(run),run.recipe.front_end
-    changed = table[table['preset, where it differs']!='']
-    said = f'{len(changed)} fields differ from the preset {run.recipe.name} ({run.scale or "full"}).' if len(changed) else f'As the preset {run.recipe.name} ({run.scale or "full"}) has it.'
-    return (f'<p>{esc(said)}</p>{table_html(changed) if len(changed) else ""}<h3>Front end</h3><p><code>{esc(front)}</code></p><p class=mute>hash {front.hash}; recipe {run.recipe.hash}</p>'
-            f'<details><summary>all fields</summary>{table_html(table)}</details><details><summary>recipe.json</summary><pre>{esc(run.recipe.to_json())}</pre></details>')
+    table, front = recipe_table(run), run.recipe.front_end
+    changed = table[table["preset, where it differs"] != ""]
+    said = (
+        f"{len(changed)} fields differ from the preset {run.recipe.name} ({run.scale or 'full'})."
+        if len(changed)
+        else f"As the preset {run.recipe.name} ({run.scale or 'full'}) has it."
+    )
+    return (
+        f"<p>{esc(said)}</p>{table_html(changed) if len(changed) else ''}<h3>Front end</h3><p><code>{esc(front)}</code></p><p class=mute>hash {front.hash}; recipe {run.recipe.hash}</p>"
+        f"<details><summary>all fields</summary>{table_html(table)}</details><details><summary>recipe.json</summary><pre>{esc(run.recipe.to_json())}</pre></details>"
+    )
 
 # %% ../../nbs/review/05_report.ipynb #d8411f6a
 def _headline(run, scores, found):
     members = run.recipe.members
-    best,counts = scores.loc['mean of members' if len(members)>1 else members[0]],run.clips.source.value_counts() # a last round that lost makes no submission
-    facts = {f'{run.recipe.metric}, {judged_source(run)}, out of fold': f'{best.score:.3f}', 'half a 95 % interval': f'± {(best.high-best.low)/2:.3f}',
-             **{f'{s} clips': n for s,n in counts.items()}, 'classes': len(run.classes), 'folds': run.recipe.n_folds, 'minutes of training': f'{cost_table(run).minutes.sum():.1f}'}
-    return f'<p class=mute>{esc(run.recipe.name)}{", "+esc(run.scale) if run.scale else ""} · {esc(run.competition)} · {esc(run.folder)}</p>{facts_html(facts)}'
+    # a last round that lost makes no submission
+    best, counts = scores.loc["mean of members" if len(members) > 1 else members[0]], run.clips.source.value_counts()
+    facts = {
+        f"{run.recipe.metric}, {judged_source(run)}, out of fold": f"{best.score:.3f}",
+        "half a 95 % interval": f"± {(best.high - best.low) / 2:.3f}",
+        **{f"{s} clips": n for s, n in counts.items()},
+        "classes": len(run.classes),
+        "folds": run.recipe.n_folds,
+        "minutes of training": f"{cost_table(run).minutes.sum():.1f}",
+    }
+    return f"<p class=mute>{esc(run.recipe.name)}{', ' + esc(run.scale) if run.scale else ''} · {esc(run.competition)} · {esc(run.folder)}</p>{facts_html(facts)}"
+
 
 def _desk_of(run, found, n):
-    pairs = pd.DataFrame(found['duplicates']) if found and found['duplicates'] else None
-    table,p = run_suspects(run, pairs=pairs, n=n)
-    return Desk(run.clips, table, p, run.classes, name=f'{run.folder.name} {run.recipe.hash}')
+    pairs = pd.DataFrame(found["duplicates"]) if found and found["duplicates"] else None
+    table, p = run_suspects(run, pairs=pairs, n=n)
+    return Desk(run.clips, table, p, run.classes, name=f"{run.folder.name} {run.recipe.hash}")
+
 
 def report_html(
-    run:Run, # finished
+    run: Run,  # finished
     *,
-    clips:int=40, # to listen to
-)->str: # a whole page
+    clips: int = 40,  # to listen to
+) -> str:  # a whole page
     "The report of a run as one self-contained page; raises `AudiotagError` when the run is not finished."
-    if not is_finished(run): raise AudiotagError('the run is not finished', file=run.folder, fix='call `audiotag train` again: it goes on where it was')
-    found,scores = _known(run, 'trust.json'),score_intervals(run, n=300)
-    baseline = run.folder/'baseline.parquet'
+    if not is_finished(run):
+        raise AudiotagError(
+            "the run is not finished", file=run.folder, fix="call `audiotag train` again: it goes on where it was"
+        )
+    found, scores = _known(run, "trust.json"), score_intervals(run, n=300)
+    baseline = run.folder / "baseline.parquet"
     cost = table_html(cost_table(run), digits=2)
-    sections = [('Stages', _stages_html(run, scores)), ('Trust', _trust_html(run, scores, found)), ('Curves', _curves_html(run)), ('Classes', _classes_html(run)), ('Confusion', _confusion_html(run)),
-                ('Calibration', _calibration_html(run)), ('Rounds', _rounds_html(run)), ('Ledger', _ledger_html(run)), ('Listening desk', _desk_of(run, found, clips).html() if clips else ''),
-                ('Time and memory', cost), ('Recipe', _recipe_html(run))]
-    if baseline.exists(): sections[0] = ('Stages', sections[0][1]+f'<h3>The one-minute baseline</h3>{table_html(pd.read_parquet(baseline))}')
-    return page(f'{run.folder.resolve().name}: {run.recipe.name}', sections, head=_headline(run, scores, found), css=_css, js=_js)
+    sections = [
+        ("Stages", _stages_html(run, scores)),
+        ("Trust", _trust_html(run, scores, found)),
+        ("Curves", _curves_html(run)),
+        ("Classes", _classes_html(run)),
+        ("Confusion", _confusion_html(run)),
+        ("Calibration", _calibration_html(run)),
+        ("Rounds", _rounds_html(run)),
+        ("Ledger", _ledger_html(run)),
+        ("Listening desk", _desk_of(run, found, clips).html() if clips else ""),
+        ("Time and memory", cost),
+        ("Recipe", _recipe_html(run)),
+    ]
+    if baseline.exists():
+        sections[0] = (
+            "Stages",
+            sections[0][1] + f"<h3>The one-minute baseline</h3>{table_html(pd.read_parquet(baseline))}",
+        )
+    return page(
+        f"{run.folder.resolve().name}: {run.recipe.name}",
+        sections,
+        head=_headline(run, scores, found),
+        css=_css,
+        js=_js,
+    )
 
 # %% ../../nbs/review/05_report.ipynb #00f37336
 def report(
-    run:Run, # finished
-    out=None, # the file; None: report.html in the run folder
+    run: Run,  # finished
+    out=None,  # the file; None: report.html in the run folder
     *,
-    clips:int=40, # to listen to; fewer, if the file would be larger than `most`
-    most:float=15e6, # bytes
-)->Path:
+    clips: int = 40,  # to listen to; fewer, if the file would be larger than `most`
+    most: float = 15e6,  # bytes
+) -> Path:
     "Write the report of a run as one self-contained HTML file."
-    out = Path(out) if out else run.folder/'report.html'
+    out = Path(out) if out else run.folder / "report.html"
     text = report_html(run, clips=clips)
-    while len(text.encode())>most and clips:
+    while len(text.encode()) > most and clips:
         clips //= 2
-        say(f'{out}: more than {most/1e6:.0f} MB, so {clips} clips to listen to instead of {2*clips}')
+        say(f"{out}: more than {most / 1e6:.0f} MB, so {clips} clips to listen to instead of {2 * clips}")
         text = report_html(run, clips=clips)
     write_text(out, text)
     return out

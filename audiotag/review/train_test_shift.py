@@ -19,105 +19,142 @@ from ..core.seeding import rng
 from ..core.metrics import bootstrap_interval
 
 # %% ../../nbs/review/02_train_test_shift.ipynb #e7bfa865
-_db = lambda power: 10*np.log10(np.maximum(power, 1e-12))
+_db = lambda power: 10 * np.log10(np.maximum(power, 1e-12))
+
 
 def _spectrum(wave, n_fft=2048):
     "Mean power of each bin, over frames of `n_fft` samples without overlap."
-    wave = np.pad(wave, (0, -len(wave)%n_fft)).reshape(-1, n_fft)
-    return (np.abs(fft.rfft(wave*np.hanning(n_fft).astype(wave.dtype), axis=1))**2).mean(0)
+    wave = np.pad(wave, (0, -len(wave) % n_fft)).reshape(-1, n_fft)
+    return (np.abs(fft.rfft(wave * np.hanning(n_fft).astype(wave.dtype), axis=1)) ** 2).mean(0)
+
 
 def sound_facts(
-    path, # an audio file
+    path,  # an audio file
     start_s=None,
     end_s=None,
-)->dict: # name: number or word
+) -> dict:  # name: number or word
     "Length, level, bandwidth, noise floor and the file's format; raises `AudiotagError` for what cannot be read."
     none = lambda v: None if v is None or pd.isna(v) else float(v)
-    info,wave = audio_info(path),read_audio(path, start_s=none(start_s), end_s=none(end_s))
-    power,n = _spectrum(wave),max(1, info.sample_rate//20)
-    frames = _db((np.pad(wave, (0, -len(wave)%n)).reshape(-1, n)**2).mean(1))
-    strong,quarter = np.flatnonzero(_db(power)>=_db(power).max()-50),len(power)//4
-    sounding = np.flatnonzero(frames>frames.max()-60)
-    return {'length (s)': len(wave)/info.sample_rate, 'level (dBFS)': float(_db((wave**2).mean())), 'peak (dBFS)': float(2*_db(np.abs(wave).max())),
-            'bandwidth (kHz)': strong[-1]*info.sample_rate/2048/1000, 'noise floor (dBFS)': float(np.percentile(frames, 10)),
-            'treble (dB)': float(_db(power[-quarter:].mean())-_db(power[:-quarter].mean())),
-            'silence at the ends (s)': (len(frames)-1-sounding[-1]+sounding[0])*.05, 'offset': float(abs(wave.mean())),
-            'codec': f'{info.container} {info.subtype}, {info.sample_rate} Hz, {info.channels} ch'}
+    info, wave = audio_info(path), read_audio(path, start_s=none(start_s), end_s=none(end_s))
+    power, n = _spectrum(wave), max(1, info.sample_rate // 20)
+    frames = _db((np.pad(wave, (0, -len(wave) % n)).reshape(-1, n) ** 2).mean(1))
+    strong, quarter = np.flatnonzero(_db(power) >= _db(power).max() - 50), len(power) // 4
+    sounding = np.flatnonzero(frames > frames.max() - 60)
+    return {
+        "length (s)": len(wave) / info.sample_rate,
+        "level (dBFS)": float(_db((wave**2).mean())),
+        "peak (dBFS)": float(2 * _db(np.abs(wave).max())),
+        "bandwidth (kHz)": strong[-1] * info.sample_rate / 2048 / 1000,
+        "noise floor (dBFS)": float(np.percentile(frames, 10)),
+        "treble (dB)": float(_db(power[-quarter:].mean()) - _db(power[:-quarter].mean())),
+        "silence at the ends (s)": (len(frames) - 1 - sounding[-1] + sounding[0]) * 0.05,
+        "offset": float(abs(wave.mean())),
+        "codec": f"{info.container} {info.subtype}, {info.sample_rate} Hz, {info.channels} ch",
+    }
 
 # %% ../../nbs/review/02_train_test_shift.ipynb #8f9f0284
 def facts_table(
-    clips:pd.DataFrame, # clip_id, path, start_s, end_s
-)->pd.DataFrame: # index clip_id, a column a fact; clips that cannot be read are missing
+    clips: pd.DataFrame,  # clip_id, path, start_s, end_s
+) -> pd.DataFrame:  # index clip_id, a column a fact; clips that cannot be read are missing
     "`sound_facts` of many clips."
     rows = {}
-    for r in progress(list(clips.itertuples()), label='facts'):
-        try: rows[r.clip_id] = sound_facts(r.path, r.start_s, r.end_s)
-        except AudiotagError: pass
-    return pd.DataFrame.from_dict(rows, orient='index').rename_axis('clip_id')
+    for r in progress(list(clips.itertuples()), label="facts"):
+        try:
+            rows[r.clip_id] = sound_facts(r.path, r.start_s, r.end_s)
+        except AudiotagError:
+            pass
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("clip_id")
 
 # %% ../../nbs/review/02_train_test_shift.ipynb #31212db0
 def embedding(
-    features, # of one clip: an array (…, bands, frames), or a tuple of them
-)->np.ndarray: # (n,)
+    features,  # of one clip: an array (…, bands, frames), or a tuple of them
+) -> np.ndarray:  # (n,)
     "Statistics of the features of a clip, whatever its length."
-    return np.concatenate([clip_statistics(np.asarray(o, dtype=np.float32)) for o in (features if isinstance(features, tuple) else (features,))])
+    return np.concatenate(
+        [
+            clip_statistics(np.asarray(o, dtype=np.float32))
+            for o in (features if isinstance(features, tuple) else (features,))
+        ]
+    )
+
 
 def embeddings(
-    clips:pd.DataFrame,
+    clips: pd.DataFrame,
     front_end,
     *,
-    store=None, # a feature store; what it lacks is computed from the file
-)->pd.DataFrame: # index clip_id
+    store=None,  # a feature store; what it lacks is computed from the file
+) -> pd.DataFrame:  # index clip_id
     "`embedding` of many clips; those that cannot be read are missing."
     rows = {}
-    for r in progress(list(clips.itertuples()), label='embeddings'):
+    for r in progress(list(clips.itertuples()), label="embeddings"):
         none = lambda v: None if pd.isna(v) else float(v)
-        try: rows[r.clip_id] = embedding(store[r.clip_id] if store is not None and r.clip_id in store else front_end.from_file(r.path, start_s=none(r.start_s), end_s=none(r.end_s)))
-        except AudiotagError: pass
-    return pd.DataFrame.from_dict(rows, orient='index').rename_axis('clip_id')
+        try:
+            rows[r.clip_id] = embedding(
+                store[r.clip_id]
+                if store is not None and r.clip_id in store
+                else front_end.from_file(r.path, start_s=none(r.start_s), end_s=none(r.end_s))
+            )
+        except AudiotagError:
+            pass
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("clip_id")
 
 # %% ../../nbs/review/02_train_test_shift.ipynb #04f114a4
 def _numbers(facts):
     "Words as one column a word."
-    return pd.get_dummies(facts, dtype=float).fillna(0.)
+    return pd.get_dummies(facts, dtype=float).fillna(0.0)
 
 # %% ../../nbs/review/02_train_test_shift.ipynb #7c3a86de
-def _auc(y, p)->float:
+def _auc(y, p) -> float:
     "Area under the ROC curve by ranks, ties counted half (Mann and Whitney); scikit-learn's is slow in a bootstrap."
     n = int(y.sum())
-    if not 0<n<len(y): raise AudiotagError('one kind of clips alone has no AUC')
-    return float((stats.rankdata(p)[y].sum()-n*(n+1)/2)/(n*(len(y)-n)))
+    if not 0 < n < len(y):
+        raise AudiotagError("one kind of clips alone has no AUC")
+    return float((stats.rankdata(p)[y].sum() - n * (n + 1) / 2) / (n * (len(y) - n)))
+
 
 def separability(
-    table:pd.DataFrame, # index clip_id, a row a clip
-    is_test, # (clips,) bool
+    table: pd.DataFrame,  # index clip_id, a row a clip
+    is_test,  # (clips,) bool
     *,
-    groups=None, # (clips,) names; None: each clip by itself
-    seed:int=0,
-    small:bool=False, # a small tree instead of a forest
-)->tuple[float,float,float]: # AUC out of fold, and its 95 % interval
+    groups=None,  # (clips,) names; None: each clip by itself
+    seed: int = 0,
+    small: bool = False,  # a small tree instead of a forest
+) -> tuple[float, float, float]:  # AUC out of fold, and its 95 % interval
     "How well a classifier tells two sets of clips apart: .5 is not at all, 1 is always."
-    y,x = np.asarray(is_test, bool),_numbers(table).to_numpy()
+    y, x = np.asarray(is_test, bool), _numbers(table).to_numpy()
     groups = np.arange(len(y)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    if min(y.sum(), (~y).sum())<20: raise AudiotagError(f'{y.sum()} and {(~y).sum()} clips cannot be told apart reliably', fix='give 20 or more of both')
-    seed = int(rng(seed, 'separability').integers(2**31))
-    model = DecisionTreeClassifier(max_leaf_nodes=8, min_samples_leaf=10, random_state=seed) if small else RandomForestClassifier(200, min_samples_leaf=2, max_features='sqrt', class_weight='balanced', random_state=seed)
-    p = cross_val_predict(model, x, y, groups=groups, cv=StratifiedGroupKFold(5, shuffle=True, random_state=seed), method='predict_proba')[:,1]
-    return _auc(y, p),*bootstrap_interval(_auc, y, p, groups=groups, n=200, seed=seed)
+    if min(y.sum(), (~y).sum()) < 20:
+        raise AudiotagError(
+            f"{y.sum()} and {(~y).sum()} clips cannot be told apart reliably", fix="give 20 or more of both"
+        )
+    seed = int(rng(seed, "separability").integers(2**31))
+    model = (
+        DecisionTreeClassifier(max_leaf_nodes=8, min_samples_leaf=10, random_state=seed)
+        if small
+        else RandomForestClassifier(
+            200, min_samples_leaf=2, max_features="sqrt", class_weight="balanced", random_state=seed
+        )
+    )
+    p = cross_val_predict(
+        model, x, y, groups=groups, cv=StratifiedGroupKFold(5, shuffle=True, random_state=seed), method="predict_proba"
+    )[:, 1]
+    return _auc(y, p), *bootstrap_interval(_auc, y, p, groups=groups, n=200, seed=seed)
 
 # %% ../../nbs/review/02_train_test_shift.ipynb #06f3e974
 def reasons(
-    facts:pd.DataFrame, # as `facts_table` gives it
-    is_test, # (clips,) bool
+    facts: pd.DataFrame,  # as `facts_table` gives it
+    is_test,  # (clips,) bool
     *,
     groups=None,
-    seed:int=0,
-    n:int=5,
-)->pd.DataFrame: # fact, auc, train, test (medians, or the most frequent word); the strongest first
+    seed: int = 0,
+    n: int = 5,
+) -> pd.DataFrame:  # fact, auc, train, test (medians, or the most frequent word); the strongest first
     "The facts that alone tell two sets of clips apart."
-    y,rows = np.asarray(is_test, bool),[]
+    y, rows = np.asarray(is_test, bool), []
     for name in facts.columns:
-        auc,low,_ = separability(facts[[name]], y, groups=groups, seed=seed, small=True)
-        middle = (lambda v: v.mode()[0]) if facts[name].dtype==object else (lambda v: round(float(v.median()), 2))
-        rows.append({'fact': name, 'auc': auc, 'low': low, 'train': middle(facts[name][~y]), 'test': middle(facts[name][y])})
-    return pd.DataFrame(rows).sort_values('auc', ascending=False, ignore_index=True).head(n)
+        auc, low, _ = separability(facts[[name]], y, groups=groups, seed=seed, small=True)
+        middle = (lambda v: v.mode()[0]) if facts[name].dtype == object else (lambda v: round(float(v.median()), 2))
+        rows.append(
+            {"fact": name, "auc": auc, "low": low, "train": middle(facts[name][~y]), "test": middle(facts[name][y])}
+        )
+    return pd.DataFrame(rows).sort_values("auc", ascending=False, ignore_index=True).head(n)

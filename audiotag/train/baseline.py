@@ -24,155 +24,217 @@ from .run_folder import Run
 
 # %% ../../nbs/train/11_baseline.ipynb #53946684
 def clip_statistics(
-    x, # features of a clip, (…, bands, frames), or a tuple of such
-)->np.ndarray: # (bands*9,), float32
+    x,  # features of a clip, (…, bands, frames), or a tuple of such
+) -> np.ndarray:  # (bands*9,), float32
     "Per band: mean, standard deviation, mean absolute step from frame to frame, and percentiles 0 10 25 50 75 100."
-    if isinstance(x, tuple): return np.concatenate([clip_statistics(x[0]), *(clip_statistics(o if o.shape[-1]>=o.shape[-2] else np.swapaxes(o, -1, -2)) for o in x[1:])])
+    if isinstance(x, tuple):
+        return np.concatenate(
+            [
+                clip_statistics(x[0]),
+                *(clip_statistics(o if o.shape[-1] >= o.shape[-2] else np.swapaxes(o, -1, -2)) for o in x[1:]),
+            ]
+        )
     x = x.reshape(-1, x.shape[-1])
-    step = np.abs(np.diff(x, axis=1)).mean(1) if x.shape[1]>1 else np.zeros(len(x))
-    parts = [x.mean(1), x.std(1), step, *np.percentile(x, (0,10,25,50,75,100), axis=1)]
+    step = np.abs(np.diff(x, axis=1)).mean(1) if x.shape[1] > 1 else np.zeros(len(x))
+    parts = [x.mean(1), x.std(1), step, *np.percentile(x, (0, 10, 25, 50, 75, 100), axis=1)]
     return np.concatenate(parts).astype(np.float32)
 
 # %% ../../nbs/train/11_baseline.ipynb #18d68dba
 def forest_scores(
-    x:np.ndarray, # statistics of the training clips
-    y:np.ndarray, # their labels (clips, classes), 0 or 1
-    x_new:np.ndarray,
+    x: np.ndarray,  # statistics of the training clips
+    y: np.ndarray,  # their labels (clips, classes), 0 or 1
+    x_new: np.ndarray,
     *,
-    trees:int=500,
-    seed:int=0,
-    at_once:int=20, # trees in memory
-)->np.ndarray: # (new clips, classes), the share of trees' votes
+    trees: int = 500,
+    seed: int = 0,
+    at_once: int = 20,  # trees in memory
+) -> np.ndarray:  # (new clips, classes), the share of trees' votes
     "Probabilities of a random forest; 0 for a class that no training clip has."
     total = np.zeros((len(x_new), y.shape[1]))
     for i in range(0, trees, at_once):
-        n = min(at_once, trees-i)
-        forest = RandomForestClassifier(n, n_jobs=-1, random_state=derive_seed(seed, 'trees', i)%2**32)
+        n = min(at_once, trees - i)
+        forest = RandomForestClassifier(n, n_jobs=-1, random_state=derive_seed(seed, "trees", i) % 2**32)
         _quietly(forest.fit, x, y)
-        p,found = _quietly(forest.predict_proba, x_new),forest.classes_
-        if y.shape[1]==1: p,found = [p],[found] # scikit-learn makes no list of one
-        for k,(o,c) in enumerate(zip(p, found)):
-            if 1 in c: total[:,k] += n*o[:,list(c).index(1)]
-    return total/trees
+        p, found = _quietly(forest.predict_proba, x_new), forest.classes_
+        if y.shape[1] == 1:
+            p, found = [p], [found]  # scikit-learn makes no list of one
+        for k, (o, c) in enumerate(zip(p, found)):
+            if 1 in c:
+                total[:, k] += n * o[:, list(c).index(1)]
+    return total / trees
+
 
 def _quietly(f, *args):
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
+        warnings.simplefilter("ignore")
         return f(*args)
 
 # %% ../../nbs/train/11_baseline.ipynb #68a9f136
 def fold_forests(
-    clips:pd.DataFrame, # training clips with folds
-    x:np.ndarray, # their statistics
-    y:np.ndarray, # (clips, classes), 0 or 1
+    clips: pd.DataFrame,  # training clips with folds
+    x: np.ndarray,  # their statistics
+    y: np.ndarray,  # (clips, classes), 0 or 1
     *,
-    metric:str='lwlrap',
-    x_new:np.ndarray|None=None, # of clips to be predicted
-    trees:int=500,
-    seed:int=0,
-)->dict: # what was trained on -> (metric on the curated clips, their scores out of fold, scores of the new clips)
+    metric: str = "lwlrap",
+    x_new: np.ndarray | None = None,  # of clips to be predicted
+    trees: int = 500,
+    seed: int = 0,
+) -> dict:  # what was trained on -> (metric on the curated clips, their scores out of fold, scores of the new clips)
     "Forests that learn from curated clips, and from curated + noisy ones where there are some, fold by fold."
-    fold,curated,noisy = clips.fold.to_numpy(),(clips.source=='curated').to_numpy(),(clips.source=='noisy').to_numpy()
-    x_new,out = x[:0] if x_new is None else x_new,{}
-    for name,use in {'curated': curated, **({'curated + noisy': curated|noisy} if noisy.any() else {})}.items():
-        p,new,folds = np.zeros(y.shape),np.zeros((len(x_new), y.shape[1])),np.unique(fold[curated])
-        for k in progress(folds, label=f'forest on {name}', unit='folds'):
-            train,test = use & (fold!=k), curated & (fold==k)
-            got = forest_scores(x[train], y[train], np.concatenate([x[test], x_new]), trees=trees, seed=derive_seed(seed, 'forest', k))
-            p[test],new = got[:test.sum()],new+got[test.sum():]/len(folds)
-        out[name] = metric_named(metric)(y[curated], p[curated]),p[curated],new
+    fold, curated, noisy = (
+        clips.fold.to_numpy(),
+        (clips.source == "curated").to_numpy(),
+        (clips.source == "noisy").to_numpy(),
+    )
+    x_new, out = x[:0] if x_new is None else x_new, {}
+    for name, use in {"curated": curated, **({"curated + noisy": curated | noisy} if noisy.any() else {})}.items():
+        p, new, folds = np.zeros(y.shape), np.zeros((len(x_new), y.shape[1])), np.unique(fold[curated])
+        for k in progress(folds, label=f"forest on {name}", unit="folds"):
+            train, test = use & (fold != k), curated & (fold == k)
+            got = forest_scores(
+                x[train], y[train], np.concatenate([x[test], x_new]), trees=trees, seed=derive_seed(seed, "forest", k)
+            )
+            p[test], new = got[: test.sum()], new + got[test.sum() :] / len(folds)
+        out[name] = metric_named(metric)(y[curated], p[curated]), p[curated], new
     return out
 
 # %% ../../nbs/train/11_baseline.ipynb #ab567e4c
 def baseline_table(
-    run:Run, # its store and folds are used; it need not be finished
-)->pd.DataFrame: # index: what was trained on; one column, the recipe's metric out of fold on the curated clips
+    run: Run,  # its store and folds are used; it need not be finished
+) -> pd.DataFrame:  # index: what was trained on; one column, the recipe's metric out of fold on the curated clips
     "Out-of-fold score of the forest, trained on curated clips alone and on curated + noisy."
-    x = np.stack([clip_statistics(_heard(run, c)) for c in progress(list(run.clips.clip_id), label='baseline')])
+    x = np.stack([clip_statistics(_heard(run, c)) for c in progress(list(run.clips.clip_id), label="baseline")])
     found = fold_forests(run.clips, x, targets(run.clips, run.classes), metric=run.recipe.metric, seed=run.recipe.seed)
-    return pd.DataFrame({f'{run.recipe.metric} curated': {name: o[0] for name,o in found.items()}}).rename_axis('random forest on')
+    return pd.DataFrame({f"{run.recipe.metric} curated": {name: o[0] for name, o in found.items()}}).rename_axis(
+        "random forest on"
+    )
+
 
 def _heard(run, clip_id):
     "What the store has of a clip, a wave as its log-mel: a forest cannot hear waves."
     x = run.store[clip_id] if isinstance(run.store[clip_id], tuple) else (run.store[clip_id],)
-    if not isinstance(parts(run.recipe.stored)[0], Waveform): return x
+    if not isinstance(parts(run.recipe.stored)[0], Waveform):
+        return x
     return baseline_front_end(run.recipe.front_end.sample_rate)(x[0][0]), *x[1:]
 
 # %% ../../nbs/train/11_baseline.ipynb #a46acb2f
 def baseline_front_end(
-    sample_rate:int, # Hz, of the competition's files
-)->FrontEnd:
+    sample_rate: int,  # Hz, of the competition's files
+) -> FrontEnd:
     "A log-mel of 64 bands: windows of about 50 ms every 16 ms, over the whole spectrum, without the silence at both ends."
-    return LogMel(sample_rate=sample_rate, n_fft=2**round(math.log2(.05*sample_rate)), hop_length=round(.016*sample_rate), n_mels=64,
-                  f_max=None, reading=Reading(trim_db=60.))
+    return LogMel(
+        sample_rate=sample_rate,
+        n_fft=2 ** round(math.log2(0.05 * sample_rate)),
+        hop_length=round(0.016 * sample_rate),
+        n_mels=64,
+        f_max=None,
+        reading=Reading(trim_db=60.0),
+    )
 
-def _first_rate(clips)->int:
+
+def _first_rate(clips) -> int:
     "The sample rate of the first file that can be read."
     for path in clips.path:
-        try: return audio_info(path).sample_rate
-        except AudiotagError: pass
-    raise AudiotagError('none of the training files can be read', file=clips.path.iloc[0], fix='look at the folder')
+        try:
+            return audio_info(path).sample_rate
+        except AudiotagError:
+            pass
+    raise AudiotagError("none of the training files can be read", file=clips.path.iloc[0], fix="look at the folder")
 
 # %% ../../nbs/train/11_baseline.ipynb #9a553f71
 def hear_statistics(
-    clips:pd.DataFrame, # a clip table
-    front_end:FrontEnd,
+    clips: pd.DataFrame,  # a clip table
+    front_end: FrontEnd,
     *,
-    workers:int=4, # threads
-    label:str='baseline', # for the progress line
-)->tuple: # (statistics (clips that could be read, n), which rows those are (clips,) bool, {clip_id: why} of the others)
+    workers: int = 4,  # threads
+    label: str = "baseline",  # for the progress line
+) -> (
+    tuple
+):  # (statistics (clips that could be read, n), which rows those are (clips,) bool, {clip_id: why} of the others)
     "The statistics of every clip that can be read."
+
     def hear(c):
-        span = {k: v for k,v in (('start_s',c.start_s), ('end_s',c.end_s)) if v==v}
-        try: return clip_statistics(front_end.from_file(c.path, **span))
-        except AudiotagError as e: return str(e)
-        except ImportError as e: raise missing_library(e) from None
-        except Exception as e: return f'{c.path}: unexpected {type(e).__name__}: {e}' # one odd file must not cost the others
+        span = {k: v for k, v in (("start_s", c.start_s), ("end_s", c.end_s)) if v == v}
+        try:
+            return clip_statistics(front_end.from_file(c.path, **span))
+        except AudiotagError as e:
+            return str(e)
+        except ImportError as e:
+            raise missing_library(e) from None
+        except Exception as e:
+            return f"{c.path}: unexpected {type(e).__name__}: {e}"  # one odd file must not cost the others
+
     with ThreadPoolExecutor(workers) as pool:
         heard = list(progress(pool.map(hear, clips.itertuples()), label=label, total=len(clips)))
     fine = np.array([not isinstance(o, str) for o in heard], dtype=bool)
     x = np.stack([o for o in heard if not isinstance(o, str)]) if fine.any() else np.zeros((0, 0), np.float32)
-    return x, fine, {c: o for c,o in zip(clips.clip_id, heard) if isinstance(o, str)}
+    return x, fine, {c: o for c, o in zip(clips.clip_id, heard) if isinstance(o, str)}
 
 # %% ../../nbs/train/11_baseline.ipynb #448887f4
 @dataclass
 class Baseline:
     "What the forest says of a competition."
-    metric:str
-    table:dict # what was trained on -> metric, out of fold on curated clips
-    used:str # the better of those, which scored the test clips
-    oof:pd.DataFrame # index clip_id of the curated clips, one column a class
-    test:pd.DataFrame # index clip_id of the test clips, one column a class
-    lost:dict=field(default_factory=dict) # clip_id -> why it could not be read; in the test such a clip has the class prior
-    seconds:float=0.
+
+    metric: str
+    table: dict  # what was trained on -> metric, out of fold on curated clips
+    used: str  # the better of those, which scored the test clips
+    oof: pd.DataFrame  # index clip_id of the curated clips, one column a class
+    test: pd.DataFrame  # index clip_id of the test clips, one column a class
+    # clip_id -> why it could not be read; in the test such a clip has the class prior
+    lost: dict = field(default_factory=dict)
+    seconds: float = 0.0
 
     def __str__(self):
-        said = '\n'.join(f'{self.metric} out of fold, forest on {k}: {v:.3f}' for k,v in self.table.items())
-        lost = f"\n{len(self.lost)} files could not be read ({'; '.join(f'{k!r}: {v}' for k,v in list(self.lost.items())[:3])}{' …' if len(self.lost)>3 else ''})" if self.lost else ''
-        return f'{said}\n{len(self.test)} test clips scored by the forest on {self.used} in {self.seconds:.0f} s{lost}'
+        said = "\n".join(f"{self.metric} out of fold, forest on {k}: {v:.3f}" for k, v in self.table.items())
+        lost = (
+            f"\n{len(self.lost)} files could not be read ({'; '.join(f'{k!r}: {v}' for k, v in list(self.lost.items())[:3])}{' …' if len(self.lost) > 3 else ''})"
+            if self.lost
+            else ""
+        )
+        return f"{said}\n{len(self.test)} test clips scored by the forest on {self.used} in {self.seconds:.0f} s{lost}"
 
 # %% ../../nbs/train/11_baseline.ipynb #b841cfd6
 def run_baseline(
-    competition:Competition, # with its training clips
+    competition: Competition,  # with its training clips
     *,
-    front_end:FrontEnd|None=None, # None: `baseline_front_end` at the rate of the training files
-    n_folds:int=5,
-    trees:int=300,
-    seed:int=0,
-    workers:int=4,
-)->Baseline:
+    front_end: FrontEnd | None = None,  # None: `baseline_front_end` at the rate of the training files
+    n_folds: int = 5,
+    trees: int = 300,
+    seed: int = 0,
+    workers: int = 4,
+) -> Baseline:
     "The whole baseline on a competition; raises `AudiotagError` when there are too few clips for the folds."
-    begin,classes = time.monotonic(),list(competition.classes)
-    train,test = (competition.of(*o) for o in (('curated','noisy'), ('test',)))
-    if not (train.source=='curated').any(): raise AudiotagError('there are no curated clips to learn from', file=competition.root, fix='load the competition with its training clips')
+    begin, classes = time.monotonic(), list(competition.classes)
+    train, test = (competition.of(*o) for o in (("curated", "noisy"), ("test",)))
+    if not (train.source == "curated").any():
+        raise AudiotagError(
+            "there are no curated clips to learn from",
+            file=competition.root,
+            fix="load the competition with its training clips",
+        )
     front_end = front_end or baseline_front_end(_first_rate(train))
-    x,fine,lost = hear_statistics(train, front_end, workers=workers, label='training clips')
-    x_new,fine_new,lost_new = hear_statistics(test, front_end, workers=workers, label='test clips')
-    train = assign_folds(train[fine].reset_index(drop=True), n_folds=n_folds, seed=derive_seed(seed, 'folds'))
-    found = fold_forests(train, x, targets(train, classes), metric=competition.metric, x_new=x_new if len(x_new) else x[:0], trees=trees, seed=seed)
+    x, fine, lost = hear_statistics(train, front_end, workers=workers, label="training clips")
+    x_new, fine_new, lost_new = hear_statistics(test, front_end, workers=workers, label="test clips")
+    train = assign_folds(train[fine].reset_index(drop=True), n_folds=n_folds, seed=derive_seed(seed, "folds"))
+    found = fold_forests(
+        train,
+        x,
+        targets(train, classes),
+        metric=competition.metric,
+        x_new=x_new if len(x_new) else x[:0],
+        trees=trees,
+        seed=seed,
+    )
     used = max(found, key=lambda o: found[o][0])
     scores = np.tile(class_prior(competition.clips, classes).astype(float), (len(test), 1))
     scores[fine_new] = found[used][2]
-    ids = train.clip_id[train.source=='curated']
-    return Baseline(competition.metric, {k: o[0] for k,o in found.items()}, used, pd.DataFrame(found[used][1], index=ids, columns=classes),
-                    pd.DataFrame(scores, index=test.clip_id, columns=classes), {**lost, **lost_new}, round(time.monotonic()-begin, 1))
+    ids = train.clip_id[train.source == "curated"]
+    return Baseline(
+        competition.metric,
+        {k: o[0] for k, o in found.items()},
+        used,
+        pd.DataFrame(found[used][1], index=ids, columns=classes),
+        pd.DataFrame(scores, index=test.clip_id, columns=classes),
+        {**lost, **lost_new},
+        round(time.monotonic() - begin, 1),
+    )

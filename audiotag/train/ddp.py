@@ -19,136 +19,197 @@ from ..core.progress import say
 # %% ../../nbs/train/03_ddp.ipynb #b2ee861c
 class Part:
     "What one of several processes takes of a loader: its slice of every batch."
-    def __init__(self, dl, rank:int, of:int): self.dl,self.rank,self.of,self.size,self.steps = dl,rank,of,0,None
-    def __getattr__(self, name): return getattr(self.__dict__['dl'], name)
-    def __len__(self): return len(self.dl) if self.steps is None else self.steps
+
+    def __init__(self, dl, rank: int, of: int):
+        self.dl, self.rank, self.of, self.size, self.steps = dl, rank, of, 0, None
+
+    def __getattr__(self, name):
+        return getattr(self.__dict__["dl"], name)
+
+    def __len__(self):
+        return len(self.dl) if self.steps is None else self.steps
 
     def places(self, n, bs, steps):
         "The places in the epoch that are this process's, batch by batch."
-        for at in range(0, steps*bs, bs):
-            m = min(bs, n-at)
-            k = -(-m//self.of)
-            yield from (at+(self.rank*k+np.arange(k))%m).tolist()
+        for at in range(0, steps * bs, bs):
+            m = min(bs, n - at)
+            k = -(-m // self.of)
+            yield from (at + (self.rank * k + np.arange(k)) % m).tolist()
 
     def __iter__(self):
-        dl,n,bs,last = self.dl,self.dl.n,self.dl.bs,self.dl.drop_last
+        dl, n, bs, last = self.dl, self.dl.n, self.dl.bs, self.dl.drop_last
         self.steps = len(dl)
-        dl.get_idxs,dl.bs,dl.drop_last = lambda: self.places(n, bs, self.steps),-(-min(bs, n)//self.of),False
+        dl.get_idxs, dl.bs, dl.drop_last = lambda: self.places(n, bs, self.steps), -(-min(bs, n) // self.of), False
         try:
-            for i,b in enumerate(dl):
-                self.size = min(bs, n-i*bs)
+            for i, b in enumerate(dl):
+                self.size = min(bs, n - i * bs)
                 yield b
         finally:
-            del dl.__dict__['get_idxs']
-            dl.bs,dl.drop_last,self.steps = bs,last,None
+            del dl.__dict__["get_idxs"]
+            dl.bs, dl.drop_last, self.steps = bs, last, None
 
     def to_detach(self, b, cpu=True, gather=True):
         "Of fastai's Learner: what all processes have of a batch, in its order."
-        return apply(lambda o: o[:self.size] if gather and o.ndim else o, to_detach(b, cpu, gather))
+        return apply(lambda o: o[: self.size] if gather and o.ndim else o, to_detach(b, cpu, gather))
 
 # %% ../../nbs/train/03_ddp.ipynb #ad80ff22
-def n_ranks()->int:
+def n_ranks() -> int:
     "How many processes train together; 1 where there is no group."
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
-def rank()->int:
+
+def rank() -> int:
     "The number of this process among those that train together, from 0."
-    return dist.get_rank() if n_ranks()>1 else 0
+    return dist.get_rank() if n_ranks() > 1 else 0
+
 
 @contextlib.contextmanager
 def rank_0_first():
     "What stands below it is done by number 0 first, and then by the others: they find what it has written."
-    if rank(): dist.barrier()
+    if rank():
+        dist.barrier()
     yield
-    if n_ranks()>1 and not rank(): dist.barrier()
+    if n_ranks() > 1 and not rank():
+        dist.barrier()
+
 
 def bare(model):
     "The network itself, with the names that its weights have in a file."
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 # %% ../../nbs/train/03_ddp.ipynb #5bde348d
-def begin_worker(driver:int):
+def begin_worker(driver: int):
     "In a worker process: leave soon after the driver was killed, and leave Ctrl-C to it."
+
     def watch():
-        while os.getppid()==driver: time.sleep(.2)
+        while os.getppid() == driver:
+            time.sleep(0.2)
         os._exit(1)
+
     threading.Thread(target=watch, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
+
 class Tail:
     "Called, it gives the whole lines that were added to a file since the last time."
-    def __init__(self, path): self.path,self.at = Path(path),0
-    def __call__(self)->list:
-        if not self.path.exists() or self.path.stat().st_size==self.at: return []
-        with open(self.path, 'rb') as f:
+
+    def __init__(self, path):
+        self.path, self.at = Path(path), 0
+
+    def __call__(self) -> list:
+        if not self.path.exists() or self.path.stat().st_size == self.at:
+            return []
+        with open(self.path, "rb") as f:
             f.seek(self.at)
-            whole = f.read().rpartition(b'\n')[0]
-        self.at += len(whole)+1 if whole else 0
-        return whole.decode('utf-8', 'replace').splitlines()
+            whole = f.read().rpartition(b"\n")[0]
+        self.at += len(whole) + 1 if whole else 0
+        return whole.decode("utf-8", "replace").splitlines()
 
 # %% ../../nbs/train/03_ddp.ipynb #1e331659
 def _join(i, n, folder, threads):
     "Enter the group; the environment is where fastai and accelerate look."
     torch.set_num_threads(threads)
     os.environ.update(RANK=str(i), LOCAL_RANK=str(i), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n))
-    if 'lo' in (name for _,name in socket.if_nameindex()): os.environ.setdefault('GLOO_SOCKET_IFNAME', 'lo') # all are on this machine
+    # all are on this machine
+    if "lo" in (name for _, name in socket.if_nameindex()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     gpu = torch.cuda.is_available()
-    if gpu: torch.cuda.set_device(i)
-    dist.init_process_group('nccl' if gpu else 'gloo', init_method=f'file://{folder}/meet', rank=i, world_size=n, timeout=timedelta(days=1)) # who is dead is seen outside
+    if gpu:
+        torch.cuda.set_device(i)
+    # who is dead is seen outside
+    dist.init_process_group(
+        "nccl" if gpu else "gloo", init_method=f"file://{folder}/meet", rank=i, world_size=n, timeout=timedelta(days=1)
+    )
 
-def _in_rank(i, n, folder, threads, function, args)->tuple: # value, None; or seconds, error
-    with open(Path(folder)/f'{i}.txt', 'a', buffering=1, encoding='utf-8') as f, contextlib.redirect_stderr(f):
+
+def _in_rank(i, n, folder, threads, function, args) -> tuple:  # value, None; or seconds, error
+    with open(Path(folder) / f"{i}.txt", "a", buffering=1, encoding="utf-8") as f, contextlib.redirect_stderr(f):
         try:
             _join(i, n, folder, threads)
             return function(*args), None
-        except AudiotagError as e: return time.time(), e
-        except Exception as e: return time.time(), AudiotagError(f'process {i+1} of {n} failed ({type(e).__name__}: {e})\n{traceback.format_exc()}')
+        except AudiotagError as e:
+            return time.time(), e
+        except Exception as e:
+            return time.time(), AudiotagError(
+                f"process {i + 1} of {n} failed ({type(e).__name__}: {e})\n{traceback.format_exc()}"
+            )
 
 # %% ../../nbs/train/03_ddp.ipynb #75f9b601
 def _watched(futures, lines):
     "Say what number 0 says until all have ended, or one has failed."
     left = set(futures)
     while left:
-        done,left = wait(left, timeout=.2, return_when=FIRST_COMPLETED)
-        for line in lines(): say(line)
-        try: failed = [o for o in (f.result() for f in done) if o[1]]
+        done, left = wait(left, timeout=0.2, return_when=FIRST_COMPLETED)
+        for line in lines():
+            say(line)
+        try:
+            failed = [o for o in (f.result() for f in done) if o[1]]
         except BrokenExecutor as e:
-            why = 'was killed' if type(e).__name__=='TerminatedWorkerError' else f"could not begin ({str(e.__cause__ or e).strip().splitlines()[-1]})"
-            raise AudiotagError(f'one of {len(futures)} processes that train together {why}', fix='give it more memory if that was short; the same command goes on') from None
-        if failed: _raise(min(failed, key=lambda o: o[0])[1])
+            why = (
+                "was killed"
+                if type(e).__name__ == "TerminatedWorkerError"
+                else f"could not begin ({str(e.__cause__ or e).strip().splitlines()[-1]})"
+            )
+            raise AudiotagError(
+                f"one of {len(futures)} processes that train together {why}",
+                fix="give it more memory if that was short; the same command goes on",
+            ) from None
+        if failed:
+            _raise(min(failed, key=lambda o: o[0])[1])
     return futures[0].result()[0]
 
-def _raise(e): # the first that failed; the others fail because of it
-    what,_,trace = e.what.partition('\n')
-    if trace: say(trace.rstrip()); e = AudiotagError(what)
+
+def _raise(e):  # the first that failed; the others fail because of it
+    what, _, trace = e.what.partition("\n")
+    if trace:
+        say(trace.rstrip())
+        e = AudiotagError(what)
     raise e
 
 # %% ../../nbs/train/03_ddp.ipynb #102cb619
 def in_ranks(
-    n:int, # processes
-    function, # called in each, with the group around it
+    n: int,  # processes
+    function,  # called in each, with the group around it
     *args,
-    threads:int=1, # of torch, in each
-): # what it returned in number 0
+    threads: int = 1,  # of torch, in each
+):  # what it returned in number 0
     "Call a function in `n` processes that form a group of `torch.distributed`, with a GPU each where there are any; raises the first `AudiotagError` of them."
     from joblib.externals.loky import ProcessPoolExecutor
-    if torch.cuda.is_available() and torch.cuda.device_count()<n:
-        raise AudiotagError(f'{n} GPUs are wanted, and there are {torch.cuda.device_count()}', field='gpus', fix='set gpus of the recipe to what there is')
-    env = {**{f'{k}_NUM_THREADS': str(threads) for k in ('OMP','MKL','OPENBLAS')}, 'TORCH_CPP_LOG_LEVEL': 'ERROR'} # it warns of what `together` asks for
+
+    if torch.cuda.is_available() and torch.cuda.device_count() < n:
+        raise AudiotagError(
+            f"{n} GPUs are wanted, and there are {torch.cuda.device_count()}",
+            field="gpus",
+            fix="set gpus of the recipe to what there is",
+        )
+    # it warns of what `together` asks for
+    env = {**{f"{k}_NUM_THREADS": str(threads) for k in ("OMP", "MKL", "OPENBLAS")}, "TORCH_CPP_LOG_LEVEL": "ERROR"}
     with tempfile.TemporaryDirectory() as folder:
         pool = ProcessPoolExecutor(n, env=env, initializer=begin_worker, initargs=(os.getpid(),))
-        try: return _watched([pool.submit(_in_rank, i, n, folder, threads, function, args) for i in range(n)], Tail(Path(folder)/'0.txt'))
-        finally: pool.shutdown(kill_workers=True)
+        try:
+            return _watched(
+                [pool.submit(_in_rank, i, n, folder, threads, function, args) for i in range(n)],
+                Tail(Path(folder) / "0.txt"),
+            )
+        finally:
+            pool.shutdown(kill_workers=True)
 
 # %% ../../nbs/train/03_ddp.ipynb #e9bca3bb
 def together(
-    device, # of the batches
-): # a fastai callback
+    device,  # of the batches
+):  # a fastai callback
     "fastai's `DistributedTrainer` for a group that `in_ranks` has made: the mean of all gradients, and a part of each batch."
-    try: from accelerate import DistributedDataParallelKwargs
-    except ImportError as e: raise AudiotagError(f'training on several GPUs needs accelerate ({e})', fix="pip install 'audiotag[gpus]'") from None
+    try:
+        from accelerate import DistributedDataParallelKwargs
+    except ImportError as e:
+        raise AudiotagError(
+            f"training on several GPUs needs accelerate ({e})", fix="pip install 'audiotag[gpus]'"
+        ) from None
     from fastai.distributed import DistributedTrainer
-    cpu = torch.device(device).type=='cpu'
-    made = DistributedTrainer(sync_bn=not cpu, cpu=cpu, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+
+    cpu = torch.device(device).type == "cpu"
+    made = DistributedTrainer(
+        sync_bn=not cpu, cpu=cpu, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
+    )
     made._wrap_dl = lambda dl: dl if isinstance(dl, Part) else Part(dl, rank(), n_ranks())
     return made

@@ -24,123 +24,176 @@ from .run_folder import Run
 from ..infer.windows import Windows, batches, probabilities
 
 # %% ../../nbs/train/12_embed.ipynb #7d4db8c9
-_layers = torch.nn.Linear,torch.nn.Conv1d,torch.nn.Conv2d
+_layers = torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d
+
 
 @contextmanager
 def penultimate(
-    model:torch.nn.Module,
-    n_classes:int,
+    model: torch.nn.Module,
+    n_classes: int,
 ):
     "Give a list; each pass of the model appends (n, D): what goes into its last layer with `n_classes` outputs."
-    caught,now = [],[]
-    def enter(layer, args): now.append(args[0])
+    caught, now = [], []
+
+    def enter(layer, args):
+        now.append(args[0])
+
     def leave(model, args, out):
-        if not now: raise AudiotagError(f'{type(model).__name__} has no last layer with {n_classes} outputs', field='model', fix='embeddings need a linear layer or a convolution at the end')
+        if not now:
+            raise AudiotagError(
+                f"{type(model).__name__} has no last layer with {n_classes} outputs",
+                field="model",
+                fix="embeddings need a linear layer or a convolution at the end",
+            )
         x = now[-1]
-        caught.append(x.flatten(2).mean(2) if x.ndim>2 else x)
+        caught.append(x.flatten(2).mean(2) if x.ndim > 2 else x)
         now.clear()
-    watched = [m for m in model.modules() if isinstance(m, _layers) and m.weight.shape[0]==n_classes]
-    hooks = [m.register_forward_pre_hook(enter) for m in watched]+[model.register_forward_hook(leave)]
-    try: yield caught
+
+    watched = [m for m in model.modules() if isinstance(m, _layers) and m.weight.shape[0] == n_classes]
+    hooks = [m.register_forward_pre_hook(enter) for m in watched] + [model.register_forward_hook(leave)]
+    try:
+        yield caught
     finally:
-        for h in hooks: h.remove()
+        for h in hooks:
+            h.remove()
 
 # %% ../../nbs/train/12_embed.ipynb #c9044319
 def embed_clips(
-    models, # networks that share a front end
-    clips:Iterable, # pairs (clip_id, features), or (clip_id, list of pairs (view, features))
-    windows:Windows,
-    n_classes:int,
+    models,  # networks that share a front end
+    clips: Iterable,  # pairs (clip_id, features), or (clip_id, list of pairs (view, features))
+    windows: Windows,
+    n_classes: int,
     *,
-    batch_size:int=64, # windows
-    fill:float|None=None, # of the front end
-)->Iterator: # pairs (clip_id, (D,) float32); of several networks one after the other
+    batch_size: int = 64,  # windows
+    fill: float | None = None,  # of the front end
+) -> Iterator:  # pairs (clip_id, (D,) float32); of several networks one after the other
     "The mean over a clip's windows of what goes into each network's last layer."
-    for names,x in batches(clips, windows, batch_size=batch_size, fill=fill):
+    for names, x in batches(clips, windows, batch_size=batch_size, fill=fill):
         said = []
         for m in models:
-            with penultimate(m, n_classes) as caught: probabilities(m, x, batch_size=batch_size)
+            with penultimate(m, n_classes) as caught:
+                probabilities(m, x, batch_size=batch_size)
             said.append(torch.cat(caught).float().cpu().numpy())
-        said,at = np.concatenate(said, axis=1),0
-        for clip_id,counts in names:
-            yield clip_id, np.mean([said[e-n:e].mean(0) for n,e in zip(counts, at+np.cumsum(counts))], axis=0)
+        said, at = np.concatenate(said, axis=1), 0
+        for clip_id, counts in names:
+            yield clip_id, np.mean([said[e - n : e].mean(0) for n, e in zip(counts, at + np.cumsum(counts))], axis=0)
             at += sum(counts)
 
 # %% ../../nbs/train/12_embed.ipynb #e7ed0e2f
 def embed_bundle(
-    bundle, # a folder, or an opened `Bundle`
-    clips:pd.DataFrame, # a clip table
+    bundle,  # a folder, or an opened `Bundle`
+    clips: pd.DataFrame,  # a clip table
     *,
-    members=(0,), # of `bundle.members`, by number
-    batch_size:int=64, # windows
-)->tuple: # (DataFrame: index clip_id, columns e0, e1, …; {clip_id: why} of what could not be read)
+    members=(0,),  # of `bundle.members`, by number
+    batch_size: int = 64,  # windows
+) -> tuple:  # (DataFrame: index clip_id, columns e0, e1, …; {clip_id: why} of what could not be read)
     "Embeddings of clips by members of a bundle; raises `AudiotagError` on members that do not exist."
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
-    if wrong := [m for m in members if not 0<=m<len(bundle.members)] or ([] if members else ['']):
-        raise AudiotagError(f'there is no member {wrong[0]}', file=bundle.folder, field='member', fix=f'give numbers from 0 to {len(bundle.members)-1}')
+    if wrong := [m for m in members if not 0 <= m < len(bundle.members)] or ([] if members else [""]):
+        raise AudiotagError(
+            f"there is no member {wrong[0]}",
+            file=bundle.folder,
+            field="member",
+            fix=f"give numbers from 0 to {len(bundle.members) - 1}",
+        )
     bundle.check_files()
-    models,fe,lost = [bundle.model(m) for m in members],bundle.front_end,{}
+    models, fe, lost = [bundle.model(m) for m in members], bundle.front_end, {}
+
     def looks():
-        for c in progress(list(clips.itertuples()), label='embed'):
-            try: yield c.clip_id, bundle.windows.looks(fe, fe.read(c.path, **{k: v for k,v in (('start_s',c.start_s), ('end_s',c.end_s)) if v==v}))
-            except AudiotagError as e: lost[c.clip_id] = str(e)
+        for c in progress(list(clips.itertuples()), label="embed"):
+            try:
+                yield (
+                    c.clip_id,
+                    bundle.windows.looks(
+                        fe, fe.read(c.path, **{k: v for k, v in (("start_s", c.start_s), ("end_s", c.end_s)) if v == v})
+                    ),
+                )
+            except AudiotagError as e:
+                lost[c.clip_id] = str(e)
+
     found = dict(embed_clips(models, looks(), bundle.windows, len(bundle.classes), batch_size=batch_size, fill=fe.fill))
-    if not found: raise AudiotagError(f"none of the {len(clips)} clips could be read: {next(iter(lost.values()), 'there are none')}", file=bundle.folder)
-    table = pd.DataFrame(np.stack(list(found.values())), index=pd.Index(found, name='clip_id'))
-    return table.rename(columns=lambda i: f'e{i}'), lost
+    if not found:
+        raise AudiotagError(
+            f"none of the {len(clips)} clips could be read: {next(iter(lost.values()), 'there are none')}",
+            file=bundle.folder,
+        )
+    table = pd.DataFrame(np.stack(list(found.values())), index=pd.Index(found, name="clip_id"))
+    return table.rename(columns=lambda i: f"e{i}"), lost
 
 # %% ../../nbs/train/12_embed.ipynb #7549f88a
 def check_embedding_file(path):
     "Raise `AudiotagError` unless `path` is free, or holds a table of embeddings that may be replaced."
     path = Path(path)
-    if path.suffix!='.parquet': raise AudiotagError('is no name for a table of embeddings', file=path, fix='end it in .parquet')
+    if path.suffix != ".parquet":
+        raise AudiotagError("is no name for a table of embeddings", file=path, fix="end it in .parquet")
     if path.exists():
-        try: read_parquet(path, columns=['source','e0'])
-        except AudiotagError: raise AudiotagError('is there already and holds no embeddings', file=path, fix='choose another name') from None
+        try:
+            read_parquet(path, columns=["source", "e0"])
+        except AudiotagError:
+            raise AudiotagError(
+                "is there already and holds no embeddings", file=path, fix="choose another name"
+            ) from None
 
 # %% ../../nbs/train/12_embed.ipynb #72bc55aa
 def boosted_scores(
-    x:np.ndarray, # embeddings of the training clips
-    y:np.ndarray, # their labels (clips, classes), 0 or 1
-    x_new:np.ndarray,
+    x: np.ndarray,  # embeddings of the training clips
+    y: np.ndarray,  # their labels (clips, classes), 0 or 1
+    x_new: np.ndarray,
     *,
-    rounds:int=50,
-    seed:int=0,
-)->np.ndarray: # (new clips, classes)
+    rounds: int = 50,
+    seed: int = 0,
+) -> np.ndarray:  # (new clips, classes)
     "Probabilities of gradient boosting, one classifier a class (scikit-learn's histogram trees); a class that all or no clips have is constant."
     from sklearn.ensemble import HistGradientBoostingClassifier
+
     out = np.tile(y.mean(0, dtype=float), (len(x_new), 1))
     for k in range(y.shape[1]):
-        if 0<y[:,k].sum()<len(y):
-            trees = HistGradientBoostingClassifier(max_iter=rounds, max_leaf_nodes=8, min_samples_leaf=5, random_state=derive_seed(seed, 'boost', k)%2**32)
-            out[:,k] = trees.fit(x, y[:,k]).predict_proba(x_new)[:,1]
+        if 0 < y[:, k].sum() < len(y):
+            trees = HistGradientBoostingClassifier(
+                max_iter=rounds,
+                max_leaf_nodes=8,
+                min_samples_leaf=5,
+                random_state=derive_seed(seed, "boost", k) % 2**32,
+            )
+            out[:, k] = trees.fit(x, y[:, k]).predict_proba(x_new)[:, 1]
     return out
 
 # %% ../../nbs/train/12_embed.ipynb #cf1bbdee
 def run_embeddings(
-    run:Run,
-    stage:str,
-    fold:int, # whose network
-    clips:pd.DataFrame, # of the run
-)->np.ndarray: # (clips, D)
+    run: Run,
+    stage: str,
+    fold: int,  # whose network
+    clips: pd.DataFrame,  # of the run
+) -> np.ndarray:  # (clips, D)
     "What the network of one stage and fold knows of clips in the run's store."
     model = run.model(stage, fold)
-    found = dict(embed_clips([model], ((c, run.seen(c)) for c in clips.clip_id), run.recipe.windows, len(run.classes), fill=run.recipe.front_end.fill))
+    found = dict(
+        embed_clips(
+            [model],
+            ((c, run.seen(c)) for c in clips.clip_id),
+            run.recipe.windows,
+            len(run.classes),
+            fill=run.recipe.front_end.fill,
+        )
+    )
     return np.stack([found[c] for c in clips.clip_id])
 
+
 def embedding_scores(
-    run:Run, # finished
-    stage:str,
+    run: Run,  # finished
+    stage: str,
     *,
-    trees=forest_scores, # or `boosted_scores`; called as `trees(x, y, x_new, seed=)`
-    seed:int=0,
-)->pd.DataFrame: # index clip_id of the curated clips, one column a class
+    trees=forest_scores,  # or `boosted_scores`; called as `trees(x, y, x_new, seed=)`
+    seed: int = 0,
+) -> pd.DataFrame:  # index clip_id of the curated clips, one column a class
     "Out-of-fold scores of trees on each fold's own embeddings; raises `AudiotagError` if a network knew the clips."
-    clips = run.clips[run.clips.source=='curated'].reset_index(drop=True)
-    y,fold,p = targets(clips, run.classes),clips.fold.to_numpy(),np.zeros((len(clips), len(run.classes)))
-    for k in progress(np.unique(fold), label='trees on embeddings', unit='folds'):
-        mine = fold==k
-        check_out_of_fold(clips.clip_id[mine], run.trained_on(stage, int(k)), run.known, where=run.fold_path(stage, int(k)))
+    clips = run.clips[run.clips.source == "curated"].reset_index(drop=True)
+    y, fold, p = targets(clips, run.classes), clips.fold.to_numpy(), np.zeros((len(clips), len(run.classes)))
+    for k in progress(np.unique(fold), label="trees on embeddings", unit="folds"):
+        mine = fold == k
+        check_out_of_fold(
+            clips.clip_id[mine], run.trained_on(stage, int(k)), run.known, where=run.fold_path(stage, int(k))
+        )
         x = run_embeddings(run, stage, int(k), clips)
-        p[mine] = trees(x[~mine], y[~mine], x[mine], seed=derive_seed(seed, 'embed', k))
+        p[mine] = trees(x[~mine], y[~mine], x[mine], seed=derive_seed(seed, "embed", k))
     return pd.DataFrame(p, index=clips.clip_id, columns=list(run.classes))

@@ -27,457 +27,718 @@ from .ddp import Tail, begin_worker
 @dataclass(frozen=True, kw_only=True)
 class Job:
     "A piece of work that can be done anywhere where audiotag and the folder are."
-    name:str # how it is called in messages; no two jobs have the same
-    call:object # a function of a module
-    inputs:dict # what it is called with: paths, names, numbers
-    after:tuple[str,...]=() # names of the jobs that have to be done before
-    threads:int=1 # of torch; a cluster reserves as many CPUs
-    gpus:float|None=0. # None: 1 where there is any
+
+    name: str  # how it is called in messages; no two jobs have the same
+    call: object  # a function of a module
+    inputs: dict  # what it is called with: paths, names, numbers
+    after: tuple[str, ...] = ()  # names of the jobs that have to be done before
+    threads: int = 1  # of torch; a cluster reserves as many CPUs
+    gpus: float | None = 0.0  # None: 1 where there is any
 
 # %% ../../nbs/train/09_engine.ipynb #320bf6fd
-def code_mark()->dict: # name -> version
+def code_mark() -> dict:  # name -> version
     "What the numbers depend on: the versions of the libraries, and the source of this package."
     root = Path(audiotag.__file__).parent
-    source = hashlib.sha256(b''.join(p.read_bytes() for p in sorted(root.rglob('*.py')) if p.name!='_modidx.py')).hexdigest()[:8]
-    libraries = {k: importlib.metadata.version(k) for k in ('torch','fastai','numpy','timm')}
-    return {'audiotag': f'{audiotag.__version__} ({source})', **libraries}
+    source = hashlib.sha256(
+        b"".join(p.read_bytes() for p in sorted(root.rglob("*.py")) if p.name != "_modidx.py")
+    ).hexdigest()[:8]
+    libraries = {k: importlib.metadata.version(k) for k in ("torch", "fastai", "numpy", "timm")}
+    return {"audiotag": f"{audiotag.__version__} ({source})", **libraries}
 
-_loaded = code_mark() # on import: the files may change later
+
+_loaded = code_mark()  # on import: the files may change later
+
 
 def _check_mark(mark, place):
-    if off := [f'{k} {_loaded[k]} and not {v}' for k,v in mark.items() if _loaded[k]!=v]:
-        raise AudiotagError(f"the worker on {place} has {', '.join(off)}, as the driver has", kind='other code', fix='install the same on all machines, and start again')
+    if off := [f"{k} {_loaded[k]} and not {v}" for k, v in mark.items() if _loaded[k] != v]:
+        raise AudiotagError(
+            f"the worker on {place} has {', '.join(off)}, as the driver has",
+            kind="other code",
+            fix="install the same on all machines, and start again",
+        )
 
 # %% ../../nbs/train/09_engine.ipynb #3d81c38d
-def _cause(e:Exception)->str:
+def _cause(e: Exception) -> str:
     "One sentence about an error; for one that is not ours, with its place in the source."
-    if isinstance(e, AudiotagError): return str(e)
+    if isinstance(e, AudiotagError):
+        return str(e)
     at = traceback.extract_tb(e.__traceback__)[-1]
-    return f'{type(e).__name__}: {e} ({Path(at.filename).name}, line {at.lineno})'
+    return f"{type(e).__name__}: {e} ({Path(at.filename).name}, line {at.lineno})"
+
 
 def work(
-    job:Job,
-    mark:dict, # the driver's `code_mark`
+    job: Job,
+    mark: dict,  # the driver's `code_mark`
     *,
-    out=None, # takes what the job says on stderr; None: leave it
-    place:str='', # what this worker is called
-)->dict: # place, began, ended, and value or error
+    out=None,  # takes what the job says on stderr; None: leave it
+    place: str = "",  # what this worker is called
+) -> dict:  # place, began, ended, and value or error
     "Do a job in this process."
-    said = dict(place=place or f'{socket.gethostname()}:{os.getpid()}', began=time.time())
+    said = dict(place=place or f"{socket.gethostname()}:{os.getpid()}", began=time.time())
     before = torch.get_num_threads()
     try:
-        _check_mark(mark, said['place'])
+        _check_mark(mark, said["place"])
         torch.set_num_threads(job.threads)
-        with contextlib.redirect_stderr(out) if out else contextlib.nullcontext(): said['value'] = job.call(**job.inputs)
+        with contextlib.redirect_stderr(out) if out else contextlib.nullcontext():
+            said["value"] = job.call(**job.inputs)
     except Exception as e:
-        said.update(error=_cause(e), final=getattr(e, 'kind', '')=='other code', trace='' if isinstance(e, AudiotagError) else traceback.format_exc())
-    finally: torch.set_num_threads(before)
-    return {**said, 'ended': time.time()}
+        said.update(
+            error=_cause(e),
+            final=getattr(e, "kind", "") == "other code",
+            trace="" if isinstance(e, AudiotagError) else traceback.format_exc(),
+        )
+    finally:
+        torch.set_num_threads(before)
+    return {**said, "ended": time.time()}
 
 # %% ../../nbs/train/09_engine.ipynb #f176661f
-def _rest(n:int)->float: return 0. if n<2 else min(10., 2.**(n-2)) # seconds after the n-th loss without a word
+def _rest(n: int) -> float:
+    return 0.0 if n < 2 else min(10.0, 2.0 ** (n - 2))  # seconds after the n-th loss without a word
+
 
 class _Desk:
     "Which jobs wait, and what became of the others."
+
     def __init__(self, jobs, attempts):
-        self.source,self.held,self.attempts = iter(jobs),deque(),attempts
-        self.done,self.failed,self.failures,self.losses,self.rests = set(),{},Counter(),Counter(),{} # rests: until when
-    def lost(self)->bool: return any(job.name in self.rests for job in self.held) # some that rest, or may go on
+        self.source, self.held, self.attempts = iter(jobs), deque(), attempts
+        # rests: until when
+        self.done, self.failed, self.failures, self.losses, self.rests = set(), {}, Counter(), Counter(), {}
+
+    def lost(self) -> bool:
+        return any(job.name in self.rests for job in self.held)  # some that rest, or may go on
+
     def next(self):
         "A job that can be done now, or None."
         for _ in range(len(self.held)):
             job = self.held.popleft()
-            if any(a in self.failed for a in job.after): self.failed[job.name] = ''; continue
-            if all(a in self.done for a in job.after) and self.rests.get(job.name, 0)<=time.monotonic(): return job
+            if any(a in self.failed for a in job.after):
+                self.failed[job.name] = ""
+                continue
+            if all(a in self.done for a in job.after) and self.rests.get(job.name, 0) <= time.monotonic():
+                return job
             self.held.append(job)
         for job in self.source:
             self.held.append(job)
-            if set(job.after) <= self.done: return self.held.pop()
+            if set(job.after) <= self.done:
+                return self.held.pop()
+
     def failure(self, job, said):
         self.failures[job.name] += 1
-        n,why = self.failures[job.name],said['error']
-        if n==1 and said.get('trace'): say(said['trace'].rstrip())
-        if n<self.attempts and not said.get('final'): say(f'{job.name}: failed, attempt {n} of {self.attempts} ({why})'); self.held.appendleft(job)
-        else: self.failed[job.name] = f"{job.name} failed {n} times, the last one with: {why}" if n>1 else f'{job.name}: {why}'
+        n, why = self.failures[job.name], said["error"]
+        if n == 1 and said.get("trace"):
+            say(said["trace"].rstrip())
+        if n < self.attempts and not said.get("final"):
+            say(f"{job.name}: failed, attempt {n} of {self.attempts} ({why})")
+            self.held.appendleft(job)
+        else:
+            self.failed[job.name] = (
+                f"{job.name} failed {n} times, the last one with: {why}" if n > 1 else f"{job.name}: {why}"
+            )
 
 # %% ../../nbs/train/09_engine.ipynb #4c1e8b7a
 @patch
-def loss(self:_Desk, job, error):
+def loss(self: _Desk, job, error):
     self.losses[job.name] += 1
-    n,why = self.losses[job.name], f'{type(error).__name__}: {a_few(str(error).split(". "), 1)}'
-    if n==10: self.failed[job.name] = f'{job.name}: its worker was lost ten times before it had said a word, the last time with {why}'; return
-    when = f' in {_rest(n):.0f} s' if _rest(n) else ''
-    say(f'{job.name}: its worker was lost ({why}); another one goes on from its last checkpoint{when}')
-    self.rests[job.name] = time.monotonic()+_rest(n)
+    n, why = self.losses[job.name], f"{type(error).__name__}: {a_few(str(error).split('. '), 1)}"
+    if n == 10:
+        self.failed[job.name] = (
+            f"{job.name}: its worker was lost ten times before it had said a word, the last time with {why}"
+        )
+        return
+    when = f" in {_rest(n):.0f} s" if _rest(n) else ""
+    say(f"{job.name}: its worker was lost ({why}); another one goes on from its last checkpoint{when}")
+    self.rests[job.name] = time.monotonic() + _rest(n)
     self.held.appendleft(job)
 
 # %% ../../nbs/train/09_engine.ipynb #880d5ef0
 class Engine:
     "Base of the ways to run jobs."
-    def __init__(self, workers:int|None=None, *, attempts:int=3):
-        if workers is not None and workers<1: raise AudiotagError(f'{workers} workers cannot work', field='workers', fix='give 1 or more')
-        self.workers,self.attempts,self.log,self.mark = workers,attempts,[],_loaded
-    def room(self, job:Job, running:int)->bool: raise NotImplementedError # for one more
-    def submit(self, job:Job)->Future: raise NotImplementedError # of what `work` gives
-    def leave(self, future:Future): "Told when a job has ended."
-    def heard(self): return () # pairs (job's name, line), said since the last time
-    def stop(self): "End what is running."
-    def close(self): self.stop()
-    def __enter__(self): return self
-    def __exit__(self, *args): self.close()
+
+    def __init__(self, workers: int | None = None, *, attempts: int = 3):
+        if workers is not None and workers < 1:
+            raise AudiotagError(f"{workers} workers cannot work", field="workers", fix="give 1 or more")
+        self.workers, self.attempts, self.log, self.mark = workers, attempts, [], _loaded
+
+    def room(self, job: Job, running: int) -> bool:
+        raise NotImplementedError  # for one more
+
+    def submit(self, job: Job) -> Future:
+        raise NotImplementedError  # of what `work` gives
+
+    def leave(self, future: Future):
+        "Told when a job has ended."
+
+    def heard(self):
+        return ()  # pairs (job's name, line), said since the last time
+
+    def stop(self):
+        "End what is running."
+
+    def close(self):
+        self.stop()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        self.close()
 
 # %% ../../nbs/train/09_engine.ipynb #5f4a1aef
 @patch
-def each(self:Engine, jobs):
+def each(self: Engine, jobs):
     "Yield pairs (job, value) in the order in which jobs end; at the end raise one `AudiotagError` for those that failed."
-    desk,running,seen = _Desk(jobs, self.attempts),{},set()
+    desk, running, seen = _Desk(jobs, self.attempts), {}, set()
+
     def listen():
-        for name,line in self.heard():
+        for name, line in self.heard():
             desk.losses[name] = 0
-            if line not in seen: seen.add(line); say(line)
+            if line not in seen:
+                seen.add(line)
+                say(line)
+
     try:
         job = desk.next()
         while job or running or desk.lost():
-            while job and self.room(job, len(running)): running[self.submit(job)],job = job,desk.next()
-            if not running: time.sleep(.2)
-            ended,_ = wait(running, timeout=.2, return_when=FIRST_COMPLETED)
+            while job and self.room(job, len(running)):
+                running[self.submit(job)], job = job, desk.next()
+            if not running:
+                time.sleep(0.2)
+            ended, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
             listen()
-            for future in ended: self.leave(future); yield from self._judge(desk, running.pop(future), future)
+            for future in ended:
+                self.leave(future)
+                yield from self._judge(desk, running.pop(future), future)
             job = job or desk.next()
         listen()
-    except BaseException: self.stop(); raise
+    except BaseException:
+        self.stop()
+        raise
     if bad := [o for o in desk.failed.values() if o]:
-        left = len(desk.failed)-len(bad)
-        raise AudiotagError('; '.join(bad[:9])+(f'; and {len(bad)-9} more' if len(bad)>9 else '')+(f'; left out, as they need what failed: {left}' if left else ''), fix='what is finished stays: the same command goes on')
+        left = len(desk.failed) - len(bad)
+        raise AudiotagError(
+            "; ".join(bad[:9])
+            + (f"; and {len(bad) - 9} more" if len(bad) > 9 else "")
+            + (f"; left out, as they need what failed: {left}" if left else ""),
+            fix="what is finished stays: the same command goes on",
+        )
 
 # %% ../../nbs/train/09_engine.ipynb #b59da3ba
 @patch
-def _judge(self:Engine, desk, job, future):
+def _judge(self: Engine, desk, job, future):
     error = future.exception()
-    if error: desk.loss(job, error); return
+    if error:
+        desk.loss(job, error)
+        return
     said = future.result()
-    self.log.append({'job': job.name, **{k: said[k] for k in ('place','began','ended')}, 'ok': 'error' not in said})
-    if 'error' in said: desk.failure(job, said); return
+    self.log.append({"job": job.name, **{k: said[k] for k in ("place", "began", "ended")}, "ok": "error" not in said})
+    if "error" in said:
+        desk.failure(job, said)
+        return
     desk.done.add(job.name)
-    yield job, said['value']
+    yield job, said["value"]
+
 
 @patch
-def run(self:Engine, jobs)->dict: # job's name -> what its function returned
+def run(self: Engine, jobs) -> dict:  # job's name -> what its function returned
     "Do all jobs: the barrier. Raises one `AudiotagError` for those that failed, after the others have ended."
-    return {job.name: value for job,value in self.each(jobs)}
+    return {job.name: value for job, value in self.each(jobs)}
 
 # %% ../../nbs/train/09_engine.ipynb #0f7c34f7
 class Here(Engine):
     "One job after the other, in this process; a second attempt would meet what the first one met."
-    def __init__(self, *, attempts:int=1): super().__init__(1, attempts=attempts)
-    def room(self, job, running): return running==0
+
+    def __init__(self, *, attempts: int = 1):
+        super().__init__(1, attempts=attempts)
+
+    def room(self, job, running):
+        return running == 0
+
     def submit(self, job):
         future = Future()
-        future.set_result(work(job, self.mark, place='here'))
+        future.set_result(work(job, self.mark, place="here"))
         return future
 
 # %% ../../nbs/train/09_engine.ipynb #fb419c31
 class Lines(io.TextIOBase):
     "A stderr that gives each whole line to `send`."
-    def __init__(self, send): self.send,self.rest = send,''
-    def writable(self): return True
+
+    def __init__(self, send):
+        self.send, self.rest = send, ""
+
+    def writable(self):
+        return True
+
     def write(self, text):
-        *lines,self.rest = (self.rest+text).split('\n')
+        *lines, self.rest = (self.rest + text).split("\n")
         for line in lines:
-            if line.strip(): self.send(line)
+            if line.strip():
+                self.send(line)
         return len(text)
+
 
 def _work_and_tell(job, mark, path):
     "`work`, with what is said appended to a file: no lock is held that a killed worker could keep."
-    with open(path, 'a', buffering=1, encoding='utf-8') as f: return work(job, mark, out=Lines(lambda line: f.write(line+'\n')))
+    with open(path, "a", buffering=1, encoding="utf-8") as f:
+        return work(job, mark, out=Lines(lambda line: f.write(line + "\n")))
 
 # %% ../../nbs/train/09_engine.ipynb #b98a1824
 class Processes(Engine):
     "Jobs in worker processes of this machine; by default as many as have a core for each of their threads."
-    def __init__(self, workers:int|None=None, *, attempts:int=3):
+
+    def __init__(self, workers: int | None = None, *, attempts: int = 3):
         super().__init__(workers, attempts=attempts)
-        self.pools,self.busy,self.files,self.folder = {},{},[],tempfile.TemporaryDirectory()
-    def room(self, job, running): return running < (self.workers or max(1, min(len(os.sched_getaffinity(0))//job.threads, _places(job))))
+        self.pools, self.busy, self.files, self.folder = {}, {}, [], tempfile.TemporaryDirectory()
+
+    def room(self, job, running):
+        return running < (self.workers or max(1, min(len(os.sched_getaffinity(0)) // job.threads, _places(job))))
+
     def submit(self, job):
-        slot = min(set(range(len(self.busy)+1))-set(self.busy.values()))
-        path = Path(self.folder.name)/f'{len(self.files)}.txt'
-        try: future = self._pool(slot, job).submit(_work_and_tell, job, self.mark, str(path))
-        except BrokenExecutor: # its worker died while it had nothing to do
+        slot = min(set(range(len(self.busy) + 1)) - set(self.busy.values()))
+        path = Path(self.folder.name) / f"{len(self.files)}.txt"
+        try:
+            future = self._pool(slot, job).submit(_work_and_tell, job, self.mark, str(path))
+        except BrokenExecutor:  # its worker died while it had nothing to do
             self.pools.pop(slot).shutdown(wait=False, kill_workers=True)
             return self.submit(job)
         self.busy[future] = slot
         self.files.append((job.name, Tail(path)))
         return future
+
     def leave(self, future):
         slot = self.busy.pop(future)
-        if future.exception() and slot in self.pools: self.pools.pop(slot).shutdown(wait=False, kill_workers=True)
+        if future.exception() and slot in self.pools:
+            self.pools.pop(slot).shutdown(wait=False, kill_workers=True)
+
     def _pool(self, slot, job):
         from joblib.externals.loky import ProcessPoolExecutor
+
         if slot not in self.pools:
-            env = {f'{k}_NUM_THREADS': str(job.threads) for k in ('OMP','MKL','OPENBLAS')}
-            self.pools[slot] = ProcessPoolExecutor(1, timeout=60, env={**env, **_gpus_of(slot, job)}, initializer=begin_worker, initargs=(os.getpid(),))
+            env = {f"{k}_NUM_THREADS": str(job.threads) for k in ("OMP", "MKL", "OPENBLAS")}
+            self.pools[slot] = ProcessPoolExecutor(
+                1, timeout=60, env={**env, **_gpus_of(slot, job)}, initializer=begin_worker, initargs=(os.getpid(),)
+            )
         return self.pools[slot]
 
 # %% ../../nbs/train/09_engine.ipynb #c99071e7
-def _several(job)->int: return int(job.gpus) if job.gpus and job.gpus>1 else 1
+def _several(job) -> int:
+    return int(job.gpus) if job.gpus and job.gpus > 1 else 1
 
-def _places(job)->int|float:
+
+def _places(job) -> int | float:
     "How many jobs this machine's GPUs have room for, where a job has several."
-    return torch.cuda.device_count()//_several(job) if _several(job)>1 and torch.cuda.is_available() else math.inf
+    return torch.cuda.device_count() // _several(job) if _several(job) > 1 and torch.cuda.is_available() else math.inf
 
-def _gpus_of(slot:int, job)->dict:
+
+def _gpus_of(slot: int, job) -> dict:
     "The part of the environment that shows a worker its GPUs of several: one, or as many as its job shares."
-    if (have := torch.cuda.device_count())<2: return {}
-    given,n = (os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(have)))).split(','),_several(job)
-    first = slot%max(1, have//n)*n
-    return {'CUDA_VISIBLE_DEVICES': ','.join(given[first:first+n])}
+    if (have := torch.cuda.device_count()) < 2:
+        return {}
+    given, n = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(have)))).split(","), _several(job)
+    first = slot % max(1, have // n) * n
+    return {"CUDA_VISIBLE_DEVICES": ",".join(given[first : first + n])}
+
 
 @patch
-def heard(self:Processes):
-    for name,lines in self.files:
-        for line in lines(): yield name, line
+def heard(self: Processes):
+    for name, lines in self.files:
+        for line in lines():
+            yield name, line
+
 
 @patch
-def stop(self:Processes):
-    for pool in list(self.pools.values()): pool.shutdown(kill_workers=True)
-    self.pools.clear(); self.busy.clear()
+def stop(self: Processes):
+    for pool in list(self.pools.values()):
+        pool.shutdown(kill_workers=True)
+    self.pools.clear()
+    self.busy.clear()
 
 # %% ../../nbs/train/09_engine.ipynb #ec9e6253
 class _Mine(Callback):
     "Stop a training when somebody else has begun the same fold."
-    order = 85 # before the checkpoint
-    def __init__(self, path, token): self.path,self.token,self.looked = path,token,0.
+
+    order = 85  # before the checkpoint
+
+    def __init__(self, path, token):
+        self.path, self.token, self.looked = path, token, 0.0
+
     def look(self):
         self.looked = time.monotonic()
-        try: now = self.path.read_text()
-        except OSError: now = ''
-        if now!=self.token: raise AudiotagError('another worker has begun this fold', file=self.path.parent, fix='it goes on with it')
+        try:
+            now = self.path.read_text()
+        except OSError:
+            now = ""
+        if now != self.token:
+            raise AudiotagError("another worker has begun this fold", file=self.path.parent, fix="it goes on with it")
+
     def after_batch(self):
-        if time.monotonic()-self.looked>1: self.look()
-    def after_epoch(self): self.look()
+        if time.monotonic() - self.looked > 1:
+            self.look()
+
+    def after_epoch(self):
+        self.look()
 
 # %% ../../nbs/train/09_engine.ipynb #0897aad4
 @contextlib.contextmanager
-def _alone(folder:Path, patience:float=180.):
+def _alone(folder: Path, patience: float = 180.0):
     "Hold the folder of a fold; gives the callback that watches over it."
     folder.mkdir(parents=True, exist_ok=True)
-    name,token,end = folder/'.owner',os.urandom(8).hex(),time.monotonic()+patience
+    name, token, end = folder / ".owner", os.urandom(8).hex(), time.monotonic() + patience
     name.write_text(token)
     mine = _Mine(name, token)
     with contextlib.ExitStack() as held:
         while True:
-            try: held.enter_context(locked(folder)); break
+            try:
+                held.enter_context(locked(folder))
+                break
             except AudiotagError:
-                if time.monotonic()>end: raise
+                if time.monotonic() > end:
+                    raise
                 mine.look()
-                time.sleep(.2)
-            except OSError: break # a file system without locks
+                time.sleep(0.2)
+            except OSError:
+                break  # a file system without locks
         mine.look()
-        for p in folder.glob('.*.part'): p.unlink(missing_ok=True)
-        try: yield mine
+        for p in folder.glob(".*.part"):
+            p.unlink(missing_ok=True)
+        try:
+            yield mine
         finally:
-            if name.exists() and name.read_text()==token: name.unlink()
+            if name.exists() and name.read_text() == token:
+                name.unlink()
 
-def train_job(run:str, stage:str, fold:int, cbs=()):
+
+def train_job(run: str, stage: str, fold: int, cbs=()):
     "Finish one fold of one stage of a run, in a folder or behind a URL; the job that engines do."
     if is_url(run):
-        with at_hand(run, drive=False) as folder: return train_job(str(folder), stage, fold, cbs)
-    if not Path(run).is_dir(): raise AudiotagError('the run folder is not on this machine', file=run, fix='put it on a file system that all machines share')
+        with at_hand(run, drive=False) as folder:
+            return train_job(str(folder), stage, fold, cbs)
+    if not Path(run).is_dir():
+        raise AudiotagError(
+            "the run folder is not on this machine", file=run, fix="put it on a file system that all machines share"
+        )
     run = Run(run)
-    if run.is_done(stage, fold): return
-    with _alone(run.fold_path(stage, fold)) as mine: finish_fold(run, stage, fold, cbs=[*cbs, mine])
+    if run.is_done(stage, fold):
+        return
+    with _alone(run.fold_path(stage, fold)) as mine:
+        finish_fold(run, stage, fold, cbs=[*cbs, mine])
 
 # %% ../../nbs/train/09_engine.ipynb #e3d275a8
 def fold_jobs(
-    run:Run,
-    todo, # pairs (stage, fold) between two barriers
+    run: Run,
+    todo,  # pairs (stage, fold) between two barriers
     *,
-    cbs=(), # further fastai callbacks
-)->list: # of `Job`
+    cbs=(),  # further fastai callbacks
+) -> list:  # of `Job`
     "A job for each fold that has to be trained, behind the one that it starts from."
-    stages,n = [s.name for s in run.recipe.stages],run.recipe.n_folds
-    def name(stage, fold): return f'stage {stages.index(stage)+1}/{len(stages)} {stage}, fold {fold+1}/{n}'
+    stages, n = [s.name for s in run.recipe.stages], run.recipe.n_folds
+
+    def name(stage, fold):
+        return f"stage {stages.index(stage) + 1}/{len(stages)} {stage}, fold {fold + 1}/{n}"
+
     before = {s.name: s.start_from for s in run.recipe.stages}
-    return [Job(name=name(s, k), call=train_job, inputs=dict(run=origin(run.folder) or str(run.folder.absolute()), stage=s, fold=k, cbs=tuple(cbs)),
-                after=(name(before[s], k),) if (before[s], k) in todo else (), threads=run.threads(), gpus=run.recipe.gpus) for s,k in todo]
+    return [
+        Job(
+            name=name(s, k),
+            call=train_job,
+            inputs=dict(run=origin(run.folder) or str(run.folder.absolute()), stage=s, fold=k, cbs=tuple(cbs)),
+            after=(name(before[s], k),) if (before[s], k) in todo else (),
+            threads=run.threads(),
+            gpus=run.recipe.gpus,
+        )
+        for s, k in todo
+    ]
+
 
 @patch
-def folds(self:Engine, run:Run, todo, cbs=()):
+def folds(self: Engine, run: Run, todo, cbs=()):
     "What `run_stages` calls between two barriers."
-    refresh(run.folder) # of a run behind a URL: send what the workers need, fetch what they made
-    try: self.run(fold_jobs(run, todo, cbs=cbs))
-    except AudiotagError as e: raise AudiotagError(e.what, file=run.folder, fix=e.fix) from None
-    finally: refresh(run.folder)
+    refresh(run.folder)  # of a run behind a URL: send what the workers need, fetch what they made
+    try:
+        self.run(fold_jobs(run, todo, cbs=cbs))
+    except AudiotagError as e:
+        raise AudiotagError(e.what, file=run.folder, fix=e.fix) from None
+    finally:
+        refresh(run.folder)
 
 # %% ../../nbs/train/09_engine.ipynb #3c98fce0
 def timeline(
-    engine:Engine, # after it has run something
-)->pd.DataFrame: # job, place, began, ended (seconds since the first began), ok
+    engine: Engine,  # after it has run something
+) -> pd.DataFrame:  # job, place, began, ended (seconds since the first began), ok
     "Who did what, and when."
-    log = pd.DataFrame(engine.log, columns=['job','place','began','ended','ok'])
-    return log.assign(began=log.began-log.began.min(), ended=log.ended-log.began.min())
+    log = pd.DataFrame(engine.log, columns=["job", "place", "began", "ended", "ok"])
+    return log.assign(began=log.began - log.began.min(), ended=log.ended - log.began.min())
+
 
 def draw_timeline(
-    engine:Engine, # after it has run something
-    ax=None, # None: a new figure
+    engine: Engine,  # after it has run something
+    ax=None,  # None: a new figure
 ):
     "A bar a job and a line a worker, coloured by stage; what failed is hatched."
     import matplotlib.pyplot as plt
+
     log = timeline(engine)
-    places,stages = list(dict.fromkeys(log.place)),list(dict.fromkeys(log.job.str.split(',').str[0]))
-    ax = ax or plt.subplots(figsize=(7, .8+.35*len(places)), layout='constrained')[1]
+    places, stages = list(dict.fromkeys(log.place)), list(dict.fromkeys(log.job.str.split(",").str[0]))
+    ax = ax or plt.subplots(figsize=(7, 0.8 + 0.35 * len(places)), layout="constrained")[1]
     for r in log.itertuples():
-        stage,_,fold = r.job.partition(', ')
-        ax.barh(places.index(r.place), r.ended-r.began, left=r.began, color=f'C{stages.index(stage)}', ec='white', alpha=.6, hatch='' if r.ok else '///')
-        ax.text((r.began+r.ended)/2, places.index(r.place), fold.removeprefix('fold ').split('/')[0], ha='center', va='center', fontsize=7)
-    for i,s in enumerate(stages): ax.barh(0, 0, color=f'C{i}', alpha=.6, label=s)
-    ax.set(yticks=range(len(places)), xlabel='seconds'); ax.set_yticklabels(places, fontsize=7); ax.invert_yaxis()
-    ax.legend(fontsize=6, ncols=len(stages), loc='upper center', bbox_to_anchor=(.5, 1.5 if len(places)<3 else 1.2), frameon=False)
+        stage, _, fold = r.job.partition(", ")
+        ax.barh(
+            places.index(r.place),
+            r.ended - r.began,
+            left=r.began,
+            color=f"C{stages.index(stage)}",
+            ec="white",
+            alpha=0.6,
+            hatch="" if r.ok else "///",
+        )
+        ax.text(
+            (r.began + r.ended) / 2,
+            places.index(r.place),
+            fold.removeprefix("fold ").split("/")[0],
+            ha="center",
+            va="center",
+            fontsize=7,
+        )
+    for i, s in enumerate(stages):
+        ax.barh(0, 0, color=f"C{i}", alpha=0.6, label=s)
+    ax.set(yticks=range(len(places)), xlabel="seconds")
+    ax.set_yticklabels(places, fontsize=7)
+    ax.invert_yaxis()
+    ax.legend(
+        fontsize=6,
+        ncols=len(stages),
+        loc="upper center",
+        bbox_to_anchor=(0.5, 1.5 if len(places) < 3 else 1.2),
+        frameon=False,
+    )
     return ax
 
 # %% ../../nbs/train/09_engine.ipynb #5be225a8
 def _for_ray():
     "The task and the actor; nested, so that they travel as source."
+
     def on_node(order, mark, box, name):
         import importlib, socket, time, ray
-        place = f'{socket.gethostname()} {ray.get_runtime_context().get_node_id()[:6]}'
-        try: engine = importlib.import_module('audiotag.train.engine')
-        except ImportError as e: return dict(place=place, began=time.time(), ended=time.time(), final=True, error=f'audiotag cannot be imported on {place} ({e}): install it there')
-        return engine.work(ray.cloudpickle.loads(order), mark, place=place, out=engine.Lines(lambda line: box.put.remote(name, line)))
+
+        place = f"{socket.gethostname()} {ray.get_runtime_context().get_node_id()[:6]}"
+        try:
+            engine = importlib.import_module("audiotag.train.engine")
+        except ImportError as e:
+            return dict(
+                place=place,
+                began=time.time(),
+                ended=time.time(),
+                final=True,
+                error=f"audiotag cannot be imported on {place} ({e}): install it there",
+            )
+        return engine.work(
+            ray.cloudpickle.loads(order), mark, place=place, out=engine.Lines(lambda line: box.put.remote(name, line))
+        )
 
     class Box:
         "Lines on their way to the driver."
-        def __init__(self): self.lines = []
-        def put(self, name, line): self.lines.append((name, line))
-        def take(self): lines,self.lines = self.lines,[]; return lines
+
+        def __init__(self):
+            self.lines = []
+
+        def put(self, name, line):
+            self.lines.append((name, line))
+
+        def take(self):
+            lines, self.lines = self.lines, []
+            return lines
+
     return on_node, Box
 
+
 def _import_ray():
-    os.environ.setdefault('RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO', '1') # a job without GPU sees none; and no word about it
-    os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
-    try: import ray
-    except ImportError as e: raise AudiotagError(f"the engine 'ray' needs Ray ({e})", fix="pip install 'audiotag[cluster]'") from None
+    # a job without GPU sees none; and no word about it
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as e:
+        raise AudiotagError(f"the engine 'ray' needs Ray ({e})", fix="pip install 'audiotag[cluster]'") from None
     return ray
 
 # %% ../../nbs/train/09_engine.ipynb #2541f512
 class Ray(Engine):
     "Jobs on a Ray cluster: the one at `address`, or the one that this process is connected to, or a new one on this machine."
-    def __init__(self,
-        address:str|None=None, # as `ray.init` takes it: 'auto', 'host:6379', 'ray://…'; None: as Ray finds it
+
+    def __init__(
+        self,
+        address: str | None = None,  # as `ray.init` takes it: 'auto', 'host:6379', 'ray://…'; None: as Ray finds it
         *,
-        workers:int|None=None, # jobs at the same time; None: as many as the cluster has room for
-        attempts:int=3,
+        workers: int | None = None,  # jobs at the same time; None: as many as the cluster has room for
+        attempts: int = 3,
     ):
         super().__init__(workers, attempts=attempts)
-        self.ray,self.address,self.began,self.refs,self.looked = _import_ray(),address,False,{},time.monotonic()
+        self.ray, self.address, self.began, self.refs, self.looked = _import_ray(), address, False, {}, time.monotonic()
+
     def begin(self):
         "Connect, and start the actor that collects what jobs say."
-        if self.began and self.ray.is_initialized(): return
+        if self.began and self.ray.is_initialized():
+            return
         self.mine = not self.ray.is_initialized()
         try:
-            if self.mine: self.ray.init(address=self.address, log_to_driver=False, logging_level='error', configure_logging=True)
+            if self.mine:
+                self.ray.init(address=self.address, log_to_driver=False, logging_level="error", configure_logging=True)
         except (ConnectionError, RuntimeError, ValueError) as e:
-            raise AudiotagError(f'no Ray cluster answers ({str(e).splitlines()[0]})', field='address', fix="start one with 'ray start --head', or leave the address out") from None
+            raise AudiotagError(
+                f"no Ray cluster answers ({str(e).splitlines()[0]})",
+                field="address",
+                fix="start one with 'ray start --head', or leave the address out",
+            ) from None
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-        on_node,box = _for_ray()
+
+        on_node, box = _for_ray()
         home = NodeAffinitySchedulingStrategy(self.ray.get_runtime_context().get_node_id(), soft=True)
         self.task = self.ray.remote(on_node)
         self.box = self.ray.remote(box).options(num_cpus=0, scheduling_strategy=home).remote()
         self.began = True
-    def room(self, job, running): return running < (self.workers or 1000)
+
+    def room(self, job, running):
+        return running < (self.workers or 1000)
 
 # %% ../../nbs/train/09_engine.ipynb #a0deb31c
 @patch
-def reserve(self:Ray, job:Job)->dict: # num_cpus, num_gpus
+def reserve(self: Ray, job: Job) -> dict:  # num_cpus, num_gpus
     "What Ray is asked for; raises `AudiotagError` when no node could ever have it."
-    nodes = [n['Resources'] for n in self.ray.nodes() if n['Alive']]
-    most = {k: max([n.get(k, 0) for n in nodes], default=0) for k in ('CPU','GPU')}
-    gpus = min(1, most['GPU']) if job.gpus is None else job.gpus
-    if gpus>most['GPU']: raise AudiotagError(f"{job.name} wants {gpus:g} GPUs, and no node of the cluster has more than {most['GPU']:g}", field='gpus', fix='set gpus of the recipe to what a node has')
-    return dict(num_cpus=min(job.threads, most['CPU']) if most['CPU'] else job.threads, num_gpus=gpus)
+    nodes = [n["Resources"] for n in self.ray.nodes() if n["Alive"]]
+    most = {k: max([n.get(k, 0) for n in nodes], default=0) for k in ("CPU", "GPU")}
+    gpus = min(1, most["GPU"]) if job.gpus is None else job.gpus
+    if gpus > most["GPU"]:
+        raise AudiotagError(
+            f"{job.name} wants {gpus:g} GPUs, and no node of the cluster has more than {most['GPU']:g}",
+            field="gpus",
+            fix="set gpus of the recipe to what a node has",
+        )
+    return dict(num_cpus=min(job.threads, most["CPU"]) if most["CPU"] else job.threads, num_gpus=gpus)
+
 
 @patch
-def submit(self:Ray, job):
+def submit(self: Ray, job):
     self.begin()
-    ref = self.task.options(name=job.name, max_retries=0, **self.reserve(job)).remote(self.ray.cloudpickle.dumps(job), self.mark, self.box, job.name)
+    ref = self.task.options(name=job.name, max_retries=0, **self.reserve(job)).remote(
+        self.ray.cloudpickle.dumps(job), self.mark, self.box, job.name
+    )
     future = ref.future()
     self.refs[future] = ref
     return future
 
-@patch
-def leave(self:Ray, future): self.refs.pop(future)
 
 @patch
-def heard(self:Ray):
-    if self.refs and time.monotonic()-self.looked>10:
+def leave(self: Ray, future):
+    self.refs.pop(future)
+
+
+@patch
+def heard(self: Ray):
+    if self.refs and time.monotonic() - self.looked > 10:
         self.looked = time.monotonic()
-        if not any(n['Alive'] and n['Resources'].get('CPU') for n in self.ray.nodes()): yield '', 'no node of the cluster is left: waiting for one (Ctrl-C ends this, and the same command goes on)'
-    try: yield from self.ray.get(self.box.take.remote(), timeout=5) if self.began else ()
-    except self.ray.exceptions.RayError: pass
+        if not any(n["Alive"] and n["Resources"].get("CPU") for n in self.ray.nodes()):
+            yield "", "no node of the cluster is left: waiting for one (Ctrl-C ends this, and the same command goes on)"
+    try:
+        yield from self.ray.get(self.box.take.remote(), timeout=5) if self.began else ()
+    except self.ray.exceptions.RayError:
+        pass
 
 # %% ../../nbs/train/09_engine.ipynb #5dedca19
 @patch
-def stop(self:Ray):
-    if not self.began or not self.ray.is_initialized(): return
-    for ref in self.refs.values(): self.ray.cancel(ref, force=True)
-    if self.refs: self.ray.wait(list(self.refs.values()), num_returns=len(self.refs), timeout=10)
+def stop(self: Ray):
+    if not self.began or not self.ray.is_initialized():
+        return
+    for ref in self.refs.values():
+        self.ray.cancel(ref, force=True)
+    if self.refs:
+        self.ray.wait(list(self.refs.values()), num_returns=len(self.refs), timeout=10)
     self.refs.clear()
 
+
 @patch
-def close(self:Ray):
+def close(self: Ray):
     "Stop, and leave the cluster if this engine has entered it."
     self.stop()
     if self.began and self.ray.is_initialized():
         self.ray.kill(self.box)
-        if self.mine: self.ray.shutdown()
+        if self.mine:
+            self.ray.shutdown()
     self.began = False
 
 # %% ../../nbs/train/09_engine.ipynb #fa68918e
-def _apply(function, item): return function(item)
+def _apply(function, item):
+    return function(item)
+
 
 @patch
-def map(self:Engine, function, items, *, label:str, threads:int=1):
+def map(self: Engine, function, items, *, label: str, threads: int = 1):
     "Yield `function(item)` for each item, in any order."
-    jobs = (Job(name=f'{label} {i}', call=_apply, inputs=dict(function=function, item=o), threads=threads) for i,o in enumerate(items, 1))
-    for _,value in self.each(jobs): yield value
+    jobs = (
+        Job(name=f"{label} {i}", call=_apply, inputs=dict(function=function, item=o), threads=threads)
+        for i, o in enumerate(items, 1)
+    )
+    for _, value in self.each(jobs):
+        yield value
 
 # %% ../../nbs/train/09_engine.ipynb #b910ee94
-def predict_job(run:str, stage:str, fold:int, clips, out:str):
+def predict_job(run: str, stage: str, fold: int, clips, out: str):
     "Write what one model of a run says of some clips, unless that is there."
-    if not Path(out).exists(): write_parquet(out, Run(run).predict(stage, fold, clips).reset_index())
+    if not Path(out).exists():
+        write_parquet(out, Run(run).predict(stage, fold, clips).reset_index())
+
 
 def predict_chunks(
-    run:Run,
-    stage:str,
-    clip_ids, # clips of the run's store
-    folder, # keeps a file a chunk and fold
+    run: Run,
+    stage: str,
+    clip_ids,  # clips of the run's store
+    folder,  # keeps a file a chunk and fold
     *,
-    engine:Engine,
-    folds=None, # numbers; None: all
-    chunk:int=500, # clips a job
-)->pd.DataFrame: # index clip_id, one column a class: the mean of the folds
+    engine: Engine,
+    folds=None,  # numbers; None: all
+    chunk: int = 500,  # clips a job
+) -> pd.DataFrame:  # index clip_id, one column a class: the mean of the folds
     "Probabilities by the models of a stage, in chunks that may be computed anywhere."
-    ids,folds,jobs = list(clip_ids),range(run.recipe.n_folds) if folds is None else folds,[]
-    parts = [ids[i:i+chunk] for i in range(0, len(ids), chunk)]
+    ids, folds, jobs = list(clip_ids), range(run.recipe.n_folds) if folds is None else folds, []
+    parts = [ids[i : i + chunk] for i in range(0, len(ids), chunk)]
     for k in folds:
-        weights = file_sha256(run.fold_path(stage, k)/'weights.safetensors')
-        for i,part in enumerate(parts):
-            name = hashlib.sha256('\n'.join([weights, *part]).encode()).hexdigest()[:16]
-            jobs.append(Job(name=f'{stage}, fold {k+1}, chunk {i+1}/{len(parts)}', call=predict_job, threads=run.threads(), gpus=run.recipe.gpus,
-                            inputs=dict(run=str(run.folder.absolute()), stage=stage, fold=k, clips=part, out=str(Path(folder).absolute()/f'{name}.parquet'))))
+        weights = file_sha256(run.fold_path(stage, k) / "weights.safetensors")
+        for i, part in enumerate(parts):
+            name = hashlib.sha256("\n".join([weights, *part]).encode()).hexdigest()[:16]
+            jobs.append(
+                Job(
+                    name=f"{stage}, fold {k + 1}, chunk {i + 1}/{len(parts)}",
+                    call=predict_job,
+                    threads=run.threads(),
+                    gpus=run.recipe.gpus,
+                    inputs=dict(
+                        run=str(run.folder.absolute()),
+                        stage=stage,
+                        fold=k,
+                        clips=part,
+                        out=str(Path(folder).absolute() / f"{name}.parquet"),
+                    ),
+                )
+            )
     engine.run(jobs)
-    return sum(pd.concat([read_parquet(j.inputs['out']) for j in jobs if j.inputs['fold']==k]).set_index('clip_id') for k in folds)/len(folds)
+    return sum(
+        pd.concat([read_parquet(j.inputs["out"]) for j in jobs if j.inputs["fold"] == k]).set_index("clip_id")
+        for k in folds
+    ) / len(folds)
 
 # %% ../../nbs/train/09_engine.ipynb #937d2ef1
-ENGINES = {'here': Here, 'processes': Processes, 'ray': Ray}
+ENGINES = {"here": Here, "processes": Processes, "ray": Ray}
+
 
 def get_engine(
-    name:str, # 'here', 'processes' or 'ray'
+    name: str,  # 'here', 'processes' or 'ray'
     *,
-    address:str|None=None, # of a Ray cluster
-    workers:int|None=None, # jobs at the same time
-)->Engine:
+    address: str | None = None,  # of a Ray cluster
+    workers: int | None = None,  # jobs at the same time
+) -> Engine:
     "An engine by its name, as the command line gives it."
-    if name not in ENGINES: raise AudiotagError(f'{name!r} is no engine', field='engine', fix=did_you_mean(name, ENGINES))
-    if address and name!='ray': raise AudiotagError(f'the engine {name!r} has no address', field='address', fix="leave it out, or choose the engine 'ray'")
-    return Here() if name=='here' else Processes(workers) if name=='processes' else Ray(address, workers=workers)
+    if name not in ENGINES:
+        raise AudiotagError(f"{name!r} is no engine", field="engine", fix=did_you_mean(name, ENGINES))
+    if address and name != "ray":
+        raise AudiotagError(
+            f"the engine {name!r} has no address", field="address", fix="leave it out, or choose the engine 'ray'"
+        )
+    return Here() if name == "here" else Processes(workers) if name == "processes" else Ray(address, workers=workers)

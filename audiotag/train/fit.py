@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from fastai.callback.core import Callback, CancelFitException
-from fastai.callback.schedule import ParamScheduler, valley  # the import adds Learner.fit_one_cycle and Learner.lr_find
+
+# the import adds Learner.fit_one_cycle and Learner.lr_find
+from fastai.callback.schedule import ParamScheduler, valley
 from fastai.learner import AvgSmoothLoss, Learner
 from fastai.metrics import AccumMetric, ActivationType
 from fastai.optimizer import Adam, OptimWrapper
@@ -33,337 +35,558 @@ from .ddp import bare, n_ranks, rank, together
 
 # %% ../../nbs/train/04_fit.ipynb #78896a05
 def autocast_dtype(
-    precision:str, # 'auto', 'bf16' or 'fp32'
-    device='cpu',
-)->torch.dtype|None: # None: no autocast, plain fp32
+    precision: str,  # 'auto', 'bf16' or 'fp32'
+    device="cpu",
+) -> torch.dtype | None:  # None: no autocast, plain fp32
     "The type that training computes in, on this device."
-    if precision not in ('auto', 'bf16', 'fp32'):
-        raise AudiotagError(f'{precision!r} is no precision', field='precision', fix="choose from 'auto', 'bf16', 'fp32'")
-    if torch.device(device).type=='cuda': native = torch.cuda.is_bf16_supported()
-    else: native = getattr(torch.cpu, '_is_avx512_bf16_supported', lambda: False)()
-    return torch.bfloat16 if precision=='bf16' or (precision=='auto' and native) else None
+    if precision not in ("auto", "bf16", "fp32"):
+        raise AudiotagError(
+            f"{precision!r} is no precision", field="precision", fix="choose from 'auto', 'bf16', 'fp32'"
+        )
+    if torch.device(device).type == "cuda":
+        native = torch.cuda.is_bf16_supported()
+    else:
+        native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and native) else None
 
 # %% ../../nbs/train/04_fit.ipynb #56826289
-def _device(dls): return getattr(dls, 'device', None) or 'cpu'
-def _own(): return (rank(),) if rank() else () # chance of one's own, where several processes train together
+def _device(dls):
+    return getattr(dls, "device", None) or "cpu"
+
+
+def _own():
+    return (rank(),) if rank() else ()  # chance of one's own, where several processes train together
+
 
 class EpochSeed(Callback):
     "At the start of each epoch: seed torch, and send the training loader to the draws of this epoch."
+
     order = -5
-    def __init__(self, seed:int): self.seed = seed
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
     def before_epoch(self):
-        torch.manual_seed(derive_seed(self.seed, 'epoch', self.epoch, *_own()))
-        if hasattr(self.dls.train, 'set_epoch'): self.dls.train.set_epoch(self.epoch)
+        torch.manual_seed(derive_seed(self.seed, "epoch", self.epoch, *_own()))
+        if hasattr(self.dls.train, "set_epoch"):
+            self.dls.train.set_epoch(self.epoch)
 
 # %% ../../nbs/train/04_fit.ipynb #72213b5a
 class Augment(Callback):
     "Pass each training batch through augmentations, seeded by epoch and batch; and waves through the front end, if there is one."
+
     order = 5
-    def __init__(self, augmentations, seed:int, front_end=None): self.augmentations,self.seed,self.front_end = augmentations,seed,front_end
+
+    def __init__(self, augmentations, seed: int, front_end=None):
+        self.augmentations, self.seed, self.front_end = augmentations, seed, front_end
+
     def before_fit(self):
-        gpu = torch.device(_device(self.dls)).type!='cpu'
-        if self.front_end: self.hear = self.front_end.layer().to(self.dls.device) if gpu else partial(_one_by_one, self.front_end)
-        if any(getattr(a, 'inside', False) for a in self.augmentations): self.model.forward = partial(self._mixing, self.model.forward)
-    def after_fit(self): vars(bare(self.model)).pop('forward', None)
-    def before_batch(self):
-        now = [a for a in self.augmentations if self.training and (a.until_epoch is None or self.epoch<a.until_epoch)]
-        g = torch.Generator().manual_seed(derive_seed(self.seed, 'augment', self.epoch, self.iter, *_own()))
-        x,y = self.xb,self.y
+        gpu = torch.device(_device(self.dls)).type != "cpu"
         if self.front_end:
-            x,y = self._apply([a for a in now if a.on_wave], x, y, g)
-            with torch.no_grad(): x,now = (self.hear(x[0].flatten(1)), *x[1:]),[a for a in now if not a.on_wave]
-        x,y = self._apply(now, x, y, g)
-        self.learn.xb,self.learn.yb = x,(y,)
+            self.hear = self.front_end.layer().to(self.dls.device) if gpu else partial(_one_by_one, self.front_end)
+        if any(getattr(a, "inside", False) for a in self.augmentations):
+            self.model.forward = partial(self._mixing, self.model.forward)
+
+    def after_fit(self):
+        vars(bare(self.model)).pop("forward", None)
+
+    def before_batch(self):
+        now = [a for a in self.augmentations if self.training and (a.until_epoch is None or self.epoch < a.until_epoch)]
+        g = torch.Generator().manual_seed(derive_seed(self.seed, "augment", self.epoch, self.iter, *_own()))
+        x, y = self.xb, self.y
+        if self.front_end:
+            x, y = self._apply([a for a in now if a.on_wave], x, y, g)
+            with torch.no_grad():
+                x, now = (self.hear(x[0].flatten(1)), *x[1:]), [a for a in now if not a.on_wave]
+        x, y = self._apply(now, x, y, g)
+        self.learn.xb, self.learn.yb = x, (y,)
+
 
 def _one_by_one(front_end, waves):
     "What the front end's layer gives, clip by clip: on a CPU that is several times as fast."
     x = torch.from_numpy(np.stack([front_end(w) for w in waves.numpy()]))
-    return x if x.ndim==4 else x[:,None]
+    return x if x.ndim == 4 else x[:, None]
 
 # %% ../../nbs/train/04_fit.ipynb #133d1761
 @patch
-def _apply(self:Augment, augmentations, x, y, g):
+def _apply(self: Augment, augmentations, x, y, g):
     "Change a batch; what is to be changed inside the network waits in `pending`."
     self.pending = []
     for a in augmentations:
-        if not getattr(a, 'inside', False): x,y = augment_batch([a], x, y, g); continue
+        if not getattr(a, "inside", False):
+            x, y = augment_batch([a], x, y, g)
+            continue
         params = a.draw(x[0], g)
-        (first,y),rest = a.apply(x[0], y, params),x[1:]
-        x = first,*rest
+        (first, y), rest = a.apply(x[0], y, params), x[1:]
+        x = first, *rest
         self.pending.append(partial(a.attach, params=params))
     return x, y
 
+
 @patch
-def _mixing(self:Augment, forward, *x):
+def _mixing(self: Augment, forward, *x):
     "The forward pass of a network, mixed inside where a batch waits for that."
     with ExitStack() as hooks:
         if self.training:
-            for attach in self.pending: hooks.enter_context(attach(bare(self.model)))
+            for attach in self.pending:
+                hooks.enter_context(attach(bare(self.model)))
         return forward(*x)
 
 # %% ../../nbs/train/04_fit.ipynb #91390d29
 class Precision(Callback):
     "Channels-last batches, and the forward pass under autocast when `dtype` is given; the loss is taken in fp32."
+
     order = 10
-    def __init__(self, dtype:torch.dtype|None): self.dtype = dtype
+
+    def __init__(self, dtype: torch.dtype | None):
+        self.dtype = dtype
+
     def before_fit(self):
-        if self.dtype: self.model.forward = torch.autocast(torch.device(_device(self.dls)).type, dtype=self.dtype)(self.model.forward)
-    def after_fit(self): vars(bare(self.model)).pop('forward', None)
-    def before_batch(self): self.learn.xb = tuple(x.contiguous(memory_format=torch.channels_last) if x.ndim==4 else x for x in self.xb)
-    def after_pred(self): self.learn.pred = self.pred.float()
+        if self.dtype:
+            self.model.forward = torch.autocast(torch.device(_device(self.dls)).type, dtype=self.dtype)(
+                self.model.forward
+            )
+
+    def after_fit(self):
+        vars(bare(self.model)).pop("forward", None)
+
+    def before_batch(self):
+        self.learn.xb = tuple(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in self.xb)
+
+    def after_pred(self):
+        self.learn.pred = self.pred.float()
 
 # %% ../../nbs/train/04_fit.ipynb #5d20c7a2
 class RunningLoss(AvgSmoothLoss):
     "fastai's average of the losses so far, on the device of the losses."
+
     def accumulate(self, learn):
         loss = learn.loss.detach().mean()
-        self.count,self.val = self.count+1,torch.lerp(loss, self.val.to(loss), self.beta)
-
+        self.count, self.val = self.count + 1, torch.lerp(loss, self.val.to(loss), self.beta)
 
 # %% ../../nbs/train/04_fit.ipynb #d1f8b75f
 def fold_metric(
-    name:str='lwlrap', # one of `audiotag.core.metrics.METRICS`
-)->AccumMetric:
+    name: str = "lwlrap",  # one of `audiotag.core.metrics.METRICS`
+) -> AccumMetric:
     "A metric of the validation crops for fastai, over all batches at once."
     of_all = metric_named(name)
-    def of(y, p): return of_all((y>.5).astype(float), p.astype(float))
+
+    def of(y, p):
+        return of_all((y > 0.5).astype(float), p.astype(float))
+
     return AccumMetric(of, invert_arg=True, flatten=False, to_np=True, activation=ActivationType.Sigmoid, name=name)
 
 # %% ../../nbs/train/04_fit.ipynb #2e5981b2
 @dataclass(frozen=True, kw_only=True)
 class Schedule(Config):
     "Base of the schedules; `share(epoch, epochs)` is the part of a stage's `lr` that is used at a (broken) number of epochs."
-    def share(self, epoch:float, epochs:int)->float: raise NotImplementedError
+
+    def share(self, epoch: float, epochs: int) -> float:
+        raise NotImplementedError
+
 
 class OneCycle(Schedule):
     "Up for a quarter of the stage, then down to nearly nothing, momentum the other way (Smith 2018): fastai's `fit_one_cycle`."
 
+
 @dataclass(frozen=True, kw_only=True)
 class Milestones(Schedule):
     "Multiplied by `factor` at each of some epochs."
-    epochs:tuple[int,...] # counted from 0, rising
-    factor:float=.5
+
+    epochs: tuple[int, ...]  # counted from 0, rising
+    factor: float = 0.5
+
     def check(self):
-        self.require(list(self.epochs)==sorted(set(self.epochs)) and len(self.epochs)>0, 'epochs', 'give rising numbers of epochs')
-        self.require(0<self.factor<=1, 'factor', 'give a number above 0, up to 1')
-    def share(self, epoch, epochs): return self.factor**sum(epoch>=m for m in self.epochs)
+        self.require(
+            list(self.epochs) == sorted(set(self.epochs)) and len(self.epochs) > 0,
+            "epochs",
+            "give rising numbers of epochs",
+        )
+        self.require(0 < self.factor <= 1, "factor", "give a number above 0, up to 1")
+
+    def share(self, epoch, epochs):
+        return self.factor ** sum(epoch >= m for m in self.epochs)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
     "Down along half a cosine (Loshchilov and Hutter 2017), and up again when the stage is longer than `period`."
-    last:float=0. # the least share
-    period:int|None=None # epochs from the highest to the least; None: the whole stage
+
+    last: float = 0.0  # the least share
+    period: int | None = None  # epochs from the highest to the least; None: the whole stage
+
     def check(self):
-        self.require(0<=self.last<1, 'last', 'give 0 or more, below 1')
-        self.require(self.period is None or self.period>0, 'period', 'give a positive number of epochs')
-    def share(self, epoch, epochs): return self.last+(1-self.last)*(1+math.cos(math.pi*epoch/(self.period or epochs)))/2
+        self.require(0 <= self.last < 1, "last", "give 0 or more, below 1")
+        self.require(self.period is None or self.period > 0, "period", "give a positive number of epochs")
+
+    def share(self, epoch, epochs):
+        return self.last + (1 - self.last) * (1 + math.cos(math.pi * epoch / (self.period or epochs))) / 2
 
 # %% ../../nbs/train/04_fit.ipynb #1fbb2b9a
-OPTIMIZERS = {'adam': Adam, 'nadam': partial(OptimWrapper, opt=partial(torch.optim.NAdam, decoupled_weight_decay=True))}
+OPTIMIZERS = {"adam": Adam, "nadam": partial(OptimWrapper, opt=partial(torch.optim.NAdam, decoupled_weight_decay=True))}
 
 # %% ../../nbs/train/04_fit.ipynb #2050af89
 class Keeper(Callback):
     "Base of callbacks that keep a second set of weights; `finish` puts it into the model."
+
     order = 80
-    def __init__(self): self.tensors,self.facts = {},{}
+
+    def __init__(self):
+        self.tensors, self.facts = {}, {}
+
     def finish(self, model):
-        if self.tensors: model.load_state_dict(self.tensors)
-    def _copy(self): self.tensors = {k: v.detach().clone() for k,v in bare(self.model).state_dict().items()}
+        if self.tensors:
+            model.load_state_dict(self.tensors)
+
+    def _copy(self):
+        self.tensors = {k: v.detach().clone() for k, v in bare(self.model).state_dict().items()}
+
 
 class Ema(Keeper):
     "Exponential moving average of weights and BatchNorm statistics, over the batches."
-    def __init__(self, decay:float): super().__init__(); self.decay = decay
+
+    def __init__(self, decay: float):
+        super().__init__()
+        self.decay = decay
+
     def before_fit(self):
-        if not self.tensors: self._copy()
+        if not self.tensors:
+            self._copy()
+
     def after_batch(self):
-        if not self.training: return
-        for k,v in bare(self.model).state_dict().items():
-            if v.is_floating_point(): self.tensors[k].lerp_(v.detach(), 1-self.decay)
-            else: self.tensors[k].copy_(v)
+        if not self.training:
+            return
+        for k, v in bare(self.model).state_dict().items():
+            if v.is_floating_point():
+                self.tensors[k].lerp_(v.detach(), 1 - self.decay)
+            else:
+                self.tensors[k].copy_(v)
+
 
 class BestEpoch(Keeper):
     "The weights of the epoch with the best validation score; stop when `patience` epochs have brought nothing better."
-    def __init__(self, patience:int|None=None): super().__init__(); self.patience = patience
+
+    def __init__(self, patience: int | None = None):
+        super().__init__()
+        self.patience = patience
+
     def before_epoch(self):
-        if self.facts.get('stop'): raise CancelFitException()
+        if self.facts.get("stop"):
+            raise CancelFitException()
+
     def after_epoch(self):
         value = self.recorder.log[3:4]
-        if not value or self.epoch <= self.facts.get('seen', -1): return
-        if value[0] > self.facts.get('best', -1): self.facts.update(best=float(value[0]), epoch=self.epoch); self._copy()
-        self.facts['seen'],self.facts['stop'] = self.epoch, self.patience is not None and self.epoch-self.facts.get('epoch', -1)>=self.patience
+        if not value or self.epoch <= self.facts.get("seen", -1):
+            return
+        if value[0] > self.facts.get("best", -1):
+            self.facts.update(best=float(value[0]), epoch=self.epoch)
+            self._copy()
+        self.facts["seen"], self.facts["stop"] = (
+            self.epoch,
+            self.patience is not None and self.epoch - self.facts.get("epoch", -1) >= self.patience,
+        )
 
 # %% ../../nbs/train/04_fit.ipynb #ab146a9e
-def _pack(state:dict, opt=None, kept:dict|None=None, **facts)->bytes:
+def _pack(state: dict, opt=None, kept: dict | None = None, **facts) -> bytes:
     "Weights, optimiser state, kept weights and facts as one safetensors file; the same content gives the same bytes."
-    tensors = {f'{name}.{k}': v.detach().cpu().contiguous() for name,d in (('model',state), ('kept',kept or {})) for k,v in d.items()}
+    tensors = {
+        f"{name}.{k}": v.detach().cpu().contiguous()
+        for name, d in (("model", state), ("kept", kept or {}))
+        for k, v in d.items()
+    }
     if opt is not None:
-        hypers,states = _state_of(opt)
-        facts['hypers'],facts['opt'] = hypers,[{} for _ in states]
-        for i,s in enumerate(states):
-            for k,v in s.items():
-                if torch.is_tensor(v): tensors[f'opt.{i}.{k}'] = v.detach().cpu().contiguous()
-                else: facts['opt'][i][k] = v
-    return to_safetensors(tensors, metadata={'audiotag': json.dumps(facts)})
+        hypers, states = _state_of(opt)
+        facts["hypers"], facts["opt"] = hypers, [{} for _ in states]
+        for i, s in enumerate(states):
+            for k, v in s.items():
+                if torch.is_tensor(v):
+                    tensors[f"opt.{i}.{k}"] = v.detach().cpu().contiguous()
+                else:
+                    facts["opt"][i][k] = v
+    return to_safetensors(tensors, metadata={"audiotag": json.dumps(facts)})
 
-def _state_of(opt)->tuple[list,list]: # settings of the groups, state of each parameter
+
+def _state_of(opt) -> tuple[list, list]:  # settings of the groups, state of each parameter
     "The state of an optimiser of fastai, or of one of torch in a wrapper."
     sd = opt.state_dict()
-    if 'hypers' in sd: return [dict(h) for h in sd['hypers']], sd['state']
-    return sd['param_groups'], [sd['state'].get(i, {}) for i in range(sum(len(g['params']) for g in sd['param_groups']))]
+    if "hypers" in sd:
+        return [dict(h) for h in sd["hypers"]], sd["state"]
+    return sd["param_groups"], [
+        sd["state"].get(i, {}) for i in range(sum(len(g["params"]) for g in sd["param_groups"]))
+    ]
+
 
 def _give_state(opt, hypers, states):
     "The way back."
-    if 'hypers' in opt.state_dict(): opt.load_state_dict({'state': states, 'hypers': hypers})
-    else: opt.load_state_dict({'state': {i: s for i,s in enumerate(states) if s}, 'param_groups': hypers})
+    if "hypers" in opt.state_dict():
+        opt.load_state_dict({"state": states, "hypers": hypers})
+    else:
+        opt.load_state_dict({"state": {i: s for i, s in enumerate(states) if s}, "param_groups": hypers})
 
 # %% ../../nbs/train/04_fit.ipynb #d321dc9d
-def _unpack(path)->tuple[dict,dict]: # {'model': …, 'opt': …, 'kept': …}, facts
+def _unpack(path) -> tuple[dict, dict]:  # {'model': …, 'opt': …, 'kept': …}, facts
     try:
-        with safe_open(str(path), framework='pt') as f:
-            tensors,facts = {k: f.get_tensor(k) for k in f.keys()},json.loads((f.metadata() or {}).get('audiotag', '{}'))
-    except Exception as e: raise AudiotagError(f'is not a readable checkpoint ({e})', file=path, fix='remove it: this fold starts again') from None
-    groups = {'model': {}, 'opt': {}, 'kept': {}}
-    for k,v in tensors.items():
-        group,_,name = k.partition('.')
+        with safe_open(str(path), framework="pt") as f:
+            tensors, facts = (
+                {k: f.get_tensor(k) for k in f.keys()},
+                json.loads((f.metadata() or {}).get("audiotag", "{}")),
+            )
+    except Exception as e:
+        raise AudiotagError(
+            f"is not a readable checkpoint ({e})", file=path, fix="remove it: this fold starts again"
+        ) from None
+    groups = {"model": {}, "opt": {}, "kept": {}}
+    for k, v in tensors.items():
+        group, _, name = k.partition(".")
         groups.get(group, {})[name] = v
     return groups, facts
 
 # %% ../../nbs/train/04_fit.ipynb #0e6263f2
-def peak_memory()->int: # MB
+def peak_memory() -> int:  # MB
     "The most memory that this process has held so far: of the GPU where there is one, otherwise resident."
-    if torch.cuda.is_available(): return torch.cuda.max_memory_allocated()//2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss//1024
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() // 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 # %% ../../nbs/train/04_fit.ipynb #13c554ca
 class Checkpoint(Callback):
     "After each epoch, write all that the next one needs to `path`; note the losses in `history` and say a line."
+
     order = 90
-    def __init__(self, path, label:str='', start:int=0, history=None, keeper:Keeper|None=None, metric:str='lwlrap', mark:str=''):
-        self.path,self.label,self.start,self.history,self.keeper,self.metric,self.mark = path,label,start,list(history or []),keeper,metric,mark
-    def before_epoch(self): self.began,self.losses = time.perf_counter(),[]
+
+    def __init__(
+        self,
+        path,
+        label: str = "",
+        start: int = 0,
+        history=None,
+        keeper: Keeper | None = None,
+        metric: str = "lwlrap",
+        mark: str = "",
+    ):
+        self.path, self.label, self.start, self.history, self.keeper, self.metric, self.mark = (
+            path,
+            label,
+            start,
+            list(history or []),
+            keeper,
+            metric,
+            mark,
+        )
+
+    def before_epoch(self):
+        self.began, self.losses = time.perf_counter(), []
+
     def after_batch(self):
-        if self.training: self.losses.append(self.loss.detach())
+        if self.training:
+            self.losses.append(self.loss.detach())
+
     def after_epoch(self):
-        if self.epoch < self.start: return
-        train,(valid,score) = sum(map(float, self.losses))/max(len(self.losses), 1),self.recorder.log[2:4]
-        if train!=train: raise AudiotagError('the loss is not a number', file=self.path, fix='lower the learning rate of this stage')
-        seconds = round(time.perf_counter()-self.began, 2)
-        self.history.append({'epoch': self.epoch, 'train_loss': train, 'valid_loss': float(valid), f'valid_{self.metric}': float(score), 'seconds': seconds, 'memory_mb': peak_memory()})
-        if rank(): return # they have the same weights
-        kept,facts = (self.keeper.tensors,self.keeper.facts) if self.keeper else ({},{})
-        write_bytes(self.path, _pack(bare(self.model).state_dict(), self.opt, kept, epoch=self.epoch+1, history=self.history, keeper=facts, mark=self.mark))
-        say(f'{self.label} epoch {self.epoch+1}/{self.n_epoch}: loss {train:.4f}, valid {valid:.4f}, {self.metric} {score:.3f} ({seconds:.1f} s)')
+        if self.epoch < self.start:
+            return
+        train, (valid, score) = sum(map(float, self.losses)) / max(len(self.losses), 1), self.recorder.log[2:4]
+        if train != train:
+            raise AudiotagError("the loss is not a number", file=self.path, fix="lower the learning rate of this stage")
+        seconds = round(time.perf_counter() - self.began, 2)
+        self.history.append(
+            {
+                "epoch": self.epoch,
+                "train_loss": train,
+                "valid_loss": float(valid),
+                f"valid_{self.metric}": float(score),
+                "seconds": seconds,
+                "memory_mb": peak_memory(),
+            }
+        )
+        if rank():
+            return  # they have the same weights
+        kept, facts = (self.keeper.tensors, self.keeper.facts) if self.keeper else ({}, {})
+        write_bytes(
+            self.path,
+            _pack(
+                bare(self.model).state_dict(),
+                self.opt,
+                kept,
+                epoch=self.epoch + 1,
+                history=self.history,
+                keeper=facts,
+                mark=self.mark,
+            ),
+        )
+        say(
+            f"{self.label} epoch {self.epoch + 1}/{self.n_epoch}: loss {train:.4f}, valid {valid:.4f}, {self.metric} {score:.3f} ({seconds:.1f} s)"
+        )
 
 # %% ../../nbs/train/04_fit.ipynb #1a7b6607
-def _restore(learn:Learner, path:Path, keeper:Keeper|None)->tuple[int,list]: # first epoch to run, history so far
+def _restore(
+    learn: Learner, path: Path, keeper: Keeper | None
+) -> tuple[int, list]:  # first epoch to run, history so far
     "Put a checkpoint's weights and optimiser state into a Learner, and what was kept into its keeper."
     device = _device(learn.dls)
-    groups,facts = _unpack(path)
-    groups = {g: {k: v.to(device) for k,v in tensors.items()} for g,tensors in groups.items()}
-    learn.model.to(device).load_state_dict(groups['model'])
-    if keeper: keeper.tensors,keeper.facts = groups['kept'],facts['keeper']
-    states = [dict(s) for s in facts['opt']]
-    for name,v in groups['opt'].items():
-        i,_,k = name.partition('.')
+    groups, facts = _unpack(path)
+    groups = {g: {k: v.to(device) for k, v in tensors.items()} for g, tensors in groups.items()}
+    learn.model.to(device).load_state_dict(groups["model"])
+    if keeper:
+        keeper.tensors, keeper.facts = groups["kept"], facts["keeper"]
+    states = [dict(s) for s in facts["opt"]]
+    for name, v in groups["opt"].items():
+        i, _, k = name.partition(".")
         states[int(i)][k] = v
     learn.create_opt()
-    _give_state(learn.opt, facts['hypers'], states)
-    return facts['epoch'], facts['history']
+    _give_state(learn.opt, facts["hypers"], states)
+    return facts["epoch"], facts["history"]
 
-def load_weights(model:nn.Module, path)->nn.Module:
+
+def load_weights(model: nn.Module, path) -> nn.Module:
     "Put the weights that `train_fold` left into `model`; raises `AudiotagError` when they are not this model's."
-    try: model.load_state_dict(_unpack(path)[0]['model'])
-    except RuntimeError as e: raise AudiotagError(f'holds the weights of another model ({str(e).splitlines()[-1].strip()})', file=path) from None
+    try:
+        model.load_state_dict(_unpack(path)[0]["model"])
+    except RuntimeError as e:
+        raise AudiotagError(
+            f"holds the weights of another model ({str(e).splitlines()[-1].strip()})", file=path
+        ) from None
     return model
 
 # %% ../../nbs/train/04_fit.ipynb #fd918ec8
 @contextmanager
 def compiled_by(
-    backend:str, # of torch.compile, such as 'inductor' or 'aot_eager'; '': none
-    model:nn.Module,
+    backend: str,  # of torch.compile, such as 'inductor' or 'aot_eager'; '': none
+    model: nn.Module,
 ):
     "Within it, calls of `model` go through `torch.compile`; raises `AudiotagError` when there is no such backend."
-    if not backend: yield model; return
+    if not backend:
+        yield model
+        return
     known = torch.compiler.list_backends(exclude_tags=())
-    if backend not in known: raise AudiotagError(f'there is no backend {backend!r}', field='compile', fix=did_you_mean(backend, known))
+    if backend not in known:
+        raise AudiotagError(f"there is no backend {backend!r}", field="compile", fix=did_you_mean(backend, known))
     model.compile(backend=backend)
-    try: yield model
-    finally: model._compiled_call_impl = None # what `Module.compile` has set
+    try:
+        yield model
+    finally:
+        model._compiled_call_impl = None  # what `Module.compile` has set
 
 # %% ../../nbs/train/04_fit.ipynb #b6541a15
 def train_fold(
-    model:nn.Module, # already seeded, or with the weights of the stage before
-    dls, # `audiotag.data.crops.fold_loaders`
-    folder, # gets weights.safetensors and history.json; a checkpoint while it runs
+    model: nn.Module,  # already seeded, or with the weights of the stage before
+    dls,  # `audiotag.data.crops.fold_loaders`
+    folder,  # gets weights.safetensors and history.json; a checkpoint while it runs
     *,
-    loss, # called with (logits, targets)
-    epochs:int,
-    lr:float=1e-3, # the highest of the cycle
-    wd:float=0.01, # weight decay (decoupled)
-    schedule:Schedule=OneCycle(),
-    optimizer:str='adam', # one of `OPTIMIZERS`
-    augment=(), # settings objects of `audiotag.augment`
-    front_end=None, # computed on each batch of waves; None: the batch is what the network takes
-    metric:str='lwlrap', # one of `audiotag.core.metrics.METRICS`
-    precision:str='auto', seed:int=0, mark:str='', # the mark is written into the file; weights and checkpoints with another one do not count
-    compile:str='', # a backend of torch.compile, such as 'inductor'; '': none
-    keeper:Keeper|None=None, # `Ema` or `BestEpoch`; None: end with the last weights
-    label:str='', # how progress lines begin
-    cbs=(), # further fastai callbacks, such as ProgressCallback in a notebook
-)->list[dict]: # the history: epoch, train_loss, valid_loss, valid_<metric>, seconds, memory_mb; of several processes number 0 writes and returns it
+    loss,  # called with (logits, targets)
+    epochs: int,
+    lr: float = 1e-3,  # the highest of the cycle
+    wd: float = 0.01,  # weight decay (decoupled)
+    schedule: Schedule = OneCycle(),
+    optimizer: str = "adam",  # one of `OPTIMIZERS`
+    augment=(),  # settings objects of `audiotag.augment`
+    front_end=None,  # computed on each batch of waves; None: the batch is what the network takes
+    metric: str = "lwlrap",  # one of `audiotag.core.metrics.METRICS`
+    # the mark is written into the file; weights and checkpoints with another one do not count
+    precision: str = "auto",
+    seed: int = 0,
+    mark: str = "",
+    compile: str = "",  # a backend of torch.compile, such as 'inductor'; '': none
+    keeper: Keeper | None = None,  # `Ema` or `BestEpoch`; None: end with the last weights
+    label: str = "",  # how progress lines begin
+    cbs=(),  # further fastai callbacks, such as ProgressCallback in a notebook
+) -> list[
+    dict
+]:  # the history: epoch, train_loss, valid_loss, valid_<metric>, seconds, memory_mb; of several processes number 0 writes and returns it
     "Train to the end, from the last finished epoch if there is one; `model` ends with the final weights."
-    if not _is_whole((folder := Path(folder))/'weights.safetensors', mark):
-        learn = Learner(dls, model.to(memory_format=torch.channels_last), loss_func=loss, opt_func=OPTIMIZERS[optimizer], lr=lr, wd=wd, metrics=fold_metric(metric))
+    if not _is_whole((folder := Path(folder)) / "weights.safetensors", mark):
+        learn = Learner(
+            dls,
+            model.to(memory_format=torch.channels_last),
+            loss_func=loss,
+            opt_func=OPTIMIZERS[optimizer],
+            lr=lr,
+            wd=wd,
+            metrics=fold_metric(metric),
+        )
         learn.recorder.smooth_loss = RunningLoss()
-        save = Checkpoint(folder/'checkpoint.safetensors', label, keeper=keeper, metric=metric, mark=mark)
-        mine = [EpochSeed(seed), Augment(augment, seed, front_end), Precision(autocast_dtype(precision, _device(dls))), *([together(_device(dls))] if n_ranks()>1 else [])]
-        with compiled_by(compile, model): _fit(learn, save, epochs, lr, schedule, [*mine, *cbs])
+        save = Checkpoint(folder / "checkpoint.safetensors", label, keeper=keeper, metric=metric, mark=mark)
+        mine = [
+            EpochSeed(seed),
+            Augment(augment, seed, front_end),
+            Precision(autocast_dtype(precision, _device(dls))),
+            *([together(_device(dls))] if n_ranks() > 1 else []),
+        ]
+        with compiled_by(compile, model):
+            _fit(learn, save, epochs, lr, schedule, [*mine, *cbs])
     return _finished(model, folder)
 
 # %% ../../nbs/train/04_fit.ipynb #ae419bb2
-def _is_whole(path:Path, mark:str='')->bool:
+def _is_whole(path: Path, mark: str = "") -> bool:
     "Whether a file of weights is there, carries this mark, and can be read to its end."
-    try: return path.exists() and bool(_unpack(path)[0]['model']) and mark_of(path)==mark
-    except AudiotagError: return False
+    try:
+        return path.exists() and bool(_unpack(path)[0]["model"]) and mark_of(path) == mark
+    except AudiotagError:
+        return False
 
-def mark_of(path)->str:
+
+def mark_of(path) -> str:
     "What `train_fold` was told to write into a file of weights; '' where that was nothing."
     try:
-        with safe_open(str(path), framework='pt') as f: return json.loads((f.metadata() or {}).get('audiotag', '{}')).get('mark', '')
-    except Exception as e: raise AudiotagError(f'is not a readable file of weights ({e})', file=path, fix='remove it: this fold starts again') from None
+        with safe_open(str(path), framework="pt") as f:
+            return json.loads((f.metadata() or {}).get("audiotag", "{}")).get("mark", "")
+    except Exception as e:
+        raise AudiotagError(
+            f"is not a readable file of weights ({e})", file=path, fix="remove it: this fold starts again"
+        ) from None
+
 
 def _finished(model, folder):
     "Leave what was trained, and nothing else."
-    if rank(): return []
-    (folder/'checkpoint.safetensors').unlink(missing_ok=True)
-    load_weights(model, folder/'weights.safetensors')
-    return read_json(folder/'history.json')
+    if rank():
+        return []
+    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    load_weights(model, folder / "weights.safetensors")
+    return read_json(folder / "history.json")
+
 
 def _fit(learn, save, epochs, lr, schedule, cbs):
     "Train from the last checkpoint to the end, and write what is left of it."
-    if save.path.exists() and mark_of(save.path)==save.mark: save.start,save.history = _restore(learn, save.path, save.keeper)
+    if save.path.exists() and mark_of(save.path) == save.mark:
+        save.start, save.history = _restore(learn, save.path, save.keeper)
     cbs = [*cbs, save, *([save.keeper] if save.keeper else [])]
     with learn.no_bar(), learn.no_logging():
-        if isinstance(schedule, OneCycle): learn.fit_one_cycle(epochs, lr, start_epoch=save.start, cbs=cbs)
-        else: learn.fit(epochs, lr, start_epoch=save.start, cbs=[ParamScheduler({'lr': lambda pct: lr*schedule.share(pct*epochs, epochs)}), *cbs])
-    if save.keeper: save.keeper.finish(learn.model)
-    if rank(): return
-    write_json(save.path.with_name('history.json'), save.history)
-    write_bytes(save.path.with_name('weights.safetensors'), _pack(learn.model.state_dict(), mark=save.mark))
+        if isinstance(schedule, OneCycle):
+            learn.fit_one_cycle(epochs, lr, start_epoch=save.start, cbs=cbs)
+        else:
+            learn.fit(
+                epochs,
+                lr,
+                start_epoch=save.start,
+                cbs=[ParamScheduler({"lr": lambda pct: lr * schedule.share(pct * epochs, epochs)}), *cbs],
+            )
+    if save.keeper:
+        save.keeper.finish(learn.model)
+    if rank():
+        return
+    write_json(save.path.with_name("history.json"), save.history)
+    write_bytes(save.path.with_name("weights.safetensors"), _pack(learn.model.state_dict(), mark=save.mark))
 
 # %% ../../nbs/train/04_fit.ipynb #ea8616be
 def find_lr(
-    model:nn.Module, # not changed
-    dls, # `audiotag.data.crops.fold_loaders`
+    model: nn.Module,  # not changed
+    dls,  # `audiotag.data.crops.fold_loaders`
     *,
-    loss, # called with (logits, targets)
-    front_end=None, # computed on each batch of waves
-    precision:str='auto',
-    num_it:int=100, # batches
-    show_plot:bool=True,
-)->float:
+    loss,  # called with (logits, targets)
+    front_end=None,  # computed on each batch of waves
+    precision: str = "auto",
+    num_it: int = 100,  # batches
+    show_plot: bool = True,
+) -> float:
     "The learning rate where the loss falls fastest (fastai's `valley`); good for `Stage.lr`."
     dtype = autocast_dtype(precision, _device(dls))
     with tempfile.TemporaryDirectory() as d:
-        learn = Learner(dls, copy.deepcopy(model).to(memory_format=torch.channels_last), loss_func=loss, opt_func=Adam, path=d, cbs=[Augment((), 0, front_end), Precision(dtype)])
-        with learn.no_bar(), learn.no_logging(): return learn.lr_find(num_it=num_it, suggest_funcs=(valley,), show_plot=show_plot).valley
+        learn = Learner(
+            dls,
+            copy.deepcopy(model).to(memory_format=torch.channels_last),
+            loss_func=loss,
+            opt_func=Adam,
+            path=d,
+            cbs=[Augment((), 0, front_end), Precision(dtype)],
+        )
+        with learn.no_bar(), learn.no_logging():
+            return learn.lr_find(num_it=num_it, suggest_funcs=(valley,), show_plot=show_plot).valley

@@ -16,117 +16,142 @@ from ..core.config import Config
 @dataclass(frozen=True, kw_only=True)
 class Loss(Config):
     "Base of the losses: subclasses give `per_clip(logits, targets)` -> (clips,)."
-    def __call__(self,
-        logits, # (clips, classes)
-        targets, # (clips, classes), 0 to 1
-        weights=None, # (clips,) how much each clip counts; None: all the same
-    ): # scalar tensor with gradient
+
+    def __call__(
+        self,
+        logits,  # (clips, classes)
+        targets,  # (clips, classes), 0 to 1
+        weights=None,  # (clips,) how much each clip counts; None: all the same
+    ):  # scalar tensor with gradient
         "The (weighted) mean over the clips; raises `AudiotagError` on shapes that do not fit."
-        if logits.ndim!=2 or logits.shape!=targets.shape or (weights is not None and weights.shape!=logits.shape[:1]):
-            said = '' if weights is None else f', weights {tuple(weights.shape)}'
-            raise AudiotagError(f'logits are {tuple(logits.shape)}, targets {tuple(targets.shape)}{said}',
-                                fix='give (clips, classes) twice, and one weight per clip')
+        if (
+            logits.ndim != 2
+            or logits.shape != targets.shape
+            or (weights is not None and weights.shape != logits.shape[:1])
+        ):
+            said = "" if weights is None else f", weights {tuple(weights.shape)}"
+            raise AudiotagError(
+                f"logits are {tuple(logits.shape)}, targets {tuple(targets.shape)}{said}",
+                fix="give (clips, classes) twice, and one weight per clip",
+            )
         kind = torch.promote_types(logits.dtype, torch.float32)
         each = self.per_clip(logits.to(kind), targets.to(kind))
         weights = self._counted(each, weights)
-        return each.mean() if weights is None else (each*weights).sum()/weights.sum().clamp(min=1e-8)
+        return each.mean() if weights is None else (each * weights).sum() / weights.sum().clamp(min=1e-8)
 
-    def per_clip(self, logits, targets): raise NotImplementedError
-    def _counted(self, each, weights): return weights # how much each clip counts, now that its cost is known
+    def per_clip(self, logits, targets):
+        raise NotImplementedError
+
+    def _counted(self, each, weights):
+        return weights  # how much each clip counts, now that its cost is known
 
     def _require_share(self, *names):
-        for o in names: self.require(0<=getattr(self, o)<1, o, 'give at least 0 and less than 1')
+        for o in names:
+            self.require(0 <= getattr(self, o) < 1, o, "give at least 0 and less than 1")
 
 # %% ../../nbs/train/01_losses.ipynb #8edb729d
 @dataclass(frozen=True, kw_only=True)
 class BCE(Loss):
     "Binary cross-entropy per class, mean over the classes."
-    label_smoothing:float=0. # 0 to 1: a target t becomes t·(1-s) + s/2
 
-    def check(self): self._require_share('label_smoothing')
+    label_smoothing: float = 0.0  # 0 to 1: a target t becomes t·(1-s) + s/2
+
+    def check(self):
+        self._require_share("label_smoothing")
 
     def per_clip(self, logits, targets):
-        t = targets*(1-self.label_smoothing) + self.label_smoothing/2
-        return F.binary_cross_entropy_with_logits(logits, t, reduction='none').mean(1)
+        t = targets * (1 - self.label_smoothing) + self.label_smoothing / 2
+        return F.binary_cross_entropy_with_logits(logits, t, reduction="none").mean(1)
 
 # %% ../../nbs/train/01_losses.ipynb #1c4081e0
 @dataclass(frozen=True, kw_only=True)
 class SoftmaxCE(Loss):
     "Cross-entropy of the softmax; targets are divided by their sum."
-    label_smoothing:float=0. # 0 to 1: targets become t·(1-s) + s/classes
 
-    def check(self): self._require_share('label_smoothing')
+    label_smoothing: float = 0.0  # 0 to 1: targets become t·(1-s) + s/classes
+
+    def check(self):
+        self._require_share("label_smoothing")
 
     def per_clip(self, logits, targets):
         t = _shares(targets)
-        t = t*(1-self.label_smoothing) + self.label_smoothing/t.shape[1]
-        return -(t*F.log_softmax(logits, 1)).sum(1)
+        t = t * (1 - self.label_smoothing) + self.label_smoothing / t.shape[1]
+        return -(t * F.log_softmax(logits, 1)).sum(1)
+
 
 def _shares(targets):
     "Targets that sum to 1 in each clip; a clip without labels keeps zeros."
-    return targets/targets.sum(1, keepdim=True).clamp(min=1e-8)
+    return targets / targets.sum(1, keepdim=True).clamp(min=1e-8)
 
 # %% ../../nbs/train/01_losses.ipynb #59d21582
-def _mix(targets, positive, negative): # what a class costs, linear in its target
-    return (targets*positive + (1-targets)*negative).mean(1)
+def _mix(targets, positive, negative):  # what a class costs, linear in its target
+    return (targets * positive + (1 - targets) * negative).mean(1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LqLoss(Loss):
     "Generalised cross-entropy (1-p^q)/q per class, mean over the classes (Zhang and Sabuncu 2018)."
-    q:float=.7 # above 0 (cross-entropy) to 1 (absolute distance)
 
-    def check(self): self.require(0<self.q<=1, 'q', 'give a number above 0 and up to 1; for 0 take BCE')
+    q: float = 0.7  # above 0 (cross-entropy) to 1 (absolute distance)
+
+    def check(self):
+        self.require(0 < self.q <= 1, "q", "give a number above 0 and up to 1; for 0 take BCE")
 
     def per_clip(self, logits, targets):
-        cost = lambda z: -torch.expm1(self.q*F.logsigmoid(z))/self.q
+        cost = lambda z: -torch.expm1(self.q * F.logsigmoid(z)) / self.q
         return _mix(targets, cost(logits), cost(-logits))
 
 # %% ../../nbs/train/01_losses.ipynb #70186326
 @dataclass(frozen=True, kw_only=True)
 class BootstrappedBCE(Loss):
     "Binary cross-entropy with a target that is partly the network's own answer (Reed et al. 2015)."
-    beta:float=.8 # share of the label in the target; 1 is plain BCE
-    hard:bool=True # the network's answer is 0 or 1; if not, its probability
 
-    def check(self): self.require(0<=self.beta<=1, 'beta', 'give a number from 0 to 1')
+    beta: float = 0.8  # share of the label in the target; 1 is plain BCE
+    hard: bool = True  # the network's answer is 0 or 1; if not, its probability
+
+    def check(self):
+        self.require(0 <= self.beta <= 1, "beta", "give a number from 0 to 1")
 
     def per_clip(self, logits, targets):
         p = logits.sigmoid()
-        own = (p>.5).to(p.dtype) if self.hard else p
-        t = self.beta*targets + (1-self.beta)*own
+        own = (p > 0.5).to(p.dtype) if self.hard else p
+        t = self.beta * targets + (1 - self.beta) * own
         return _mix(t, -F.logsigmoid(logits), -F.logsigmoid(-logits))
 
 # %% ../../nbs/train/01_losses.ipynb #d004f462
 @dataclass(frozen=True, kw_only=True)
 class Focal(Loss):
     "Binary cross-entropy times (1-p)^gamma per class, mean over the classes (Lin et al. 2017)."
-    gamma:float=2. # 0 is plain BCE
-    alpha:float|None=None # weight of the yes answers, the no answers have 1-alpha; None: both 1
+
+    gamma: float = 2.0  # 0 is plain BCE
+    alpha: float | None = None  # weight of the yes answers, the no answers have 1-alpha; None: both 1
 
     def check(self):
-        self.require(self.gamma>=0, 'gamma', 'give 0 or more')
-        self.require(self.alpha is None or 0<=self.alpha<=1, 'alpha', 'give a number from 0 to 1, or None')
+        self.require(self.gamma >= 0, "gamma", "give 0 or more")
+        self.require(self.alpha is None or 0 <= self.alpha <= 1, "alpha", "give a number from 0 to 1, or None")
 
     def per_clip(self, logits, targets):
-        cost = lambda z: -F.logsigmoid(z)*(self.gamma*F.logsigmoid(-z)).exp()
-        yes,no = (1., 1.) if self.alpha is None else (self.alpha, 1-self.alpha)
-        return _mix(targets, yes*cost(logits), no*cost(-logits))
+        cost = lambda z: -F.logsigmoid(z) * (self.gamma * F.logsigmoid(-z)).exp()
+        yes, no = (1.0, 1.0) if self.alpha is None else (self.alpha, 1 - self.alpha)
+        return _mix(targets, yes * cost(logits), no * cost(-logits))
 
 # %% ../../nbs/train/01_losses.ipynb #5fbc8466
 @dataclass(frozen=True, kw_only=True)
 class OHEM(Loss):
     "Another loss, of the hardest clips of each batch alone (Shrivastava et al. 2016)."
-    of:Loss=SoftmaxCE() # what a clip costs
-    share:float=.9 # of the batch that counts, rounded down, at least one clip
+
+    of: Loss = SoftmaxCE()  # what a clip costs
+    share: float = 0.9  # of the batch that counts, rounded down, at least one clip
 
     def check(self):
-        self.require(0<self.share<=1, 'share', 'give a number above 0 and up to 1')
-        self.require(not isinstance(self.of, OHEM), 'of', 'give another loss')
+        self.require(0 < self.share <= 1, "share", "give a number above 0 and up to 1")
+        self.require(not isinstance(self.of, OHEM), "of", "give another loss")
 
-    def per_clip(self, logits, targets): return self.of.per_clip(logits, targets)
+    def per_clip(self, logits, targets):
+        return self.of.per_clip(logits, targets)
 
     def _counted(self, each, weights):
         weights = torch.ones_like(each) if weights is None else weights
-        there = weights>0
+        there = weights > 0
         rank = each.detach().masked_fill(~there, -torch.inf).argsort(descending=True).argsort()
-        return weights*(rank < (self.share*there.sum()+1e-6).floor().clamp(min=1))
+        return weights * (rank < (self.share * there.sum() + 1e-6).floor().clamp(min=1))

@@ -16,62 +16,97 @@ from ..data.sampling import sum_of_maxima
 @dataclass(frozen=True, kw_only=True)
 class Pseudo(Config):
     "Clips of a source without labels, with those that earlier stages' models of the same fold write for them."
-    source:str='unlabeled'
-    teachers:tuple[str,...] # stages; the mean of their models is what is said
-    power:float=1. # of the probabilities; above 1: less of what is between yes and no
-    keep:float=0. # a clip whose highest probability is below this is left out
-    zero:float=0. # probabilities below this become 0
-    weight:float=1. # of these targets in the loss
-    def check(self):
-        self.require(len(set(self.teachers))==len(self.teachers)>0, 'teachers', 'name one earlier stage or more, each once')
-        self.require(0<self.power<=20, 'power', 'give a number above 0, up to 20')
-        for o in ('keep','zero'): self.require(0<=getattr(self, o)<1, o, 'give at least 0 and less than 1')
-        self.require(0<self.weight<=1, 'weight', 'give a number above 0, up to 1')
 
-    def targets(self,
-        p, # (n, classes) what the teachers say, 0 to 1
-    )->np.ndarray: # (n, classes) float32
+    source: str = "unlabeled"
+    teachers: tuple[str, ...]  # stages; the mean of their models is what is said
+    power: float = 1.0  # of the probabilities; above 1: less of what is between yes and no
+    keep: float = 0.0  # a clip whose highest probability is below this is left out
+    zero: float = 0.0  # probabilities below this become 0
+    weight: float = 1.0  # of these targets in the loss
+
+    def check(self):
+        self.require(
+            len(set(self.teachers)) == len(self.teachers) > 0, "teachers", "name one earlier stage or more, each once"
+        )
+        self.require(0 < self.power <= 20, "power", "give a number above 0, up to 20")
+        for o in ("keep", "zero"):
+            self.require(0 <= getattr(self, o) < 1, o, "give at least 0 and less than 1")
+        self.require(0 < self.weight <= 1, "weight", "give a number above 0, up to 1")
+
+    def targets(
+        self,
+        p,  # (n, classes) what the teachers say, 0 to 1
+    ) -> np.ndarray:  # (n, classes) float32
         "What the student is told of each clip, kept or not."
         p = np.asarray(p, dtype=np.float64)
-        if p.ndim!=2 or not ((p>=0) & (p<=1)).all(): raise AudiotagError('what the teachers say are no probabilities', field='p', fix='give (clips, classes) from 0 to 1')
-        return np.where(p<self.zero, 0, p**self.power).astype(np.float32)
+        if p.ndim != 2 or not ((p >= 0) & (p <= 1)).all():
+            raise AudiotagError(
+                "what the teachers say are no probabilities", field="p", fix="give (clips, classes) from 0 to 1"
+            )
+        return np.where(p < self.zero, 0, p**self.power).astype(np.float32)
 
 # %% ../../nbs/train/05_pseudo.ipynb #9f18220b
 def pseudo_ledger(
-    rule:Pseudo,
-    clips:pd.DataFrame, # a clip table; all rows of the rule's source
-    p, # (n, classes) what the teachers say
+    rule: Pseudo,
+    clips: pd.DataFrame,  # a clip table; all rows of the rule's source
+    p,  # (n, classes) what the teachers say
     classes,
-)->pd.DataFrame: # clip_id, source, labels (above ½), score (the highest), weight (to be drawn by), picked, reason
+) -> pd.DataFrame:  # clip_id, source, labels (above ½), score (the highest), weight (to be drawn by), picked, reason
     "Apply a rule to what the teachers say, and tell of each clip whether it is taken."
     p = np.asarray(p, dtype=float)
-    if p.shape!=(len(clips), len(classes)): raise AudiotagError(f'what the teachers say is {p.shape}, for {len(clips)} clips of {len(classes)} classes')
-    top,told = p.max(1, initial=0.),rule.targets(p)
-    picked,weight = (top>=rule.keep) & told.any(1), np.zeros(len(p))
+    if p.shape != (len(clips), len(classes)):
+        raise AudiotagError(f"what the teachers say is {p.shape}, for {len(clips)} clips of {len(classes)} classes")
+    top, told = p.max(1, initial=0.0), rule.targets(p)
+    picked, weight = (top >= rule.keep) & told.any(1), np.zeros(len(p))
     weight[picked] = sum_of_maxima(told[picked], clips.group.to_numpy()[picked])
-    labels = [tuple(c for c,o in zip(classes, row) if o>=.5) for row in p]
-    reason = np.select([top<rule.keep, ~picked], ['below the threshold','nothing is left of it'], 'picked')
-    return pd.DataFrame(dict(clip_id=clips.clip_id.to_numpy(), source=rule.source, labels=labels, score=top, weight=weight, picked=picked, reason=reason))
+    labels = [tuple(c for c, o in zip(classes, row) if o >= 0.5) for row in p]
+    reason = np.select([top < rule.keep, ~picked], ["below the threshold", "nothing is left of it"], "picked")
+    return pd.DataFrame(
+        dict(
+            clip_id=clips.clip_id.to_numpy(),
+            source=rule.source,
+            labels=labels,
+            score=top,
+            weight=weight,
+            picked=picked,
+            reason=reason,
+        )
+    )
 
 # %% ../../nbs/train/05_pseudo.ipynb #6873a6a0
 @dataclass(frozen=True, kw_only=True)
 class Rounds:
     "What a series of rounds has come to."
-    best:str|None # the round whose models are to be used; None: none is finished
-    stopped:bool # whether the later ones are not to be run
-    table:pd.DataFrame # a row a finished round: score, gain over the best before it, what follows
+
+    best: str | None  # the round whose models are to be used; None: none is finished
+    stopped: bool  # whether the later ones are not to be run
+    table: pd.DataFrame  # a row a finished round: score, gain over the best before it, what follows
+
 
 def judge_rounds(
-    scores:dict, # score of each finished round by name, in their order; the first is what the others have to beat
+    scores: dict,  # score of each finished round by name, in their order; the first is what the others have to beat
     *,
-    min_gain:float=0., # a gain has to be larger than 0, and at least this
-)->Rounds:
+    min_gain: float = 0.0,  # a gain has to be larger than 0, and at least this
+) -> Rounds:
     "The best round so far, and whether the next one is worth its time."
-    best,stopped,rows = None,False,[]
-    for name,score in scores.items():
-        gain = np.nan if best is None else score-scores[best]
-        gained = best is None or (gain>0 and gain>=min_gain-1e-12)
-        rows.append(dict(round=name, score=score, gain=gain, then='the start' if best is None else 'goes on' if gained else 'stops here'))
-        if not gained: stopped = True; break
+    best, stopped, rows = None, False, []
+    for name, score in scores.items():
+        gain = np.nan if best is None else score - scores[best]
+        gained = best is None or (gain > 0 and gain >= min_gain - 1e-12)
+        rows.append(
+            dict(
+                round=name,
+                score=score,
+                gain=gain,
+                then="the start" if best is None else "goes on" if gained else "stops here",
+            )
+        )
+        if not gained:
+            stopped = True
+            break
         best = name
-    return Rounds(best=best, stopped=stopped, table=pd.DataFrame(rows, columns=['round','score','gain','then']).set_index('round'))
+    return Rounds(
+        best=best,
+        stopped=stopped,
+        table=pd.DataFrame(rows, columns=["round", "score", "gain", "then"]).set_index("round"),
+    )

@@ -34,146 +34,305 @@ from ..infer.windows import View, Windows
 
 # %% ../../nbs/train/10_recipes.ipynb #bed336fc
 def freesound2019(
-    scale:str='full', # 'full' (the entrant's, for a GPU) or 'small' (minutes on two CPU cores)
-)->Recipe:
+    scale: str = "full",  # 'full' (the entrant's, for a GPU) or 'small' (minutes on two CPU cores)
+) -> Recipe:
     "System 1: the four-stage warm-up (Freesound 2019, 8th place)."
-    front_end = PRESETS['freesound_kernel']
-    common = dict(name='freesound2019', layout='freesound2019', loss=BCE(), members=('curated','agreed','certain'))
-    if scale=='small':
-        return Recipe(front_end=front_end.replace(n_mels=64), model=CNNModel1(width=16), n_folds=5,
-                      stages=warm_up((20,60,40,40), lr=3e-3, batch_size=32), windows=Windows(frames=128, hop=48), **common)
-    return Recipe(front_end=front_end, model=CNNModel1(), augment=(MixUp(), SpecMix(), ZoomCrop(), Lighting()), n_folds=10,
-                  stages=warm_up(batch_size=128), windows=Windows(frames=128, hop=48), **common)
+    front_end = PRESETS["freesound_kernel"]
+    common = dict(name="freesound2019", layout="freesound2019", loss=BCE(), members=("curated", "agreed", "certain"))
+    if scale == "small":
+        return Recipe(
+            front_end=front_end.replace(n_mels=64),
+            model=CNNModel1(width=16),
+            n_folds=5,
+            stages=warm_up((20, 60, 40, 40), lr=3e-3, batch_size=32),
+            windows=Windows(frames=128, hop=48),
+            **common,
+        )
+    return Recipe(
+        front_end=front_end,
+        model=CNNModel1(),
+        augment=(MixUp(), SpecMix(), ZoomCrop(), Lighting()),
+        n_folds=10,
+        stages=warm_up(batch_size=128),
+        windows=Windows(frames=128, hop=48),
+        **common,
+    )
 
 # %% ../../nbs/train/10_recipes.ipynb #d0b2bd57
-def _halving(name:str, first:int, *, epochs:int, lr:float, mix:float, **fields)->Stage:
+def _halving(name: str, first: int, *, epochs: int, lr: float, mix: float, **fields) -> Stage:
     "A stage of system 2: Nadam, halved at `first` epochs, half of that later and again, and mixup up to the first."
-    at = first, first+first//2, 2*first
-    return Stage(name=name, epochs=epochs, lr=lr, wd=0., batch_size=32, optimizer='nadam', schedule=Milestones(epochs=at),
-                 augment=(MixUp(weight=.7, p=mix, until_epoch=first),), **fields)
+    at = first, first + first // 2, 2 * first
+    return Stage(
+        name=name,
+        epochs=epochs,
+        lr=lr,
+        wd=0.0,
+        batch_size=32,
+        optimizer="nadam",
+        schedule=Milestones(epochs=at),
+        augment=(MixUp(weight=0.7, p=mix, until_epoch=first),),
+        **fields,
+    )
+
 
 def freesound2019_waveform(
-    scale:str='full', # 'full' (the entrant's, for a GPU) or 'small' (minutes on two CPU cores)
-)->Recipe:
+    scale: str = "full",  # 'full' (the entrant's, for a GPU) or 'small' (minutes on two CPU cores)
+) -> Recipe:
     "System 2: waveform net with global features (Freesound 2019, 2nd place)."
-    small = scale=='small'
-    lr,seconds,(pretrain,train),epochs = (2e-3, 2, (4,12), (10,30)) if small else (5e-4, 5, (8,14), (35,40))
-    stages = (_halving('noisy', pretrain, epochs=epochs[0], lr=lr, mix=.7, train_on=('noisy',), best_epoch=True, metric='lrap'),
-              _halving('curated', train, epochs=epochs[1], lr=lr, mix=.6, train_on=('curated',), start_from='noisy'))
-    places = tuple(View(pad_at=o) for o in ('start','middle','end'))
-    return Recipe(name='freesound2019_waveform', layout='freesound2019', loss=BCE(label_smoothing=.02), stages=stages, members=('curated',),
-                  front_end=Joined(main=Waveform(), beside=(GlobalFeatures(), Length()), reading=Reading(trim_db=60.)),
-                  windows=Windows(frames=seconds*44100, hop=seconds*22050, train_at='random', views=places),
-                  model=WaveCNN(width=.25, stem_channels=16, rnn=32) if small else WAVE_CNNS['v1mix'], n_folds=5 if small else 10)
+    small = scale == "small"
+    lr, seconds, (pretrain, train), epochs = (2e-3, 2, (4, 12), (10, 30)) if small else (5e-4, 5, (8, 14), (35, 40))
+    stages = (
+        _halving(
+            "noisy", pretrain, epochs=epochs[0], lr=lr, mix=0.7, train_on=("noisy",), best_epoch=True, metric="lrap"
+        ),
+        _halving("curated", train, epochs=epochs[1], lr=lr, mix=0.6, train_on=("curated",), start_from="noisy"),
+    )
+    places = tuple(View(pad_at=o) for o in ("start", "middle", "end"))
+    return Recipe(
+        name="freesound2019_waveform",
+        layout="freesound2019",
+        loss=BCE(label_smoothing=0.02),
+        stages=stages,
+        members=("curated",),
+        front_end=Joined(main=Waveform(), beside=(GlobalFeatures(), Length()), reading=Reading(trim_db=60.0)),
+        windows=Windows(frames=seconds * 44100, hop=seconds * 22050, train_at="random", views=places),
+        model=WaveCNN(width=0.25, stem_channels=16, rnn=32) if small else WAVE_CNNS["v1mix"],
+        n_folds=5 if small else 10,
+    )
 
 # %% ../../nbs/train/10_recipes.ipynb #cb83d623
 def rainforest2021(
-    scale:str='full', # 'full' (the entrant's, for a GPU) or 'small' (minutes on two CPU cores)
-)->Recipe:
+    scale: str = "full",  # 'full' (the entrant's, for a GPU) or 'small' (minutes on two CPU cores)
+) -> Recipe:
     "System 3: calls in time (RFCX 2021, 5th place), trained around boxes."
-    boxes = dict(name='boxes', train_on=('curated','negative'), sampling=(RowsOf(source='negative', n=30),))
-    common = dict(name='rainforest2021', layout='rainforest2021', loss=SEDLoss(), n_folds=5, members=('boxes',))
-    if scale=='small':
-        return Recipe(front_end=PRESETS['rainforest'].replace(n_mels=64), model=SED(backbone=CNNModel1(width=16), output='max'), crops=AroundBox(shift=(16,128)),
-                      stages=(Stage(steps=400, lr=3e-3, batch_size=24, **boxes),), augment=(SpecAugment(p=.5), MixUp(alpha=.1)), windows=Windows(frames=256, hop=128, pooling='max'), **common)
-    return Recipe(front_end=PRESETS['rainforest'], model=SED(backbone=Timm(name='resnet18'), output='max'), crops=AroundBox(shift=(32,256)),
-                  stages=(Stage(epochs=50, lr=1e-3, wd=0., batch_size=64, schedule=Cosine(period=10), **boxes),),
-                  augment=(SpecAugment(p=.5), Gamma(), Lighting(), ManifoldMixUp(alpha=.1, last=6)), windows=Windows(frames=512, hop=256, pooling='max'), **common)
+    boxes = dict(name="boxes", train_on=("curated", "negative"), sampling=(RowsOf(source="negative", n=30),))
+    common = dict(name="rainforest2021", layout="rainforest2021", loss=SEDLoss(), n_folds=5, members=("boxes",))
+    if scale == "small":
+        return Recipe(
+            front_end=PRESETS["rainforest"].replace(n_mels=64),
+            model=SED(backbone=CNNModel1(width=16), output="max"),
+            crops=AroundBox(shift=(16, 128)),
+            stages=(Stage(steps=400, lr=3e-3, batch_size=24, **boxes),),
+            augment=(SpecAugment(p=0.5), MixUp(alpha=0.1)),
+            windows=Windows(frames=256, hop=128, pooling="max"),
+            **common,
+        )
+    return Recipe(
+        front_end=PRESETS["rainforest"],
+        model=SED(backbone=Timm(name="resnet18"), output="max"),
+        crops=AroundBox(shift=(32, 256)),
+        stages=(Stage(epochs=50, lr=1e-3, wd=0.0, batch_size=64, schedule=Cosine(period=10), **boxes),),
+        augment=(SpecAugment(p=0.5), Gamma(), Lighting(), ManifoldMixUp(alpha=0.1, last=6)),
+        windows=Windows(frames=512, hop=256, pooling="max"),
+        **common,
+    )
 
 # %% ../../nbs/train/10_recipes.ipynb #00a625b9
 def universal2020(
-    scale:str='full', # 'full' (the entrant's, for a GPU) or 'small' (minutes on two CPU cores)
+    scale: str = "full",  # 'full' (the entrant's, for a GPU) or 'small' (minutes on two CPU cores)
     *,
-    side:int=224, # mel bands and frames: 64, 128 or 224
-    backbone:str='res2next50', # a network of timm
-    tta:bool=True, # score four views of each clip
-)->Recipe:
+    side: int = 224,  # mel bands and frames: 64, 128 or 224
+    backbone: str = "res2next50",  # a network of timm
+    tta: bool = True,  # score four views of each clip
+) -> Recipe:
     "System 4: the universal classifier (CCF 2020)."
-    small = scale=='small'
-    if small: side = 64
-    front_end = PRESETS[f'universal_{side}']
-    frames = front_end.n_frames(16000) # a second; one or two more than `side`, which the network squares
-    stage = Stage(name='curated', train_on=('curated',), **(dict(epochs=24, lr=3e-3, batch_size=64) if small else
-                  dict(epochs=60, lr=3e-4, batch_size=64, schedule=Cosine(last=1e-6/3e-4))))
-    views = (View(shift=.1), View(shift=-.1), View(gain_db=5.), View(gain_db=-5.)) if tta else (View(),)
-    return Recipe(name='universal2020', layout='universal2020', front_end=front_end, features='computed', n_folds=5,
-                  augment=(Shift(p=.5), Gain(p=.5), Noise(p=.5)), loss=SoftmaxCE(label_smoothing=.1), activation='softmax', metric='accuracy',
-                  model=CNNModel1(width=16) if small else Timm(name=backbone, size=(side,side)), stages=(stage,), members=('curated',),
-                  windows=Windows(frames=frames, hop=frames, views=views))
+    small = scale == "small"
+    if small:
+        side = 64
+    front_end = PRESETS[f"universal_{side}"]
+    frames = front_end.n_frames(16000)  # a second; one or two more than `side`, which the network squares
+    stage = Stage(
+        name="curated",
+        train_on=("curated",),
+        **(
+            dict(epochs=24, lr=3e-3, batch_size=64)
+            if small
+            else dict(epochs=60, lr=3e-4, batch_size=64, schedule=Cosine(last=1e-6 / 3e-4))
+        ),
+    )
+    views = (View(shift=0.1), View(shift=-0.1), View(gain_db=5.0), View(gain_db=-5.0)) if tta else (View(),)
+    return Recipe(
+        name="universal2020",
+        layout="universal2020",
+        front_end=front_end,
+        features="computed",
+        n_folds=5,
+        augment=(Shift(p=0.5), Gain(p=0.5), Noise(p=0.5)),
+        loss=SoftmaxCE(label_smoothing=0.1),
+        activation="softmax",
+        metric="accuracy",
+        model=CNNModel1(width=16) if small else Timm(name=backbone, size=(side, side)),
+        stages=(stage,),
+        members=("curated",),
+        windows=Windows(frames=frames, hop=frames, views=views),
+    )
 
 # %% ../../nbs/train/10_recipes.ipynb #bf637a95
-def universal2020_ladder()->list[Recipe]:
+def universal2020_ladder() -> list[Recipe]:
     "The steps of system 4's write-up; its scores: .9526, .9697, .9731, and .9754 and .9759 with five folds, without and with TTA."
-    return [universal2020(side=64, backbone='resnet50', tta=False), universal2020(side=128, tta=False), universal2020(tta=False), universal2020()]
+    return [
+        universal2020(side=64, backbone="resnet50", tta=False),
+        universal2020(side=128, tta=False),
+        universal2020(tta=False),
+        universal2020(),
+    ]
 
 # %% ../../nbs/train/10_recipes.ipynb #b47f7394
 def student_rounds(
-    first:Stage, # the stage that teaches the first round
-    powers=(1., 1/.65, 1/.55, 1/.6), # one a round, of the probabilities; BirdCLEF 2025, 1st
+    first: Stage,  # the stage that teaches the first round
+    powers=(1.0, 1 / 0.65, 1 / 0.55, 1 / 0.6),  # one a round, of the probabilities; BirdCLEF 2025, 1st
     *,
-    keep:float=.1, # a window in which nothing is as probable is left out
-    zero:float=.05, # what is less probable becomes 0
-    weight:float=1., # of written labels in the loss
-    mix:float=.5, # chance of a labelled clip to get such a window as a partner
-    share:float=.5, # of the window in the mix
-    model=None, # settings of the network in the rounds, such as more drop-path
-    go_on:bool=False, # begin with the teacher's weights, and not from scratch
-    epochs:int|None=None, # of a round; None: as many as `first` has
-    lr:float|None=None, # of a round; None: as `first` has
-)->tuple: # of stages, `first` among them
+    keep: float = 0.1,  # a window in which nothing is as probable is left out
+    zero: float = 0.05,  # what is less probable becomes 0
+    weight: float = 1.0,  # of written labels in the loss
+    mix: float = 0.5,  # chance of a labelled clip to get such a window as a partner
+    share: float = 0.5,  # of the window in the mix
+    model=None,  # settings of the network in the rounds, such as more drop-path
+    go_on: bool = False,  # begin with the teacher's weights, and not from scratch
+    epochs: int | None = None,  # of a round; None: as many as `first` has
+    lr: float | None = None,  # of a round; None: as `first` has
+) -> tuple:  # of stages, `first` among them
     "`first`, and a stage for each power, taught by the one before it, on labelled clips and soundscapes."
     out = [first]
-    for i,power in enumerate(powers, 1):
+    for i, power in enumerate(powers, 1):
         told = Pseudo(teachers=(out[-1].name,), power=power, keep=keep, zero=zero, weight=weight)
         drawn = (*(s for s in first.sampling if not isinstance(s, Partners)), Partners(p=mix, share=share))
-        out.append(first.replace(name=f'round{i}', train_on=('curated', told), sampling=drawn, model=model, start_from=out[-1].name if go_on else None, epochs=epochs or first.epochs, lr=lr or first.lr))
+        out.append(
+            first.replace(
+                name=f"round{i}",
+                train_on=("curated", told),
+                sampling=drawn,
+                model=model,
+                start_from=out[-1].name if go_on else None,
+                epochs=epochs or first.epochs,
+                lr=lr or first.lr,
+            )
+        )
     return tuple(out)
 
 # %% ../../nbs/train/10_recipes.ipynb #fe5325eb
-def _bird_ears(ears:str, small:bool, drop_path:float)->tuple: # front end, network, frames of five seconds, how features are had
+# front end, network, frames of five seconds, how features are had
+def _bird_ears(ears: str, small: bool, drop_path: float) -> tuple:
     "What a network of system 5 hears, and what it is."
-    mel = LogMel(sample_rate=32000, n_fft=2048, hop_length=1000 if small else 500, n_mels=64 if small else 128, f_min=40., f_max=15000., top_db=None, scaling=FixedStats(mean=-25., std=15.))
-    def body(channels=1, width=16): return CNNModel1(width=width, in_channels=channels) if small else Timm(name='efficientnet_b0', in_channels=channels, drop_path=drop_path)
-    if ears=='mel': return mel, body() if small else body().replace(dropout=.2), 160000//mel.hop_length, 'computed'
-    fold = FOLDS['rows80' if ears=='rows80' else 'rows128']
+    mel = LogMel(
+        sample_rate=32000,
+        n_fft=2048,
+        hop_length=1000 if small else 500,
+        n_mels=64 if small else 128,
+        f_min=40.0,
+        f_max=15000.0,
+        top_db=None,
+        scaling=FixedStats(mean=-25.0, std=15.0),
+    )
+
+    def body(channels=1, width=16):
+        return (
+            CNNModel1(width=width, in_channels=channels)
+            if small
+            else Timm(name="efficientnet_b0", in_channels=channels, drop_path=drop_path)
+        )
+
+    if ears == "mel":
+        return mel, body() if small else body().replace(dropout=0.2), 160000 // mel.hop_length, "computed"
+    fold = FOLDS["rows80" if ears == "rows80" else "rows128"]
     rate = fold.sample_rate
-    if ears!='hybrid': return Waveform(sample_rate=rate), Raw(backbone=body(fold.channels, 8), front=fold, dropout=0. if small else .2), 5*rate, 'stored'
-    half = mel.replace(sample_rate=rate, n_fft=1024, hop_length=mel.hop_length//2, f_max=8000.)
-    return Waveform(sample_rate=rate), Hybrid(mel=body(), raw=body(fold.channels, 8), front=Joined(main=half, beside=(fold,), sample_rate=rate), dropout=0. if small else .2), 5*rate, 'stored'
+    if ears != "hybrid":
+        return (
+            Waveform(sample_rate=rate),
+            Raw(backbone=body(fold.channels, 8), front=fold, dropout=0.0 if small else 0.2),
+            5 * rate,
+            "stored",
+        )
+    half = mel.replace(sample_rate=rate, n_fft=1024, hop_length=mel.hop_length // 2, f_max=8000.0)
+    return (
+        Waveform(sample_rate=rate),
+        Hybrid(
+            mel=body(),
+            raw=body(fold.channels, 8),
+            front=Joined(main=half, beside=(fold,), sample_rate=rate),
+            dropout=0.0 if small else 0.2,
+        ),
+        5 * rate,
+        "stored",
+    )
 
 # %% ../../nbs/train/10_recipes.ipynb #3aa4def1
 def birdclef2024(
-    scale:str='full', # 'full' (the entrants', for a GPU) or 'small' (minutes on two CPU cores)
+    scale: str = "full",  # 'full' (the entrants', for a GPU) or 'small' (minutes on two CPU cores)
     *,
-    ears:str='mel', # 'mel', 'rows80' (the fifth's wave), 'rows128' (the fourth's), or 'hybrid'
-)->Recipe:
+    ears: str = "mel",  # 'mel', 'rows80' (the fifth's wave), 'rows128' (the fourth's), or 'hybrid'
+) -> Recipe:
     "System 5: windows of soundscapes (BirdCLEF 2024, 4th and 5th), with pseudo-label rounds (2025, 1st)."
-    if ears not in ('mel','rows80','rows128','hybrid'): raise AudiotagError(f'there are no ears {ears!r}', field='ears', fix="choose 'mel', 'rows80', 'rows128' or 'hybrid'")
-    small = scale=='small'
-    front_end,model,frames,features = _bird_ears(ears, small, 0.)
-    length = dict(epochs=60, lr=3e-3, batch_size=32) if small else dict(epochs=40, lr=1e-3, batch_size=64, schedule=Cosine(last=.01))
-    first = Stage(name='labelled', train_on=('curated','unlabeled'), sampling=(InverseRoot(), Partners(column=None, p=.3)), **length)
-    stages = student_rounds(first, (1.,1/.65) if small else (1.,1/.65,1/.55,1/.6), model=None if small else _bird_ears(ears, small, .15)[1], go_on=small, **(dict(epochs=10, lr=1e-3) if small else {}))
-    noise = (Gain(low_db=-6., high_db=6.), *(() if small else (Noise(p=.25),)), Noise(p=.25, exponent=1.))
-    return Recipe(name='birdclef2024' if ears=='mel' else f'birdclef2024_{ears}', layout='birdclef2024', front_end=front_end, features=features, model=model,
-                  loss=SEDLoss(), labels=Labels(secondary_weight=0.), augment=(*noise, MixUp(p=.5)), crops=Crops(), stages=stages, n_folds=5,
-                  windows=Windows(frames=frames, hop=frames//2, views=(View(), View(offset=frames//2))), metric='macro_auc',
-                  members=('labelled',), rounds=tuple(s.name for s in stages), after=('neighbour-max:share=0.25','file-max:power=0.4'))
+    if ears not in ("mel", "rows80", "rows128", "hybrid"):
+        raise AudiotagError(
+            f"there are no ears {ears!r}", field="ears", fix="choose 'mel', 'rows80', 'rows128' or 'hybrid'"
+        )
+    small = scale == "small"
+    front_end, model, frames, features = _bird_ears(ears, small, 0.0)
+    length = (
+        dict(epochs=60, lr=3e-3, batch_size=32)
+        if small
+        else dict(epochs=40, lr=1e-3, batch_size=64, schedule=Cosine(last=0.01))
+    )
+    first = Stage(
+        name="labelled",
+        train_on=("curated", "unlabeled"),
+        sampling=(InverseRoot(), Partners(column=None, p=0.3)),
+        **length,
+    )
+    stages = student_rounds(
+        first,
+        (1.0, 1 / 0.65) if small else (1.0, 1 / 0.65, 1 / 0.55, 1 / 0.6),
+        model=None if small else _bird_ears(ears, small, 0.15)[1],
+        go_on=small,
+        **(dict(epochs=10, lr=1e-3) if small else {}),
+    )
+    noise = (Gain(low_db=-6.0, high_db=6.0), *(() if small else (Noise(p=0.25),)), Noise(p=0.25, exponent=1.0))
+    return Recipe(
+        name="birdclef2024" if ears == "mel" else f"birdclef2024_{ears}",
+        layout="birdclef2024",
+        front_end=front_end,
+        features=features,
+        model=model,
+        loss=SEDLoss(),
+        labels=Labels(secondary_weight=0.0),
+        augment=(*noise, MixUp(p=0.5)),
+        crops=Crops(),
+        stages=stages,
+        n_folds=5,
+        windows=Windows(frames=frames, hop=frames // 2, views=(View(), View(offset=frames // 2))),
+        metric="macro_auc",
+        members=("labelled",),
+        rounds=tuple(s.name for s in stages),
+        after=("neighbour-max:share=0.25", "file-max:power=0.4"),
+    )
 
 # %% ../../nbs/train/10_recipes.ipynb #68693f13
-recipes = {'freesound2019': freesound2019, 'freesound2019_waveform': freesound2019_waveform, 'rainforest2021': rainforest2021, 'universal2020': universal2020, 'birdclef2024': birdclef2024,
-           **{f'birdclef2024_{o}': partial(birdclef2024, ears=o) for o in ('rows80','rows128','hybrid')}}
+recipes = {
+    "freesound2019": freesound2019,
+    "freesound2019_waveform": freesound2019_waveform,
+    "rainforest2021": rainforest2021,
+    "universal2020": universal2020,
+    "birdclef2024": birdclef2024,
+    **{f"birdclef2024_{o}": partial(birdclef2024, ears=o) for o in ("rows80", "rows128", "hybrid")},
+}
+
 
 def get_recipe(
-    name:str, # one of `recipes`
+    name: str,  # one of `recipes`
     *,
-    scale:str='full', # 'full' or 'small'
-    changes=(), # 'field=value', as on the command line
-)->Recipe:
+    scale: str = "full",  # 'full' or 'small'
+    changes=(),  # 'field=value', as on the command line
+) -> Recipe:
     "A recipe by name with some fields changed; raises `AudiotagError` on names and values that do not exist."
-    if name not in recipes: raise AudiotagError(f'there is no recipe {name!r}', field='recipe', fix=did_you_mean(name, recipes))
-    if scale not in ('full','small'): raise AudiotagError(f'there is no scale {scale!r}', field='scale', fix="choose 'full' or 'small'")
-    pairs = [change.partition('=') for change in changes]
-    for field,eq,value in pairs:
-        if not eq: raise AudiotagError(f'{field!r} is not of the form field=value', field='set', fix='for example stages.noisy.epochs=3')
-    return set_fields(recipes[name](scale), [(field.strip(), value.strip()) for field,_,value in pairs])
+    if name not in recipes:
+        raise AudiotagError(f"there is no recipe {name!r}", field="recipe", fix=did_you_mean(name, recipes))
+    if scale not in ("full", "small"):
+        raise AudiotagError(f"there is no scale {scale!r}", field="scale", fix="choose 'full' or 'small'")
+    pairs = [change.partition("=") for change in changes]
+    for field, eq, value in pairs:
+        if not eq:
+            raise AudiotagError(
+                f"{field!r} is not of the form field=value", field="set", fix="for example stages.noisy.epochs=3"
+            )
+    return set_fields(recipes[name](scale), [(field.strip(), value.strip()) for field, _, value in pairs])

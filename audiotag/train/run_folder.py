@@ -12,7 +12,16 @@ from pathlib import Path
 from fastcore.basics import patch
 from ..core.errors import AudiotagError, did_you_mean
 from ..core.config import config_from_dict, require_same
-from ..core.files import claim_folder, file_sha256, folder_kind, locked, read_json, read_parquet, write_json, write_parquet
+from audiotag.core.files import (
+    claim_folder,
+    file_sha256,
+    folder_kind,
+    locked,
+    read_json,
+    read_parquet,
+    write_json,
+    write_parquet,
+)
 from ..core.progress import say
 from ..core.seeding import derive_seed
 from ..core.memory import keep_memory
@@ -34,465 +43,692 @@ from .selection import ancestry, check_out_of_fold, pick
 # %% ../../nbs/train/08_run_folder.ipynb #e619ef23
 class Run:
     "A run folder: `recipe.json`, `clips.parquet`, `store/`, and `<n>-<stage>/fold-<k>/` with weights and scores."
+
     def __init__(self, folder):
         self.folder = Path(folder)
-        if folder_kind(folder)!='run': raise AudiotagError('is not a run folder', file=folder, fix='give the --run of an `audiotag train`')
-        path = self.folder/'recipe.json'
+        if folder_kind(folder) != "run":
+            raise AudiotagError("is not a run folder", file=folder, fix="give the --run of an `audiotag train`")
+        path = self.folder / "recipe.json"
         about = read_json(path)
-        if not isinstance(about, dict) or not {'recipe','classes','competition','scale','store','data'}<=set(about): raise AudiotagError('is not complete', file=path, fix='start a new run in another folder')
-        self.planned = config_from_dict(about['recipe'], where=str(path))
+        if not isinstance(about, dict) or not {"recipe", "classes", "competition", "scale", "store", "data"} <= set(
+            about
+        ):
+            raise AudiotagError("is not complete", file=path, fix="start a new run in another folder")
+        self.planned = config_from_dict(about["recipe"], where=str(path))
         self.recipe = as_carried_out(self.planned, self.rounds())
-        self.classes,self.competition,self.scale = tuple(about['classes']),about['competition'],about['scale']
-        self.rows = read_parquet(self.folder/'clips.parquet', columns=CLIP_COLUMNS)
-        for c in ('labels','secondary'):
-            same = {} # equal labels are one object, however many clips there are
-            if c in self.rows: self.rows[c] = [same.setdefault(o, o) for o in map(tuple, self.rows[c])]
-        self.clips,self._places = scored_clips(self.rows),None
-        self.store = open_store_at(str(about['store']) if about['store'] else self.folder/'store', self.recipe.stored)
+        self.classes, self.competition, self.scale = tuple(about["classes"]), about["competition"], about["scale"]
+        self.rows = read_parquet(self.folder / "clips.parquet", columns=CLIP_COLUMNS)
+        for c in ("labels", "secondary"):
+            same = {}  # equal labels are one object, however many clips there are
+            if c in self.rows:
+                self.rows[c] = [same.setdefault(o, o) for o in map(tuple, self.rows[c])]
+        self.clips, self._places = scored_clips(self.rows), None
+        self.store = open_store_at(str(about["store"]) if about["store"] else self.folder / "store", self.recipe.stored)
 
-    def stage_path(self, stage:str)->Path:
+    def stage_path(self, stage: str) -> Path:
         names = [s.name for s in self.planned.stages]
-        if stage not in names: raise AudiotagError(f'there is no stage {stage!r}', file=self.folder, fix=did_you_mean(stage, names))
-        return self.folder/f'{names.index(stage)+1}-{stage}'
+        if stage not in names:
+            raise AudiotagError(f"there is no stage {stage!r}", file=self.folder, fix=did_you_mean(stage, names))
+        return self.folder / f"{names.index(stage) + 1}-{stage}"
 
-    def fold_path(self, stage:str, fold:int)->Path: return self.stage_path(stage)/f'fold-{fold}'
+    def fold_path(self, stage: str, fold: int) -> Path:
+        return self.stage_path(stage) / f"fold-{fold}"
 
 # %% ../../nbs/train/08_run_folder.ipynb #07f61063
 def known_clips(
-    clips:pd.DataFrame, # clip table of a competition
-    recipe:Recipe,
-)->tuple: # the rows that can be trained on, and the table of what is stored
+    clips: pd.DataFrame,  # clip table of a competition
+    recipe: Recipe,
+) -> tuple:  # the rows that can be trained on, and the table of what is stored
     "Labelled clips, and unlabelled ones where a stage asks for them; `recording` says what each is a place in, if the recipe has places."
     asked = set().union(*map(_sources, recipe.stages))
-    rows = clips[(clips.labels.map(len)>0) | ((clips.source=='unlabeled') & ('unlabeled' in asked))]
-    if recipe.crops is None: return rows, rows
-    if recipe.crops.whole: rows = recordings(rows[rows.source.isin(('curated','noisy'))]).assign(fold=-1)
+    rows = clips[(clips.labels.map(len) > 0) | ((clips.source == "unlabeled") & ("unlabeled" in asked))]
+    if recipe.crops is None:
+        return rows, rows
+    if recipe.crops.whole:
+        rows = recordings(rows[rows.source.isin(("curated", "noisy"))]).assign(fold=-1)
     whole = recordings(rows)
     rows = rows.assign(recording=rows.path.map(dict(zip(whole.path, whole.clip_id))))
-    both = rows[rows.clip_id.isin(whole.clip_id) & (rows.clip_id!=rows.recording)]
-    if len(both): raise AudiotagError(f'{both.clip_id.iloc[0]!r} is a clip, and a recording has that name', field='clip_id', fix='rename the file')
+    both = rows[rows.clip_id.isin(whole.clip_id) & (rows.clip_id != rows.recording)]
+    if len(both):
+        raise AudiotagError(
+            f"{both.clip_id.iloc[0]!r} is a clip, and a recording has that name", field="clip_id", fix="rename the file"
+        )
     return rows, whole
 
+
 def scored_clips(
-    rows:pd.DataFrame, # of a run
-)->pd.DataFrame: # a clip table
+    rows: pd.DataFrame,  # of a run
+) -> pd.DataFrame:  # a clip table
     "What is scored out of fold: the rows themselves, or the recordings that they are places in."
-    if 'recording' not in rows: return rows
-    known = rows[rows.source.isin(('curated','noisy'))]
+    if "recording" not in rows:
+        return rows
+    known = rows[rows.source.isin(("curated", "noisy"))]
     return recordings(known).assign(clip_id=known.recording.drop_duplicates().to_list())
 
 # %% ../../nbs/train/08_run_folder.ipynb #0b62c737
 @patch(as_prop=True)
-def known(self:Run)->pd.DataFrame:
+def known(self: Run) -> pd.DataFrame:
     "Everything that is trained on or scored: a clip table for `check_out_of_fold`."
-    return self.clips if self.clips is self.rows else pd.concat([self.rows, self.clips], ignore_index=True).drop_duplicates('clip_id')
+    return (
+        self.clips
+        if self.clips is self.rows
+        else pd.concat([self.rows, self.clips], ignore_index=True).drop_duplicates("clip_id")
+    )
+
 
 @patch(as_prop=True)
-def places(self:Run)->dict: # {clip_id: (recording, first frame, the one behind the last)}
+def places(self: Run) -> dict:  # {clip_id: (recording, first frame, the one behind the last)}
     "Where the rows lie in their recordings; empty where they are stored themselves."
-    if self._places is None: self._places = dict(zip(self.rows.clip_id, zip(self.rows.recording, *place_frames(self.rows, self.store)))) if 'recording' in self.rows else {}
+    if self._places is None:
+        self._places = (
+            dict(zip(self.rows.clip_id, zip(self.rows.recording, *place_frames(self.rows, self.store))))
+            if "recording" in self.rows
+            else {}
+        )
     return self._places
 
 # %% ../../nbs/train/08_run_folder.ipynb #9d1bce63
-def _fingerprint(clips, store)->str:
-    rows = clips[['clip_id','source','group','fold','start_s','end_s']].astype(str).agg('|'.join, axis=1)
-    if 'secondary' in clips: rows += ['|'+','.join(o) for o in clips.secondary]
-    audio = store.index.set_index('clip_id').audio.reindex(clips.get('recording', clips.clip_id))
-    text = '\n'.join(sorted(f'{r}|{",".join(l)}|{a}' for r,l,a in zip(rows, clips.labels, audio)))
+def _fingerprint(clips, store) -> str:
+    rows = clips[["clip_id", "source", "group", "fold", "start_s", "end_s"]].astype(str).agg("|".join, axis=1)
+    if "secondary" in clips:
+        rows += ["|" + ",".join(o) for o in clips.secondary]
+    audio = store.index.set_index("clip_id").audio.reindex(clips.get("recording", clips.clip_id))
+    text = "\n".join(sorted(f"{r}|{','.join(l)}|{a}" for r, l, a in zip(rows, clips.labels, audio)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 # %% ../../nbs/train/08_run_folder.ipynb #9d3cab97
 def open_run(
-    folder, # made if missing
-    recipe:Recipe,
-    competition, # `audiotag.data.competitions.Competition`
+    folder,  # made if missing
+    recipe: Recipe,
+    competition,  # `audiotag.data.competitions.Competition`
     *,
-    store=None, # a feature store to use or make; None: `folder`/store
-    workers:int=1, # processes that compute features
-    scale:str='', # the preset's name, kept for the report
-)->Run:
+    store=None,  # a feature store to use or make; None: `folder`/store
+    workers: int = 1,  # processes that compute features
+    scale: str = "",  # the preset's name, kept for the report
+) -> Run:
     "Begin a run, or go on with it; raises `AudiotagError` when recipe or data are not those it was begun with."
-    folder = claim_folder(folder, 'run')
-    if (folder/'recipe.json').exists(): require_same(Run(folder).planned, recipe, where=folder, fix='use another --run folder, or the settings it was begun with')
-    rows,stored = known_clips(competition.clips, recipe)
-    features = build_stores_at(stored, recipe.stored, store or folder/'store', workers=workers)
-    clips = rows[[c in features for c in rows.get('recording', rows.clip_id)]].reset_index(drop=True)
-    clips = assign_folds(clips, n_folds=recipe.n_folds, seed=derive_seed(recipe.seed, 'folds'))
+    folder = claim_folder(folder, "run")
+    if (folder / "recipe.json").exists():
+        require_same(
+            Run(folder).planned, recipe, where=folder, fix="use another --run folder, or the settings it was begun with"
+        )
+    rows, stored = known_clips(competition.clips, recipe)
+    features = build_stores_at(stored, recipe.stored, store or folder / "store", workers=workers)
+    clips = rows[[c in features for c in rows.get("recording", rows.clip_id)]].reset_index(drop=True)
+    clips = assign_folds(clips, n_folds=recipe.n_folds, seed=derive_seed(recipe.seed, "folds"))
     mark = _fingerprint(clips, features)
-    if (folder/'recipe.json').exists():
-        if read_json(folder/'recipe.json')['data']!=mark:
-            raise AudiotagError('the clips, their labels or their audio have changed since this run began', file=folder, fix='start a new run in another folder')
-        write_parquet(folder/'clips.parquet', clips) # the same clips, perhaps at another place
+    if (folder / "recipe.json").exists():
+        if read_json(folder / "recipe.json")["data"] != mark:
+            raise AudiotagError(
+                "the clips, their labels or their audio have changed since this run began",
+                file=folder,
+                fix="start a new run in another folder",
+            )
+        write_parquet(folder / "clips.parquet", clips)  # the same clips, perhaps at another place
     else:
-        write_parquet(folder/'clips.parquet', clips)
-        about = dict(classes=list(competition.classes), competition=competition.name, data=mark, scale=scale, store=str(store if is_url(store) else Path(store).absolute()) if store else None)
-        write_json(folder/'recipe.json', {'recipe': recipe.to_dict(), **about})
+        write_parquet(folder / "clips.parquet", clips)
+        about = dict(
+            classes=list(competition.classes),
+            competition=competition.name,
+            data=mark,
+            scale=scale,
+            store=str(store if is_url(store) else Path(store).absolute()) if store else None,
+        )
+        write_json(folder / "recipe.json", {"recipe": recipe.to_dict(), **about})
     return Run(folder)
 
 # %% ../../nbs/train/08_run_folder.ipynb #67572025
 @patch
-def training_clips(self:Run, stage:Stage, fold:int)->pd.DataFrame:
+def training_clips(self: Run, stage: Stage, fold: int) -> pd.DataFrame:
     "The clips that `stage` trains on in `fold`, without the fold itself; `soft` and `probability` are those of the rule that picked them."
     parts = []
     for source in stage.train_on:
         rule = source if isinstance(source, Picked) else None
-        if isinstance(source, Pseudo): part = self._told(stage, source, fold)[0]
+        if isinstance(source, Pseudo):
+            part = self._told(stage, source, fold)[0]
         elif rule:
             ledger = self.ledger(stage.name)
-            part = self.rows[self.rows.get('recording', self.rows.clip_id).isin(ledger.clip_id[ledger.picked & (ledger.source==rule.source)]) & (self.rows.source==rule.source)]
-        else: part = self.rows[self.rows.source==source]
+            part = self.rows[
+                self.rows.get("recording", self.rows.clip_id).isin(
+                    ledger.clip_id[ledger.picked & (ledger.source == rule.source)]
+                )
+                & (self.rows.source == rule.source)
+            ]
+        else:
+            part = self.rows[self.rows.source == source]
         if not len(part) and isinstance(source, str):
-            raise AudiotagError(f'there are no {source!r} clips', field=f'stages.{stage.name}.train_on', fix=did_you_mean(source, self.rows.source.unique()))
-        parts.append(part.assign(soft=rule.soft if rule else 0., probability=rule.probability if rule else 1.))
-    union = pd.concat(parts).drop_duplicates('clip_id')
-    held = self.rows.group[self.rows.fold==fold] # an unlabelled clip has no fold, but it may be a twin
-    return union[~union.group.isin(held)].sort_values('clip_id')
+            raise AudiotagError(
+                f"there are no {source!r} clips",
+                field=f"stages.{stage.name}.train_on",
+                fix=did_you_mean(source, self.rows.source.unique()),
+            )
+        parts.append(part.assign(soft=rule.soft if rule else 0.0, probability=rule.probability if rule else 1.0))
+    union = pd.concat(parts).drop_duplicates("clip_id")
+    held = self.rows.group[self.rows.fold == fold]  # an unlabelled clip has no fold, but it may be a twin
+    return union[~union.group.isin(held)].sort_values("clip_id")
 
 # %% ../../nbs/train/08_run_folder.ipynb #d0d5ca36
 @patch
-def training_targets(self:Run, stage:Stage, clips:pd.DataFrame, fold:int)->np.ndarray: # (clips, classes), or (clips, 2*classes) for a loss that takes weights
+# (clips, classes), or (clips, 2*classes) for a loss that takes weights
+def training_targets(self: Run, stage: Stage, clips: pd.DataFrame, fold: int) -> np.ndarray:
     "The labels; for softly picked clips mixed with what this fold's own models of the rule's stages say."
-    y,labels = targets(clips, self.classes, secondary=self.recipe.labels.secondary),self.recipe.labels
+    y, labels = targets(clips, self.classes, secondary=self.recipe.labels.secondary), self.recipe.labels
     for rule in (r for r in stage.train_on if isinstance(r, Picked) and r.soft):
-        at = ((clips.source==rule.source) & (clips.soft>0)).to_numpy()
+        at = ((clips.source == rule.source) & (clips.soft > 0)).to_numpy()
         told = [self.predict(s, fold, clips.clip_id[at]).to_numpy() for s in rule.scores]
-        y[at] = (1-rule.soft)*y[at] + rule.soft*np.mean(told, axis=0)
+        y[at] = (1 - rule.soft) * y[at] + rule.soft * np.mean(told, axis=0)
     for rule in _pseudo(stage):
-        at = np.flatnonzero((clips.source==rule.source).to_numpy())
+        at = np.flatnonzero((clips.source == rule.source).to_numpy())
         y[at] = rule.targets(self._told(stage, rule, fold)[1].loc[clips.clip_id.iloc[at]])
-    if not isinstance(stage.loss or self.recipe.loss, SEDLoss): return y
-    hard,y = y,labels.weighted(y, clips, self.classes)
+    if not isinstance(stage.loss or self.recipe.loss, SEDLoss):
+        return y
+    hard, y = y, labels.weighted(y, clips, self.classes)
     for rule in _pseudo(stage):
-        at = (clips.source==rule.source).to_numpy()
+        at = (clips.source == rule.source).to_numpy()
         y[at] = with_weights(hard[at], np.full_like(hard[at], rule.weight))
     return y
 
 # %% ../../nbs/train/08_run_folder.ipynb #e3581808
 @patch
-def trained_on(self:Run, stage:str, fold:int)->set:
+def trained_on(self: Run, stage: str, fold: int) -> set:
     "All clip_ids that are in the weights of this model: its own, and those of the models it started from."
-    return {c for s in ancestry(self.recipe, stage) for c in read_json(self.fold_path(s.name, fold)/'trained_on.json')}
+    return {
+        c for s in ancestry(self.recipe, stage) for c in read_json(self.fold_path(s.name, fold) / "trained_on.json")
+    }
 
 # %% ../../nbs/train/08_run_folder.ipynb #aa973fee
 @patch
-def mark(self:Run, stage:str, fold:int)->str:
+def mark(self: Run, stage: str, fold: int) -> str:
     "What the weights of a model carry: stage, fold and the clips of `trained_on.json`, as 16 hexadecimal digits."
-    ids = read_json(self.fold_path(stage, fold)/'trained_on.json')
+    ids = read_json(self.fold_path(stage, fold) / "trained_on.json")
     return hashlib.sha256(json.dumps([stage, fold, ids]).encode()).hexdigest()[:16]
 
+
 @patch
-def prove(self:Run, stage:str, fold:int, scored):
+def prove(self: Run, stage: str, fold: int, scored):
     "Raise `AudiotagError` unless the clips `scored` are out of fold for this model and its ancestors, as their weights testify."
     check_out_of_fold(scored, self.trained_on(stage, fold), self.known, where=self.fold_path(stage, fold))
     for s in ancestry(self.recipe, stage):
-        path = self.fold_path(s.name, fold)/'weights.safetensors'
-        if path.exists() and mark_of(path) not in ('', self.mark(s.name, fold)): # without a mark: of an older version
-            raise AudiotagError('holds weights of another fold, or of other clips than trained_on.json names', file=path, fix='remove this folder: the fold is trained again')
+        path = self.fold_path(s.name, fold) / "weights.safetensors"
+        # without a mark: of an older version
+        if path.exists() and mark_of(path) not in ("", self.mark(s.name, fold)):
+            raise AudiotagError(
+                "holds weights of another fold, or of other clips than trained_on.json names",
+                file=path,
+                fix="remove this folder: the fold is trained again",
+            )
 
 # %% ../../nbs/train/08_run_folder.ipynb #0d642e3f
 @patch
-def model(self:Run, stage:str, fold:int)->torch.nn.Module:
+def model(self: Run, stage: str, fold: int) -> torch.nn.Module:
     "The trained network of a stage and fold, in eval mode."
-    return load_weights(self.recipe.model.build(len(self.classes)), self.fold_path(stage, fold)/'weights.safetensors').eval()
+    return load_weights(
+        self.recipe.model.build(len(self.classes)), self.fold_path(stage, fold) / "weights.safetensors"
+    ).eval()
 
 # %% ../../nbs/train/08_run_folder.ipynb #920d3581
 @patch
-def _train(self:Run, stage:Stage, fold:int, label:str, cbs=()):
+def _train(self: Run, stage: Stage, fold: int, label: str, cbs=()):
     "Train one fold of one stage, or go on with it."
-    folder,recipe = self.fold_path(stage.name, fold),self.recipe
+    folder, recipe = self.fold_path(stage.name, fold), self.recipe
     with rank_0_first():
         train = self.training_clips(stage, fold)
-        if not rank(): write_json(folder/'trained_on.json', list(train.clip_id))
+        if not rank():
+            write_json(folder / "trained_on.json", list(train.clip_id))
     mark = self.mark(stage.name, fold)
     seed = derive_seed(recipe.seed, stage.name, fold)
-    torch.manual_seed(derive_seed(seed, 'weights'))
+    torch.manual_seed(derive_seed(seed, "weights"))
     model = (stage.model or recipe.model).build(len(self.classes))
-    if stage.start_from: load_weights(model, self.fold_path(stage.start_from, fold)/'weights.safetensors')
-    mine = self.rows[self.rows.fold==fold]
-    watch = mine[mine.source=='curated'] if (mine.source=='curated').any() else mine
-    computed,frames,crops = recipe.front_end if recipe.features=='computed' else None, recipe.windows.frames, recipe.crops
-    if crops and computed: crops = crops.scaled(computed.samples_for(2)-computed.samples_for(1))
-    dls = self._loaders(folder, train, watch, frames=computed.samples_for(frames) if computed else frames, short=recipe.windows.train_at, crops=crops, batch_size=stage.batch_size, seed=seed,
-                       y=lambda clips: self.training_targets(stage, clips, fold), draw=epoch_draw(stage.sampling, train) if stage.sampling else None)
-    if torch.cuda.is_available(): dls.to(f'cuda:{torch.cuda.current_device()}') # by its number: the thread that is ahead has another current one
-    epochs = max(1, round(stage.steps/len(dls.train))) if stage.steps else stage.epochs
+    if stage.start_from:
+        load_weights(model, self.fold_path(stage.start_from, fold) / "weights.safetensors")
+    mine = self.rows[self.rows.fold == fold]
+    watch = mine[mine.source == "curated"] if (mine.source == "curated").any() else mine
+    computed, frames, crops = (
+        recipe.front_end if recipe.features == "computed" else None,
+        recipe.windows.frames,
+        recipe.crops,
+    )
+    if crops and computed:
+        crops = crops.scaled(computed.samples_for(2) - computed.samples_for(1))
+    dls = self._loaders(
+        folder,
+        train,
+        watch,
+        frames=computed.samples_for(frames) if computed else frames,
+        short=recipe.windows.train_at,
+        crops=crops,
+        batch_size=stage.batch_size,
+        seed=seed,
+        y=lambda clips: self.training_targets(stage, clips, fold),
+        draw=epoch_draw(stage.sampling, train) if stage.sampling else None,
+    )
+    # by its number: the thread that is ahead has another current one
+    if torch.cuda.is_available():
+        dls.to(f"cuda:{torch.cuda.current_device()}")
+    epochs = max(1, round(stage.steps / len(dls.train))) if stage.steps else stage.epochs
     keeper = Ema(stage.ema) if stage.ema else BestEpoch(stage.patience) if stage.best_epoch else None
-    train_fold(model, dls, folder, loss=stage.loss or recipe.loss, epochs=epochs, lr=stage.lr, wd=stage.wd, schedule=stage.schedule, optimizer=stage.optimizer,
-               augment=recipe.augment if stage.augment is None else stage.augment, metric=stage.metric or recipe.metric, front_end=computed,
-               precision=recipe.precision, compile=recipe.compile, keeper=keeper, seed=seed, mark=mark, label=label, cbs=cbs)
+    train_fold(
+        model,
+        dls,
+        folder,
+        loss=stage.loss or recipe.loss,
+        epochs=epochs,
+        lr=stage.lr,
+        wd=stage.wd,
+        schedule=stage.schedule,
+        optimizer=stage.optimizer,
+        augment=recipe.augment if stage.augment is None else stage.augment,
+        metric=stage.metric or recipe.metric,
+        front_end=computed,
+        precision=recipe.precision,
+        compile=recipe.compile,
+        keeper=keeper,
+        seed=seed,
+        mark=mark,
+        label=label,
+        cbs=cbs,
+    )
 
 # %% ../../nbs/train/08_run_folder.ipynb #f216fb3c
 @patch
-def _loaders(self:Run, folder, train, watch, *, y, draw, crops, **options):
+def _loaders(self: Run, folder, train, watch, *, y, draw, crops, **options):
     "The loaders of a fold, in memory or streamed."
-    known = draw or getattr(crops, 'beside', None) or not hasattr(self.store, 'clips')
-    if len(train)<self.recipe.stream_from or known:
-        return fold_loaders(train, watch, self.store, self.classes, y=y(train), probability=train.probability, draw=draw, crops=crops, **options)
-    return stream_loaders(train, watch, self.store, self.classes, folder/f".stream{rank() or ''}", y=y, near=20_000, crops=crops, **options)
+    known = draw or getattr(crops, "beside", None) or not hasattr(self.store, "clips")
+    if len(train) < self.recipe.stream_from or known:
+        return fold_loaders(
+            train,
+            watch,
+            self.store,
+            self.classes,
+            y=y(train),
+            probability=train.probability,
+            draw=draw,
+            crops=crops,
+            **options,
+        )
+    return stream_loaders(
+        train,
+        watch,
+        self.store,
+        self.classes,
+        folder / f".stream{rank() or ''}",
+        y=y,
+        near=20_000,
+        crops=crops,
+        **options,
+    )
 
 # %% ../../nbs/train/08_run_folder.ipynb #893e62fd
 @patch
-def features(self:Run, clip_id:str): # (bands, frames), or what else the store has
+def features(self: Run, clip_id: str):  # (bands, frames), or what else the store has
     "What is stored of a clip: of a row that is a place in a recording, its stretch of that."
-    if clip_id not in self.places: return self.store[clip_id]
-    recording,first,last = self.places[clip_id]
-    return self.store.crop(recording, int(first), int(last-first))
+    if clip_id not in self.places:
+        return self.store[clip_id]
+    recording, first, last = self.places[clip_id]
+    return self.store.crop(recording, int(first), int(last - first))
+
 
 @patch
-def seen(self:Run, clip_id:str): # features, or a list of pairs (view, features)
+def seen(self: Run, clip_id: str):  # features, or a list of pairs (view, features)
     "A clip as it is scored out of fold: from stored waves all views can be made, from stored features those of frames alone."
-    if self.recipe.features=='stored': return self.features(clip_id)
+    if self.recipe.features == "stored":
+        return self.features(clip_id)
     return self.recipe.windows.looks(self.recipe.front_end, self.features(clip_id)[0])
 
+
 @patch
-def predict(self:Run, stage:str, fold:int, clip_ids)->pd.DataFrame: # index clip_id, one column a class
+def predict(self: Run, stage: str, fold: int, clip_ids) -> pd.DataFrame:  # index clip_id, one column a class
     "Probabilities of any clips by one model of the run."
-    model = self.model(stage, fold).to('cuda' if torch.cuda.is_available() else 'cpu')
-    fe,ids = self.recipe.front_end,list(clip_ids)
+    model = self.model(stage, fold).to("cuda" if torch.cuda.is_available() else "cpu")
+    fe, ids = self.recipe.front_end, list(clip_ids)
     p = np.empty((len(ids), len(self.classes)), np.float32)
-    for i,(_,o) in enumerate(score_clips([model], ((c, self.seen(c)) for c in ids), self.recipe.windows, activation=self.recipe.activation, fill=fe.fill)): p[i] = o[0]
-    return pd.DataFrame(p, pd.Index(ids, name='clip_id'), list(self.classes))
+    for i, (_, o) in enumerate(
+        score_clips(
+            [model],
+            ((c, self.seen(c)) for c in ids),
+            self.recipe.windows,
+            activation=self.recipe.activation,
+            fill=fe.fill,
+        )
+    ):
+        p[i] = o[0]
+    return pd.DataFrame(p, pd.Index(ids, name="clip_id"), list(self.classes))
 
 # %% ../../nbs/train/08_run_folder.ipynb #4ac35d15
-PIECE = 8192 # clips that are scored between two writes
+PIECE = 8192  # clips that are scored between two writes
+
 
 @patch
-def _near(self:Run, clip_ids)->list:
+def _near(self: Run, clip_ids) -> list:
     "The clips in the order of the store's shards, so that each is read, or fetched, once."
-    ids,find = list(clip_ids),getattr(getattr(self.store, 'clips', None), 'find', None)
-    if len(ids)<=PIECE or find is None: return ids
+    ids, find = list(clip_ids), getattr(getattr(self.store, "clips", None), "find", None)
+    if len(ids) <= PIECE or find is None:
+        return ids
     records = self.store.clips.records[[find(self.places[c][0] if c in self.places else c) for c in ids]]
-    return [ids[k] for k in np.lexsort((records['offset'], records['shard']))]
+    return [ids[k] for k in np.lexsort((records["offset"], records["shard"]))]
+
 
 @patch
-def _score(self:Run, stage:Stage, fold:int):
+def _score(self: Run, stage: Stage, fold: int):
     "Score the clips of the fold, all sources, after proving that the model does not know them; what was scored before a kill is kept."
-    clips,folder = self.clips[self.clips.fold==fold],self.fold_path(stage.name, fold)
+    clips, folder = self.clips[self.clips.fold == fold], self.fold_path(stage.name, fold)
     self.prove(stage.name, fold, clips.clip_id)
-    by,ids = file_sha256(folder/'weights.safetensors'),self._near(clips.clip_id)
-    pieces = [folder/f'.scores-{by[:16]}'/f'{k:06d}.parquet' for k in range(max(1, -(-len(ids)//PIECE)))]
-    for k,path in enumerate(pieces):
-        if not path.exists(): write_parquet(path, self.predict(stage.name, fold, ids[k*PIECE:(k+1)*PIECE]).reset_index())
-    write_json(folder/'scored.json', {'weights': by})
-    join_parquet(folder/'oof.parquet', pieces)
-    for old in folder.glob('.scores-*'): shutil.rmtree(old, ignore_errors=True)
+    by, ids = file_sha256(folder / "weights.safetensors"), self._near(clips.clip_id)
+    pieces = [folder / f".scores-{by[:16]}" / f"{k:06d}.parquet" for k in range(max(1, -(-len(ids) // PIECE)))]
+    for k, path in enumerate(pieces):
+        if not path.exists():
+            write_parquet(path, self.predict(stage.name, fold, ids[k * PIECE : (k + 1) * PIECE]).reset_index())
+    write_json(folder / "scored.json", {"weights": by})
+    join_parquet(folder / "oof.parquet", pieces)
+    for old in folder.glob(".scores-*"):
+        shutil.rmtree(old, ignore_errors=True)
 
 # %% ../../nbs/train/08_run_folder.ipynb #d1204ecb
 @patch
-def is_done(self:Run, stage:str, fold:int)->bool:
+def is_done(self: Run, stage: str, fold: int) -> bool:
     "Whether this fold of this stage was trained and scored, and its weights are still the ones that were scored."
     folder = self.fold_path(stage, fold)
-    if not all((folder/f).is_file() for f in ('oof.parquet','scored.json','weights.safetensors')): return False
-    said = read_json(folder/'scored.json')
-    return isinstance(said, dict) and said.get('weights')==file_sha256(folder/'weights.safetensors')
+    if not all((folder / f).is_file() for f in ("oof.parquet", "scored.json", "weights.safetensors")):
+        return False
+    said = read_json(folder / "scored.json")
+    return isinstance(said, dict) and said.get("weights") == file_sha256(folder / "weights.safetensors")
 
 # %% ../../nbs/train/08_run_folder.ipynb #4339ac92
 @patch
-def _scored(self:Run, stage:str, fold:int)->pd.DataFrame: # index clip_id, one column a class
+def _scored(self: Run, stage: str, fold: int) -> pd.DataFrame:  # index clip_id, one column a class
     "The scores of one model, once they are proven to be its fold's and out of fold."
-    path,proven = self.fold_path(stage, fold)/'oof.parquet',vars(self).setdefault('_proven', set())
-    table = read_parquet(path, columns=['clip_id']).set_index('clip_id')
-    if (stage,fold) not in proven:
-        if set(table.index)!=set(self.clips.clip_id[self.clips.fold==fold]): raise AudiotagError(f'holds scores of other clips than those of fold {fold}', file=path, fix='remove this folder: the fold is trained again')
+    path, proven = self.fold_path(stage, fold) / "oof.parquet", vars(self).setdefault("_proven", set())
+    table = read_parquet(path, columns=["clip_id"]).set_index("clip_id")
+    if (stage, fold) not in proven:
+        if set(table.index) != set(self.clips.clip_id[self.clips.fold == fold]):
+            raise AudiotagError(
+                f"holds scores of other clips than those of fold {fold}",
+                file=path,
+                fix="remove this folder: the fold is trained again",
+            )
         self.prove(stage, fold, table.index)
-        proven.add((stage,fold))
+        proven.add((stage, fold))
     return table
 
-@patch
-def oof(self:Run, *stages:str)->pd.DataFrame: # index clip_id, one column a class
-    "Out-of-fold probabilities of every labelled clip; of several stages, their mean."
-    tables = [pd.concat([self._scored(s, k) for k in range(self.recipe.n_folds)]) for s in stages]
-    return sum(t.loc[self.clips.clip_id] for t in tables)/len(tables)
 
 @patch
-def clip_lwlrap(self:Run, stage:str)->pd.Series: # index clip_id
+def oof(self: Run, *stages: str) -> pd.DataFrame:  # index clip_id, one column a class
+    "Out-of-fold probabilities of every labelled clip; of several stages, their mean."
+    tables = [pd.concat([self._scored(s, k) for k in range(self.recipe.n_folds)]) for s in stages]
+    return sum(t.loc[self.clips.clip_id] for t in tables) / len(tables)
+
+
+@patch
+def clip_lwlrap(self: Run, stage: str) -> pd.Series:  # index clip_id
     "The out-of-fold lwlrap of each clip against the labels it was given; a fold at a time, as tables of clips and classes are large."
+
     def of(fold):
-        clips,p = self.clips[self.clips.fold==fold],self._scored(stage, fold)
+        clips, p = self.clips[self.clips.fold == fold], self._scored(stage, fold)
         return pd.Series(per_clip_lwlrap(targets(clips, self.classes), p.loc[clips.clip_id].to_numpy()), clips.clip_id)
+
     return pd.concat([of(k) for k in range(self.recipe.n_folds)]).loc[self.clips.clip_id]
 
 # %% ../../nbs/train/08_run_folder.ipynb #67eeb161
 @patch
-def scores(self:Run, *stages:str, fold:int|None=None)->dict: # such as {'lwlrap noisy': .4, 'lwlrap curated': .7}; NaN without clips
+# such as {'lwlrap noisy': .4, 'lwlrap curated': .7}; NaN without clips
+def scores(self: Run, *stages: str, fold: int | None = None) -> dict:
     "The recipe's metric of these stages' mean, out of fold, by source; of one fold's model alone when it is named."
-    mine = self.clips if fold is None else self.clips[self.clips.fold==fold]
-    truth,p = targets(mine, self.classes),self.oof(*stages).loc[mine.clip_id].to_numpy()
-    at = {s: (mine.source==s).to_numpy() for s in ('noisy','curated')}
-    return {f'{self.recipe.metric} {s}': METRICS[self.recipe.metric](truth[m], p[m]) if m.any() else np.nan for s,m in at.items()}
+    mine = self.clips if fold is None else self.clips[self.clips.fold == fold]
+    truth, p = targets(mine, self.classes), self.oof(*stages).loc[mine.clip_id].to_numpy()
+    at = {s: (mine.source == s).to_numpy() for s in ("noisy", "curated")}
+    return {
+        f"{self.recipe.metric} {s}": METRICS[self.recipe.metric](truth[m], p[m]) if m.any() else np.nan
+        for s, m in at.items()
+    }
 
 # %% ../../nbs/train/08_run_folder.ipynb #043c4e85
 @patch
-def ledger(self:Run, stage:str)->pd.DataFrame:
+def ledger(self: Run, stage: str) -> pd.DataFrame:
     "What the selection rules of a stage decided for each clip of their sources."
-    path,parts = self.stage_path(stage)/'ledger.parquet',self._pseudo_ledgers(stage)
-    if not path.exists() and parts: return pd.concat(parts, ignore_index=True)
-    if not path.exists(): raise AudiotagError(f'stage {stage!r} has no ledger', file=self.folder, fix='only stages with a rule have one, once it has been applied')
+    path, parts = self.stage_path(stage) / "ledger.parquet", self._pseudo_ledgers(stage)
+    if not path.exists() and parts:
+        return pd.concat(parts, ignore_index=True)
+    if not path.exists():
+        raise AudiotagError(
+            f"stage {stage!r} has no ledger",
+            file=self.folder,
+            fix="only stages with a rule have one, once it has been applied",
+        )
     ledger = read_parquet(path)
-    return pd.concat([ledger.assign(labels=[tuple(o) for o in ledger.labels]), *parts], ignore_index=True) if parts else ledger.assign(labels=[tuple(o) for o in ledger.labels])
+    return (
+        pd.concat([ledger.assign(labels=[tuple(o) for o in ledger.labels]), *parts], ignore_index=True)
+        if parts
+        else ledger.assign(labels=[tuple(o) for o in ledger.labels])
+    )
+
 
 @patch
-def _select(self:Run, stage:Stage):
+def _select(self: Run, stage: Stage):
     "Apply the stage's rules and write its ledger, once."
     rules = [r for r in stage.train_on if isinstance(r, Picked)]
-    path = self.stage_path(stage.name)/'ledger.parquet'
-    if not rules or path.exists(): return
+    path = self.stage_path(stage.name) / "ledger.parquet"
+    if not rules or path.exists():
+        return
     said = [pick(r, self.clips, {s: self.clip_lwlrap(s) for s in r.scores}).assign(source=r.source) for r in rules]
     ledger = pd.concat(said)
     write_parquet(path, ledger)
-    for source,part in ledger.groupby('source'): say(f'{stage.name}: {int(part.picked.sum())} of {len(part)} {source} clips picked')
+    for source, part in ledger.groupby("source"):
+        say(f"{stage.name}: {int(part.picked.sum())} of {len(part)} {source} clips picked")
 
 # %% ../../nbs/train/08_run_folder.ipynb #3be483cb
 @patch
-def threads(self:Run)->int:
+def threads(self: Run) -> int:
     "Torch threads of each training of this run: the recipe's, or those that it was begun with."
-    path = self.folder/'threads.json'
-    if self.recipe.cpus: return self.recipe.cpus
-    if not path.exists(): write_json(path, {'threads': torch.get_num_threads()})
-    return read_json(path)['threads']
+    path = self.folder / "threads.json"
+    if self.recipe.cpus:
+        return self.recipe.cpus
+    if not path.exists():
+        write_json(path, {"threads": torch.get_num_threads()})
+    return read_json(path)["threads"]
 
 # %% ../../nbs/train/08_run_folder.ipynb #991317f6
 @patch(as_prop=True)
-def processes(self:Recipe)->int:
+def processes(self: Recipe) -> int:
     "How many processes share a training."
-    return int(self.gpus) if self.gpus and self.gpus>1 else 1
+    return int(self.gpus) if self.gpus and self.gpus > 1 else 1
+
 
 def _train_part(folder, stage, fold, label, cbs):
     "What each of them does."
     run = Run(folder)
-    if run.recipe.keep_memory: keep_memory()
-    run._train(next(s for s in run.recipe.stages if s.name==stage), fold, label, cbs)
+    if run.recipe.keep_memory:
+        keep_memory()
+    run._train(next(s for s in run.recipe.stages if s.name == stage), fold, label, cbs)
+
 
 def _train_here_or_shared(run, stage, fold, label, cbs):
     n = run.recipe.processes
-    if n==1: return run._train(next(s for s in run.recipe.stages if s.name==stage), fold, label, cbs)
-    if not torch.cuda.is_available(): say(f'{label} no GPU here: {n} processes share the CPU')
-    in_ranks(n, _train_part, str(run.folder.absolute()), stage, fold, label, tuple(cbs), threads=max(1, run.threads()//n))
+    if n == 1:
+        return run._train(next(s for s in run.recipe.stages if s.name == stage), fold, label, cbs)
+    if not torch.cuda.is_available():
+        say(f"{label} no GPU here: {n} processes share the CPU")
+    in_ranks(
+        n, _train_part, str(run.folder.absolute()), stage, fold, label, tuple(cbs), threads=max(1, run.threads() // n)
+    )
 
 # %% ../../nbs/train/08_run_folder.ipynb #6f96dc42
 def finish_fold(
-    run:Run,
-    stage:str, # its name
-    fold:int,
+    run: Run,
+    stage: str,  # its name
+    fold: int,
     *,
-    cbs=(), # further fastai callbacks
+    cbs=(),  # further fastai callbacks
 ):
     "Train and score one fold of one stage, from where it stopped; nothing happens when that is done."
-    if run.is_done(stage, fold): return
-    if run.recipe.keep_memory: keep_memory()
-    names,before = [s.name for s in run.recipe.stages],torch.get_num_threads()
+    if run.is_done(stage, fold):
+        return
+    if run.recipe.keep_memory:
+        keep_memory()
+    names, before = [s.name for s in run.recipe.stages], torch.get_num_threads()
     i = names.index(stage)
     torch.set_num_threads(run.threads())
     try:
-        _train_here_or_shared(run, stage, fold, f'stage {i+1}/{len(names)} {stage}, fold {fold+1}/{run.recipe.n_folds},', cbs)
+        _train_here_or_shared(
+            run, stage, fold, f"stage {i + 1}/{len(names)} {stage}, fold {fold + 1}/{run.recipe.n_folds},", cbs
+        )
         run._score(run.recipe.stages[i], fold)
-    finally: torch.set_num_threads(before)
+    finally:
+        torch.set_num_threads(before)
 
 # %% ../../nbs/train/08_run_folder.ipynb #2916315e
 @patch
-def _told(self:Run, stage:Stage, rule:Pseudo, fold:int)->tuple: # (the clips that are taken, what the teachers say (index clip_id))
+# (the clips that are taken, what the teachers say (index clip_id))
+def _told(self: Run, stage: Stage, rule: Pseudo, fold: int) -> tuple:
     "The clips of a rule with what this fold's own models of its teachers say, computed once."
-    path,clips = self.fold_path(stage.name, fold)/f'told-{rule.source}.parquet',self.rows[self.rows.source==rule.source]
-    if not len(clips): raise AudiotagError(f'there are no {rule.source!r} clips', field=f'stages.{stage.name}.train_on', fix='leave the rounds out: --set with the stages that are left, or another recipe')
+    path, clips = (
+        self.fold_path(stage.name, fold) / f"told-{rule.source}.parquet",
+        self.rows[self.rows.source == rule.source],
+    )
+    if not len(clips):
+        raise AudiotagError(
+            f"there are no {rule.source!r} clips",
+            field=f"stages.{stage.name}.train_on",
+            fix="leave the rounds out: --set with the stages that are left, or another recipe",
+        )
     if not path.exists():
-        p = sum(self.predict(t, fold, clips.clip_id) for t in rule.teachers)/len(rule.teachers)
+        p = sum(self.predict(t, fold, clips.clip_id) for t in rule.teachers) / len(rule.teachers)
         write_parquet(path, p.reset_index())
-    p = read_parquet(path).set_index('clip_id').loc[clips.clip_id]
+    p = read_parquet(path).set_index("clip_id").loc[clips.clip_id]
     ledger = pseudo_ledger(rule, clips, p, self.classes).assign(fold=fold)
-    took = ledger.set_index('clip_id').loc[clips.clip_id]
-    clips = clips.assign(weight=took.weight.to_numpy(), soft=0., probability=1.)
+    took = ledger.set_index("clip_id").loc[clips.clip_id]
+    clips = clips.assign(weight=took.weight.to_numpy(), soft=0.0, probability=1.0)
     return clips[took.picked.to_numpy()], p
 
+
 @patch
-def _pseudo_ledgers(self:Run, stage:str)->list: # of tables, one a rule and fold that has been told
+def _pseudo_ledgers(self: Run, stage: str) -> list:  # of tables, one a rule and fold that has been told
     "What each fold was taught of each clip without labels."
-    rules = [r for s in self.planned.stages if s.name==stage for r in _pseudo(s)]
-    told = [(r, k, self.fold_path(stage, k)/f'told-{r.source}.parquet') for r in rules for k in range(self.planned.n_folds)]
-    def table(r, p): return pseudo_ledger(r, self.rows.set_index('clip_id').loc[p.clip_id].reset_index(), p[list(self.classes)], self.classes)
-    return [table(r, read_parquet(path)).assign(fold=k) for r,k,path in told if path.exists()]
+    rules = [r for s in self.planned.stages if s.name == stage for r in _pseudo(s)]
+    told = [
+        (r, k, self.fold_path(stage, k) / f"told-{r.source}.parquet")
+        for r in rules
+        for k in range(self.planned.n_folds)
+    ]
+
+    def table(r, p):
+        return pseudo_ledger(
+            r, self.rows.set_index("clip_id").loc[p.clip_id].reset_index(), p[list(self.classes)], self.classes
+        )
+
+    return [table(r, read_parquet(path)).assign(fold=k) for r, k, path in told if path.exists()]
 
 # %% ../../nbs/train/08_run_folder.ipynb #49f45683
 @patch
-def rounds(self:Run)->dict: # {stage: out-of-fold score}
+def rounds(self: Run) -> dict:  # {stage: out-of-fold score}
     "The scores of the rounds that are finished, in their order."
-    path = self.folder/'rounds.json'
+    path = self.folder / "rounds.json"
     return read_json(path) if path.exists() else {}
 
+
 @patch
-def _judge(self:Run, stage:str):
+def _judge(self: Run, stage: str):
     "Write down what a round has come to, and what follows."
-    scores = {**self.rounds(), stage: next(v for k,v in self.scores(stage).items() if k.endswith(' curated'))}
-    write_json(self.folder/'rounds.json', scores)
+    scores = {**self.rounds(), stage: next(v for k, v in self.scores(stage).items() if k.endswith(" curated"))}
+    write_json(self.folder / "rounds.json", scores)
     self.recipe = as_carried_out(self.planned, scores)
     row = judge_rounds(scores, min_gain=self.planned.min_gain).table.loc[stage]
-    say(f'{stage}: {self.planned.metric} {row.score:.4f} out of fold, {row.gain:+.4f} to the best round before it: {row["then"]}' if row.gain==row.gain else f'{stage}: {row.score:.4f}')
+    say(
+        f"{stage}: {self.planned.metric} {row.score:.4f} out of fold, {row.gain:+.4f} to the best round before it: {row['then']}"
+        if row.gain == row.gain
+        else f"{stage}: {row.score:.4f}"
+    )
 
 # %% ../../nbs/train/08_run_folder.ipynb #f2828c8d
 def round_table(
-    run:Run,
-)->pd.DataFrame: # a row a round that was carried out
+    run: Run,
+) -> pd.DataFrame:  # a row a round that was carried out
     "What each round took from clips without labels, mean over folds, what it scored out of fold, and what followed."
-    table,rows = judge_rounds(run.rounds(), min_gain=run.planned.min_gain).table,{}
+    table, rows = judge_rounds(run.rounds(), min_gain=run.planned.min_gain).table, {}
     for s in (s for s in run.planned.stages if s.name in table.index or _pseudo(s)):
         told = run._pseudo_ledgers(s.name)
-        if not told and s.name not in table.index: continue
-        row = dict(power=next((r.power for r in _pseudo(s)), np.nan), clips=len(told[0]) if told else 0, taken=np.mean([t.picked.sum() for t in told]) if told else 0.,
-                   labels=np.mean([t.labels[t.picked].map(len).mean() for t in told]) if told else np.nan, weight=np.mean([t.weight.sum() for t in told]) if told else 0.)
-        rows[s.name] = row | {c: table[c].get(s.name, np.nan if c!='then' else '') for c in ('score','gain','then')}
-    return pd.DataFrame(rows).T.rename_axis('round').rename(columns={'score': run.recipe.metric, 'labels': 'labels above ½'})
+        if not told and s.name not in table.index:
+            continue
+        row = dict(
+            power=next((r.power for r in _pseudo(s)), np.nan),
+            clips=len(told[0]) if told else 0,
+            taken=np.mean([t.picked.sum() for t in told]) if told else 0.0,
+            labels=np.mean([t.labels[t.picked].map(len).mean() for t in told]) if told else np.nan,
+            weight=np.mean([t.weight.sum() for t in told]) if told else 0.0,
+        )
+        rows[s.name] = row | {c: table[c].get(s.name, np.nan if c != "then" else "") for c in ("score", "gain", "then")}
+    return (
+        pd.DataFrame(rows)
+        .T.rename_axis("round")
+        .rename(columns={"score": run.recipe.metric, "labels": "labels above ½"})
+    )
 
 # %% ../../nbs/train/08_run_folder.ipynb #a41ea7a4
-def stage_groups(recipe:Recipe)->list: # of lists of stages
+def stage_groups(recipe: Recipe) -> list:  # of lists of stages
     "The stages between two barriers; only the first of a group picks clips, and a round is alone."
     groups = []
     for s in recipe.stages:
         apart = s.name in recipe.rounds or (groups and groups[-1][-1].name in recipe.rounds)
-        if not groups or apart or any(isinstance(r, Picked) for r in s.train_on): groups.append([])
+        if not groups or apart or any(isinstance(r, Picked) for r in s.train_on):
+            groups.append([])
         groups[-1].append(s)
     return groups
 
 # %% ../../nbs/train/08_run_folder.ipynb #3cd60997
 def run_stages(
-    run:Run,
+    run: Run,
     *,
-    cbs=(), # further fastai callbacks for every training
-    engine=None, # where folds are trained: called as engine.folds(run, [(stage, fold), …], cbs); None: here
-    until:str|None=None, # the last stage to be carried out; None: all of them
-)->Run:
+    cbs=(),  # further fastai callbacks for every training
+    engine=None,  # where folds are trained: called as engine.folds(run, [(stage, fold), …], cbs); None: here
+    until: str | None = None,  # the last stage to be carried out; None: all of them
+) -> Run:
     "Run every stage over every fold, from where it stopped; what is finished is not touched."
     names = [s.name for s in run.planned.stages]
-    if until: _known(until, names, 'until', 'stage')
-    if run.recipe.keep_memory: keep_memory()
+    if until:
+        _known(until, names, "until", "stage")
+    if run.recipe.keep_memory:
+        keep_memory()
     with locked(run.folder):
-        run.threads() # noted by one process
+        run.threads()  # noted by one process
         for group in stage_groups(run.planned):
-            group = [s for s in group if not until or names.index(s.name)<=names.index(until)]
-            if not group: break
-            if not any(s.name==group[0].name for s in run.recipe.stages): continue # a round that is not tried any more
+            group = [s for s in group if not until or names.index(s.name) <= names.index(until)]
+            if not group:
+                break
+            # a round that is not tried any more
+            if not any(s.name == group[0].name for s in run.recipe.stages):
+                continue
             run._select(group[0])
-            todo = [(s.name,k) for s in group for k in range(run.recipe.n_folds) if not run.is_done(s.name, k)]
-            if engine and todo: engine.folds(run, todo, cbs)
+            todo = [(s.name, k) for s in group for k in range(run.recipe.n_folds) if not run.is_done(s.name, k)]
+            if engine and todo:
+                engine.folds(run, todo, cbs)
             elif not engine:
-                for stage,fold in todo: finish_fold(run, stage, fold, cbs=cbs)
-            if group[0].name in run.recipe.rounds: run._judge(group[0].name)
+                for stage, fold in todo:
+                    finish_fold(run, stage, fold, cbs=cbs)
+            if group[0].name in run.recipe.rounds:
+                run._judge(group[0].name)
     return run
 
-def is_finished(run:Run)->bool:
+
+def is_finished(run: Run) -> bool:
     "Whether all folds of all stages have been scored, rounds that are not tried any more left out."
-    return set(run.recipe.rounds)<=set(run.rounds()) and all(run.is_done(s.name, k) for s in run.recipe.stages for k in range(run.recipe.n_folds))
+    return set(run.recipe.rounds) <= set(run.rounds()) and all(
+        run.is_done(s.name, k) for s in run.recipe.stages for k in range(run.recipe.n_folds)
+    )
 
 # %% ../../nbs/train/08_run_folder.ipynb #d7597dbd
 def stage_table(
-    run:Run,
-)->pd.DataFrame: # a row a stage, and one for the mean of the members
+    run: Run,
+) -> pd.DataFrame:  # a row a stage, and one for the mean of the members
     "Out-of-fold score on noisy and curated clips, clips trained on, and minutes, for each stage that all folds have come through."
     rows = []
     for s in run.recipe.stages:
         paths = [run.fold_path(s.name, k) for k in range(run.recipe.n_folds)]
-        if not all((p/'oof.parquet').exists() for p in paths): continue
-        clips = np.mean([len(read_json(p/'trained_on.json')) for p in paths])
-        seconds = sum(h['seconds'] for p in paths for h in read_json(p/'history.json'))
-        rows.append({'stage': s.name, **run.scores(s.name), 'clips a fold': round(clips), 'minutes': seconds/60})
-    if not rows: raise AudiotagError('no stage is finished', file=run.folder, fix='go on with `audiotag train`')
-    if len(run.recipe.members)>1 and set(run.recipe.members)<={r['stage'] for r in rows}: rows.append({'stage': 'mean of '+', '.join(run.recipe.members), **run.scores(*run.recipe.members)})
-    return pd.DataFrame(rows).set_index('stage').dropna(axis=1, how='all').astype({'clips a fold': 'Int64'})
+        if not all((p / "oof.parquet").exists() for p in paths):
+            continue
+        clips = np.mean([len(read_json(p / "trained_on.json")) for p in paths])
+        seconds = sum(h["seconds"] for p in paths for h in read_json(p / "history.json"))
+        rows.append({"stage": s.name, **run.scores(s.name), "clips a fold": round(clips), "minutes": seconds / 60})
+    if not rows:
+        raise AudiotagError("no stage is finished", file=run.folder, fix="go on with `audiotag train`")
+    if len(run.recipe.members) > 1 and set(run.recipe.members) <= {r["stage"] for r in rows}:
+        rows.append({"stage": "mean of " + ", ".join(run.recipe.members), **run.scores(*run.recipe.members)})
+    return pd.DataFrame(rows).set_index("stage").dropna(axis=1, how="all").astype({"clips a fold": "Int64"})

@@ -16,94 +16,118 @@ from ..models.sed import split_parts
 
 # %% ../../nbs/train/02_sed_loss.ipynb #2550db00
 def with_weights(
-    targets, # (n, classes), 0 to 1
-    weights, # (n, classes), 0 where nobody knows
-): # (n, 2*classes), of the same type
+    targets,  # (n, classes), 0 to 1
+    weights,  # (n, classes), 0 where nobody knows
+):  # (n, 2*classes), of the same type
     "Targets and their weights as one table that may be mixed: weight times target, then weight."
     import numpy as np
-    if targets.shape!=weights.shape: raise AudiotagError(f'targets are {targets.shape}, weights {weights.shape}', fix='give one weight a target')
-    return (torch.cat if torch.is_tensor(targets) else np.concatenate)([targets*weights, weights], 1)
+
+    if targets.shape != weights.shape:
+        raise AudiotagError(f"targets are {targets.shape}, weights {weights.shape}", fix="give one weight a target")
+    return (torch.cat if torch.is_tensor(targets) else np.concatenate)([targets * weights, weights], 1)
 
 # %% ../../nbs/train/02_sed_loss.ipynb #7a5ab50c
 def known_mean(
-    cost, # (n, classes) or (n, classes, frames), finite
-    weight, # the same shape, or (n, classes, 1); 0 where nobody knows
+    cost,  # (n, classes) or (n, classes, frames), finite
+    weight,  # the same shape, or (n, classes, 1); 0 where nobody knows
 ):
     "The weighted mean over what is known, a scalar; 0 when nothing is."
     weight = weight.expand_as(cost)
-    return (cost*weight).sum()/weight.sum().clamp(min=1e-8)
+    return (cost * weight).sum() / weight.sum().clamp(min=1e-8)
 
 # %% ../../nbs/train/02_sed_loss.ipynb #8570c474
 @dataclass(frozen=True, kw_only=True)
 class SEDLoss(Loss):
     "Clip + ½ peak + pseudo + ½ segment of a SED network's parts (RFCX 2021); of plain logits, the clip part alone."
-    clip:float=1. # weights of the four parts
-    peak:float=.5
-    pseudo:float=1.
-    segment:float=.5
-    threshold:float=.5 # probability from which on a moment is a pseudo-label
-    gamma:float=0. # focal; 0 is cross-entropy
-    label_smoothing:float=0. # of clip and peak: a target t becomes t·(1-s) + s/2
-    positives_only:bool=False # only classes of the label count
+
+    clip: float = 1.0  # weights of the four parts
+    peak: float = 0.5
+    pseudo: float = 1.0
+    segment: float = 0.5
+    threshold: float = 0.5  # probability from which on a moment is a pseudo-label
+    gamma: float = 0.0  # focal; 0 is cross-entropy
+    label_smoothing: float = 0.0  # of clip and peak: a target t becomes t·(1-s) + s/2
+    positives_only: bool = False  # only classes of the label count
 
     def check(self):
-        for o in ('clip','peak','pseudo','segment','gamma'): self.require(0<=getattr(self, o)<1e6, o, 'give 0 or more')
-        self.require(self.clip+self.peak>0, 'clip', 'give clip or peak a weight above 0')
-        self.require(0<self.threshold<1, 'threshold', 'give a number between 0 and 1')
-        self._require_share('label_smoothing')
+        for o in ("clip", "peak", "pseudo", "segment", "gamma"):
+            self.require(0 <= getattr(self, o) < 1e6, o, "give 0 or more")
+        self.require(self.clip + self.peak > 0, "clip", "give clip or peak a weight above 0")
+        self.require(0 < self.threshold < 1, "threshold", "give a number between 0 and 1")
+        self._require_share("label_smoothing")
 
-    def __call__(self,
-        logits, # (n, classes, 1 + 2*frames) of a `SEDNet` in training, or (n, classes)
-        targets, # (n, classes), (n, 2*classes) as `with_weights` gives them, or (n, classes, 1 + any number of frames); 0 to 1, NaN where nobody knows
-        weights=None, # (n,) or (n, classes) how much each counts; None: all the same
-    ): # scalar tensor with gradient
+    def __call__(
+        self,
+        logits,  # (n, classes, 1 + 2*frames) of a `SEDNet` in training, or (n, classes)
+        # (n, classes), (n, 2*classes) as `with_weights` gives them, or (n, classes, 1 + any number of frames); 0 to 1,
+        # NaN where nobody knows
+        targets,
+        weights=None,  # (n,) or (n, classes) how much each counts; None: all the same
+    ):  # scalar tensor with gradient
         "The weighted sum of the parts; raises `AudiotagError` on shapes that do not fit."
-        y,moments,known = _targets_of(logits, targets)
-        w = known*_weight_of(y, weights, self.positives_only)
+        y, moments, known = _targets_of(logits, targets)
+        w = known * _weight_of(y, weights, self.positives_only)
         z = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if z.ndim==2: return known_mean(self._cost(z, self._smooth(y)), w)
-        clip,frame,attention = split_parts(z)
-        parts = self.clip*known_mean(self._cost(clip, self._smooth(y)), w) + self.peak*known_mean(self._cost(frame.amax(2), self._smooth(y)), w)
+        if z.ndim == 2:
+            return known_mean(self._cost(z, self._smooth(y)), w)
+        clip, frame, attention = split_parts(z)
+        parts = self.clip * known_mean(self._cost(clip, self._smooth(y)), w) + self.peak * known_mean(
+            self._cost(frame.amax(2), self._smooth(y)), w
+        )
         return parts + self._in_time(frame, attention, y, moments, w)
 
 # %% ../../nbs/train/02_sed_loss.ipynb #d674e1d2
 def _targets_of(logits, targets):
     "The label (n, classes), what is known of the moments (n, classes, frames) or None, and how much the label counts."
-    y,moments,known = targets,None,torch.ones((), device=targets.device)
-    if targets.ndim==3: y,moments = targets[...,0],targets[...,1:]
-    elif targets.ndim==2 and logits.ndim>1 and targets.shape[1]==2*logits.shape[1]:
-        both,known = targets.chunk(2, 1)
-        y = torch.where(known>0, both/known.clamp(min=1e-8), float('nan'))
-    if logits.ndim not in (2, 3) or y.shape!=logits.shape[:2] or (moments is not None and moments.shape[2]<1):
-        raise AudiotagError(f'logits are {tuple(logits.shape)}, targets {tuple(targets.shape)}', fix='give parts or logits, and targets (n, classes), (n, 2*classes) or (n, classes, 1 + frames)')
+    y, moments, known = targets, None, torch.ones((), device=targets.device)
+    if targets.ndim == 3:
+        y, moments = targets[..., 0], targets[..., 1:]
+    elif targets.ndim == 2 and logits.ndim > 1 and targets.shape[1] == 2 * logits.shape[1]:
+        both, known = targets.chunk(2, 1)
+        y = torch.where(known > 0, both / known.clamp(min=1e-8), float("nan"))
+    if logits.ndim not in (2, 3) or y.shape != logits.shape[:2] or (moments is not None and moments.shape[2] < 1):
+        raise AudiotagError(
+            f"logits are {tuple(logits.shape)}, targets {tuple(targets.shape)}",
+            fix="give parts or logits, and targets (n, classes), (n, 2*classes) or (n, classes, 1 + frames)",
+        )
     return y, moments, known
+
 
 def _weight_of(y, weights, positives_only):
     "How much each label counts (n, classes): 0 where it is unknown."
     w = (~y.isnan()).float() if weights is None else torch.as_tensor(weights, dtype=torch.float32, device=y.device)
-    if w.shape not in (y.shape, y.shape[:1]): raise AudiotagError(f'weights are {tuple(w.shape)}', field='weights', fix='give one a clip, or one a clip and class')
-    w = (w if w.ndim==2 else w[:,None])*~y.isnan()
-    return w*(y>0) if positives_only else w
+    if w.shape not in (y.shape, y.shape[:1]):
+        raise AudiotagError(
+            f"weights are {tuple(w.shape)}", field="weights", fix="give one a clip, or one a clip and class"
+        )
+    w = (w if w.ndim == 2 else w[:, None]) * ~y.isnan()
+    return w * (y > 0) if positives_only else w
 
 # %% ../../nbs/train/02_sed_loss.ipynb #6d49657a
 @patch
-def _smooth(self:SEDLoss, y): return y*(1-self.label_smoothing) + self.label_smoothing/2
+def _smooth(self: SEDLoss, y):
+    return y * (1 - self.label_smoothing) + self.label_smoothing / 2
+
 
 @patch
-def _cost(self:SEDLoss, z, t):
+def _cost(self: SEDLoss, z, t):
     "Cross-entropy of each cell, focal if asked for; an unknown target is put to 0, since not even a masked NaN may get into a gradient."
     t = t.nan_to_num()
-    if not self.gamma: return F.binary_cross_entropy_with_logits(z, t, reduction='none')
-    one = lambda z: -F.logsigmoid(z)*(self.gamma*F.logsigmoid(-z)).exp()
-    return t*one(z) + (1-t)*one(-z)
+    if not self.gamma:
+        return F.binary_cross_entropy_with_logits(z, t, reduction="none")
+    one = lambda z: -F.logsigmoid(z) * (self.gamma * F.logsigmoid(-z)).exp()
+    return t * one(z) + (1 - t) * one(-z)
+
 
 @patch
-def _in_time(self:SEDLoss, frame, attention, y, moments, w):
+def _in_time(self: SEDLoss, frame, attention, y, moments, w):
     "The parts that look at moments: pseudo-labels for the attention, and what is known of the frame logits."
-    w,there = w[...,None],(y>0)[...,None]
-    said = ((frame.detach().sigmoid()>=self.threshold) & there).to(frame.dtype)
-    known,target = w*~there,torch.zeros_like(frame) # of a class that is not there: silent
+    w, there = w[..., None], (y > 0)[..., None]
+    said = ((frame.detach().sigmoid() >= self.threshold) & there).to(frame.dtype)
+    known, target = w * ~there, torch.zeros_like(frame)  # of a class that is not there: silent
     if moments is not None:
-        target = F.adaptive_max_pool1d(moments, frame.shape[2]) # NaN wins in a maximum
-        known = (w+0*target).masked_fill(target.isnan(), 0)
-    return self.pseudo*known_mean(self._cost(attention, said), w) + self.segment*known_mean(self._cost(frame, target), known)
+        target = F.adaptive_max_pool1d(moments, frame.shape[2])  # NaN wins in a maximum
+        known = (w + 0 * target).masked_fill(target.isnan(), 0)
+    return self.pseudo * known_mean(self._cost(attention, said), w) + self.segment * known_mean(
+        self._cost(frame, target), known
+    )

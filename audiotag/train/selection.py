@@ -13,55 +13,71 @@ from .settings import Picked, Recipe, Stage, _asks
 
 # %% ../../nbs/train/07_selection.ipynb #fb1a9244
 def pick(
-    rule:Picked,
-    clips:pd.DataFrame, # clip table with folds
-    scores:dict[str,pd.Series], # stage -> per-clip lwlrap, out of fold, by clip_id
-)->pd.DataFrame: # the ledger: clip_id, fold, labels, one column a stage, score, picked, reason
+    rule: Picked,
+    clips: pd.DataFrame,  # clip table with folds
+    scores: dict[str, pd.Series],  # stage -> per-clip lwlrap, out of fold, by clip_id
+) -> pd.DataFrame:  # the ledger: clip_id, fold, labels, one column a stage, score, picked, reason
     "Apply a selection rule, and say of each clip why it was picked or not."
-    rows = clips.loc[clips.source==rule.source, ['clip_id','fold','labels']].reset_index(drop=True)
+    rows = clips.loc[clips.source == rule.source, ["clip_id", "fold", "labels"]].reset_index(drop=True)
     each = pd.DataFrame({s: scores[s].reindex(rows.clip_id).to_numpy() for s in rule.scores})
     score = np.exp(np.log(each.clip(lower=1e-12)).mean(axis=1, skipna=False))
-    ledger = pd.concat([rows, each.add_prefix('lwlrap_'), score.rename('score')], axis=1)
-    ledger = ledger.sort_values(['score','clip_id'], ascending=[False,True], kind='stable')
-    ledger['reason'] = _reasons(ledger, rule)
-    return ledger.assign(picked=ledger.reason=='picked').sort_values('clip_id').reset_index(drop=True)
+    ledger = pd.concat([rows, each.add_prefix("lwlrap_"), score.rename("score")], axis=1)
+    ledger = ledger.sort_values(["score", "clip_id"], ascending=[False, True], kind="stable")
+    ledger["reason"] = _reasons(ledger, rule)
+    return ledger.assign(picked=ledger.reason == "picked").sort_values("clip_id").reset_index(drop=True)
+
 
 def _reasons(ledger, rule):
     "A word for each row of a ledger sorted from the best score down."
-    taken,reasons = {},[]
+    taken, reasons = {}, []
     for r in ledger.itertuples():
-        full = [l for l in r.labels if rule.at_most is not None and taken.get((r.fold,l), 0)>=rule.at_most]
-        if not r.score >= rule.at_least-1e-9: reasons.append('no score' if r.score!=r.score else 'below the threshold')
-        elif full: reasons.append(f'cap of {full[0]}')
+        full = [l for l in r.labels if rule.at_most is not None and taken.get((r.fold, l), 0) >= rule.at_most]
+        if not r.score >= rule.at_least - 1e-9:
+            reasons.append("no score" if r.score != r.score else "below the threshold")
+        elif full:
+            reasons.append(f"cap of {full[0]}")
         else:
-            reasons.append('picked')
-            for l in r.labels: taken[r.fold,l] = taken.get((r.fold,l), 0)+1
+            reasons.append("picked")
+            for l in r.labels:
+                taken[r.fold, l] = taken.get((r.fold, l), 0) + 1
     return reasons
 
 # %% ../../nbs/train/07_selection.ipynb #63065f59
 def ancestry(
-    recipe:Recipe,
-    stage:str, # name
-)->list[Stage]: # the stage, the ones it started from or was taught by, and so on
+    recipe: Recipe,
+    stage: str,  # name
+) -> list[Stage]:  # the stage, the ones it started from or was taught by, and so on
     "The stages whose training a model of `stage` carries in its weights."
-    by_name,line,todo = {s.name: s for s in recipe.stages},[],[stage]
+    by_name, line, todo = {s.name: s for s in recipe.stages}, [], [stage]
     for name in todo:
-        if (s := by_name[name]) in line: continue
+        if (s := by_name[name]) in line:
+            continue
         line.append(s)
-        todo += [s.start_from]*bool(s.start_from)+[e for r in s.train_on if isinstance(r, Pseudo) or getattr(r, 'soft', 0) for e in _asks(r)]
+        todo += [s.start_from] * bool(s.start_from) + [
+            e for r in s.train_on if isinstance(r, Pseudo) or getattr(r, "soft", 0) for e in _asks(r)
+        ]
     return line
 
+
 def check_out_of_fold(
-    scored, # clip_ids that a model is about to score
-    trained, # clip_ids that it or its ancestors were trained on
-    clips:pd.DataFrame, # clip table, for the groups
+    scored,  # clip_ids that a model is about to score
+    trained,  # clip_ids that it or its ancestors were trained on
+    clips: pd.DataFrame,  # clip table, for the groups
     *,
-    where:str='', # stage and fold, for the message
+    where: str = "",  # stage and fold, for the message
 ):
     "Raise `AudiotagError` if a clip, or another one of its group, is both scored and trained on."
-    group = clips.set_index('clip_id').group
-    if unknown := [c for c in [*scored, *trained] if c not in group.index]: raise AudiotagError(f'the clip {unknown[0]!r} is not in the clip table', file=where, fix='was a file of this run changed by hand?')
+    group = clips.set_index("clip_id").group
+    if unknown := [c for c in [*scored, *trained] if c not in group.index]:
+        raise AudiotagError(
+            f"the clip {unknown[0]!r} is not in the clip table",
+            file=where,
+            fix="was a file of this run changed by hand?",
+        )
     seen = set(group.loc[list(trained)])
     if leaked := [c for c in scored if group[c] in seen]:
-        raise AudiotagError(f'{len(leaked)} clips would be scored by a model that was trained on them, the first is {leaked[0]!r}',
-                            file=where, fix='this run was made with other folds: start it anew in an empty folder')
+        raise AudiotagError(
+            f"{len(leaked)} clips would be scored by a model that was trained on them, the first is {leaked[0]!r}",
+            file=where,
+            fix="this run was made with other folds: start it anew in an empty folder",
+        )

@@ -28,219 +28,315 @@ from .pseudo import Pseudo, judge_rounds
 @dataclass(frozen=True, kw_only=True)
 class Picked(Config):
     "The clips of a source whose given labels earlier stages agree with, out of fold."
-    source:str='noisy'
-    scores:tuple[str,...] # stages; the geometric mean of their per-clip lwlraps is compared
-    at_least:float # threshold, 0 to 1
-    at_most:int|None=None # so many clips a fold and label, the best first; None: no cap
-    soft:float=0. # share of what the fold's own models of these stages say in the target; 1: a noisy student
-    probability:float=1. # chance of each clip to be in an epoch
+
+    source: str = "noisy"
+    scores: tuple[str, ...]  # stages; the geometric mean of their per-clip lwlraps is compared
+    at_least: float  # threshold, 0 to 1
+    at_most: int | None = None  # so many clips a fold and label, the best first; None: no cap
+    soft: float = 0.0  # share of what the fold's own models of these stages say in the target; 1: a noisy student
+    probability: float = 1.0  # chance of each clip to be in an epoch
+
     def check(self):
-        self.require(0<=self.soft<=1, 'soft', 'give 0 (the given labels) to 1 (the stages\' probabilities)')
-        self.require(0<self.probability<=1, 'probability', 'give a number above 0, up to 1')
-        self.require(len(self.scores)>0, 'scores', 'name one earlier stage or more')
-        self.require(0<=self.at_least<=1, 'at_least', 'give a number from 0 to 1')
-        self.require(self.at_most is None or self.at_most>0, 'at_most', 'give a positive number, or null for no cap')
+        self.require(0 <= self.soft <= 1, "soft", "give 0 (the given labels) to 1 (the stages' probabilities)")
+        self.require(0 < self.probability <= 1, "probability", "give a number above 0, up to 1")
+        self.require(len(self.scores) > 0, "scores", "name one earlier stage or more")
+        self.require(0 <= self.at_least <= 1, "at_least", "give a number from 0 to 1")
+        self.require(self.at_most is None or self.at_most > 0, "at_most", "give a positive number, or null for no cap")
 
 # %% ../../nbs/train/06_settings.ipynb #0f78173e
 @dataclass(frozen=True, kw_only=True)
 class Stage(Config):
     "One round of training over all folds."
-    name:str
-    train_on:tuple[str|Picked|Pseudo,...] # names of sources, and rules
-    sampling:tuple[Sampler,...]=() # what an epoch is made of; of a source that has no sampler every clip comes once
-    start_from:str|None=None # an earlier stage, whose weights of the same fold are taken; None: from scratch
-    epochs:int=30
-    steps:int|None=None # about so many optimiser steps, in whole epochs; takes the place of `epochs`
-    lr:float=1e-3 # the highest of the schedule
-    schedule:Schedule=OneCycle()
-    optimizer:str='adam' # or 'nadam'
-    wd:float=.01 # decoupled weight decay
-    batch_size:int=128
-    loss:Config|None=None # None: the recipe's
-    augment:tuple[Config,...]|None=None # None: the recipe's
-    model:Config|None=None # the recipe's with other settings of what is not learnt, such as drop-path; None: as it is
-    ema:float|None=None # end with this moving average of the weights, such as .99
-    metric:str|None=None # what `best_epoch` and the progress lines watch; None: the recipe's
-    best_epoch:bool=False # end with the epoch of the best validation score, instead of the last one
-    patience:int|None=None # with `best_epoch`: stop after so many epochs without a better one
+
+    name: str
+    train_on: tuple[str | Picked | Pseudo, ...]  # names of sources, and rules
+    # what an epoch is made of; of a source that has no sampler every clip comes once
+    sampling: tuple[Sampler, ...] = ()
+    start_from: str | None = None  # an earlier stage, whose weights of the same fold are taken; None: from scratch
+    epochs: int = 30
+    steps: int | None = None  # about so many optimiser steps, in whole epochs; takes the place of `epochs`
+    lr: float = 1e-3  # the highest of the schedule
+    schedule: Schedule = OneCycle()
+    optimizer: str = "adam"  # or 'nadam'
+    wd: float = 0.01  # decoupled weight decay
+    batch_size: int = 128
+    loss: Config | None = None  # None: the recipe's
+    augment: tuple[Config, ...] | None = None  # None: the recipe's
+    # the recipe's with other settings of what is not learnt, such as drop-path; None: as it is
+    model: Config | None = None
+    ema: float | None = None  # end with this moving average of the weights, such as .99
+    metric: str | None = None  # what `best_epoch` and the progress lines watch; None: the recipe's
+    best_epoch: bool = False  # end with the epoch of the best validation score, instead of the last one
+    patience: int | None = None  # with `best_epoch`: stop after so many epochs without a better one
 
 # %% ../../nbs/train/06_settings.ipynb #5abc202c
 @patch
-def check(self:Stage):
-    self.require(self.ema is None or 0<self.ema<1, 'ema', 'give a number between 0 and 1')
-    self.require(self.ema is None or not self.best_epoch, 'best_epoch', 'choose one of ema and best_epoch')
-    self.require(self.patience is None or (self.patience>0 and self.best_epoch), 'patience', 'give a positive number, together with best_epoch')
-    self.require(self.steps is None or self.steps>0, 'steps', 'give a positive number')
-    self.require(re.fullmatch(r'[A-Za-z0-9_]+', self.name) and self.name!='golden', 'name', "use letters, digits and underscores, and another word than 'golden'")
-    sources = [getattr(r, 'source', r) for r in self.train_on]
-    self.require(len(sources)==len(set(sources))>0, 'train_on', 'name a source, such as "curated"; each one once')
-    self.require({s.source for s in self.sampling}<=set(sources), 'sampling', 'draw from sources that the stage trains on')
-    self.require(self.model is None or hasattr(self.model, 'build'), 'model', 'give the settings of a network')
-    self.require(math.isfinite(self.lr), 'lr', 'give a number')
-    for f in ('epochs','lr','batch_size'): self.require(getattr(self, f)>0, f, 'give a positive number')
+def check(self: Stage):
+    self.require(self.ema is None or 0 < self.ema < 1, "ema", "give a number between 0 and 1")
+    self.require(self.ema is None or not self.best_epoch, "best_epoch", "choose one of ema and best_epoch")
+    self.require(
+        self.patience is None or (self.patience > 0 and self.best_epoch),
+        "patience",
+        "give a positive number, together with best_epoch",
+    )
+    self.require(self.steps is None or self.steps > 0, "steps", "give a positive number")
+    self.require(
+        re.fullmatch(r"[A-Za-z0-9_]+", self.name) and self.name != "golden",
+        "name",
+        "use letters, digits and underscores, and another word than 'golden'",
+    )
+    sources = [getattr(r, "source", r) for r in self.train_on]
+    self.require(len(sources) == len(set(sources)) > 0, "train_on", 'name a source, such as "curated"; each one once')
+    self.require(
+        {s.source for s in self.sampling} <= set(sources), "sampling", "draw from sources that the stage trains on"
+    )
+    self.require(self.model is None or hasattr(self.model, "build"), "model", "give the settings of a network")
+    self.require(math.isfinite(self.lr), "lr", "give a number")
+    for f in ("epochs", "lr", "batch_size"):
+        self.require(getattr(self, f) > 0, f, "give a positive number")
 
 # %% ../../nbs/train/06_settings.ipynb #17e9c8fc
 def warm_up(
-    epochs:tuple[int,int,int,int]=(50,70,40,40), # of the four stages
+    epochs: tuple[int, int, int, int] = (50, 70, 40, 40),  # of the four stages
     *,
-    lr:float=1e-3,
-    batch_size:int=128,
-    agreed_at_least:float=.5, # stage 3's threshold
-    agreed_at_most:int=5, # clips a fold and label in stage 3
-    certain_at_least:float=1., # stage 4's threshold
-)->tuple[Stage,...]:
+    lr: float = 1e-3,
+    batch_size: int = 128,
+    agreed_at_least: float = 0.5,  # stage 3's threshold
+    agreed_at_most: int = 5,  # clips a fold and label in stage 3
+    certain_at_least: float = 1.0,  # stage 4's threshold
+) -> tuple[Stage, ...]:
     "The four-stage warm-up of system 1 (Freesound 2019, 8th place; source: the entrant's write-up)."
     common = dict(lr=lr, batch_size=batch_size)
-    agreed = Picked(scores=('noisy','curated'), at_least=agreed_at_least, at_most=agreed_at_most)
-    certain = Picked(scores=('agreed',), at_least=certain_at_least)
-    return (Stage(name='noisy', train_on=('noisy',), epochs=epochs[0], **common),
-            Stage(name='curated', train_on=('curated',), start_from='noisy', epochs=epochs[1], **common),
-            Stage(name='agreed', train_on=('curated',agreed), start_from='curated', epochs=epochs[2], **common),
-            Stage(name='certain', train_on=('curated',certain), start_from='agreed', epochs=epochs[3], **common))
+    agreed = Picked(scores=("noisy", "curated"), at_least=agreed_at_least, at_most=agreed_at_most)
+    certain = Picked(scores=("agreed",), at_least=certain_at_least)
+    return (
+        Stage(name="noisy", train_on=("noisy",), epochs=epochs[0], **common),
+        Stage(name="curated", train_on=("curated",), start_from="noisy", epochs=epochs[1], **common),
+        Stage(name="agreed", train_on=("curated", agreed), start_from="curated", epochs=epochs[2], **common),
+        Stage(name="certain", train_on=("curated", certain), start_from="agreed", epochs=epochs[3], **common),
+    )
 
 # %% ../../nbs/train/06_settings.ipynb #fd010717
 @dataclass(frozen=True, kw_only=True)
 class Labels(Config):
     "What is made of labels that say neither yes nor no."
-    negatives:str='named' # what a `negative` clip says: 'named' (its species are not there, of others nothing is known) or 'all' (nothing is there)
-    secondary:float=0. # target of secondary labels
-    secondary_weight:float=1. # how much they count; 0: left out of the loss
-    def check(self):
-        self.require(self.negatives in ('named','all'), 'negatives', "choose 'named' or 'all'")
-        for f in ('secondary','secondary_weight'): self.require(0<=getattr(self, f)<=1, f, 'give a number from 0 to 1')
 
-    def weighted(self,
-        y:np.ndarray, # (clips, classes) targets
-        clips:pd.DataFrame, # their clip table
+    # what a `negative` clip says: 'named' (its species are not there, of others nothing is known) or 'all' (nothing is
+    # there)
+    negatives: str = "named"
+    secondary: float = 0.0  # target of secondary labels
+    secondary_weight: float = 1.0  # how much they count; 0: left out of the loss
+
+    def check(self):
+        self.require(self.negatives in ("named", "all"), "negatives", "choose 'named' or 'all'")
+        for f in ("secondary", "secondary_weight"):
+            self.require(0 <= getattr(self, f) <= 1, f, "give a number from 0 to 1")
+
+    def weighted(
+        self,
+        y: np.ndarray,  # (clips, classes) targets
+        clips: pd.DataFrame,  # their clip table
         classes,
-    )->np.ndarray: # (clips, 2*classes), as `with_weights` gives them
+    ) -> np.ndarray:  # (clips, 2*classes), as `with_weights` gives them
         "The targets and what they count."
         w = target_weights(clips, classes, secondary=self.secondary_weight)
-        if self.negatives=='all': w[(clips.source=='negative').to_numpy()] = 1
-        w[(clips.source=='unlabeled').to_numpy()] = 0
+        if self.negatives == "all":
+            w[(clips.source == "negative").to_numpy()] = 1
+        w[(clips.source == "unlabeled").to_numpy()] = 0
         return with_weights(y, w)
 
 # %% ../../nbs/train/06_settings.ipynb #2a79f826
 def _known(name, names, field, what):
-    if name not in names: raise AudiotagError(f'{name!r} is no {what}', field=field, fix=did_you_mean(name, names))
+    if name not in names:
+        raise AudiotagError(f"{name!r} is no {what}", field=field, fix=did_you_mean(name, names))
 
 # %% ../../nbs/train/06_settings.ipynb #fe185dad
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Config):
     "All settings of a system."
-    name:str
-    layout:str='freesound2019' # how the competition's folder is read
-    front_end:FrontEnd
-    model:Config # with `build(n_classes)`
-    loss:Config # called with (logits, targets)
-    augment:tuple[Config,...]=() # called with (x, y, generator)
-    stages:tuple[Stage,...]
-    windows:Windows=Windows() # training crops are as long
-    crops:Crops|None=None # how they are drawn where clips are places in recordings, which are stored and scored whole; None: each clip is stored
-    labels:Labels=Labels() # what is made of negative rows and secondary labels
-    features:str='stored' # or 'computed', from stored waves for each batch, as augmentations of the wave need it
-    members:tuple[str,...] # the stages whose models make the submission
-    rounds:tuple[str,...]=() # stages that are tried one after the other until one does not gain; as a member, each of them stands for the best
-    min_gain:float=0. # out of fold, that a round needs for the next one to be tried
-    after:tuple[str,...]=() # steps of `audiotag.infer.postprocess`, in words, that are sealed with the weights unless others are asked for
-    activation:str='sigmoid' # 'softmax' where a clip has one label
-    metric:str='lwlrap' # what the competition scores; 'lrap', 'accuracy' and 'macro_auc' are the others
-    n_folds:int=10
-    precision:str='auto' # of training; see `audiotag.train.fit.autocast_dtype`
-    compile:str='' # a backend of torch.compile for training, such as 'inductor'; '': none
-    keep_memory:bool=True # see `audiotag.core.memory.keep_memory`
-    stream_from:int=200_000 # training clips of a fold from which on epochs are streamed (`audiotag.data.streaming`), in another order than below
-    cpus:int|None=None # threads of each training, and what a cluster reserves for it; None: torch's own number where the run is begun
-    gpus:float|None=None # of each training: a part of one on a cluster; 2 or more share every batch (on a machine without any, as many processes do); None: 1 where there is any
-    seed:int=0
+
+    name: str
+    layout: str = "freesound2019"  # how the competition's folder is read
+    front_end: FrontEnd
+    model: Config  # with `build(n_classes)`
+    loss: Config  # called with (logits, targets)
+    augment: tuple[Config, ...] = ()  # called with (x, y, generator)
+    stages: tuple[Stage, ...]
+    windows: Windows = Windows()  # training crops are as long
+    # how they are drawn where clips are places in recordings, which are stored and scored whole; None: each clip is
+    # stored
+    crops: Crops | None = None
+    labels: Labels = Labels()  # what is made of negative rows and secondary labels
+    features: str = "stored"  # or 'computed', from stored waves for each batch, as augmentations of the wave need it
+    members: tuple[str, ...]  # the stages whose models make the submission
+    # stages that are tried one after the other until one does not gain; as a member, each of them stands for the best
+    rounds: tuple[str, ...] = ()
+    min_gain: float = 0.0  # out of fold, that a round needs for the next one to be tried
+    # steps of `audiotag.infer.postprocess`, in words, that are sealed with the weights unless others are asked for
+    after: tuple[str, ...] = ()
+    activation: str = "sigmoid"  # 'softmax' where a clip has one label
+    metric: str = "lwlrap"  # what the competition scores; 'lrap', 'accuracy' and 'macro_auc' are the others
+    n_folds: int = 10
+    precision: str = "auto"  # of training; see `audiotag.train.fit.autocast_dtype`
+    compile: str = ""  # a backend of torch.compile for training, such as 'inductor'; '': none
+    keep_memory: bool = True  # see `audiotag.core.memory.keep_memory`
+    # training clips of a fold from which on epochs are streamed (`audiotag.data.streaming`), in another order than
+    # below
+    stream_from: int = 200_000
+    # threads of each training, and what a cluster reserves for it; None: torch's own number where the run is begun
+    cpus: int | None = None
+    # of each training: a part of one on a cluster; 2 or more share every batch (on a machine without any, as many
+    # processes do); None: 1 where there is any
+    gpus: float | None = None
+    seed: int = 0
 
 # %% ../../nbs/train/06_settings.ipynb #bd4d3d02
 def _check_stages(recipe):
     "The stages name each other, and what they name is there."
     names = [s.name for s in recipe.stages]
-    recipe.require(len(set(names))==len(names)>0, 'stages', 'give each stage a name of its own')
-    for i,s in enumerate(recipe.stages):
+    recipe.require(len(set(names)) == len(names) > 0, "stages", "give each stage a name of its own")
+    for i, s in enumerate(recipe.stages):
         rules = [e for r in s.train_on for e in _asks(r)]
-        for e in [*rules, *([s.start_from] if s.start_from else [])]: _known(e, names[:i], f'stages.{s.name}', 'earlier stage')
-        _known(s.optimizer, OPTIMIZERS, f'stages.{s.name}', 'optimiser')
-        if s.metric: _known(s.metric, METRICS, f'stages.{s.name}', 'metric')
-    for m in recipe.members: _known(m, names, 'members', 'stage')
+        for e in [*rules, *([s.start_from] if s.start_from else [])]:
+            _known(e, names[:i], f"stages.{s.name}", "earlier stage")
+        _known(s.optimizer, OPTIMIZERS, f"stages.{s.name}", "optimiser")
+        if s.metric:
+            _known(s.metric, METRICS, f"stages.{s.name}", "metric")
+    for m in recipe.members:
+        _known(m, names, "members", "stage")
     _check_rounds(recipe, names)
-    recipe.require(len(recipe.members)==len(set(recipe.members))>0, 'members', 'name the stages that make the submission, each once')
+    recipe.require(
+        len(recipe.members) == len(set(recipe.members)) > 0,
+        "members",
+        "name the stages that make the submission, each once",
+    )
 
 # %% ../../nbs/train/06_settings.ipynb #6dbee688
 def _check_hearing(recipe):
     "The augmentations suit what is stored."
     augments = [o for s in (recipe, *recipe.stages) for o in s.augment or ()]
-    recipe.require(all(isinstance(o, spec.Augment) for o in augments), 'augment', 'give settings of augmentations')
-    recipe.require(recipe.features in ('stored','computed'), 'features', "choose 'stored' or 'computed'")
+    recipe.require(all(isinstance(o, spec.Augment) for o in augments), "augment", "give settings of augmentations")
+    recipe.require(recipe.features in ("stored", "computed"), "features", "choose 'stored' or 'computed'")
     hears = isinstance(parts(recipe.front_end)[0], Waveform)
-    fits = recipe.features=='stored' or not (hears or isinstance(recipe.front_end, Joined))
-    recipe.require(fits, 'features', "choose 'stored' for a network that takes the wave, or several inputs")
-    inside = getattr(recipe.model, 'front', None)
-    recipe.require(inside is None or (hears and inside.sample_rate==recipe.front_end.sample_rate), 'model', 'give the network waves of the sampling rate that it computes features at')
+    fits = recipe.features == "stored" or not (hears or isinstance(recipe.front_end, Joined))
+    recipe.require(fits, "features", "choose 'stored' for a network that takes the wave, or several inputs")
+    inside = getattr(recipe.model, "front", None)
+    recipe.require(
+        inside is None or (hears and inside.sample_rate == recipe.front_end.sample_rate),
+        "model",
+        "give the network waves of the sampling rate that it computes features at",
+    )
     reading = recipe.front_end.reading
-    still = reading.trim_db is None and (reading.pad_to_s is None or reading.pad_at=='start')
-    recipe.require(recipe.crops is None or still, 'front_end', 'neither trim recordings nor put silence before them: the places in them would move')
-    waves = hears or recipe.features=='computed'
-    recipe.require(waves or not any(o.on_wave for o in augments), 'features', "choose 'computed': the recipe changes waves")
+    still = reading.trim_db is None and (reading.pad_to_s is None or reading.pad_at == "start")
+    recipe.require(
+        recipe.crops is None or still,
+        "front_end",
+        "neither trim recordings nor put silence before them: the places in them would move",
+    )
+    waves = hears or recipe.features == "computed"
+    recipe.require(
+        waves or not any(o.on_wave for o in augments), "features", "choose 'computed': the recipe changes waves"
+    )
+
 
 @patch(as_prop=True)
-def stored(self:Recipe)->FrontEnd:
+def stored(self: Recipe) -> FrontEnd:
     "What the feature store keeps: the front end's features, or waves that it is computed from."
     fe = self.front_end
-    return fe if self.features=='stored' else Waveform(sample_rate=fe.sample_rate, reading=fe.reading)
+    return fe if self.features == "stored" else Waveform(sample_rate=fe.sample_rate, reading=fe.reading)
 
 # %% ../../nbs/train/06_settings.ipynb #c1450cad
 @patch
-def check(self:Recipe):
+def check(self: Recipe):
     "The parts have to fit together."
     _check_stages(self)
     _check_hearing(self)
     _check_labels(self)
-    self.require(self.n_folds>=2, 'n_folds', 'give 2 or more')
-    self.require(self.stream_from>0, 'stream_from', 'give a number of clips')
-    self.require(self.cpus is None or self.cpus>0, 'cpus', 'give a positive number')
-    self.require(self.gpus is None or 0<=self.gpus<=1 or 1<self.gpus<1000 and self.gpus==int(self.gpus), 'gpus', 'give 0 to 1, or a whole number')
-    self.require(hasattr(self.model, 'build'), 'model', 'give the settings of a network')
-    self.require(all(isinstance(o, losses.Loss) for o in [self.loss, *(s.loss for s in self.stages if s.loss)]), 'loss', 'give the settings of a loss')
-    self.require(self.metric in METRICS, 'metric', did_you_mean(self.metric, METRICS))
-    self.require(self.activation in ('sigmoid','softmax'), 'activation', "choose 'sigmoid' or 'softmax'")
-    self.require(self.precision in ('auto','bf16','fp32'), 'precision', "choose 'auto', 'bf16' or 'fp32'")
+    self.require(self.n_folds >= 2, "n_folds", "give 2 or more")
+    self.require(self.stream_from > 0, "stream_from", "give a number of clips")
+    self.require(self.cpus is None or self.cpus > 0, "cpus", "give a positive number")
+    self.require(
+        self.gpus is None or 0 <= self.gpus <= 1 or 1 < self.gpus < 1000 and self.gpus == int(self.gpus),
+        "gpus",
+        "give 0 to 1, or a whole number",
+    )
+    self.require(hasattr(self.model, "build"), "model", "give the settings of a network")
+    self.require(
+        all(isinstance(o, losses.Loss) for o in [self.loss, *(s.loss for s in self.stages if s.loss)]),
+        "loss",
+        "give the settings of a loss",
+    )
+    self.require(self.metric in METRICS, "metric", did_you_mean(self.metric, METRICS))
+    self.require(self.activation in ("sigmoid", "softmax"), "activation", "choose 'sigmoid' or 'softmax'")
+    self.require(self.precision in ("auto", "bf16", "fp32"), "precision", "choose 'auto', 'bf16' or 'fp32'")
 
 # %% ../../nbs/train/06_settings.ipynb #df25edd5
-def _sources(stage): return {getattr(r, 'source', r) for r in stage.train_on}
-def _pseudo(stage): return [r for r in stage.train_on if isinstance(r, Pseudo)]
+def _sources(stage):
+    return {getattr(r, "source", r) for r in stage.train_on}
+
+
+def _pseudo(stage):
+    return [r for r in stage.train_on if isinstance(r, Pseudo)]
+
 
 def _check_labels(recipe):
     "A loss that cannot be told that nobody knows is not given such labels."
     for s in recipe.stages:
-        mask = ('negative' in _sources(s) and recipe.labels.negatives=='named') or recipe.labels.secondary_weight<1 or any(r.weight<1 for r in _pseudo(s)) or 'unlabeled' in s.train_on
-        recipe.require(recipe.crops is not None or not _pseudo(s), 'crops', 'give Crops(): unlabelled windows are places in recordings')
+        mask = (
+            ("negative" in _sources(s) and recipe.labels.negatives == "named")
+            or recipe.labels.secondary_weight < 1
+            or any(r.weight < 1 for r in _pseudo(s))
+            or "unlabeled" in s.train_on
+        )
+        recipe.require(
+            recipe.crops is not None or not _pseudo(s),
+            "crops",
+            "give Crops(): unlabelled windows are places in recordings",
+        )
         fits = isinstance(s.loss or recipe.loss, SEDLoss) or not mask
-        recipe.require(fits, 'labels', "choose SEDLoss, which takes weights, or say what the labels mean: negatives 'all', secondary_weight 1")
+        recipe.require(
+            fits,
+            "labels",
+            "choose SEDLoss, which takes weights, or say what the labels mean: negatives 'all', secondary_weight 1",
+        )
 
 # %% ../../nbs/train/06_settings.ipynb #4f1ce827
-def _asks(rule)->tuple: # the stages whose scores or labels a rule wants
-    return getattr(rule, 'scores', None) or getattr(rule, 'teachers', ())
+def _asks(rule) -> tuple:  # the stages whose scores or labels a rule wants
+    return getattr(rule, "scores", None) or getattr(rule, "teachers", ())
+
 
 def _check_rounds(recipe, names):
     "Rounds are stages in their order, and only rounds need rounds."
-    for r in recipe.rounds: _known(r, names, 'rounds', 'stage')
-    recipe.require([n for n in names if n in recipe.rounds]==list(recipe.rounds), 'rounds', 'name the stages in their order, each once')
+    for r in recipe.rounds:
+        _known(r, names, "rounds", "stage")
+    recipe.require(
+        [n for n in names if n in recipe.rounds] == list(recipe.rounds),
+        "rounds",
+        "name the stages in their order, each once",
+    )
     for s in recipe.stages:
         needs = {s.start_from, *(e for r in s.train_on for e in _asks(r))} & set(recipe.rounds)
-        recipe.require(not needs or s.name in recipe.rounds, 'rounds', f'name {s.name!r} too: it needs {", ".join(sorted(needs))}, which may not be tried')
-    recipe.require(0<=recipe.min_gain<math.inf, 'min_gain', 'give 0 or more')
-    recipe.require(len(recipe.rounds)!=1, 'rounds', 'name two or more: the first is what the others have to beat')
+        recipe.require(
+            not needs or s.name in recipe.rounds,
+            "rounds",
+            f"name {s.name!r} too: it needs {', '.join(sorted(needs))}, which may not be tried",
+        )
+    recipe.require(0 <= recipe.min_gain < math.inf, "min_gain", "give 0 or more")
+    recipe.require(len(recipe.rounds) != 1, "rounds", "name two or more: the first is what the others have to beat")
+
 
 def as_carried_out(
-    recipe:Recipe,
-    scores:dict, # out-of-fold score of each finished round
-)->Recipe:
+    recipe: Recipe,
+    scores: dict,  # out-of-fold score of each finished round
+) -> Recipe:
     "The recipe without the rounds that are not tried any more; for members that are rounds stands the best."
     found = judge_rounds({r: scores[r] for r in recipe.rounds if r in scores}, min_gain=recipe.min_gain)
-    if found.best is None: return recipe
-    gone = set(recipe.rounds)-set(found.table.index) if found.stopped else set()
+    if found.best is None:
+        return recipe
+    gone = set(recipe.rounds) - set(found.table.index) if found.stopped else set()
     members = dict.fromkeys(found.best if m in recipe.rounds else m for m in recipe.members)
-    return recipe.replace(stages=tuple(s for s in recipe.stages if s.name not in gone), rounds=tuple(r for r in recipe.rounds if r not in gone), members=tuple(members))
+    return recipe.replace(
+        stages=tuple(s for s in recipe.stages if s.name not in gone),
+        rounds=tuple(r for r in recipe.rounds if r not in gone),
+        members=tuple(members),
+    )

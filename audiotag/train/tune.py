@@ -17,41 +17,54 @@ from ..infer.windows import View, probabilities
 @dataclass(frozen=True, eq=False)
 class OOFWindows:
     "Windows of labelled clips with what their own fold's models say."
-    p:np.ndarray # (windows, classes) probabilities
-    truth:np.ndarray # (windows, classes) the labels of the clip that a window is of
-    clip:np.ndarray # (windows,) its name
-    fold:np.ndarray # (windows,)
+
+    p: np.ndarray  # (windows, classes) probabilities
+    truth: np.ndarray  # (windows, classes) the labels of the clip that a window is of
+    clip: np.ndarray  # (windows,) its name
+    fold: np.ndarray  # (windows,)
+
 
 def oof_windows(
-    run:Run, # finished
-    *stages:str, # None: the members
-)->OOFWindows:
+    run: Run,  # finished
+    *stages: str,  # None: the members
+) -> OOFWindows:
     "Score curated clips window by window, out of fold; the mean over stages."
-    recipe,parts = run.recipe,[]
+    recipe, parts = run.recipe, []
     windows = recipe.windows.replace(hop=recipe.windows.frames, views=(View(),))
-    clips = run.clips[run.clips.source=='curated']
+    clips = run.clips[run.clips.source == "curated"]
     for k in range(recipe.n_folds):
-        mine,models = clips[clips.fold==k],[run.model(s, k) for s in stages or recipe.members]
-        for c,truth in zip(mine.clip_id, targets(mine, run.classes)):
+        mine, models = clips[clips.fold == k], [run.model(s, k) for s in stages or recipe.members]
+        for c, truth in zip(mine.clip_id, targets(mine, run.classes)):
             seen = run.seen(c)
             x = windows.cut(seen[0][1] if isinstance(seen, list) else seen, fill=recipe.front_end.fill)
             p = np.mean([probabilities(m, x, activation=recipe.activation) for m in models], axis=0)
-            parts.append((p, np.repeat(truth[None], len(p), 0), [c]*len(p), [k]*len(p)))
+            parts.append((p, np.repeat(truth[None], len(p), 0), [c] * len(p), [k] * len(p)))
     return OOFWindows(*(np.concatenate(o) for o in zip(*parts)))
 
 # %% ../../nbs/train/13_tune.ipynb #978ff28b
-_FLATTERED = 'flattered: all windows of a clip share its label'
+_FLATTERED = "flattered: all windows of a clip share its label"
+
 
 def tune_run(
-    run:Run, # finished
-    *stages:str, # None: the members
-    families=None, # as for `tune`; None: all that there are, and one that cannot help
-    draws:int=300, # of the bootstrap
-)->Tuned:
+    run: Run,  # finished
+    *stages: str,  # None: the members
+    families=None,  # as for `tune`; None: all that there are, and one that cannot help
+    draws: int = 300,  # of the bootstrap
+) -> Tuned:
     "The tuner on a run's own windows; its table says of each family how far labelled clips can judge it."
-    w,families = oof_windows(run, *stages),families or {**FAMILIES, 'sharpen': (Power(power=.5), Power(power=2.))}
-    found = tune(w.p, w.truth>0, w.clip, folds=w.fold, families=families, metric=run.recipe.metric, draws=draws)
+    w, families = oof_windows(run, *stages), families or {**FAMILIES, "sharpen": (Power(power=0.5), Power(power=2.0))}
+    found = tune(w.p, w.truth > 0, w.clip, folds=w.fold, families=families, metric=run.recipe.metric, draws=draws)
+
     def caveat(name):
         kinds = {type(o) for o in families[name]}
-        return '' if found.table.note[name].startswith('cannot') else _FLATTERED if kinds<={Smooth, NeighbourMax, FileMax} else 'clips say little about minutes without the species' if Halve in kinds else ''
+        return (
+            ""
+            if found.table.note[name].startswith("cannot")
+            else _FLATTERED
+            if kinds <= {Smooth, NeighbourMax, FileMax}
+            else "clips say little about minutes without the species"
+            if Halve in kinds
+            else ""
+        )
+
     return Tuned(found.steps, found.table.assign(caveat=[caveat(o) for o in found.table.index]), found.scores)

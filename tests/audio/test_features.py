@@ -1,4 +1,5 @@
 "Front ends against librosa, layer against front end, and what they refuse."
+
 import copy
 import dataclasses
 import inspect
@@ -16,7 +17,25 @@ torch = pytest.importorskip("torch")
 from audiotag.audio.io import Reading, crop_or_pad
 from audiotag.core.errors import AudiotagError
 from audiotag.core.config import Config, config_from_dict
-from audiotag.audio.features import PCEN, PERCENTILES, PRESETS, FixedStats, FrontEnd, GlobalFeatures, Joined, Length, LogMel, MinMax, RawFold, Standardize, Waveform, _filters, crop_frames, parts, window_starts
+from audiotag.audio.features import (
+    PCEN,
+    PERCENTILES,
+    PRESETS,
+    FixedStats,
+    FrontEnd,
+    GlobalFeatures,
+    Joined,
+    Length,
+    LogMel,
+    MinMax,
+    RawFold,
+    Standardize,
+    Waveform,
+    _filters,
+    crop_frames,
+    parts,
+    window_starts,
+)
 
 RATE = 44100
 
@@ -26,9 +45,22 @@ def librosa_db(fe, wave):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         mel = librosa.feature.melspectrogram(
-            y=wave, sr=fe.sample_rate, n_fft=fe.n_fft, hop_length=fe.hop_length, n_mels=fe.n_mels, fmin=fe.f_min, fmax=fe.f_max,
-            power=fe.power, htk=fe.htk, norm=fe.norm, center=fe.center, pad_mode=fe.pad_mode)
-    return librosa.power_to_db(mel, ref=np.max if fe.reference == "max" else fe.reference, amin=fe.amin, top_db=fe.top_db)
+            y=wave,
+            sr=fe.sample_rate,
+            n_fft=fe.n_fft,
+            hop_length=fe.hop_length,
+            n_mels=fe.n_mels,
+            fmin=fe.f_min,
+            fmax=fe.f_max,
+            power=fe.power,
+            htk=fe.htk,
+            norm=fe.norm,
+            center=fe.center,
+            pad_mode=fe.pad_mode,
+        )
+    return librosa.power_to_db(
+        mel, ref=np.max if fe.reference == "max" else fe.reference, amin=fe.amin, top_db=fe.top_db
+    )
 
 
 def synthetic():
@@ -39,17 +71,18 @@ def synthetic():
     spectrum = np.fft.rfft(noise)
     spectrum[np.fft.rfftfreq(n, 1 / RATE) > 7000] = 0
     waves = dict(
-        noise=.1 * noise,
-        tone=.9 * np.sin(2 * np.pi * 1000 * t),
-        chirp=.5 * np.sin(2 * np.pi * (200 + 5000 * t) * t),
-        decay=.3 * noise * np.exp(-20 * t),
-        lowpassed=.1 * np.fft.irfft(spectrum, n),
-        offset=.7 + 1e-4 * noise,
-        rumble=.9 * np.sin(2 * np.pi * 5 * t) + 1e-4 * noise,
-        click=np.where(np.arange(n) == n // 2, 1., 0.),
+        noise=0.1 * noise,
+        tone=0.9 * np.sin(2 * np.pi * 1000 * t),
+        chirp=0.5 * np.sin(2 * np.pi * (200 + 5000 * t) * t),
+        decay=0.3 * noise * np.exp(-20 * t),
+        lowpassed=0.1 * np.fft.irfft(spectrum, n),
+        offset=0.7 + 1e-4 * noise,
+        rumble=0.9 * np.sin(2 * np.pi * 5 * t) + 1e-4 * noise,
+        click=np.where(np.arange(n) == n // 2, 1.0, 0.0),
         silence=np.zeros(n),
-        one=np.array([.5]),
-        short=.1 * noise[:700])
+        one=np.array([0.5]),
+        short=0.1 * noise[:700],
+    )
     return {k: v.astype(np.float32) for k, v in waves.items()}
 
 
@@ -58,21 +91,40 @@ def real(sample_set):
     "A few real clips, 3 s at most, as read_audio gives them."
     folder = sample_set("freesound")
     files = [*sorted((folder / "train_curated").iterdir())[:4], *sorted((folder / "train_noisy").iterdir())[:2]]
-    return {f.name: LogMel().read(f)[:3 * RATE] for f in files}
+    return {f.name: LogMel().read(f)[: 3 * RATE] for f in files}
 
 
 GRID = {
-    "default": {}, "hop 694": dict(hop_length=694, top_db=80.), "1024": dict(n_fft=1024, hop_length=500, n_mels=64, top_db=80.),
-    "no power of two": dict(n_fft=1500, hop_length=441), "odd": dict(n_fft=1001, hop_length=333, n_mels=40),
-    "prime": dict(n_fft=2003, hop_length=701, n_mels=80), "long": dict(n_fft=8192, hop_length=2048, n_mels=229),
-    "longer than the clip": dict(n_fft=2**17, hop_length=9000), "hop beyond the frame": dict(n_fft=512, hop_length=800, n_mels=32),
-    "empty bands": dict(n_fft=256, hop_length=128), "one band": dict(n_mels=1), "range": dict(f_min=500., f_max=14000.),
-    "to half the rate": dict(f_max=None, f_min=0.), "htk": dict(htk=True), "height 1": dict(norm=None),
-    "htk, height 1": dict(htk=True, norm=None, n_fft=3000, top_db=None), "not centred": dict(center=False, n_fft=512),
-    "reflect": dict(pad_mode="reflect"), "edge": dict(pad_mode="edge"), "symmetric": dict(pad_mode="symmetric"),
-    "all levels": dict(top_db=None), "100 dB": dict(top_db=100.), "20 dB": dict(top_db=20.), "to the maximum": dict(reference="max"),
-    "reference 3": dict(reference=3., top_db=80.), "small reference": dict(reference=1e-12), "amin": dict(amin=1e-5, top_db=None),
-    "magnitude": dict(power=1.), "magnitude, all levels": dict(power=1., top_db=None, norm=None), "16 kHz": dict(sample_rate=16000, f_max=8000.),
+    "default": {},
+    "hop 694": dict(hop_length=694, top_db=80.0),
+    "1024": dict(n_fft=1024, hop_length=500, n_mels=64, top_db=80.0),
+    "no power of two": dict(n_fft=1500, hop_length=441),
+    "odd": dict(n_fft=1001, hop_length=333, n_mels=40),
+    "prime": dict(n_fft=2003, hop_length=701, n_mels=80),
+    "long": dict(n_fft=8192, hop_length=2048, n_mels=229),
+    "longer than the clip": dict(n_fft=2**17, hop_length=9000),
+    "hop beyond the frame": dict(n_fft=512, hop_length=800, n_mels=32),
+    "empty bands": dict(n_fft=256, hop_length=128),
+    "one band": dict(n_mels=1),
+    "range": dict(f_min=500.0, f_max=14000.0),
+    "to half the rate": dict(f_max=None, f_min=0.0),
+    "htk": dict(htk=True),
+    "height 1": dict(norm=None),
+    "htk, height 1": dict(htk=True, norm=None, n_fft=3000, top_db=None),
+    "not centred": dict(center=False, n_fft=512),
+    "reflect": dict(pad_mode="reflect"),
+    "edge": dict(pad_mode="edge"),
+    "symmetric": dict(pad_mode="symmetric"),
+    "all levels": dict(top_db=None),
+    "100 dB": dict(top_db=100.0),
+    "20 dB": dict(top_db=20.0),
+    "to the maximum": dict(reference="max"),
+    "reference 3": dict(reference=3.0, top_db=80.0),
+    "small reference": dict(reference=1e-12),
+    "amin": dict(amin=1e-5, top_db=None),
+    "magnitude": dict(power=1.0),
+    "magnitude, all levels": dict(power=1.0, top_db=None, norm=None),
+    "16 kHz": dict(sample_rate=16000, f_max=8000.0),
 }
 
 
@@ -87,20 +139,23 @@ def test_logmel_is_librosas(name, real):
         got, want = fe(wave), librosa_db(fe, wave)
         assert got.shape == want.shape == (fe.n_bands, fe.n_frames(len(wave))), clip
         assert got.dtype == np.float32
-        assert np.abs(got - want).max() <= .01, clip
+        assert np.abs(got - want).max() <= 0.01, clip
 
 
 @pytest.mark.parametrize("name", [k for k, v in PRESETS.items() if isinstance(v, LogMel)])
 def test_presets_are_librosas(name, sample_set):
     fe = PRESETS[name]
     for path in sorted((sample_set("freesound") / "train_curated").iterdir())[4:8]:
-        wave = fe.read(path)[:4 * fe.sample_rate]
+        wave = fe.read(path)[: 4 * fe.sample_rate]
         x = librosa_db(fe, wave)
-        want = {Standardize: lambda: (x - x.mean()) / x.std(), MinMax: lambda: (x - x.min()) / (x.max() - x.min()),
-                type(None): lambda: x}[type(fe.scaling)]()
-        assert np.abs(fe.replace(scaling=None)(wave) - x).max() <= .01
-        assert np.abs(fe(wave) - want).max() <= .01
-        assert np.array_equal(fe.from_file(path, end_s=1.), fe(fe.read(path, end_s=1.)))
+        want = {
+            Standardize: lambda: (x - x.mean()) / x.std(),
+            MinMax: lambda: (x - x.min()) / (x.max() - x.min()),
+            type(None): lambda: x,
+        }[type(fe.scaling)]()
+        assert np.abs(fe.replace(scaling=None)(wave) - x).max() <= 0.01
+        assert np.abs(fe(wave) - want).max() <= 0.01
+        assert np.array_equal(fe.from_file(path, end_s=1.0), fe(fe.read(path, end_s=1.0)))
 
 
 def test_any_float_and_stride(real):
@@ -113,7 +168,14 @@ def test_any_float_and_stride(real):
     frozen.flags.writeable = False
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for each in (fe, LogMel(center=False), LogMel(top_db=None), Waveform(), GlobalFeatures(), LogMel(pcen=PCEN(), deltas=2)):
+        for each in (
+            fe,
+            LogMel(center=False),
+            LogMel(top_db=None),
+            Waveform(),
+            GlobalFeatures(),
+            LogMel(pcen=PCEN(), deltas=2),
+        ):
             each(frozen)
     assert np.array_equal(wave, kept)
     assert not np.shares_memory(Waveform()(wave), wave)
@@ -121,10 +183,10 @@ def test_any_float_and_stride(real):
 
 def test_pcen_and_deltas_are_librosas(real):
     for wave in {**synthetic(), **real}.values():
-        fe = LogMel(hop_length=512, pcen=PCEN(gain=.8, bias=10., power=.25, time_constant=.06))
+        fe = LogMel(hop_length=512, pcen=PCEN(gain=0.8, bias=10.0, power=0.25, time_constant=0.06))
         wave = crop_or_pad(wave, max(len(wave), 2560))
         mel = librosa.feature.melspectrogram(y=wave, sr=RATE, n_fft=2560, hop_length=512, n_mels=128, fmin=20)
-        want = librosa.pcen(mel * 2**31, sr=RATE, hop_length=512, gain=.8, bias=10, power=.25, time_constant=.06)
+        want = librosa.pcen(mel * 2**31, sr=RATE, hop_length=512, gain=0.8, bias=10, power=0.25, time_constant=0.06)
         assert np.abs(fe(wave) - want).max() <= 1e-3 * max(1, want.max())
         x = LogMel(deltas=2)(wave)
         if x.shape[-1] >= 9:
@@ -136,8 +198,11 @@ def test_pcen_and_deltas_are_librosas(real):
 LAYERS = {
     **{k: LogMel(**v) for k, v in GRID.items() if k != "longer than the clip"},
     **{k: v for k, v in PRESETS.items() if not isinstance(v, RawFold)},
-    "channels": LogMel(deltas=2, frequency_channel=True, scaling=Standardize()), "deltas": LogMel(deltas=1),
-    "fixed": LogMel(scaling=FixedStats(mean=-20., std=15.)), "pcen": LogMel(pcen=PCEN()), "pcen, scaled": LogMel(pcen=PCEN(), scaling=MinMax()),
+    "channels": LogMel(deltas=2, frequency_channel=True, scaling=Standardize()),
+    "deltas": LogMel(deltas=1),
+    "fixed": LogMel(scaling=FixedStats(mean=-20.0, std=15.0)),
+    "pcen": LogMel(pcen=PCEN()),
+    "pcen, scaled": LogMel(pcen=PCEN(), scaling=MinMax()),
 }
 
 
@@ -145,7 +210,10 @@ LAYERS = {
 def test_layer_is_the_front_end(name, real):
     "Batch and single, for clips of one length whose levels differ by 60 dB."
     fe = LAYERS[name]
-    clips = [crop_or_pad(w, RATE // 2, at="start") * g for w, g in zip([*real.values(), synthetic()["silence"]], (1, .001, .1, 1, 3, 1, 1))]
+    clips = [
+        crop_or_pad(w, RATE // 2, at="start") * g
+        for w, g in zip([*real.values(), synthetic()["silence"]], (1, 0.001, 0.1, 1, 3, 1, 1))
+    ]
     got = fe.layer()(torch.from_numpy(np.stack(clips)).float())
     assert got.dtype == torch.float32
     for clip, x in zip(clips, got.numpy()):
@@ -155,10 +223,21 @@ def test_layer_is_the_front_end(name, real):
         assert np.abs(x - fe.layer()(torch.from_numpy(clip).float()[None])[0].numpy()).max() <= 1e-4
 
 
-@pytest.mark.parametrize("fe", [LogMel(), LogMel(power=1.), LogMel(top_db=None), LogMel(pcen=PCEN()), LogMel(reference="max", scaling=MinMax()),
-                                LogMel(pad_mode="reflect", deltas=2, scaling=Standardize()), GlobalFeatures(scaling=Standardize())], ids=lambda fe: fe.hash)
+@pytest.mark.parametrize(
+    "fe",
+    [
+        LogMel(),
+        LogMel(power=1.0),
+        LogMel(top_db=None),
+        LogMel(pcen=PCEN()),
+        LogMel(reference="max", scaling=MinMax()),
+        LogMel(pad_mode="reflect", deltas=2, scaling=Standardize()),
+        GlobalFeatures(scaling=Standardize()),
+    ],
+    ids=lambda fe: fe.hash,
+)
 def test_gradients_are_finite(fe):
-    noise = torch.randn(1, 20000, generator=torch.Generator().manual_seed(0)) * .1
+    noise = torch.randn(1, 20000, generator=torch.Generator().manual_seed(0)) * 0.1
     batch = torch.cat([noise, 0 * noise, torch.cat([noise[:, :9000], torch.zeros(1, 11000)], 1)]).requires_grad_()
     (fe.layer()(batch) ** 2).sum().backward()
     assert batch.grad.isfinite().all()
@@ -199,7 +278,7 @@ def test_faint_bands_beside_loud_ones(n_fft, power):
     draw, seconds = np.random.default_rng(n_fft), np.arange(RATE) / RATE
     for depth in range(-7, -1):
         noise = np.fft.rfft(draw.standard_normal(RATE))
-        noise[int(len(noise) * draw.uniform(0.2, 0.9)):] *= 10.0**depth
+        noise[int(len(noise) * draw.uniform(0.2, 0.9)) :] *= 10.0**depth
         tone = np.sin(2 * np.pi * draw.uniform(50, 9000) * seconds) + 10.0**depth * draw.standard_normal(RATE)
         for wave in (np.fft.irfft(noise, RATE), tone):
             wave = (wave / np.abs(wave).max()).astype(np.float32)
@@ -211,8 +290,17 @@ def test_faint_bands_beside_loud_ones(n_fft, power):
 def test_the_filterbank_is_librosas_to_the_last_bit():
     draw = np.random.default_rng(0)
     for _ in range(300):
-        rate, n_fft, mels = int(draw.choice([8000, 16000, 22050, 32000, 44100, 48000])), int(draw.choice([256, 400, 1000, 1024, 2048, 2560])), int(draw.integers(1, 257))
-        low, high, htk, norm = float(draw.choice([0, 20, 27.5, 50, 1200])), draw.choice([None, rate / 2, rate / 2.2, rate / 2 - 1.5]), bool(draw.integers(2)), draw.choice([None, "slaney"])
+        rate, n_fft, mels = (
+            int(draw.choice([8000, 16000, 22050, 32000, 44100, 48000])),
+            int(draw.choice([256, 400, 1000, 1024, 2048, 2560])),
+            int(draw.integers(1, 257)),
+        )
+        low, high, htk, norm = (
+            float(draw.choice([0, 20, 27.5, 50, 1200])),
+            draw.choice([None, rate / 2, rate / 2.2, rate / 2 - 1.5]),
+            bool(draw.integers(2)),
+            draw.choice([None, "slaney"]),
+        )
         ours = LogMel(sample_rate=rate, n_fft=n_fft, n_mels=mels, f_min=low, f_max=high, htk=htk, norm=norm)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # empty filters
@@ -222,8 +310,16 @@ def test_the_filterbank_is_librosas_to_the_last_bit():
 
 
 def test_a_log_mel_needs_no_librosa():
-    said = subprocess.run([sys.executable, "-c", "import numpy as np, sys; from audiotag.audio.features import LogMel; LogMel()(np.ones(9000, 'f4')); print([m for m in ('librosa', 'scipy', 'numba') if m in sys.modules])"],
-                          capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import numpy as np, sys; from audiotag.audio.features import LogMel; LogMel()(np.ones(9000, 'f4')); print([m for m in ('librosa', 'scipy', 'numba') if m in sys.modules])",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert said.stdout.strip() == "[]"  # they take a second
 
 
@@ -235,19 +331,53 @@ def test_scalings():
     assert (z.min(), z.max()) == (0, 1)
     both = np.stack([x, 7 * x - 3])
     assert np.abs(np.diff(Standardize()(both), axis=0)).max() < 1e-4
-    for constant in (-100., -99.99999, -37.13, 0., .1):
+    for constant in (-100.0, -99.99999, -37.13, 0.0, 0.1):
         flat = np.full((128, 777), constant, np.float32)
         for scaling in (Standardize(), MinMax()):
             assert not scaling(flat).any() and not scaling(torch.from_numpy(flat)).any()
 
 
 BAD = [
-    dict(n_fft=0), dict(n_fft=1), dict(n_fft=-5), dict(n_fft=2048.5), dict(hop_length=0), dict(n_mels=0), dict(sample_rate=0), dict(f_min=-1.),
-    dict(f_max=22051.), dict(f_max=0.), dict(sample_rate=32000), dict(f_min=5000., f_max=4000.), dict(f_min=100., f_max=101.), dict(f_min=22050.),
-    dict(f_min=float("nan")), dict(f_max=float("nan")), dict(f_max=float("inf")), dict(top_db=0.), dict(top_db=-80.), dict(top_db=float("nan")),
-    dict(top_db=float("inf")), dict(amin=0.), dict(amin=float("nan")), dict(reference=0.), dict(reference="median"), dict(reference=None),
-    dict(power=3.), dict(norm="area"), dict(norm=1), dict(pad_mode="wrap"), dict(pad_mode="constant "), dict(deltas=3), dict(deltas=True),
-    dict(center=1), dict(htk=None), dict(scaling="standardize"), dict(scaling=PCEN()), dict(reading=None), dict(pcen=True), dict(n_fft=True),
+    dict(n_fft=0),
+    dict(n_fft=1),
+    dict(n_fft=-5),
+    dict(n_fft=2048.5),
+    dict(hop_length=0),
+    dict(n_mels=0),
+    dict(sample_rate=0),
+    dict(f_min=-1.0),
+    dict(f_max=22051.0),
+    dict(f_max=0.0),
+    dict(sample_rate=32000),
+    dict(f_min=5000.0, f_max=4000.0),
+    dict(f_min=100.0, f_max=101.0),
+    dict(f_min=22050.0),
+    dict(f_min=float("nan")),
+    dict(f_max=float("nan")),
+    dict(f_max=float("inf")),
+    dict(top_db=0.0),
+    dict(top_db=-80.0),
+    dict(top_db=float("nan")),
+    dict(top_db=float("inf")),
+    dict(amin=0.0),
+    dict(amin=float("nan")),
+    dict(reference=0.0),
+    dict(reference="median"),
+    dict(reference=None),
+    dict(power=3.0),
+    dict(norm="area"),
+    dict(norm=1),
+    dict(pad_mode="wrap"),
+    dict(pad_mode="constant "),
+    dict(deltas=3),
+    dict(deltas=True),
+    dict(center=1),
+    dict(htk=None),
+    dict(scaling="standardize"),
+    dict(scaling=PCEN()),
+    dict(reading=None),
+    dict(pcen=True),
+    dict(n_fft=True),
 ]
 
 
@@ -259,19 +389,48 @@ def test_bad_settings(kwargs):
 
 
 def test_bad_settings_of_the_others():
-    for make in (lambda: Standardize(eps=0.), lambda: MinMax(eps=-1.), lambda: FixedStats(std=0.), lambda: FixedStats(mean=float("nan")),
-                 lambda: PCEN(gain=0.), lambda: PCEN(eps=float("inf")), lambda: RawFold(rows=0), lambda: GlobalFeatures(n_segments=0),
-                 lambda: Waveform(sample_rate=-1)):
+    for make in (
+        lambda: Standardize(eps=0.0),
+        lambda: MinMax(eps=-1.0),
+        lambda: FixedStats(std=0.0),
+        lambda: FixedStats(mean=float("nan")),
+        lambda: PCEN(gain=0.0),
+        lambda: PCEN(eps=float("inf")),
+        lambda: RawFold(rows=0),
+        lambda: GlobalFeatures(n_segments=0),
+        lambda: Waveform(sample_rate=-1),
+    ):
         with pytest.raises(AudiotagError):
             make()
 
 
-@pytest.mark.parametrize("fe", [LogMel(), LogMel(top_db=None), GlobalFeatures(), RawFold(channels=1, rows=2, columns=2), Waveform()], ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize(
+    "fe",
+    [LogMel(), LogMel(top_db=None), GlobalFeatures(), RawFold(channels=1, rows=2, columns=2), Waveform()],
+    ids=lambda o: type(o).__name__,
+)
 def test_bad_waves(fe):
     good = np.zeros(4, np.float32)
-    for bad in (None, [0., 1.], torch.zeros(4), good[:0], good[None], good[:, None], np.float32(1), good.astype(int), good.astype(np.int16),
-                good.astype(complex), good.astype(bool), np.array(["a"]), good + np.nan, good + np.inf, good - np.inf,
-                good.astype(np.float64) + 1e300, good + 1e12, np.array([0, 0, 0, np.nan])):
+    for bad in (
+        None,
+        [0.0, 1.0],
+        torch.zeros(4),
+        good[:0],
+        good[None],
+        good[:, None],
+        np.float32(1),
+        good.astype(int),
+        good.astype(np.int16),
+        good.astype(complex),
+        good.astype(bool),
+        np.array(["a"]),
+        good + np.nan,
+        good + np.inf,
+        good - np.inf,
+        good.astype(np.float64) + 1e300,
+        good + 1e12,
+        np.array([0, 0, 0, np.nan]),
+    ):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             with pytest.raises(AudiotagError) as e:
@@ -282,14 +441,37 @@ def test_bad_waves(fe):
 
 def test_too_short_without_centring():
     fe = LogMel(center=False)
-    assert fe(np.zeros(2560, np.float32)).shape == (128, 1) and fe.n_frames(2560 + 346) == 1 and fe.n_frames(2560 + 347) == 2
+    assert (
+        fe(np.zeros(2560, np.float32)).shape == (128, 1)
+        and fe.n_frames(2560 + 346) == 1
+        and fe.n_frames(2560 + 347) == 2
+    )
     for do in (lambda: fe(np.zeros(2559, np.float32)), lambda: fe.n_frames(2559), lambda: LogMel().n_frames(0)):
         with pytest.raises(AudiotagError):
             do()
 
 
-OTHER = dict(sample_rate=48000, n_fft=2048, hop_length=348, n_mels=127, f_min=21., f_max=22049., top_db=61., reference=2., amin=1e-9, power=1., htk=True,
-             norm=None, center=False, pad_mode="edge", pcen=PCEN(), deltas=1, frequency_channel=True, scaling=MinMax(), reading=Reading(trim_db=60.))
+OTHER = dict(
+    sample_rate=48000,
+    n_fft=2048,
+    hop_length=348,
+    n_mels=127,
+    f_min=21.0,
+    f_max=22049.0,
+    top_db=61.0,
+    reference=2.0,
+    amin=1e-9,
+    power=1.0,
+    htk=True,
+    norm=None,
+    center=False,
+    pad_mode="edge",
+    pcen=PCEN(),
+    deltas=1,
+    frequency_channel=True,
+    scaling=MinMax(),
+    reading=Reading(trim_db=60.0),
+)
 
 
 def test_every_field_changes_the_hash():
@@ -299,14 +481,29 @@ def test_every_field_changes_the_hash():
     assert len(hashes | {base.hash}) == 1 + len(OTHER)
     for k, v in OTHER.items():
         assert set(n.split(".")[0] for n in base.diff(base.replace(**{k: v}))) == {k}
-    deep = [LogMel(scaling=Standardize()), LogMel(scaling=Standardize(eps=1e-5)), LogMel(scaling=FixedStats(std=2.)), LogMel(pcen=PCEN(power=.3)), LogMel(reading=Reading(channel=1))]
+    deep = [
+        LogMel(scaling=Standardize()),
+        LogMel(scaling=Standardize(eps=1e-5)),
+        LogMel(scaling=FixedStats(std=2.0)),
+        LogMel(pcen=PCEN(power=0.3)),
+        LogMel(reading=Reading(channel=1)),
+    ]
     assert len({fe.hash for fe in deep}) == len(deep)
     assert LogMel(f_min=20).hash == LogMel().hash and len({fe.hash for fe in PRESETS.values()}) == len(PRESETS)
 
 
 def test_hash_is_the_same_in_another_process():
-    out = subprocess.run([sys.executable, "-c", "from audiotag.audio.features import *; import sys; print(LogMel().hash, 'torch' in sys.modules, 'librosa' in sys.modules)"],
-                         capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7", "PATH": ""}).stdout.split()
+    out = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from audiotag.audio.features import *; import sys; print(LogMel().hash, 'torch' in sys.modules, 'librosa' in sys.modules)",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONHASHSEED": "7", "PATH": ""},
+    ).stdout.split()
     assert out == [LogMel().hash, "False", "False"]
 
 
@@ -317,11 +514,13 @@ def test_every_front_end_keeps_the_contract():
     for fe in PRESETS.values():
         n = fe.n_samples if isinstance(fe, RawFold) else fe.sample_rate
         x = fe(np.zeros(n, np.float32))
-        assert x.shape == (fe.n_channels, fe.n_bands, fe.n_frames(n))[fe.n_channels == 1:] and x.dtype == np.float32
+        assert x.shape == (fe.n_channels, fe.n_bands, fe.n_frames(n))[fe.n_channels == 1 :] and x.dtype == np.float32
         assert fe.layer()(torch.zeros(2, n)).shape == (2, fe.n_channels, fe.n_bands, fe.n_frames(n))
 
 
-@pytest.mark.parametrize("fe", [LogMel(), LogMel(n_fft=501, hop_length=100), LogMel(center=False, n_fft=512), Waveform()])
+@pytest.mark.parametrize(
+    "fe", [LogMel(), LogMel(n_fft=501, hop_length=100), LogMel(center=False, n_fft=512), Waveform()]
+)
 def test_the_shortest_wave_for_so_many_frames(fe):
     for n in (1, 2, 57):
         samples = fe.samples_for(n)
@@ -337,14 +536,22 @@ def fe_frames(fe, n):
 
 def test_joined_front_ends():
     "Every part gives what it gives alone, by clip and by batch; there is one reading, that of the whole."
-    fe = Joined(main=LogMel(sample_rate=8000, n_fft=512, f_max=4000), beside=(GlobalFeatures(), Length(scale_s=2.)), sample_rate=32000)
+    fe = Joined(
+        main=LogMel(sample_rate=8000, n_fft=512, f_max=4000),
+        beside=(GlobalFeatures(), Length(scale_s=2.0)),
+        sample_rate=32000,
+    )
     wave = np.random.default_rng(0).standard_normal(48000).astype(np.float32)
     assert [o.sample_rate for o in parts(fe)] == [32000] * 3 and parts(Length()) == (Length(),)
     for whole, part, layer in zip(fe(wave), parts(fe), fe.layer()(torch.from_numpy(np.stack([wave, -wave])))):
         assert np.array_equal(whole, part(wave)) and whole.shape == (part.n_bands, part.n_frames(len(wave)))
         np.testing.assert_allclose(layer[0, 0], whole, atol=2e-3)
     assert fe(wave)[2].item() == 48000 / 32000 / 2
-    assert fe.n_frames(48000) == fe.main.n_frames(48000) and fe.fill is None and Joined(main=Waveform(), beside=(Length(),)).fill == 0
+    assert (
+        fe.n_frames(48000) == fe.main.n_frames(48000)
+        and fe.fill is None
+        and Joined(main=Waveform(), beside=(Length(),)).fill == 0
+    )
     again = config_from_dict(fe.to_dict())
     assert again == fe and again.hash == fe.hash
     moved = fe.replace(sample_rate=16000)
@@ -383,25 +590,35 @@ def test_global_features_by_hand():
         want = []
         for s in range(128):
             start = s * (n / 128)
-            part = wave[max(0, int(start - n / 256)):int(start + 1.5 * n / 128)]
-            want.append([part.mean(), part.std(), part.max() - part.min(), *np.percentile(part, [0, 1, 25, 30, 50, 60, 75, 99, 100])])
+            part = wave[max(0, int(start - n / 256)) : int(start + 1.5 * n / 128)]
+            want.append(
+                [
+                    part.mean(),
+                    part.std(),
+                    part.max() - part.min(),
+                    *np.percentile(part, [0, 1, 25, 30, 50, 60, 75, 99, 100]),
+                ]
+            )
         got = GlobalFeatures()(wave)
         assert got.shape == (128, 12) and np.abs(got - np.array(want)).max() < 1e-5
     assert len(PERCENTILES) == 9
     ramp = GlobalFeatures()(np.arange(1280, dtype=np.float32))
-    assert ramp[10, 3] == 95 and ramp[10, 11] == 114 and ramp[11, 3] == 105  # 20 long, every 10: neighbours overlap by half
+    # 20 long, every 10: neighbours overlap by half
+    assert ramp[10, 3] == 95 and ramp[10, 11] == 114 and ramp[11, 3] == 105
     assert ramp[0, 3] == 0 and ramp[0, 11] == 14 and ramp[127, 11] == 1279
     for n in (1, 2, 77, 127):
         assert np.isfinite(GlobalFeatures()(np.ones(n, np.float32))).all()
 
 
 def test_crops():
-    x = np.arange(24., dtype=np.float32).reshape(2, 3, 4) - 7
+    x = np.arange(24.0, dtype=np.float32).reshape(2, 3, 4) - 7
     assert np.array_equal(crop_frames(x, 1, 2), x[..., 1:3]) and np.shares_memory(crop_frames(x, 1, 2), x)
     y = crop_frames(x, 0, 7)
     assert y.shape == (2, 3, 7) and y.dtype == x.dtype
-    assert np.array_equal(y[..., 1:5], x) and (y[0, :, [0, 5, 6]] == x[0].min()).all() and (y[1, :, 0] == x[1].min()).all()
-    assert (crop_frames(x[0], 0, 9, fill=5.)[:, [0, 1, 6, 7, 8]] == 5).all()
+    assert (
+        np.array_equal(y[..., 1:5], x) and (y[0, :, [0, 5, 6]] == x[0].min()).all() and (y[1, :, 0] == x[1].min()).all()
+    )
+    assert (crop_frames(x[0], 0, 9, fill=5.0)[:, [0, 1, 6, 7, 8]] == 5).all()
     assert np.array_equal(crop_frames(x[0].astype(np.float16), 0, 6), crop_frames(x[0], 0, 6))
     for start, n in ((-1, 2), (3, 2), (0, 0), (1, 5), (4, 1)):
         with pytest.raises(AudiotagError):
@@ -413,7 +630,11 @@ def test_windows_cover_the_clip():
         for size in (1, 2, 7, 16):
             for hop in (1, 3, 7, 20):
                 starts = window_starts(n, size, hop)
-                assert starts[0] == 0 and starts == sorted(set(starts)) and max(b - a for a, b in zip(starts, [*starts[1:], starts[-1]])) <= hop
+                assert (
+                    starts[0] == 0
+                    and starts == sorted(set(starts))
+                    and max(b - a for a, b in zip(starts, [*starts[1:], starts[-1]])) <= hop
+                )
                 if n <= size:
                     assert starts == [0]
                 else:
@@ -430,7 +651,9 @@ def test_windows_cover_the_clip():
 @pytest.mark.parametrize("change", [dict(), dict(htk=True, f_min=300.0, f_max=None), dict(norm=None, n_mels=40)])
 def test_where_the_bands_lie(change):
     fe = LogMel(n_fft=8192, **change)
-    want = librosa.mel_frequencies(n_mels=fe.n_mels + 2, fmin=fe.f_min, fmax=fe.f_max or fe.sample_rate / 2, htk=fe.htk)[1:-1]
+    want = librosa.mel_frequencies(
+        n_mels=fe.n_mels + 2, fmin=fe.f_min, fmax=fe.f_max or fe.sample_rate / 2, htk=fe.htk
+    )[1:-1]
     np.testing.assert_allclose(fe.band_hz, want)
     tone = np.sin(2 * np.pi * fe.band_hz[30] * np.arange(44100) / 44100).astype(np.float32)
     assert fe(tone)[:, 10:-10].mean(1).argmax() == 30

@@ -1,4 +1,5 @@
 "The synthetic competition: same bytes for a seed, the layout of the original, truth that agrees with what was rendered."
+
 import csv
 import re
 

@@ -1,4 +1,5 @@
 "Manifold mixup: what happens inside the kit's networks, whatever the depth; hooks that go away; faults."
+
 import pytest
 import torch
 from torch import nn
@@ -11,11 +12,17 @@ from audiotag.models.cnn import CNNModel1
 from audiotag.models.sed import SED
 from audiotag.models.timm_backbone import Timm
 
-NETS = {"cnn": (CNNModel1(width=4), 4), "sed": (SED(backbone=CNNModel1(width=4)), 4), "timm": (Timm(name="test_resnet"), None)}
+NETS = {
+    "cnn": (CNNModel1(width=4), 4),
+    "sed": (SED(backbone=CNNModel1(width=4)), 4),
+    "timm": (Timm(name="test_resnet"), None),
+}
 
 
 def draws(n=4, share=0.6, depth=0):
-    return dict(partner=torch.arange(n).roll(1), weight=torch.full((n,), share, dtype=torch.float64), depth=torch.tensor(depth))
+    return dict(
+        partner=torch.arange(n).roll(1), weight=torch.full((n,), share, dtype=torch.float64), depth=torch.tensor(depth)
+    )
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -1,4 +1,5 @@
 "Augmentations: given parameters against loops in NumPy, drawn ones against their distributions, and what they compose to."
+
 import time
 
 import numpy as np
@@ -11,8 +12,21 @@ from audiotag.augment.spec import Cutout, Gamma, Lighting, MixUp, SpecAugment, S
 from audiotag.core.errors import AudiotagError
 from audiotag.core.config import config_from_dict
 
-ALL = [MixUp(), MixUp(weight=0.7, p=0.6), SpecMix(), SpecMix(target="pixels", p=0.5), SpecAugment(), SpecAugment(n_bands=0, n_times=3, fill="min"),
-       Cutout(n=3, fill="zero"), ZoomCrop(), ZoomCrop(max_zoom=1.5, p=1), Lighting(), Lighting(max_change=0.5, p=1), Gamma(), Gamma(low=0.5, high=4, p=1)]
+ALL = [
+    MixUp(),
+    MixUp(weight=0.7, p=0.6),
+    SpecMix(),
+    SpecMix(target="pixels", p=0.5),
+    SpecAugment(),
+    SpecAugment(n_bands=0, n_times=3, fill="min"),
+    Cutout(n=3, fill="zero"),
+    ZoomCrop(),
+    ZoomCrop(max_zoom=1.5, p=1),
+    Lighting(),
+    Lighting(max_change=0.5, p=1),
+    Gamma(),
+    Gamma(low=0.5, high=4, p=1),
+]
 each = pytest.mark.parametrize("aug", ALL, ids=repr)
 
 
@@ -30,6 +44,7 @@ def ints(*values):
 
 
 # given parameters: exact numbers
+
 
 def test_mixup_numbers():
     x, y = batch(3)
@@ -59,22 +74,31 @@ def test_gamma_numbers():
 @pytest.mark.parametrize("target", ["drawn", "pixels"])
 def test_specmix_numbers(target):
     x, y = batch(4)
-    p = dict(partner=ints(3, 2, 1, 0), band_share=torch.tensor([0.25, 0.1, 0, 0.2], dtype=torch.float64), band_start=ints(18, 3, 5, 0),
-             band_size=ints(6, 2, 0, 4), time_share=torch.tensor([0.2, 0, 0.24, 0.19], dtype=torch.float64), time_start=ints(0, 9, 31, 33),
-             time_size=ints(8, 0, 9, 7))
+    p = dict(
+        partner=ints(3, 2, 1, 0),
+        band_share=torch.tensor([0.25, 0.1, 0, 0.2], dtype=torch.float64),
+        band_start=ints(18, 3, 5, 0),
+        band_size=ints(6, 2, 0, 4),
+        time_share=torch.tensor([0.2, 0, 0.24, 0.19], dtype=torch.float64),
+        time_start=ints(0, 9, 31, 33),
+        time_size=ints(8, 0, 9, 7),
+    )
     got_x, got_y = SpecMix(target=target).apply(x, y, p)
     for i in range(4):  # as the entrant's loop does it
-        j, (f0, f, t0, t) = p["partner"][i], (p[k][i].item() for k in ("band_start", "band_size", "time_start", "time_size"))
+        j, (f0, f, t0, t) = (
+            p["partner"][i],
+            (p[k][i].item() for k in ("band_start", "band_size", "time_start", "time_size")),
+        )
         wanted = x[i].clone()
-        wanted[:, f0:f0 + f, :] = x[j][:, f0:f0 + f, :]
-        wanted[:, :, t0:t0 + t] = x[j][:, :, t0:t0 + t]
+        wanted[:, f0 : f0 + f, :] = x[j][:, f0 : f0 + f, :]
+        wanted[:, :, t0 : t0 + t] = x[j][:, :, t0 : t0 + t]
         assert torch.equal(got_x[i], wanted)
         h, w = (p["band_share"][i].item(), p["time_share"][i].item()) if target == "drawn" else (f / 24, t / 40)
         alpha = h + w - h * w
         np.testing.assert_allclose(got_y[i], (1 - alpha) * y[i].double() + alpha * y[j].double(), atol=1e-6)
         if target == "pixels":
             changed = np.zeros((24, 40), bool)
-            changed[f0:f0 + f], changed[:, t0:t0 + t] = True, True
+            changed[f0 : f0 + f], changed[:, t0 : t0 + t] = True, True
             assert alpha == pytest.approx(changed.mean())
 
 
@@ -84,13 +108,20 @@ FILLS = {"zero": lambda c: 0.0, "mean": lambda c: c.mean(), "min": lambda c: c.m
 @pytest.mark.parametrize("fill", FILLS)
 def test_specaugment_and_cutout_numbers(fill):
     x, y = batch(2)
-    p = dict(band_start=ints([0, 20], [5, 7]), band_size=ints([3, 4], [4, 0]), time_start=ints([38, 10], [0, 0]), time_size=ints([2, 5], [40, 0]))
+    p = dict(
+        band_start=ints([0, 20], [5, 7]),
+        band_size=ints([3, 4], [4, 0]),
+        time_start=ints([38, 10], [0, 0]),
+        time_size=ints([2, 5], [40, 0]),
+    )
     lines, holes = SpecAugment(fill=fill).apply(x, y, p), Cutout(n=2, fill=fill).apply(x, y, p)
     for i in range(2):
         for c in range(2):
             want_lines, want_holes, value = x[i, c].clone(), x[i, c].clone(), FILLS[fill](x[i, c])
             for k in range(2):
-                f, t = (slice(p[f"{o}_start"][i, k], p[f"{o}_start"][i, k] + p[f"{o}_size"][i, k]) for o in ("band", "time"))
+                f, t = (
+                    slice(p[f"{o}_start"][i, k], p[f"{o}_start"][i, k] + p[f"{o}_size"][i, k]) for o in ("band", "time")
+                )
                 want_lines[f], want_lines[:, t], want_holes[f, t] = value, value, value
             torch.testing.assert_close(lines[0][i, c], want_lines, rtol=0, atol=1e-6)
             torch.testing.assert_close(holes[0][i, c], want_holes, rtol=0, atol=1e-6)
@@ -99,7 +130,9 @@ def test_specaugment_and_cutout_numbers(fill):
 
 def test_zoom_numbers():
     x, y = batch(3, bands=12, frames=9)
-    zoom, low, left = (torch.tensor(o, dtype=torch.float64) for o in ([1.5, 1.0, 3.0], [0.3, 0.9, 1.0], [0.8, 0.1, 0.0]))
+    zoom, low, left = (
+        torch.tensor(o, dtype=torch.float64) for o in ([1.5, 1.0, 3.0], [0.3, 0.9, 1.0], [0.8, 0.1, 0.0])
+    )
     got = ZoomCrop().apply(x, y, dict(zoom=zoom, low=low, left=left))[0]
     assert torch.equal(got[1], x[1])  # zoom 1 changes no bit
 
@@ -113,14 +146,21 @@ def test_zoom_numbers():
 
     for i in (0, 2):
         for c in range(2):
-            wanted = weights(12, zoom[i].item(), low[i].item()) @ x[i, c].double().numpy() @ weights(9, zoom[i].item(), left[i].item()).T
+            wanted = (
+                weights(12, zoom[i].item(), low[i].item())
+                @ x[i, c].double().numpy()
+                @ weights(9, zoom[i].item(), left[i].item()).T
+            )
             np.testing.assert_allclose(got[i, c], wanted, atol=1e-5)
 
 
 def test_lighting_numbers():
     x, y = batch(4)
     x[3] = 0.7  # silence: nothing to light
-    p = dict(brightness=torch.tensor([0.6, 0.5, 0.42, 0.6], dtype=torch.float64), contrast=torch.tensor([1.0, 1.0, 1.2, 0.8], dtype=torch.float64))
+    p = dict(
+        brightness=torch.tensor([0.6, 0.5, 0.42, 0.6], dtype=torch.float64),
+        contrast=torch.tensor([1.0, 1.0, 1.2, 0.8], dtype=torch.float64),
+    )
     got = Lighting().apply(x, y, p)[0]
     for i in (0, 2):
         for c in range(2):
@@ -135,13 +175,15 @@ def test_lighting_numbers():
 
 # drawn parameters: distributions
 
+
 def test_specmix_draws():
     x = torch.zeros(20_000, 1, 64, 100)
     p = {k: v.numpy() for k, v in SpecMix().draw(x, gen()).items()}
     for name, n in (("band", 64), ("time", 100)):
         share, start, size = (p[f"{name}_{o}"] for o in ("share", "start", "size"))
         assert stats.kstest(share, "uniform", (0, 0.25)).pvalue > 1e-3 and (size == np.floor(share * n)).all()
-        assert start.min() == 0 and (start + size).max() == n - 1 and (start + size < n).all()  # the entrant's [0, n - size)
+        # the entrant's [0, n - size)
+        assert start.min() == 0 and (start + size).max() == n - 1 and (start + size < n).all()
         assert stats.kstest((start + np.random.default_rng(0).random(len(start))) / (n - size), "uniform").pvalue > 1e-3
     assert abs(np.corrcoef(p["band_share"], p["time_share"])[0, 1]) < 0.03
     assert sorted(p["partner"]) == list(range(20_000))
@@ -149,7 +191,10 @@ def test_specmix_draws():
 
 def test_mixup_draws():
     w = MixUp(alpha=0.4).draw(torch.zeros(20_000, 1, 1, 1), gen())["weight"].numpy()
-    assert stats.kstest(w, lambda v: stats.beta.cdf(v, 0.4, 0.4) - stats.beta.cdf(1 - v, 0.4, 0.4)).pvalue > 1e-3 and w.min() >= 0.5
+    assert (
+        stats.kstest(w, lambda v: stats.beta.cdf(v, 0.4, 0.4) - stats.beta.cdf(1 - v, 0.4, 0.4)).pvalue > 1e-3
+        and w.min() >= 0.5
+    )
     w = MixUp(weight=0.7, p=0.6).draw(torch.zeros(20_000, 1, 1, 1), gen())["weight"].numpy()
     assert set(w) == {0.7, 1.0} and abs((w == 0.7).mean() - 0.6) < 0.015
 
@@ -167,7 +212,9 @@ def test_zoom_and_lighting_draws():
     assert all(abs(o.mean() - 0.75) < 0.015 for o in both) and abs((both[0] & both[1]).mean() - 0.75**2) < 0.015
 
 
-@pytest.mark.parametrize("aug", [SpecMix(p=0.3), SpecAugment(p=0.3), Cutout(p=0.3), ZoomCrop(p=0.3), MixUp(p=0.3), Lighting(p=0.3)], ids=repr)
+@pytest.mark.parametrize(
+    "aug", [SpecMix(p=0.3), SpecAugment(p=0.3), Cutout(p=0.3), ZoomCrop(p=0.3), MixUp(p=0.3), Lighting(p=0.3)], ids=repr
+)
 def test_p_is_the_share_of_changed_clips(aug):
     x, y = batch(4000, 1, 64, 64)
     changed = (aug(x, y, gen())[0] != x).flatten(1).any(1).float().mean().item()
@@ -185,6 +232,7 @@ def test_masks_have_the_widths_that_were_asked_for():
 
 
 # what holds for all of them
+
 
 @each
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -208,7 +256,11 @@ def test_apply_has_no_chance_in_it_and_leaves_its_parameters_alone(aug):
     params = aug.draw(x, gen())
     before, state = {k: v.clone() for k, v in params.items()}, torch.get_rng_state()
     a, b = aug.apply(x, y, params), aug.apply(x, y, params)
-    assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and all(torch.equal(v, before[k]) for k, v in params.items())
+    assert (
+        torch.equal(a[0], b[0])
+        and torch.equal(a[1], b[1])
+        and all(torch.equal(v, before[k]) for k, v in params.items())
+    )
     assert torch.equal(aug(x, y, gen())[0], a[0])
     assert torch.equal(torch.get_rng_state(), state)  # the global generator is never asked
 
@@ -253,10 +305,27 @@ def test_round_trip_and_refusals(aug):
         aug(x, y, 7)
 
 
-@pytest.mark.parametrize("make", [
-    lambda: MixUp(alpha=0), lambda: MixUp(weight=1.2), lambda: MixUp(p=-0.1), lambda: SpecMix(max_band=1.1), lambda: SpecMix(max_time=-1),
-    lambda: SpecMix(target="mean"), lambda: SpecAugment(n_bands=-1), lambda: SpecAugment(fill="noise"), lambda: SpecAugment(max_time=2), lambda: Cutout(n=0),
-    lambda: Cutout(fill=""), lambda: ZoomCrop(max_zoom=0.9), lambda: ZoomCrop(p=2), lambda: Lighting(max_change=1), lambda: Lighting(p=1.5), lambda: MixUp(p=float("nan"))])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: MixUp(alpha=0),
+        lambda: MixUp(weight=1.2),
+        lambda: MixUp(p=-0.1),
+        lambda: SpecMix(max_band=1.1),
+        lambda: SpecMix(max_time=-1),
+        lambda: SpecMix(target="mean"),
+        lambda: SpecAugment(n_bands=-1),
+        lambda: SpecAugment(fill="noise"),
+        lambda: SpecAugment(max_time=2),
+        lambda: Cutout(n=0),
+        lambda: Cutout(fill=""),
+        lambda: ZoomCrop(max_zoom=0.9),
+        lambda: ZoomCrop(p=2),
+        lambda: Lighting(max_change=1),
+        lambda: Lighting(p=1.5),
+        lambda: MixUp(p=float("nan")),
+    ],
+)
 def test_refuses_bad_settings(make):
     with pytest.raises(AudiotagError):
         make()
@@ -264,9 +333,11 @@ def test_refuses_bad_settings(make):
 
 # composition
 
+
 def test_up_to_four_clips_make_one_and_the_labels_are_their_pixels():
     n = 64
-    x = torch.eye(n)[:, :, None, None].expand(n, n, 32, 32).clone()  # clip i is channel i: the result says who is in it
+    # clip i is channel i: the result says who is in it
+    x = torch.eye(n)[:, :, None, None].expand(n, n, 32, 32).clone()
     y = torch.eye(n)
     out_x, out_y = augment_batch((MixUp(), SpecMix(target="pixels")), x, y, gen(3))
     torch.testing.assert_close(out_y, out_x.mean((2, 3)), rtol=0, atol=1e-6)
@@ -275,7 +346,8 @@ def test_up_to_four_clips_make_one_and_the_labels_are_their_pixels():
     torch.testing.assert_close(out_y.sum(1), torch.ones(n))
     drawn = augment_batch((MixUp(), SpecMix()), x, y, gen(3))
     assert torch.equal(drawn[0], out_x)
-    excess = (drawn[1] - drawn[0].mean((2, 3))).abs().sum(1) / 2  # the entrant rounds the widths down and not the target
+    # the entrant rounds the widths down and not the target
+    excess = (drawn[1] - drawn[0].mean((2, 3))).abs().sum(1) / 2
     assert 0.01 < excess.mean() < 0.05 and excess.max() < 2 / 32
 
 
@@ -296,15 +368,20 @@ def test_mixup_takes_feature_maps_too():
 
 # speed and GPU
 
+
 def test_less_than_five_per_cent_of_a_training_step(capsys):
     from audiotag.train.losses import BCE
     from audiotag.models.cnn import CNNModel1
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         x, y = batch(64, 1, 128, 128, 80)
         net = CNNModel1(width=16).build(80)  # the full network, 64 wide, takes ten times as long
-        def step(): BCE()(net(x), y).backward()
+
+        def step():
+            BCE()(net(x), y).backward()
+
         def seconds(f, times):
             took = []
             for _ in range(times):
@@ -312,13 +389,22 @@ def test_less_than_five_per_cent_of_a_training_step(capsys):
                 f()
                 took.append(time.perf_counter() - start)
             return min(took)
+
         whole, g = seconds(step, 3), gen()
-        shares = {type(a).__name__: seconds(lambda: a(x, y, g), 15) / whole for a in (MixUp(), SpecMix(), SpecAugment(), Cutout(), ZoomCrop(), Lighting())}
-        shares["the entrant's four"] = seconds(lambda: augment_batch((ZoomCrop(), Lighting(), MixUp(), SpecMix()), x, y, g), 15) / whole
+        shares = {
+            type(a).__name__: seconds(lambda: a(x, y, g), 15) / whole
+            for a in (MixUp(), SpecMix(), SpecAugment(), Cutout(), ZoomCrop(), Lighting())
+        }
+        shares["the entrant's four"] = (
+            seconds(lambda: augment_batch((ZoomCrop(), Lighting(), MixUp(), SpecMix()), x, y, g), 15) / whole
+        )
     finally:
         torch.set_num_threads(threads)
     with capsys.disabled():
-        print(f"\nof a step of the 16-wide CNN ({whole:.2f} s, batch 64, one thread): " + ", ".join(f"{k} {v:.2%}" for k, v in shares.items()))
+        print(
+            f"\nof a step of the 16-wide CNN ({whole:.2f} s, batch 64, one thread): "
+            + ", ".join(f"{k} {v:.2%}" for k, v in shares.items())
+        )
     assert max(shares.values()) < 0.05
 
 

@@ -1,4 +1,5 @@
 "Augmentations of waves: exact numbers, what must not change, recordings from folders and arrays, faults."
+
 import numpy as np
 import pytest
 import soundfile as sf
@@ -39,7 +40,16 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def augments(place):
-    return [Shift(), Shift(wrap=False, max_share=0.5), Gain(), Noise(), Noise(exponent=1.0), Background(path=str(place), sample_rate=RATE), Polarity(), TimeMask(n=3)]
+    return [
+        Shift(),
+        Shift(wrap=False, max_share=0.5),
+        Gain(),
+        Noise(),
+        Noise(exponent=1.0),
+        Background(path=str(place), sample_rate=RATE),
+        Polarity(),
+        TimeMask(n=3),
+    ]
 
 
 def decibels(x, y):
@@ -54,7 +64,11 @@ def decibels(x, y):
 def test_the_ratio_asked_for_is_the_ratio_got(asked, exponent, dtype, place):
     x, y = batch()
     x = x.to(dtype)
-    aug = Background(path=str(place), sample_rate=RATE, low_db=asked, high_db=asked) if exponent is None else Noise(low_db=asked, high_db=asked, exponent=exponent)
+    aug = (
+        Background(path=str(place), sample_rate=RATE, low_db=asked, high_db=asked)
+        if exponent is None
+        else Noise(low_db=asked, high_db=asked, exponent=exponent)
+    )
     out, _ = aug(x, y, gen())
     assert (decibels(x, out)[:-1] - asked).abs().max() < 1e-3 and torch.equal(out[-1], x[-1]) and out.dtype == dtype
 
@@ -65,7 +79,9 @@ def test_each_clip_gets_the_ratio_that_was_drawn():
     params = aug.draw(x, gen())
     out, _ = aug.apply(x, y, params)
     drawn, changed = params["snr_db"], torch.isfinite(params["snr_db"])
-    assert 8 < changed.sum() < 32 and drawn[changed].min() >= 3 and drawn[changed].max() <= 20 and drawn[changed].std() > 3
+    assert (
+        8 < changed.sum() < 32 and drawn[changed].min() >= 3 and drawn[changed].max() <= 20 and drawn[changed].std() > 3
+    )
     changed[-1] = False  # silent
     assert (decibels(x, out)[changed] - drawn[changed]).abs().max() < 1e-3
     assert torch.equal(out[~changed], x[~changed])
@@ -76,7 +92,8 @@ def test_ratio_in_16_bits_and_with_silent_noise():
     x = x[:-1]
     out = add_at_snr(x.half(), torch.randn_like(x).half(), torch.full((5,), 10.0))
     assert out.dtype == torch.float16
-    assert (decibels(x.half(), out)[2:] - 10).abs().max() < 0.1  # the first are near the least number that 16 bits hold
+    # the first are near the least number that 16 bits hold
+    assert (decibels(x.half(), out)[2:] - 10).abs().max() < 0.1
     assert torch.equal(add_at_snr(x, torch.zeros_like(x), torch.zeros(5)), x)
     assert power(torch.tensor([[[[3.0, 4.0]]]])).item() == 12.5
 
@@ -87,7 +104,7 @@ def test_colour_of_noise(exponent):
     x = torch.ones(8, 1, 1, 2**16)
     noise = (Noise(low_db=0.0, high_db=0.0, exponent=exponent)(x, torch.eye(8), gen())[0] - x).double().flatten(1)
     spectrum = torch.fft.rfft(noise).abs().square().mean(0)
-    octaves = torch.stack([spectrum[2**k:2**(k + 1)].sum() for k in range(7, 15)]).log10() * 10
+    octaves = torch.stack([spectrum[2**k : 2 ** (k + 1)].sum() for k in range(7, 15)]).log10() * 10
     np.testing.assert_allclose(octaves.diff().numpy(), (1 - exponent) * 10 * np.log10(2), atol=0.4)
     assert exponent == 0 or noise.mean(1).abs().max() < 1e-6
     if exponent == 0:  # Gaussian: kurtosis 3
@@ -113,13 +130,19 @@ def test_shift_is_the_views(share, samples):
     k = abs(round(share * samples))
     kept = slice(k, None) if share > 0 else slice(0, samples - k)
     assert torch.equal(silent[..., kept], out[..., kept]) and silent.count_nonzero() <= out.count_nonzero()
-    assert not silent[..., :k if share > 0 else 0].any() and (share >= 0 or not silent[..., samples - k:].any())
+    assert not silent[..., : k if share > 0 else 0].any() and (share >= 0 or not silent[..., samples - k :].any())
 
 
 def test_shift_draws_both_ways_up_to_its_share():
     x, _ = torch.zeros(2000, 1, 1, 1000), None
     drawn = Shift(max_share=0.1, p=0.5).draw(x, gen())["samples"]
-    assert drawn.min() >= -100 and drawn.max() <= 100 and drawn.min() < -95 and drawn.max() > 95 and 900 < (drawn == 0).sum() < 1110
+    assert (
+        drawn.min() >= -100
+        and drawn.max() <= 100
+        and drawn.min() < -95
+        and drawn.max() > 95
+        and 900 < (drawn == 0).sum() < 1110
+    )
 
 
 def test_gain_is_the_views_and_within_its_range():
@@ -146,7 +169,7 @@ def test_time_mask_silences_what_was_drawn():
     for row, start, size in zip(out.flatten(1), params["start"], params["size"]):
         want = torch.ones(1000)
         for a, n in zip(start, size):
-            want[a:a + n] = 0
+            want[a : a + n] = 0
         assert torch.equal(row, want)
     lost = (out == 0).flatten(1).sum(1)
     assert lost.max() <= 200 and lost.max() > 150 and 60 < lost.float().mean() < 110
@@ -158,7 +181,9 @@ def test_background_takes_the_samples_that_were_drawn(tmp_path):
     aug = Background(path=str(tmp_path / "two.npy"), sample_rate=RATE)
     for samples, begin in ((40, 60), (100, 0), (250, 30)):  # the last one goes round
         x, y = torch.ones(2, 1, 1, samples), torch.eye(2)
-        out, _ = aug.apply(x, y, {"which": torch.tensor([1, 0]), "begin": torch.tensor([begin, begin]), "snr_db": torch.zeros(2)})
+        out, _ = aug.apply(
+            x, y, {"which": torch.tensor([1, 0]), "begin": torch.tensor([begin, begin]), "snr_db": torch.zeros(2)}
+        )
         for got, wave in zip(out, waves[::-1]):
             noise = np.take(wave, np.arange(begin, begin + samples), mode="wrap")
             np.testing.assert_allclose(got.flatten().numpy(), 1 + noise / np.sqrt((noise**2).mean()), rtol=1e-5)
@@ -170,8 +195,11 @@ def test_background_takes_the_samples_that_were_drawn(tmp_path):
 def test_background_reads_a_folder_in_order_and_at_the_rate_of_the_batch(place):
     x, y = torch.ones(3, 1, 1, 1000), torch.eye(3)
     files = ["deeper/stereo.flac", "long.wav", "short.wav"]
-    out, _ = Background(path=str(place), sample_rate=RATE).apply(x, y, {"which": torch.arange(3), "begin": torch.zeros(3).long(), "snr_db": torch.zeros(3)})
+    out, _ = Background(path=str(place), sample_rate=RATE).apply(
+        x, y, {"which": torch.arange(3), "begin": torch.zeros(3).long(), "snr_db": torch.zeros(3)}
+    )
     from audiotag.audio.io import read_audio
+
     for got, name in zip(out, files):
         wave = read_audio(place / name, sample_rate=RATE)[:1000]
         assert np.corrcoef(got.flatten().numpy() - 1, wave)[0, 1] > 0.9999, name
@@ -184,7 +212,9 @@ def test_what_must_not_change(augments):
         params = aug.draw(x, gen())
         kept = {k: v.clone() for k, v in params.items()}
         a, b = aug.apply(x, y, params), aug.apply(x, y, params)
-        assert torch.equal(x, x0) and torch.equal(y, y0) and all(torch.equal(params[k], v) for k, v in kept.items()), aug
+        assert torch.equal(x, x0) and torch.equal(y, y0) and all(torch.equal(params[k], v) for k, v in kept.items()), (
+            aug
+        )
         assert torch.equal(a[0], b[0]) and torch.equal(a[1], y) and a[0].shape == x.shape and a[0].dtype == x.dtype, aug
         assert a[1] is not y and a[0].data_ptr() != x.data_ptr() and not torch.equal(a[0], x), aug
         assert torch.equal(aug(x, y, gen())[0], a[0]) and not torch.equal(aug(x, y, gen(2))[0], a[0]), aug
@@ -197,7 +227,12 @@ def test_several_inputs_and_one_after_the_other(augments):
     x, y = batch()
     beside = torch.rand(6, 1, 128, 12)
     (a, b), c = augment_batch([*augments, MixUp(weight=0.7)], (x, beside), y, gen())
-    assert a.shape == x.shape and torch.isfinite(a).all() and not torch.equal(b, beside) and c.sum(1).allclose(torch.ones(6))
+    assert (
+        a.shape == x.shape
+        and torch.isfinite(a).all()
+        and not torch.equal(b, beside)
+        and c.sum(1).allclose(torch.ones(6))
+    )
     (_, same), _ = augment_batch(augments, (x, beside), y, gen())
     assert torch.equal(same, beside)
 
@@ -221,15 +256,37 @@ def test_recordings_that_cannot_be(tmp_path):
         assert bad.name in str(e.value)
 
 
-@pytest.mark.parametrize("make", [lambda: Shift(max_share=1.5), lambda: Gain(low_db=5.0, high_db=-5.0), lambda: Noise(low_db=20.0, high_db=10.0), lambda: Noise(exponent=9.0),
-                                  lambda: Noise(p=2.0), lambda: TimeMask(n=0), lambda: TimeMask(max_share=-0.1), lambda: Background(path=""),
-                                  lambda: Background(path="x", sample_rate=0), lambda: Shift(until_epoch=-1), lambda: Gain(high_db=float("nan"))])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Shift(max_share=1.5),
+        lambda: Gain(low_db=5.0, high_db=-5.0),
+        lambda: Noise(low_db=20.0, high_db=10.0),
+        lambda: Noise(exponent=9.0),
+        lambda: Noise(p=2.0),
+        lambda: TimeMask(n=0),
+        lambda: TimeMask(max_share=-0.1),
+        lambda: Background(path=""),
+        lambda: Background(path="x", sample_rate=0),
+        lambda: Shift(until_epoch=-1),
+        lambda: Gain(high_db=float("nan")),
+    ],
+)
 def test_refuses_bad_settings(make):
     with pytest.raises(AudiotagError):
         make()
 
 
-@pytest.mark.parametrize("bad", [lambda x, y, g: (x[:, 0], y, g), lambda x, y, g: (x, y[:2], g), lambda x, y, g: (x.long(), y, g), lambda x, y, g: (x, y, 3), lambda x, y, g: (x[..., :0], y, g)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda x, y, g: (x[:, 0], y, g),
+        lambda x, y, g: (x, y[:2], g),
+        lambda x, y, g: (x.long(), y, g),
+        lambda x, y, g: (x, y, 3),
+        lambda x, y, g: (x[..., :0], y, g),
+    ],
+)
 def test_refuses_what_is_no_batch(bad):
     with pytest.raises(AudiotagError):
         Noise()(*bad(*batch(), gen()))

@@ -1,4 +1,5 @@
 "Training steps with glibc's allocator as it is, and told to keep its memory (`Recipe.keep_memory`)."
+
 import json
 import statistics
 import subprocess

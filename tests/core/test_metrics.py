@@ -1,13 +1,33 @@
 "lwlrap against two witnesses, on every awkward table; its speed; and what a metric must refuse."
+
 import time
 
 import numpy as np
 import pytest
-from sklearn.metrics import (average_precision_score, confusion_matrix, label_ranking_average_precision_score,
-                             precision_recall_fscore_support, roc_auc_score)
+from sklearn.metrics import (
+    average_precision_score,
+    confusion_matrix,
+    label_ranking_average_precision_score,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
 
 from audiotag.core.errors import AudiotagError
-from audiotag.core.metrics import METRICS, accuracy, bootstrap_interval, class_report, confusion, lrap, lwlrap, macro_auc, metric_named, padded_cmap, per_class_auc, per_class_lwlrap, per_clip_lwlrap
+from audiotag.core.metrics import (
+    METRICS,
+    accuracy,
+    bootstrap_interval,
+    class_report,
+    confusion,
+    lrap,
+    lwlrap,
+    macro_auc,
+    metric_named,
+    padded_cmap,
+    per_class_auc,
+    per_class_lwlrap,
+    per_clip_lwlrap,
+)
 
 
 def by_definition(truth, scores):
@@ -38,7 +58,9 @@ def google_per_sample(truth, scores):
 def sklearn_weighted(truth, scores):
     "The reference's other way: scikit-learn's lrap, each clip weighted by its number of labels."
     weights = truth.sum(1)
-    return label_ranking_average_precision_score(truth[weights > 0], scores[weights > 0], sample_weight=weights[weights > 0])
+    return label_ranking_average_precision_score(
+        truth[weights > 0], scores[weights > 0], sample_weight=weights[weights > 0]
+    )
 
 
 def table(n, classes, density, *, levels=None, seed=0, dtype=float):
@@ -57,8 +79,12 @@ def table(n, classes, density, *, levels=None, seed=0, dtype=float):
     return truth, scores.astype(dtype)
 
 
-GRID = [(n, c, d, levels, seed) for seed, (n, c) in enumerate([(3, 2), (50, 5), (400, 80), (20, 255), (20, 256), (8, 700)])
-        for d in (0.02, 0.3, 0.9) for levels in (None, 1, 3)]
+GRID = [
+    (n, c, d, levels, seed)
+    for seed, (n, c) in enumerate([(3, 2), (50, 5), (400, 80), (20, 255), (20, 256), (8, 700)])
+    for d in (0.02, 0.3, 0.9)
+    for levels in (None, 1, 3)
+]
 
 
 @pytest.mark.parametrize("n,classes,density,levels,seed", GRID)
@@ -71,7 +97,9 @@ def test_equals_definition_and_reference(n, classes, density, levels, seed):
     assert abs((per_class * weights).sum() - lwlrap(truth, scores)) < 1e-12 and abs(weights.sum() - 1) < 1e-12
     for c in range(classes):
         mine = [p for (_, k), p in found.items() if k == c]
-        assert abs(per_class[c] - (np.mean(mine) if mine else 0)) < 1e-12 and weights[c] * len(found) == pytest.approx(len(mine))
+        assert abs(per_class[c] - (np.mean(mine) if mine else 0)) < 1e-12 and weights[c] * len(found) == pytest.approx(
+            len(mine)
+        )
     per_clip = per_clip_lwlrap(truth, scores)
     for r in range(n):
         mine = [p for (k, _), p in found.items() if k == r]
@@ -175,10 +203,22 @@ def test_refuses_scores_that_are_no_numbers(metric, bad):
 
 
 @pytest.mark.parametrize("metric", ALL)
-@pytest.mark.parametrize("truth,scores", [
-    (np.eye(3), np.eye(3, 4)), (np.eye(3)[0], np.eye(3)[0]), (np.eye(3) * 2, np.eye(3)), (np.eye(3) * 0.5, np.eye(3)),
-    (-np.eye(3), np.eye(3)), (np.eye(3) * np.nan, np.eye(3)), (np.zeros((0, 3)), np.zeros((0, 3))), (np.zeros((3, 0)), np.zeros((3, 0))),
-    (np.eye(3).astype(str), np.eye(3)), (np.eye(3), np.eye(3).astype(object)), (np.eye(3), np.eye(3) * 1j)])
+@pytest.mark.parametrize(
+    "truth,scores",
+    [
+        (np.eye(3), np.eye(3, 4)),
+        (np.eye(3)[0], np.eye(3)[0]),
+        (np.eye(3) * 2, np.eye(3)),
+        (np.eye(3) * 0.5, np.eye(3)),
+        (-np.eye(3), np.eye(3)),
+        (np.eye(3) * np.nan, np.eye(3)),
+        (np.zeros((0, 3)), np.zeros((0, 3))),
+        (np.zeros((3, 0)), np.zeros((3, 0))),
+        (np.eye(3).astype(str), np.eye(3)),
+        (np.eye(3), np.eye(3).astype(object)),
+        (np.eye(3), np.eye(3) * 1j),
+    ],
+)
 def test_refuses_tables_that_are_none(metric, truth, scores):
     with pytest.raises(AudiotagError):
         metric(truth, scores)
@@ -199,7 +239,11 @@ def test_bootstrap_draws_whole_groups():
     truth, scores = table(120, 8, 0.2, seed=4)
     truth[truth.sum(1) == 0, 0] = True
     plain = bootstrap_interval(lwlrap, truth, scores, n=200)
-    assert plain == bootstrap_interval(lwlrap, truth, scores, n=200) != bootstrap_interval(lwlrap, truth, scores, n=200, seed=1)
+    assert (
+        plain
+        == bootstrap_interval(lwlrap, truth, scores, n=200)
+        != bootstrap_interval(lwlrap, truth, scores, n=200, seed=1)
+    )
     assert bootstrap_interval(lambda t, s: len(t), truth, scores, n=5) == (120, 120)
     # ten copies of each clip, drawn as one group, say nothing new; drawn alone they pretend to
     copies = np.repeat(np.arange(120), 10)
@@ -213,7 +257,8 @@ def test_bootstrap_covers_the_truth_as_often_as_it_says():
     g, inside = np.random.default_rng(5), 0
     for i in range(150):
         truth = np.eye(2, dtype=bool)[g.integers(2, size=100)]
-        scores = truth * (g.random(100) < 0.8)[:, None] + 0.5  # right or tied: a clip's precision is 1 or 1/2, .9 on average
+        # right or tied: a clip's precision is 1 or 1/2, .9 on average
+        scores = truth * (g.random(100) < 0.8)[:, None] + 0.5
         low, high = bootstrap_interval(lwlrap, truth, scores, n=200, seed=i)
         inside += low <= 0.9 <= high
     assert 0.88 < inside / 150 <= 0.99
@@ -230,8 +275,17 @@ def test_bootstrap_refuses():
         bootstrap_interval(lwlrap, truth, scores * np.nan)
 
 
-@pytest.mark.parametrize("n,classes,levels,dtype", [(40, 5, None, float), (40, 5, 3, float), (300, 30, 7, np.float32), (300, 30, None, np.float16),
-                                                    (300, 30, 2, int), (25, 60, 1, float)])
+@pytest.mark.parametrize(
+    "n,classes,levels,dtype",
+    [
+        (40, 5, None, float),
+        (40, 5, 3, float),
+        (300, 30, 7, np.float32),
+        (300, 30, None, np.float16),
+        (300, 30, 2, int),
+        (25, 60, 1, float),
+    ],
+)
 def test_auc_equals_scikit_learn(n, classes, levels, dtype):
     truth, scores = table(n, classes, 0.2, levels=levels or None, seed=n + classes, dtype=dtype)
     truth[:, 0], truth[:, 1] = True, False
@@ -258,7 +312,9 @@ def test_padded_cmap_equals_the_competition_s_way(padding):
     rows = np.ones((padding, 9))
     t, s = np.vstack([truth, rows]), np.vstack([scores, rows])
     some = t.any(0)
-    assert padded_cmap(truth, scores, padding=padding) == pytest.approx(average_precision_score(t[:, some], s[:, some], average="macro"), abs=1e-12)
+    assert padded_cmap(truth, scores, padding=padding) == pytest.approx(
+        average_precision_score(t[:, some], s[:, some], average="macro"), abs=1e-12
+    )
 
 
 def test_confusion_and_report_equal_scikit_learn():
@@ -273,7 +329,11 @@ def test_confusion_and_report_equal_scikit_learn():
     for column, wanted in (("precision", p), ("recall", r), ("f1", f), ("clips", n)):
         np.testing.assert_allclose(report[column], wanted, atol=1e-12)
     m = confusion_matrix(label, said, labels=range(6)) * (1 - np.eye(6, dtype=int))
-    assert list(report.times) == list(m.max(1)) and report["taken for"]["a"] == "abcdef"[m[0].argmax()] and report["taken for"]["f"] == ""
+    assert (
+        list(report.times) == list(m.max(1))
+        and report["taken for"]["a"] == "abcdef"[m[0].argmax()]
+        and report["taken for"]["f"] == ""
+    )
 
 
 def test_confusion_is_for_one_label_a_clip():

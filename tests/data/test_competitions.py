@@ -1,4 +1,5 @@
 "Layouts: what a folder on disk becomes, and what is said when the folder is not as it should be."
+
 import csv
 import os
 import shutil
@@ -10,7 +11,19 @@ import soundfile as sf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from audiotag.data.competitions import CLIP_COLUMNS, check_clips, class_prior, clip_table, join_same_content, layouts, load_competition, read_table, recordings, target_weights, targets
+from audiotag.data.competitions import (
+    CLIP_COLUMNS,
+    check_clips,
+    class_prior,
+    clip_table,
+    join_same_content,
+    layouts,
+    load_competition,
+    read_table,
+    recordings,
+    target_weights,
+    targets,
+)
 from audiotag.core.errors import AudiotagError
 from audiotag.data.folds import assign_folds
 from audiotag.audio.synth import make_competition, make_rainforest, make_soundscapes, make_universal
@@ -18,7 +31,9 @@ from audiotag.audio.synth import make_competition, make_rainforest, make_soundsc
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
-    return make_competition(tmp_path_factory.mktemp("comp") / "c", n_curated=24, n_noisy=24, n_test=8, sample_rate=16000, seconds=(0.2, 0.3))
+    return make_competition(
+        tmp_path_factory.mktemp("comp") / "c", n_curated=24, n_noisy=24, n_test=8, sample_rate=16000, seconds=(0.2, 0.3)
+    )
 
 
 @pytest.fixture
@@ -64,12 +79,12 @@ def test_ids_stay_text(sample_set):
 @pytest.mark.parametrize(
     "text",
     [
-        "fname,labels\n1234e5678,NA\n007,\"Bark,Meow\"\n",
-        "\ufefffname,labels\r\n1234e5678,NA\r\n007,\"Bark,Meow\"\r\n",
-        "fname,labels\n\n1234e5678,NA\n   \n007,\"Bark,Meow\"\n\n\n",
-        " fname , labels \n 1234e5678 , NA \n 007 , \"Bark,Meow\" ",
-        "\"fname\",\"labels\"\n\"1234e5678\",\"NA\"\n\"007\",\"Bark,Meow\"",
-        "fname,labels\r1234e5678,NA\r007,\"Bark,Meow\"\r",
+        'fname,labels\n1234e5678,NA\n007,"Bark,Meow"\n',
+        '\ufefffname,labels\r\n1234e5678,NA\r\n007,"Bark,Meow"\r\n',
+        'fname,labels\n\n1234e5678,NA\n   \n007,"Bark,Meow"\n\n\n',
+        ' fname , labels \n 1234e5678 , NA \n 007 , "Bark,Meow" ',
+        '"fname","labels"\n"1234e5678","NA"\n"007","Bark,Meow"',
+        'fname,labels\r1234e5678,NA\r007,"Bark,Meow"\r',
     ],
 )
 def test_csv_dialects_mean_the_same(tmp_path, text):
@@ -88,7 +103,7 @@ def test_csv_dialects_mean_the_same(tmp_path, text):
         (b"fname,labels,labels\na,b,c\n", "names the column 'labels' 2 times"),
         (b"fname,labels\na,b\n\nc\n", "row 3: has 1 cells"),
         (b"fname,labels\na,b,c\n", "row 1: has 3 cells"),
-        (b"fname,labels\na,b\nc,\"d\ne,f\n", "row 2: is not a valid csv"),
+        (b'fname,labels\na,b\nc,"d\ne,f\n', "row 2: is not a valid csv"),
         ("fname,labels\na,Café\n".encode("latin-1"), "not UTF-8"),
         ("fname,labels\na,b\n".encode("utf-16"), "not UTF-8"),
         (b"fname,labels\na,b\0\n", "not UTF-8"),
@@ -114,7 +129,7 @@ def test_csv_that_is_no_file(tmp_path):
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.one_of(st.binary(max_size=80), st.text('fname,labels"\'\r\n \tax\ufeff', max_size=80).map(str.encode)))
+@given(data=st.one_of(st.binary(max_size=80), st.text("fname,labels\"'\r\n \tax\ufeff", max_size=80).map(str.encode)))
 def test_any_bytes_are_a_table_or_one_error(tmp_path, data):
     path = tmp_path / "fuzz.csv"
     path.write_bytes(data)
@@ -304,7 +319,15 @@ def test_equal_files_share_a_group_and_similar_ones_do_not(tmp_path):
     clips = clip_table(ids, path=[str(tmp_path / o) for o in ids], labels=[("A",)] * 7, source="curated")
     before = clips.copy()
     joined, notes = join_same_content(clips)
-    assert dict(zip(joined.clip_id, joined.group)) == {"a": "a", "b": "b", "c": "a", "d": "d", "e": "e", "f": "b", "gone": "gone"}
+    assert dict(zip(joined.clip_id, joined.group)) == {
+        "a": "a",
+        "b": "b",
+        "c": "a",
+        "d": "d",
+        "e": "e",
+        "f": "b",
+        "gone": "gone",
+    }
     assert "4 files" in notes[0]
     pd.testing.assert_frame_equal(clips, before)
     mixed = join_same_content(clips.sample(frac=1, random_state=0))[0].sort_index()
@@ -316,7 +339,14 @@ def test_groups_that_touch_become_one(tmp_path):
     for order in ("xyz", "zyx", "yzx"):
         folder = tmp_path / order
         folder.mkdir()
-        names = {"1" + order[0]: b"1", "1" + order[1]: b"1", "2" + order[1]: b"22", "2" + order[2]: b"22", "3w": b"333", "4z": b"4444"}
+        names = {
+            "1" + order[0]: b"1",
+            "1" + order[1]: b"1",
+            "2" + order[1]: b"22",
+            "2" + order[2]: b"22",
+            "3w": b"333",
+            "4z": b"4444",
+        }
         for name, data in names.items():
             (folder / name).write_bytes(data)
         clips = clip_table(list(names), path=[str(folder / o) for o in names], labels=[("A",)] * 6, source="curated",
@@ -498,7 +528,9 @@ def test_what_is_odd_in_the_folders_is_said(words):
     (words / "train" / "Bell" / "notes.txt").write_text("no sound")
     comp = load_competition(words, "universal2020")
     assert "Empty" in comp.classes and "_background_noise_" not in comp.classes
-    assert any("1 classes have no clips: Empty" in o for o in comp.notes) and any("1 files do not name" in o for o in comp.notes)
+    assert any("1 classes have no clips: Empty" in o for o in comp.notes) and any(
+        "1 files do not name" in o for o in comp.notes
+    )
     twins = comp.clips[comp.clips.path.isin([str(one), str(one.with_name("nameless.wav"))])]
     assert twins.group.nunique() == 1  # the same bytes: one group, whoever spoke
 
@@ -511,11 +543,14 @@ def test_the_bundle_s_classes_stand_in_for_a_missing_training_part(words):
     assert len(set(comp.submission({}).label)) == 1
 
 
-@pytest.mark.parametrize("spoil,said", [
-    (lambda t: t.drop(columns="label"), "no column 'label'"),
-    (lambda t: t.assign(label="Bel"), "did you mean 'Bell'.*"),
-    (lambda t: t.assign(label=""), "'' is no class"),
-])
+@pytest.mark.parametrize(
+    "spoil,said",
+    [
+        (lambda t: t.drop(columns="label"), "no column 'label'"),
+        (lambda t: t.assign(label="Bel"), "did you mean 'Bell'.*"),
+        (lambda t: t.assign(label=""), "'' is no class"),
+    ],
+)
 def test_labels_that_are_none_are_not_read(words, spoil, said):
     comp = load_competition(words, "universal2020")
     with pytest.raises(AudiotagError, match=said):
@@ -559,8 +594,16 @@ def test_real_boxes_are_read_as_an_independent_reader_reads_them(sample_set):
     template = pd.read_csv(root / "sample_submission.csv", dtype=str)
     assert list(comp.of("test").clip_id) == list(template.recording_id) and len(comp.of("unlabeled")) == 0
     whole = recordings(comp.clips)
-    assert len(whole) == 56 and whole.clip_id.is_unique and sorted(whole.clip_id[:36]) == sorted(p.stem for p in (root / "train").iterdir())
-    said = pd.read_csv(root / "train_tp.csv", dtype=str).groupby("recording_id").species_id.agg(lambda o: tuple(sorted({f"s{i}" for i in o})))
+    assert (
+        len(whole) == 56
+        and whole.clip_id.is_unique
+        and sorted(whole.clip_id[:36]) == sorted(p.stem for p in (root / "train").iterdir())
+    )
+    said = (
+        pd.read_csv(root / "train_tp.csv", dtype=str)
+        .groupby("recording_id")
+        .species_id.agg(lambda o: tuple(sorted({f"s{i}" for i in o})))
+    )
     assert all(said.get(o.clip_id, ()) == o.labels for o in whole.itertuples())
 
 
@@ -607,7 +650,11 @@ def test_recordings_that_nobody_names_are_unlabeled(forest):
     tp[tp.recording_id != name].to_csv(forest / "train_tp.csv", index=False)
     comp = load_competition(forest, "rainforest2021")
     mine = comp.clips[comp.clips.group == name]
-    assert set(mine.source) == {"negative"} and recordings(mine).labels.tolist() == [()] and recordings(mine).source.tolist() == ["negative"]
+    assert (
+        set(mine.source) == {"negative"}
+        and recordings(mine).labels.tolist() == [()]
+        and recordings(mine).source.tolist() == ["negative"]
+    )
     fp[fp.recording_id != name].to_csv(forest / "train_fp.csv", index=False)
     comp = load_competition(forest, "rainforest2021")
     assert list(comp.of("unlabeled").clip_id) == [name] and comp.of("unlabeled").path.map(os.path.isfile).all()
@@ -657,11 +704,16 @@ def test_real_soundscapes_are_read_as_an_independent_reader_reads_them(sample_se
     clips = comp.of("curated")
     assert list(clips.clip_id) == list(listed.filename) and [o for (o,) in clips.labels] == list(listed.primary_label)
     named = [tuple(c for c in comp.classes if f"'{c}'" in o) for o in listed.secondary_labels]
-    assert [tuple(sorted(o)) for o in clips.secondary] == [tuple(sorted(o)) for o in named] and sum(map(len, named)) == 13
+    assert [tuple(sorted(o)) for o in clips.secondary] == [tuple(sorted(o)) for o in named] and sum(
+        map(len, named)
+    ) == 13
     template = pd.read_csv(root / "sample_submission.csv", dtype=str)
     test = comp.of("test")
     assert list(test.clip_id) == list(template.row_id) and comp.classes == tuple(template.columns[1:])
-    assert all(o.clip_id == f"{o.group}_{o.end_s:.0f}" and o.end_s - o.start_s == 5 and o.path.endswith(f"{o.group}.ogg") for o in test.itertuples())
+    assert all(
+        o.clip_id == f"{o.group}_{o.end_s:.0f}" and o.end_s - o.start_s == 5 and o.path.endswith(f"{o.group}.ogg")
+        for o in test.itertuples()
+    )
     free = comp.of("unlabeled")
     assert len(free) == 120 and free.group.nunique() == 10 and (free.end_s - free.start_s == 5).all()
 
@@ -700,10 +752,16 @@ def test_no_soundscapes_at_all(scapes, how):
         ids = []
     comp = load_competition(scapes, "birdclef2024", train=False)
     assert list(comp.of("test").clip_id) == ids
-    assert comp.submission({}).shape == (len(ids), 5) and comp.submission(np.zeros((len(ids), 4))).shape == (len(ids), 5)
+    assert comp.submission({}).shape == (len(ids), 5) and comp.submission(np.zeros((len(ids), 4))).shape == (
+        len(ids),
+        5,
+    )
 
 
-@pytest.mark.parametrize("seconds,ends,last", [(3.0, [5], 3.0), (5.2, [5], 5.0), (5.6, [5, 10], 5.6), (15.0, [5, 10, 15], 15.0), (14.7, [5, 10, 15], 14.7)])
+@pytest.mark.parametrize(
+    "seconds,ends,last",
+    [(3.0, [5], 3.0), (5.2, [5], 5.0), (5.6, [5, 10], 5.6), (15.0, [5, 10, 15], 15.0), (14.7, [5, 10, 15], 14.7)],
+)
 def test_the_length_decides_how_many_windows(scapes, seconds, ends, last):
     sf.write(scapes / "test_soundscapes" / "new.ogg", np.zeros(round(seconds * 16000)) + 0.1, 16000)
     test = load_competition(scapes, "birdclef2024", train=False).of("test").query("group == 'new'")
@@ -736,10 +794,13 @@ def test_secondary_labels_as_share_and_as_mask(scapes):
     cell("train.csv", 2, "secondary_labels", "['bell0', 'nobody', 'bell0', '2000']")(scapes)
     comp = load_competition(scapes, "birdclef2024")
     row = comp.of("curated")[1:2]
-    assert row.labels.item() == ("2000",) and row.secondary.item() == ("bell0",)  # not itself, not twice, not a stranger
+    # not itself, not twice, not a stranger
+    assert row.labels.item() == ("2000",) and row.secondary.item() == ("bell0",)
     assert "1 secondary labels are no classes and are left out: nobody" in comp.notes[0]
     at = [comp.classes.index(o) for o in ("2000", "bell0")]
-    assert list(targets(row, comp.classes)[0, at]) == [1, 0] and list(targets(row, comp.classes, secondary=0.25)[0, at]) == [1, 0.25]
+    assert list(targets(row, comp.classes)[0, at]) == [1, 0] and list(
+        targets(row, comp.classes, secondary=0.25)[0, at]
+    ) == [1, 0.25]
     assert list(target_weights(row, comp.classes, secondary=0)[0]) == [0 if i == at[1] else 1 for i in range(4)]
     assert (target_weights(row, comp.classes) == 1).all()
 
@@ -772,4 +833,7 @@ def test_rows_of_the_template_behind_the_end_of_a_file_are_kept(scapes):
     with open(scapes / "sample_submission.csv", "a") as f:
         f.write("SYNTH_test_0001_20,0,0,0,0\n")
     test = load_competition(scapes, "birdclef2024", train=False).of("test")
-    assert list(test.clip_id[:4]) == [f"SYNTH_test_0001_{e}" for e in (5, 10, 15, 20)] and (test.start_s[3], test.end_s[3]) == (15, 20)
+    assert list(test.clip_id[:4]) == [f"SYNTH_test_0001_{e}" for e in (5, 10, 15, 20)] and (
+        test.start_s[3],
+        test.end_s[3],
+    ) == (15, 20)

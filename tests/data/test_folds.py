@@ -1,4 +1,5 @@
 "Folds: groups stay whole, nothing but clips and seed decides, labels are spread evenly."
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,7 +16,10 @@ LABELS = "ABCDE"
 def table(seed, n=60, n_groups=30, sources=("curated", "noisy", "negative", "test", "unlabeled")):
     g = np.random.default_rng(seed)
     source = list(g.choice(sources, n))
-    labels = [() if s in ("test", "unlabeled") else tuple(g.choice(list(LABELS), g.integers(1, 4), replace=False)) for s in source]
+    labels = [
+        () if s in ("test", "unlabeled") else tuple(g.choice(list(LABELS), g.integers(1, 4), replace=False))
+        for s in source
+    ]
     ids = [f"{i:04d}.wav" for i in range(n)]
     group = [f"g{o}" for o in g.integers(0, n_groups, n)]
     return clip_table(ids, path=ids, labels=labels, source=source, group=group)
@@ -64,7 +68,9 @@ def test_large_groups_do_not_fill_one_fold():
     size = [40 if i % 8 == 0 else 3 for i in range(80)]
     group = [f"s{i}" for i, n in enumerate(size) for _ in range(n)]
     ids = [str(i) for i in range(len(group))]
-    clips = clip_table(ids, path=ids, labels=[(str(g.choice(list(LABELS))),) for _ in ids], source="curated", group=group)
+    clips = clip_table(
+        ids, path=ids, labels=[(str(g.choice(list(LABELS))),) for _ in ids], source="curated", group=group
+    )
     for seed in range(5):
         sizes = assign_folds(clips, n_folds=5, seed=seed).fold.value_counts()
         assert sizes.min() > 0.8 * len(ids) / 5 and sizes.max() < 1.2 * len(ids) / 5, sizes.to_dict()
@@ -77,7 +83,9 @@ def test_twins_across_sources_share_a_fold():
     assert (out.fold[::2].to_numpy() == out.fold[1::2].to_numpy()).all()
 
 
-@pytest.mark.parametrize("n_folds,groups,said", [(1, 5, "too few"), (0, 5, "too few"), (6, 5, "there are 5"), (2, 0, "there are 0")])
+@pytest.mark.parametrize(
+    "n_folds,groups,said", [(1, 5, "too few"), (0, 5, "too few"), (6, 5, "there are 5"), (2, 0, "there are 0")]
+)
 def test_impossible_numbers_of_folds(n_folds, groups, said):
     ids = [str(i) for i in range(10)] if groups else ["0"]
     clips = clip_table(ids, path=ids, labels=[("A",) if groups else ()] * len(ids), source="curated" if groups else "test",

@@ -1,4 +1,5 @@
 "Batches made ready by a thread: the same ones, in order, bounded, and nothing is left behind."
+
 import threading
 import time
 

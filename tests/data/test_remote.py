@@ -1,4 +1,5 @@
 "Stores and runs behind a URL: kills in the middle of a transfer, two writers, the bound of the cache, damage, no credentials."
+
 import fcntl
 import importlib.util
 import json
@@ -20,7 +21,18 @@ from audiotag.audio.io import Reading
 from audiotag.core.errors import AudiotagError
 from audiotag.core.files import file_sha256, write_json, write_text
 from audiotag.audio.features import GlobalFeatures, Joined, LogMel, Waveform
-from audiotag.data.remote import Cache, Mirror, Remote, RemoteStore, _Full, at_hand, build_remote, build_stores_at, open_store_at, repair_remote
+from audiotag.data.remote import (
+    Cache,
+    Mirror,
+    Remote,
+    RemoteStore,
+    _Full,
+    at_hand,
+    build_remote,
+    build_stores_at,
+    open_store_at,
+    repair_remote,
+)
 from audiotag.data.store import FeatureStore, build_store
 
 from tests import s3_server, tiny
@@ -29,7 +41,10 @@ from tests.bounds import bounded  # noqa: F401
 RATE = 16000
 FRONT_END = LogMel(sample_rate=RATE, n_fft=512, hop_length=160, n_mels=32, f_max=8000)
 SETTINGS = dict(shard_mb=0.05)
-needs_s3 = pytest.mark.skipif(not all(map(importlib.util.find_spec, ("moto", "s3fs", "flask"))), reason="needs moto[server] and s3fs (pip install audiotag[remote] moto[server])")
+needs_s3 = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("moto", "s3fs", "flask"))),
+    reason="needs moto[server] and s3fs (pip install audiotag[remote] moto[server])",
+)
 apart = pytest.mark.apart
 
 
@@ -51,7 +66,11 @@ def clips(tmp_path_factory):
 def reference(clips, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reference") / "store"
     build_store(clips, FRONT_END, folder, **SETTINGS)
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and not p.name.startswith(".")
+    }
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +94,7 @@ def url(request, tmp_path, monkeypatch, own_cache):
     for k, v in request.getfixturevalue("s3").items():
         monkeypatch.setenv(k, v)
     import fsspec
+
     fs = fsspec.filesystem("s3", skip_instance_cache=True)
     bucket = "lab-" + os.urandom(4).hex()
     fs.mkdir(bucket)
@@ -115,8 +135,12 @@ except AudiotagError as e: sys.exit(f'AudiotagError: {e}')
 def start_build(clips, url, cache, slow=0.0, front_end=FRONT_END):
     cache.mkdir(parents=True, exist_ok=True)
     clips.to_csv(cache / "clips.csv", index=False)
-    return subprocess.Popen([sys.executable, "-c", BUILD, str(cache / "clips.csv"), url, front_end.to_json(), str(slow)], stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "AUDIOTAG_CACHE": str(cache), "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        [sys.executable, "-c", BUILD, str(cache / "clips.csv"), url, front_end.to_json(), str(slow)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "AUDIOTAG_CACHE": str(cache), "OMP_NUM_THREADS": "1"},
+    )
 
 
 # --- stores
@@ -136,7 +160,9 @@ def test_the_same_bytes_as_in_a_folder(clips, reference, url, tmp_path):
     before = Remote(url).files()
     build_remote(clips, FRONT_END, url, **SETTINGS)
     build_remote(clips, FRONT_END, url, cache=Cache(tmp_path / "other"), **SETTINGS)  # another machine
-    assert {k: v for k, v in Remote(url).files().items() if k.startswith("shards/")} == {k: v for k, v in before.items() if k.startswith("shards/")}
+    assert {k: v for k, v in Remote(url).files().items() if k.startswith("shards/")} == {
+        k: v for k, v in before.items() if k.startswith("shards/")
+    }
     assert content(url) == reference
 
 
@@ -179,7 +205,11 @@ def test_a_changed_corpus_and_another_front_end(clips, url, tmp_path):
     fewer = clips[clips.clip_id != "003"]
     build_remote(fewer, FRONT_END, url, **SETTINGS)
     build_store(fewer, FRONT_END, tmp_path / "here", **SETTINGS)
-    here = {str(p.relative_to(tmp_path / "here")): p.read_bytes() for p in (tmp_path / "here").rglob("*") if p.is_file() and not p.name.startswith(".")}
+    here = {
+        str(p.relative_to(tmp_path / "here")): p.read_bytes()
+        for p in (tmp_path / "here").rglob("*")
+        if p.is_file() and not p.name.startswith(".")
+    }
     assert content(url) == here, "old shards went"
     gone = next(n for n in reader.clips.about["shards"] if f"shards/{n}.npy" not in here)
     with pytest.raises(AudiotagError, match="open the store again|check the spelling"):
@@ -190,7 +220,12 @@ def test_a_changed_corpus_and_another_front_end(clips, url, tmp_path):
     with pytest.raises(AudiotagError, match="top_db"):
         build_remote(fewer, FRONT_END.replace(top_db=40.0), url, cache=Cache(tmp_path / "else"), **SETTINGS)
     assert content(url) == here
-    assert RemoteStore(build_remote(fewer, FRONT_END.replace(top_db=40.0), url, rebuild=True, **SETTINGS).url).front_end.top_db == 40
+    assert (
+        RemoteStore(
+            build_remote(fewer, FRONT_END.replace(top_db=40.0), url, rebuild=True, **SETTINGS).url
+        ).front_end.top_db
+        == 40
+    )
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "header", "gone"])
@@ -217,7 +252,10 @@ def test_damage_is_seen_and_repaired(clips, reference, url, tmp_path, damage):
 
 def test_joined_front_ends(clips, own_cache, tmp_path):
     fe = Joined(main=Waveform(sample_rate=RATE), beside=(GlobalFeatures(sample_rate=RATE),))
-    far, here = build_stores_at(clips.head(6), fe, f"file://{tmp_path}/far/"), build_stores_at(clips.head(6), fe, tmp_path / "here")
+    far, here = (
+        build_stores_at(clips.head(6), fe, f"file://{tmp_path}/far/"),
+        build_stores_at(clips.head(6), fe, tmp_path / "here"),
+    )
     assert [o.tobytes() for o in far["003"]] == [o.tobytes() for o in here["003"]]
     assert list(open_store_at(f"file://{tmp_path}/far", fe)) == list(here)
     with pytest.raises(AudiotagError, match="trim_db"):
@@ -263,13 +301,22 @@ def test_the_bound_holds_with_three_readers(clips, reference, url, tmp_path):
     largest = max(len(v) for k, v in reference.items() if k.endswith(".npy"))
     limit, cache, most = 3 * largest, tmp_path / "small", 0
     assert sum(len(v) for k, v in reference.items() if k.endswith(".npy")) > 2 * limit
-    readers = [subprocess.Popen([sys.executable, "-c", READ, url, str(here), str(cache), str(limit), str(i), "120"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for i in range(3)]
+    readers = [
+        subprocess.Popen(
+            [sys.executable, "-c", READ, url, str(here), str(cache), str(limit), str(i), "120"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(3)
+    ]
     while any(p.poll() is None for p in readers):
         most = max(most, held(cache))
         time.sleep(0.002)
     for p in readers:
         assert p.communicate()[0].strip() == "all read" and p.returncode == 0
-    assert largest < most <= limit + largest  # we look at file after file, and one that is replaced meanwhile is seen with its successor
+    # we look at file after file, and one that is replaced meanwhile is seen with its successor
+    assert largest < most <= limit + largest
 
 
 def test_killed_while_it_fetches(clips, reference, own_cache, tmp_path):
@@ -277,17 +324,34 @@ def test_killed_while_it_fetches(clips, reference, own_cache, tmp_path):
     build_remote(clips, FRONT_END, url, **SETTINGS)
     here = _written(tmp_path / "here", reference)
     limit, cache = 300_000, tmp_path / "small"
-    slow = READ.replace("url, here, cache", "import os, shutil, audiotag.data.remote as r\ndef get(fs, a, b, **k):\n    data = open(a, 'rb').read()\n    with open(b, 'wb') as f:\n        for i in range(0, len(data), 2000): f.write(data[i:i+2000]); f.flush(); time.sleep(.002)\nfrom fsspec.implementations.local import LocalFileSystem\nLocalFileSystem.get_file = get\nurl, here, cache", 1)
+    slow = READ.replace(
+        "url, here, cache",
+        "import os, shutil, audiotag.data.remote as r\ndef get(fs, a, b, **k):\n    data = open(a, 'rb').read()\n    with open(b, 'wb') as f:\n        for i in range(0, len(data), 2000): f.write(data[i:i+2000]); f.flush(); time.sleep(.002)\nfrom fsspec.implementations.local import LocalFileSystem\nLocalFileSystem.get_file = get\nurl, here, cache",
+        1,
+    )
     for seed in range(4):
-        p = subprocess.Popen([sys.executable, "-c", slow, url, str(here), str(cache), str(limit), str(seed), "100000"], stderr=subprocess.PIPE, text=True)
-        wait_for(lambda: any(o.suffix == ".part" for o in (cache / "shards").glob(".*")) if (cache / "shards").exists() else False, p)
+        p = subprocess.Popen(
+            [sys.executable, "-c", slow, url, str(here), str(cache), str(limit), str(seed), "100000"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_for(
+            lambda: (
+                any(o.suffix == ".part" for o in (cache / "shards").glob(".*"))
+                if (cache / "shards").exists()
+                else False
+            ),
+            p,
+        )
         time.sleep(0.03 * seed)
         p.send_signal(signal.SIGKILL)
         p.wait()
         assert p.returncode == -9, p.stderr.read()
         p.stderr.close()
         assert held(cache) <= limit
-    done = subprocess.run([sys.executable, "-c", READ, url, str(here), str(cache), str(limit), "9", "150"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", READ, url, str(here), str(cache), str(limit), "9", "150"], capture_output=True, text=True
+    )
     assert done.stdout.strip() == "all read", done.stderr
     assert held(cache) <= limit
 
@@ -323,7 +387,8 @@ def test_a_full_cache_of_others_is_told(clips, own_cache, tmp_path, monkeypatch)
     cache = Cache(tmp_path / "c", 100_000)
     block = cache.open("mine", 99_000, lambda part: part.write_bytes(bytes(99_000)))
     real, start = time.monotonic, time.monotonic()
-    monkeypatch.setattr(remote_module.time, "monotonic", lambda: start + 100 * (real() - start))  # a minute in less than one
+    # a minute in less than one
+    monkeypatch.setattr(remote_module.time, "monotonic", lambda: start + 100 * (real() - start))
     with pytest.raises(AudiotagError, match="cache is full.*AUDIOTAG_CACHE_GB"):
         RemoteStore(url, cache=cache)["003"]
     block.close()
@@ -336,17 +401,48 @@ def test_a_full_cache_of_others_is_told(clips, own_cache, tmp_path, monkeypatch)
 @apart
 @needs_s3
 def test_no_credentials(s3, tmp_path):
-    env = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")} | {"AWS_ENDPOINT_URL": s3["AWS_ENDPOINT_URL"], "AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path), "AUDIOTAG_CACHE": str(tmp_path / "c")}
-    for words in (["store", "s3://lab/mels"], ["features", "--recipe", "freesound2019", "--data", "nowhere", "--store", "s3://lab/mels"]):
-        out = subprocess.run([sys.executable, "-c", "import sys; from audiotag.cli import main; sys.exit(main(sys.argv[1:]))", *words], capture_output=True, text=True, env=env)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")} | {
+        "AWS_ENDPOINT_URL": s3["AWS_ENDPOINT_URL"],
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "HOME": str(tmp_path),
+        "AUDIOTAG_CACHE": str(tmp_path / "c"),
+    }
+    for words in (
+        ["store", "s3://lab/mels"],
+        ["features", "--recipe", "freesound2019", "--data", "nowhere", "--store", "s3://lab/mels"],
+    ):
+        out = subprocess.run(
+            [sys.executable, "-c", "import sys; from audiotag.cli import main; sys.exit(main(sys.argv[1:]))", *words],
+            capture_output=True,
+            text=True,
+            env=env,
+        )
         assert out.returncode == 2 and "Traceback" not in out.stderr, out.stderr
         if words[0] == "store":
             assert "s3://lab/mels" in out.stderr and "AWS_ACCESS_KEY_ID" in out.stderr, out.stderr
-    out = subprocess.run([sys.executable, "-c", "import sys; from audiotag.cli import main; sys.exit(main(sys.argv[1:]))", "store", "s3://no-such-bucket/mels"], capture_output=True, text=True, env=env | s3)
+    out = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from audiotag.cli import main; sys.exit(main(sys.argv[1:]))",
+            "store",
+            "s3://no-such-bucket/mels",
+        ],
+        capture_output=True,
+        text=True,
+        env=env | s3,
+    )
     assert out.returncode == 2 and "Traceback" not in out.stderr and "s3://no-such-bucket/mels" in out.stderr
 
 
-@pytest.mark.parametrize("url,said", [("s9://lab/x", "pip install s3fs"), ("file:///proc/1/nothing/x", "not there, or not finished"), ("memory://nobody/here", "not there, or not finished")])
+@pytest.mark.parametrize(
+    "url,said",
+    [
+        ("s9://lab/x", "pip install s3fs"),
+        ("file:///proc/1/nothing/x", "not there, or not finished"),
+        ("memory://nobody/here", "not there, or not finished"),
+    ],
+)
 def test_a_url_that_is_no_store(own_cache, url, said):
     with pytest.raises(AudiotagError, match=said) as e:
         RemoteStore(url)
@@ -421,7 +517,10 @@ def test_what_is_new_goes_there_and_comes_back(url, tmp_path):
         write_text(folder / "1-a/fold-0/weights.safetensors", "done")
     assert set(Remote(url).files()) == {"audiotag.json", "1-a/fold-0/weights.safetensors"}
     with at_hand(url, cache=one) as folder:
-        assert not (folder / "1-a/fold-0/checkpoint.safetensors").exists() and (folder / "1-a/fold-0/weights.safetensors").read_text() == "done"
+        assert (
+            not (folder / "1-a/fold-0/checkpoint.safetensors").exists()
+            and (folder / "1-a/fold-0/weights.safetensors").read_text() == "done"
+        )
 
 
 def test_what_was_not_sent_yet_stays(own_cache, tmp_path):
@@ -473,7 +572,10 @@ def lease_of(url):
 
 def elsewhere(url, **more):
     "As if a driver on another machine had written."
-    Remote(url).write(".driver.json", json.dumps({"machine": ["alpha"], "pid": 7, "began": "1", "token": "theirs", "beats": 1, **more}).encode())
+    Remote(url).write(
+        ".driver.json",
+        json.dumps({"machine": ["alpha"], "pid": 7, "began": "1", "token": "theirs", "beats": 1, **more}).encode(),
+    )
 
 
 @pytest.fixture
@@ -483,7 +585,13 @@ def quick(monkeypatch):
 
 
 def test_a_second_driver_is_told_and_one_after_a_kill_goes_on_at_once(url, tmp_path):
-    first = subprocess.Popen([sys.executable, "-c", DRIVE, url], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, "AUDIOTAG_CACHE": str(tmp_path / "one")})
+    first = subprocess.Popen(
+        [sys.executable, "-c", DRIVE, url],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "AUDIOTAG_CACHE": str(tmp_path / "one")},
+    )
     assert first.stdout.readline().strip() == "drives"
     with pytest.raises(AudiotagError, match=f"is driven by process {first.pid} on .*: wait for it, or stop it") as e:
         with at_hand(url, cache=Cache(tmp_path / "two")):
@@ -600,12 +708,18 @@ SETS = [s.replace("epochs=2", "epochs=1") for s in tiny.SETS]
 
 def train(data, run, cache, **kwargs):
     words = tiny.train_words(data, run, SETS)
-    return subprocess.Popen([sys.executable, "-c", "import sys; from audiotag.cli import main; sys.exit(main(sys.argv[1:]))", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1", "AUDIOTAG_CACHE": str(cache)})
+    return subprocess.Popen(
+        [sys.executable, "-c", "import sys; from audiotag.cli import main; sys.exit(main(sys.argv[1:]))", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "AUDIOTAG_CACHE": str(cache)},
+    )
 
 
 def test_another_machine_goes_on_with_a_run(url, tmp_path):
     from audiotag.audio.synth import make_competition
+
     make_competition(tmp_path / "data", seed=1, n_curated=24, n_noisy=24, n_test=4)
     p = train(tmp_path / "data", tmp_path / "whole", tmp_path / "none")
     assert p.wait() == 0, p.stdout.read()
@@ -615,7 +729,11 @@ def test_another_machine_goes_on_with_a_run(url, tmp_path):
     p.wait()
     p.stdout.close()
     there = Remote(url).files()
-    first = {k: v for k, v in there.items() if k.endswith(("oof.parquet", "weights.safetensors")) and k.rsplit("/", 1)[0] + "/scored.json" in there}
+    first = {
+        k: v
+        for k, v in there.items()
+        if k.endswith(("oof.parquet", "weights.safetensors")) and k.rsplit("/", 1)[0] + "/scored.json" in there
+    }
     p = train(tmp_path / "data", url, tmp_path / "two")
     assert p.wait() == 0, p.stdout.read()
     far, compared = content(url), 0
@@ -643,6 +761,7 @@ def test_a_worker_without_the_disk_of_the_driver(url, own_cache, tmp_path):
     from audiotag.data.remote import origin, refresh
     from audiotag.train.run_folder import open_run
     from audiotag.audio.synth import make_competition
+
     make_competition(tmp_path / "data", seed=1, n_curated=16, n_noisy=16, n_test=4)
     recipe = get_recipe("freesound2019", scale="small", changes=SETS)
     with at_hand(url) as folder:
@@ -650,7 +769,11 @@ def test_a_worker_without_the_disk_of_the_driver(url, own_cache, tmp_path):
         run.threads()
         assert origin(folder) == url and not run.is_done("noisy", 1)
         refresh(folder)
-        subprocess.run([sys.executable, "-c", JOB, url], check=True, env={**os.environ, "AUDIOTAG_CACHE": str(tmp_path / "worker"), "OMP_NUM_THREADS": "1"})
+        subprocess.run(
+            [sys.executable, "-c", JOB, url],
+            check=True,
+            env={**os.environ, "AUDIOTAG_CACHE": str(tmp_path / "worker"), "OMP_NUM_THREADS": "1"},
+        )
         refresh(folder)
         assert run.is_done("noisy", 1) and not run.is_done("noisy", 0)
         assert list((tmp_path / "worker/shards").iterdir()), "it had shards of its own"
@@ -662,4 +785,7 @@ def test_a_worker_without_the_disk_of_the_driver(url, own_cache, tmp_path):
 def test_inference_does_not_know_it():
     code = "import sys, audiotag.infer.predict, audiotag.kaggle.paths; assert 'audiotag.data.remote' not in sys.modules; import audiotag.data.remote; assert 's3fs' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert not any(line.startswith(("import fsspec", "from fsspec")) for line in Path(remote_module.__file__).read_text().splitlines())
+    assert not any(
+        line.startswith(("import fsspec", "from fsspec"))
+        for line in Path(remote_module.__file__).read_text().splitlines()
+    )

@@ -1,4 +1,5 @@
 "The store under kill -9, full disks, two writers, damage and changed files. All sounds are synthesised."
+
 import json
 import os
 import pickle
@@ -50,8 +51,11 @@ def make_corpus(folder, n=48):
 
 def content(folder):
     "What a store is: all files but those that begin with a dot, as {name: hash}."
-    return {str(p.relative_to(folder)): file_sha256(p) for p in sorted(Path(folder).rglob("*"))
-            if p.is_file() and not p.name.startswith(".")}
+    return {
+        str(p.relative_to(folder)): file_sha256(p)
+        for p in sorted(Path(folder).rglob("*"))
+        if p.is_file() and not p.name.startswith(".")
+    }
 
 
 def identity(folder):
@@ -105,8 +109,20 @@ def start(clips, folder, workers=1, front_end=FRONT_END, **settings):
     "Build in another process."
     table = Path(folder).parent / "clips.csv"
     clips.to_csv(table, index=False)
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(table), str(folder), str(workers), front_end.to_json(),
-                             json.dumps({**SETTINGS, **settings})], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            SCRIPT,
+            str(table),
+            str(folder),
+            str(workers),
+            front_end.to_json(),
+            json.dumps({**SETTINGS, **settings}),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def wait_for(what, seconds=60):
@@ -127,12 +143,16 @@ def test_two_workers_make_the_bytes_of_one(clips, reference, tmp_path):
     assert len(content(reference)) > 16, "the corpus must give several shards"
     build(clips.sample(frac=1, random_state=0), tmp_path / "store", workers=2)  # and in another order
     assert content(tmp_path / "store") == content(reference)
-    left = [" ".join(c.cmdline()) for c in psutil.Process().children(recursive=True) if c.status() != psutil.STATUS_ZOMBIE]
+    left = [
+        " ".join(c.cmdline()) for c in psutil.Process().children(recursive=True) if c.status() != psutil.STATUS_ZOMBIE
+    ]
     assert all("tracker" in c for c in left), "workers stay behind, with all their memory"
 
 
 def test_the_order_of_the_table_does_not_matter(clips, tmp_path):
-    parts = pd.concat([clips.head(20).assign(clip_id=clips.clip_id + f"_{i}", start_s=i / 10, end_s=i / 10 + 0.3) for i in range(4)])
+    parts = pd.concat(
+        [clips.head(20).assign(clip_id=clips.clip_id + f"_{i}", start_s=i / 10, end_s=i / 10 + 0.3) for i in range(4)]
+    )
     build(parts, tmp_path / "a")
     build(parts.sample(frac=1, random_state=0), tmp_path / "b")
     assert content(tmp_path / "a") == content(tmp_path / "b")
@@ -142,7 +162,11 @@ def test_the_order_of_the_table_does_not_matter(clips, tmp_path):
 
 def test_killed_again_and_again(clips, reference, tmp_path):
     folder = tmp_path / "store"
-    for moment in (lambda: any((folder / "shards").glob(".*.part")), lambda: n_shards(folder) >= 4, lambda: n_shards(folder) >= 9):
+    for moment in (
+        lambda: any((folder / "shards").glob(".*.part")),
+        lambda: n_shards(folder) >= 4,
+        lambda: n_shards(folder) >= 9,
+    ):
         process = start(clips, folder)
         wait_for(moment)
         process.kill()
@@ -225,7 +249,9 @@ def test_a_reader_is_not_disturbed_by_a_rebuild(clips, copy):
 def small_disk(tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)], capture_output=True
+    ).returncode:
         pytest.skip("only root can mount a small disk")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
@@ -391,9 +417,11 @@ def test_a_file_that_vanishes_while_it_is_read(clips, reference, tmp_path, monke
 
 
 def test_another_front_end(clips, reference, copy, tmp_path):
-    for change, words in ((dict(front_end=FRONT_END.replace(hop_length=80)), "front_end.hop_length is 160 there and 80 here"),
-                          (dict(front_end=FRONT_END.replace(scaling=Standardize())), "front_end.scaling"),
-                          (dict(dtype="uint8"), "dtype is 'float16' there and 'uint8' here")):
+    for change, words in (
+        (dict(front_end=FRONT_END.replace(hop_length=80)), "front_end.hop_length is 160 there and 80 here"),
+        (dict(front_end=FRONT_END.replace(scaling=Standardize())), "front_end.scaling"),
+        (dict(dtype="uint8"), "dtype is 'float16' there and 'uint8' here"),
+    ):
         with pytest.raises(AudiotagError, match=words) as e:
             build(clips, copy, **change)
         assert "rebuild=True" in str(e.value)
@@ -434,23 +462,41 @@ def test_ranges_names_and_lengths(tmp_path):
     for i, n in enumerate(names):
         sf.write(tmp_path / n, sound(i, 3), RATE)
     os.rename(shutil.copy(tmp_path / names[0], tmp_path / "x"), os.fsencode(tmp_path) + b"/\xff\xfe.wav")
-    clips = pd.DataFrame({"clip_id": [*names, "part", "beyond", "bytes"],
-                          "path": [*(tmp_path / n for n in names), tmp_path / names[0], tmp_path / names[0],
-                                   os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.wav")],
-                          "start_s": [np.nan] * 4 + [1.0, 2.5, np.nan], "end_s": [np.nan] * 4 + [2.0, 9.0, np.nan]})
+    clips = pd.DataFrame(
+        {
+            "clip_id": [*names, "part", "beyond", "bytes"],
+            "path": [
+                *(tmp_path / n for n in names),
+                tmp_path / names[0],
+                tmp_path / names[0],
+                os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.wav"),
+            ],
+            "start_s": [np.nan] * 4 + [1.0, 2.5, np.nan],
+            "end_s": [np.nan] * 4 + [2.0, 9.0, np.nan],
+        }
+    )
     store = build(clips, tmp_path / "store", longest_s=2.5)
     assert store.quarantine.set_index("clip_id").kind.to_dict() == {
-        **{n: "too_long" for n in names}, "beyond": "too_long", "bytes": "too_long"}
+        **{n: "too_long" for n in names},
+        "beyond": "too_long",
+        "bytes": "too_long",
+    }
     np.testing.assert_allclose(store["part"], FRONT_END.from_file(tmp_path / names[0], start_s=1, end_s=2), atol=0.04)
     store = build(clips, tmp_path / "store")
     assert set(store.quarantine.clip_id) == {"beyond", "bytes"} and set(names) <= set(store)
     assert len(pd.read_csv(tmp_path / "store" / "quarantine.csv")) == 2
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda c: c.drop(columns="path"), "no column 'path'"), (lambda c: c.head(0), "empty"),
-    (lambda c: pd.concat([c, c.head(1)]), "'000' is there twice"), (lambda c: c.assign(clip_id=range(len(c))), "0 is no clip_id"),
-    (lambda c: c.assign(path=None), "None is no path")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda c: c.drop(columns="path"), "no column 'path'"),
+        (lambda c: c.head(0), "empty"),
+        (lambda c: pd.concat([c, c.head(1)]), "'000' is there twice"),
+        (lambda c: c.assign(clip_id=range(len(c))), "0 is no clip_id"),
+        (lambda c: c.assign(path=None), "None is no path"),
+    ],
+)
 def test_no_clip_table(clips, tmp_path, change, words):
     with pytest.raises(AudiotagError, match=words):
         build(change(clips), tmp_path / "store")
@@ -460,6 +506,7 @@ def test_no_clip_table(clips, tmp_path, change, words):
 @dataclass(frozen=True, kw_only=True)
 class Deadly(LogMel):
     "A decoder that crashes, a clip that does not fit float16, a bug."
+
     on: str = "crash"
 
     def from_file(self, path, **kwargs):
@@ -479,7 +526,9 @@ class Deadly(LogMel):
 
 
 def deadly(on):
-    return Deadly(**{k: getattr(FRONT_END, k) for k in ("sample_rate", "n_fft", "hop_length", "n_mels", "f_max")}, on=on)
+    return Deadly(
+        **{k: getattr(FRONT_END, k) for k in ("sample_rate", "n_fft", "hop_length", "n_mels", "f_max")}, on=on
+    )
 
 
 def test_a_worker_that_dies_names_the_file(clips, tmp_path):
@@ -488,7 +537,9 @@ def test_a_worker_that_dies_names_the_file(clips, tmp_path):
     assert "000" in build(clips.drop(index=[5]), tmp_path / "store", front_end=deadly("crash"))
 
 
-@pytest.mark.parametrize("on, words", [("large", "does not fit into float16.*float32"), ("bands", "channels and bands")])
+@pytest.mark.parametrize(
+    "on, words", [("large", "does not fit into float16.*float32"), ("bands", "channels and bands")]
+)
 def test_a_front_end_that_does_not_fit_stops_the_build(clips, tmp_path, on, words):
     with pytest.raises(AudiotagError, match=words) as e:
         build(clips, tmp_path / "store", front_end=deadly(on))
@@ -521,8 +572,12 @@ def test_error_bounds(dtype):
             off = np.abs(decode(codes, a, b, (8,)).astype(np.float64) - x)
             reach = float(np.ptp(x))
             peak = float(np.abs(x).max())
-            bound = {"float32": 0 * off, "float16": np.abs(x) * 2.0**-11 + 2.0**-25, "uint8": 0 * off + reach / 510 + peak * 3e-7,
-                     "int16": 0 * off + max(1, peak * 32768 / 32767) / 65536 * 1.01 + peak * 3e-7}[dtype]
+            bound = {
+                "float32": 0 * off,
+                "float16": np.abs(x) * 2.0**-11 + 2.0**-25,
+                "uint8": 0 * off + reach / 510 + peak * 3e-7,
+                "int16": 0 * off + max(1, peak * 32768 / 32767) / 65536 * 1.01 + peak * 3e-7,
+            }[dtype]
             assert (off <= bound).all()
             assert codes.dtype == dtype and codes.shape == (50, 8)
     for constant in (0.0, 7.25, -100.0):
@@ -585,8 +640,9 @@ def test_the_same_seconds_from_waves_and_spectrograms(clips, reference, tmp_path
             m, w = mel.crop_seconds(c, start_s, length), wave.crop_seconds(c, start_s, length)
             assert (m.shape, w.shape) == ((32, round(length * 100)), (1, round(length * RATE)))
     c = max(wave, key=wave.n_frames)
-    x = FRONT_END(wave.crop_seconds(c, 0.5, 0.5)[0])  # the mel of the crop is the crop of the mel, but for its edges
-    np.testing.assert_allclose(mel.crop_seconds(c, 0.5, 0.5)[:, 4:-4], x[:, 4:50 - 4], atol=0.05)
+    # the mel of the crop is the crop of the mel, but for its edges
+    x = FRONT_END(wave.crop_seconds(c, 0.5, 0.5)[0])
+    np.testing.assert_allclose(mel.crop_seconds(c, 0.5, 0.5)[:, 4:-4], x[:, 4 : 50 - 4], atol=0.05)
     assert (wave.crop_seconds("000", 0, 1.0)[0, :3] == 0).all(), "a short wave stands among zeros"
 
 
@@ -610,7 +666,9 @@ def test_a_crop_is_mapped_and_not_read(tmp_path):
         store.crop('long', 0, 100); before = resident()
         for i in range(20): store.crop('long', i*900000, 16000)
         print(resident()-before)"""
-    out = subprocess.run([sys.executable, "-c", code, str(tmp_path / "store")], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "store")], capture_output=True, text=True, check=True
+    )
     assert int(out.stdout) < 20e6, "the clip has 77 MB"
 
 
@@ -650,11 +708,16 @@ def test_every_damage_is_named_and_repaired(clips, reference, copy):
     npy, side = copy / "shards" / f"{r.shard}.npy", copy / "shards" / f"{r.shard}.json"
     whole = set(store.index.clip_id[store.index.shard == r.shard])
     damages = {
-        "a bit": (lambda: flip(npy, 128 + r.offset * 64 + 5), {r.clip_id}), "the header": (lambda: flip(npy, 3), whole),
-        "cut": (lambda: os.truncate(npy, 128 + r.offset * 64 + 64), whole), "gone": (npy.unlink, whole),
-        "empty": (lambda: os.truncate(npy, 0), whole), "longer": (lambda: open(npy, "ab").write(b"more"), whole),
+        "a bit": (lambda: flip(npy, 128 + r.offset * 64 + 5), {r.clip_id}),
+        "the header": (lambda: flip(npy, 3), whole),
+        "cut": (lambda: os.truncate(npy, 128 + r.offset * 64 + 64), whole),
+        "gone": (npy.unlink, whole),
+        "empty": (lambda: os.truncate(npy, 0), whole),
+        "longer": (lambda: open(npy, "ab").write(b"more"), whole),
         "number format": (lambda: npy.write_bytes(npy.read_bytes().replace(b"<f2", b"<i2", 1)), whole),
-        "JSON gone": (side.unlink, {""}), "JSON bit": (lambda: flip(side, 200), {""})}
+        "JSON gone": (side.unlink, {""}),
+        "JSON bit": (lambda: flip(side, 200), {""}),
+    }
     before = identity(copy)
     for what, (damage, named) in damages.items():
         damage()
@@ -723,8 +786,12 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
 
     def peak(n, workers):
         ids = [f"{i:04d}" for i in range(n)]
-        clips = pd.DataFrame({"clip_id": ids, "path": str(tmp_path / "a.wav"), "start_s": 1.0, "end_s": [7.0 + i / n for i in range(n)]})
-        process = start(clips, tmp_path / f"store{n}{workers}", workers, Waveform(sample_rate=RATE), dtype="float32", shard_mb=1000)
+        clips = pd.DataFrame(
+            {"clip_id": ids, "path": str(tmp_path / "a.wav"), "start_s": 1.0, "end_s": [7.0 + i / n for i in range(n)]}
+        )
+        process = start(
+            clips, tmp_path / f"store{n}{workers}", workers, Waveform(sample_rate=RATE), dtype="float32", shard_mb=1000
+        )
         _, status, usage = os.wait4(process.pid, 0)
         assert status == 0, process.stderr.read()
         return usage.ru_maxrss * 1024

@@ -1,4 +1,5 @@
 "A corpus larger than memory: memory that does not grow, orders that are permutations, scores that go on after a kill."
+
 import os
 import signal
 import subprocess
@@ -17,7 +18,15 @@ from audiotag.data.crops import AroundBox, CropLoader
 from audiotag.audio.features import LogMel
 from audiotag.data.mmap import make_lookup, read_lookup, records_of
 from audiotag.data.store import FeatureStore, build_store
-from audiotag.data.streaming import Order, Permutation, StreamLoader, plan_scores, read_scores, sparse_store, write_clips
+from audiotag.data.streaming import (
+    Order,
+    Permutation,
+    StreamLoader,
+    plan_scores,
+    read_scores,
+    sparse_store,
+    write_clips,
+)
 
 FRONT_END = LogMel(n_mels=128)
 
@@ -41,7 +50,9 @@ def test_the_same_seed_the_same_order_and_any_place_by_itself():
         whole = a(np.arange(n))
         places = np.random.default_rng(0).integers(0, n, 500)
         np.testing.assert_array_equal(b(places), whole[places])
-        assert (Order(n, 4, near=near)(np.arange(n)) == whole).mean() < 0.001 * (1 if near is None else 2), "another epoch, another order"
+        assert (Order(n, 4, near=near)(np.arange(n)) == whole).mean() < 0.001 * (1 if near is None else 2), (
+            "another epoch, another order"
+        )
 
 
 def test_the_order_looks_like_chance():
@@ -60,7 +71,7 @@ def test_the_order_looks_like_chance():
 def test_near_stays_near():
     n, near = 100_000, 4000
     p = Order(n, 1, near=near)(np.arange(n))
-    blocks = [len(set(p[i:i + near] // 256)) for i in range(0, n, near)]
+    blocks = [len(set(p[i : i + near] // 256)) for i in range(0, n, near)]
     assert max(blocks) <= 3 * (near // 256), "a slice of the epoch touches three windows at most"
 
 
@@ -110,19 +121,31 @@ def large(tmp_path_factory):
     "26 GB in 200 000 clips that take no room."
     folder = tmp_path_factory.mktemp("large") / "store"
     store = sparse_store(folder, clips=200_000, frames=512, front_end=FRONT_END, per_shard=1024)
-    held = int(subprocess.run(["du", "-sk", folder], capture_output=True, text=True, check=True).stdout.split()[0]) * 1024
+    held = (
+        int(subprocess.run(["du", "-sk", folder], capture_output=True, text=True, check=True).stdout.split()[0]) * 1024
+    )
     size = sum(p.stat().st_size for p in (folder / "shards").iterdir())
     if held > size / 10:
         pytest.skip("this file system keeps no holes")
     assert size > 20e9
     names = ([f"clip-{i:09d}" for i in range(at, at + 50_000)] for at in range(0, 200_000, 50_000))
-    write_clips(f"{folder}-clips", (pd.DataFrame({"clip_id": o, "labels": [("a",)] * 50_000, "source": "curated"}) for o in names), store, ["a", "b"])
+    write_clips(
+        f"{folder}-clips",
+        (pd.DataFrame({"clip_id": o, "labels": [("a",)] * 50_000, "source": "curated"}) for o in names),
+        store,
+        ["a", "b"],
+    )
     return folder
 
 
 @pytest.mark.parametrize("what", ["train", "predict"])
 def test_memory_does_not_grow_with_20_gigabytes(large, what):
-    out = subprocess.run([sys.executable, "-c", WORKER, str(large), what], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    out = subprocess.run(
+        [sys.executable, "-c", WORKER, str(large), what],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert out.returncode == 0, out.stderr
     opened, grown, seen = map(float, out.stdout.split())
     print(f"{what}: opened in {opened:.2f} s, {seen:.0f} MB looked at, grown by {grown:.0f} MB")
@@ -132,7 +155,17 @@ def test_memory_does_not_grow_with_20_gigabytes(large, what):
 
 
 def test_without_giving_back_it_would_grow(large):
-    out = subprocess.run([sys.executable, "-c", "import audiotag.data.store as s; s.Pages.looked_at = lambda *o: None\n" + WORKER, str(large), "train"], capture_output=True, text=True)
+    out = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import audiotag.data.store as s; s.Pages.looked_at = lambda *o: None\n" + WORKER,
+            str(large),
+            "train",
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert float(out.stdout.split()[1]) > 600, out.stderr
 
 
@@ -148,7 +181,9 @@ def test_a_million_clips_open_in_seconds(tmp_path):
         assert len(store)==1_000_000 and 'clip-000654321' in store and 'clip' not in store and store.n_frames('clip-000999999')==100
         assert store['clip-000000000'].shape==(16, 100)
         print(opened, held/1e6)"""
-    out = subprocess.run([sys.executable, "-c", code, str(tmp_path / "store")], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "store")], capture_output=True, text=True, check=True
+    )
     opened, held = map(float, out.stdout.split())
     assert opened < 6 and held < 150, f"{opened:.1f} s, {held:.0f} MB"
 
@@ -189,9 +224,18 @@ def test_where_one_may_not_write_it_stays_in_memory(small, monkeypatch):
 
 
 def test_names_are_found_whatever_they_are():
-    names = sorted({"", "a", "é", "z" * 300, "🎵", "a b", "a'b", *(str(i) for i in range(600))}, key=lambda o: o.encode())
+    names = sorted(
+        {"", "a", "é", "z" * 300, "🎵", "a b", "a'b", *(str(i) for i in range(600))}, key=lambda o: o.encode()
+    )
     zero = np.zeros(len(names), int)
-    found = make_lookup([records_of(names, dict(shard=zero, offset=zero, frames=zero, scale=zero, zero=zero, checksum=["0"] * len(names)))], {"shards": ["x"]})
+    found = make_lookup(
+        [
+            records_of(
+                names, dict(shard=zero, offset=zero, frames=zero, scale=zero, zero=zero, checksum=["0"] * len(names))
+            )
+        ],
+        {"shards": ["x"]},
+    )
     assert [found.find(o) for o in names] == list(range(len(names)))
     assert all(found.find(o) == -1 for o in ("b", "aa", "\ud800", "zz", "~", "601", 7, None))
     assert make_lookup([], {"shards": []}).find("a") == -1
@@ -204,6 +248,7 @@ def test_names_are_found_whatever_they_are():
 def real(tmp_path_factory):
     from audiotag.data.competitions import load_competition
     from audiotag.audio.synth import make_competition
+
     tmp = tmp_path_factory.mktemp("real")
     make_competition(tmp / "data", seed=2, n_curated=40, n_noisy=24, n_test=4)
     comp = load_competition(tmp / "data")
@@ -213,7 +258,9 @@ def real(tmp_path_factory):
 
 def test_the_middle_crops_are_those_of_the_crop_loader(real, tmp_path):
     comp, clips, store = real
-    ours = StreamLoader(write_clips(tmp_path / "c", [clips], store, comp.classes), store, frames=64, batch_size=16, train=False)
+    ours = StreamLoader(
+        write_clips(tmp_path / "c", [clips], store, comp.classes), store, frames=64, batch_size=16, train=False
+    )
     theirs = CropLoader(clips, store, comp.classes, frames=64, batch_size=16, train=False)
     sort = lambda dl: sorted((x.numpy().tobytes(), y.numpy().tobytes()) for b in dl for x, y in zip(*b))  # noqa: E731
     assert sort(ours) == sort(theirs)
@@ -233,7 +280,8 @@ def test_the_same_batches_with_workers_and_after_a_restart(real, tmp_path):
     a, b = epoch(3), epoch(3, start=3)
     assert len(a) == len(b) > 3 and all(torch.equal(p, q) for p, q in zip(a, b))
     assert all(torch.equal(p, q) for p, q in zip(a, epoch(3, ahead=2), strict=True)), "and made ready by a thread"
-    if "PYTEST_XDIST_WORKER" not in os.environ:  # a loader's workers are forks, and xdist's process is none to fork from
+    # a loader's workers are forks, and xdist's process is none to fork from
+    if "PYTEST_XDIST_WORKER" not in os.environ:
         assert all(torch.equal(p, q) for p, q in zip(a, epoch(3, num_workers=2)))
     assert not torch.equal(a[0], epoch(2)[0])
 
@@ -241,10 +289,20 @@ def test_the_same_batches_with_workers_and_after_a_restart(real, tmp_path):
 def test_places_in_recordings(real, tmp_path):
     comp, clips, store = real
     long = [c for c in store if store.n_frames(c) > 80][:6]
-    rows = pd.DataFrame({"clip_id": [f"{c}#{i}" for c in long for i in (0, 1)], "recording": [c for c in long for _ in (0, 1)], "labels": [comp.classes[:1]] * 12,
-                         "source": "curated", "start_s": [0.2, 0.8] * 6, "end_s": [0.4, 1.0] * 6})
+    rows = pd.DataFrame(
+        {
+            "clip_id": [f"{c}#{i}" for c in long for i in (0, 1)],
+            "recording": [c for c in long for _ in (0, 1)],
+            "labels": [comp.classes[:1]] * 12,
+            "source": "curated",
+            "start_s": [0.2, 0.8] * 6,
+            "end_s": [0.4, 1.0] * 6,
+        }
+    )
     c = write_clips(tmp_path / "c", [rows], store, comp.classes)
-    np.testing.assert_array_equal(np.sort(c.records["first"]), np.sort(np.floor(rows.start_s * store.frame_rate).astype(int)))
+    np.testing.assert_array_equal(
+        np.sort(c.records["first"]), np.sort(np.floor(rows.start_s * store.frame_rate).astype(int))
+    )
     dl = StreamLoader(c, store, frames=32, batch_size=4, crops=AroundBox(shift=(0, 4)))
     for epoch in range(20):
         dl.set_epoch(epoch)
@@ -254,7 +312,10 @@ def test_places_in_recordings(real, tmp_path):
 
 def test_soft_targets_come_with_their_clip(real, tmp_path):
     comp, clips, store = real
-    y = np.random.default_rng(0).random((len(clips), len(comp.classes))).astype(np.float32) * (np.arange(len(clips)) % 3 > 0)[:, None]
+    y = (
+        np.random.default_rng(0).random((len(clips), len(comp.classes))).astype(np.float32)
+        * (np.arange(len(clips)) % 3 > 0)[:, None]
+    )
     c = write_clips(tmp_path / "c", [(clips.iloc[:30], y[:30]), (clips.iloc[30:], y[30:])], store, comp.classes)
     crops = {}
     for x, t in StreamLoader(c, store, frames=64, batch_size=8, train=False):
@@ -328,6 +389,7 @@ def test_a_stage_on_many_clips_is_streamed(tmp_path, monkeypatch):
     from audiotag.audio.synth import make_competition
 
     from tests import tiny
+
     make_competition(tmp_path / "data", seed=1, n_curated=24, n_noisy=24, n_test=4)
     comp, loaders, weights = load_competition(tmp_path / "data"), [], {}
     real = streaming.stream_loaders
@@ -348,9 +410,13 @@ def test_a_fold_is_scored_in_pieces_and_goes_on_after_a_kill(tmp_path, monkeypat
     from audiotag.audio.synth import make_competition
 
     from tests import tiny
+
     make_competition(tmp_path / "data", seed=1, n_curated=24, n_noisy=24, n_test=4)
     comp, recipe = load_competition(tmp_path / "data"), get_recipe("freesound2019", scale="small", changes=tiny.SETS)
-    runs = [run_folder.open_run(tmp_path / name, recipe, comp, store=tmp_path / "store") for name in ("whole", "killed", "large")]
+    runs = [
+        run_folder.open_run(tmp_path / name, recipe, comp, store=tmp_path / "store")
+        for name in ("whole", "killed", "large")
+    ]
     folders = [run.fold_path("noisy", 0) for run in runs]
     run_folder.finish_fold(runs[2], "noisy", 0)
     monkeypatch.setattr(run_folder, "PIECE", 7)
@@ -368,8 +434,14 @@ def test_a_fold_is_scored_in_pieces_and_goes_on_after_a_kill(tmp_path, monkeypat
         run_folder.finish_fold(runs[1], "noisy", 0)
     assert not runs[1].is_done("noisy", 0) and not (folders[1] / "oof.parquet").exists()
     run_folder.finish_fold(runs[1], "noisy", 0)
-    assert asked[2] == asked[3] and len(asked) == 1 + -(-int((runs[1].clips.fold == 0).sum()) // 7) and max(map(len, asked)) == 7
-    assert (folders[0] / "oof.parquet").read_bytes() == (folders[1] / "oof.parquet").read_bytes() and not list(folders[1].glob(".scores-*"))
+    assert (
+        asked[2] == asked[3]
+        and len(asked) == 1 + -(-int((runs[1].clips.fold == 0).sum()) // 7)
+        and max(map(len, asked)) == 7
+    )
+    assert (folders[0] / "oof.parquet").read_bytes() == (folders[1] / "oof.parquet").read_bytes() and not list(
+        folders[1].glob(".scores-*")
+    )
     pieces, one = (read_parquet(f / "oof.parquet").set_index("clip_id") for f in folders[1:])
     assert sorted(pieces.index) == sorted(one.index) and np.allclose(pieces.loc[one.index], one, atol=1e-6)
     places = [runs[1].store.clips.record(runs[1].store.row(c)) for c in pieces.index]

@@ -1,4 +1,5 @@
 "Damaged submissions, and whether the doctor's verdict is that of a strict scorer."
+
 import io
 import os
 import random
@@ -43,7 +44,9 @@ def strict(path, comp):
     if list(t.columns) != want or len(t) != N or set(t[comp.id_column]) != set(comp.of("test").clip_id):
         return False
     x = t[want[1:]]
-    return all(pd.api.types.is_numeric_dtype(d) and not pd.api.types.is_bool_dtype(d) for d in x.dtypes) and bool(np.isfinite(x.to_numpy(float)).all())
+    return all(pd.api.types.is_numeric_dtype(d) and not pd.api.types.is_bool_dtype(d) for d in x.dtypes) and bool(
+        np.isfinite(x.to_numpy(float)).all()
+    )
 
 
 def rows(good):
@@ -59,8 +62,12 @@ HARMLESS = {
     "quoted ids": lambda g: g.replace(".wav,", '.wav",').replace("\n", '\n"').rstrip('"'),
     "rows in another order": lambda g: "".join([rows(g)[0], *rows(g)[:0:-1]]),
     "integers": lambda g: rows(g)[0] + "".join(o.split(",")[0] + ",1" * (o.count(",")) + "\n" for o in rows(g)[1:]),
-    "exponents": lambda g: "".join([rows(g)[0], rows(g)[1].split(",")[0] + ",1e-3" * rows(g)[1].count(",") + "\n", *rows(g)[2:]]),
-    "outside of 0 to 1": lambda g: "".join([rows(g)[0], rows(g)[1].split(",")[0] + ",-7" * rows(g)[1].count(",") + "\n", *rows(g)[2:]]),
+    "exponents": lambda g: "".join(
+        [rows(g)[0], rows(g)[1].split(",")[0] + ",1e-3" * rows(g)[1].count(",") + "\n", *rows(g)[2:]]
+    ),
+    "outside of 0 to 1": lambda g: "".join(
+        [rows(g)[0], rows(g)[1].split(",")[0] + ",-7" * rows(g)[1].count(",") + "\n", *rows(g)[2:]]
+    ),
 }
 
 
@@ -76,24 +83,71 @@ def cell(new):
         r = rows(g)
         c = r[2].split(",")
         return "".join([*r[:2], ",".join([*c[:3], new, *c[4:]]), *r[3:]])
+
     return change
 
 
 FATAL = {
-    "empty": lambda g: "", "blank": lambda g: "\n \n", "header only": lambda g: rows(g)[0], "no header": lambda g: "".join(rows(g)[1:]),
-    "one row short": lambda g: "".join(rows(g)[:-1]), "cut off": lambda g: g[:-25], "cut off in the middle": lambda g: g[: len(g) // 2],
-    "a row twice": lambda g: g + rows(g)[1], "a total": lambda g: g + "total" + ",1" * rows(g)[1].count(",") + "\n", "a remark": lambda g: g + "# written by me\n",
-    "index column": lambda g: pd.read_csv(io.StringIO(g)).to_csv(), "semicolons": lambda g: g.replace(",", ";"), "tabs": lambda g: g.replace(",", "\t"),
-    "upper case ids": lambda g: rows(g)[0] + "".join(rows(g)[1:]).upper(), "no extension": lambda g: g.replace(".wav", ""), "ids with spaces": lambda g: g.replace(".wav", ".wav "),
-    "a space before ids": lambda g: g.replace("\n", "\n ").rstrip(" "), "twice quoted": lambda g: g.replace(".wav,", '.wav""",').replace("\n", '\n"""').rstrip('"'),
-    "folders": lambda g: g.replace("\n", "\ntest/").removesuffix("test/"), "a renamed column": lambda g: g.replace("fname", "file", 1), "a space in the header": lambda g: g.replace("fname,", "fname, ", 1),
-    "columns swapped": lambda g: "\n".join(",".join([a, c, b, *rest]) for a, b, c, *rest in (o.split(",") for o in g.split("\n") if o)),
-    "a column twice": lambda g: "\n".join(o + "," + o.split(",")[-1] for o in g.split("\n") if o), "a column less": lambda g: "\n".join(o.rsplit(",", 1)[0] for o in g.split("\n") if o),
-    "one cell more": lambda g: g.replace("\n", ",0\n", 3).replace(",0\n", "\n", 1), "a hole": cell(""), "nan": cell("nan"), "NA": cell("NA"), "null": cell("null"), "inf": cell("inf"), "-inf": cell("-Infinity"),
-    "1e400": cell("1e400"), "decimal comma": cell('"0,5"'), "open comma": cell("0,5"), "bool": cell("True"), "text": cell("high"), "percent": cell("50%"), "underscores": cell("1_000"), "hex": cell("0x1F"),
-    "two points": cell("0.5.1"), "a tuple": cell('"(0.5,)"'), "a tensor": cell("tensor(0.5)"), "Arabic digits": cell("٠.٥"), "a line break": cell('"0.5\n0.5"'), "a line break behind": cell('"0.5\n"'), "a tab before": cell("\t0.5"), "an open quote": cell('"0.5'), "complex": cell("1j"),
-    "zip": lambda g: b"PK\3\4" + g.encode(), "UTF-16": lambda g: g.encode("utf-16"), "zeros": lambda g: bytes(5000), "binary": lambda g: os.urandom(3000), "latin": lambda g: g.replace("wav", "wäv").encode("latin-1"),
-    "huge": lambda g: rows(g)[0] + "".join(rows(g)[1:]) * 3000, "one long line": lambda g: "0" * 3_000_000, "a long cell": cell("0." + "5" * 300_000), "JSON": lambda g: '{"fname": 1}', "html": lambda g: "<html>" + g,
+    "empty": lambda g: "",
+    "blank": lambda g: "\n \n",
+    "header only": lambda g: rows(g)[0],
+    "no header": lambda g: "".join(rows(g)[1:]),
+    "one row short": lambda g: "".join(rows(g)[:-1]),
+    "cut off": lambda g: g[:-25],
+    "cut off in the middle": lambda g: g[: len(g) // 2],
+    "a row twice": lambda g: g + rows(g)[1],
+    "a total": lambda g: g + "total" + ",1" * rows(g)[1].count(",") + "\n",
+    "a remark": lambda g: g + "# written by me\n",
+    "index column": lambda g: pd.read_csv(io.StringIO(g)).to_csv(),
+    "semicolons": lambda g: g.replace(",", ";"),
+    "tabs": lambda g: g.replace(",", "\t"),
+    "upper case ids": lambda g: rows(g)[0] + "".join(rows(g)[1:]).upper(),
+    "no extension": lambda g: g.replace(".wav", ""),
+    "ids with spaces": lambda g: g.replace(".wav", ".wav "),
+    "a space before ids": lambda g: g.replace("\n", "\n ").rstrip(" "),
+    "twice quoted": lambda g: g.replace(".wav,", '.wav""",').replace("\n", '\n"""').rstrip('"'),
+    "folders": lambda g: g.replace("\n", "\ntest/").removesuffix("test/"),
+    "a renamed column": lambda g: g.replace("fname", "file", 1),
+    "a space in the header": lambda g: g.replace("fname,", "fname, ", 1),
+    "columns swapped": lambda g: "\n".join(
+        ",".join([a, c, b, *rest]) for a, b, c, *rest in (o.split(",") for o in g.split("\n") if o)
+    ),
+    "a column twice": lambda g: "\n".join(o + "," + o.split(",")[-1] for o in g.split("\n") if o),
+    "a column less": lambda g: "\n".join(o.rsplit(",", 1)[0] for o in g.split("\n") if o),
+    "one cell more": lambda g: g.replace("\n", ",0\n", 3).replace(",0\n", "\n", 1),
+    "a hole": cell(""),
+    "nan": cell("nan"),
+    "NA": cell("NA"),
+    "null": cell("null"),
+    "inf": cell("inf"),
+    "-inf": cell("-Infinity"),
+    "1e400": cell("1e400"),
+    "decimal comma": cell('"0,5"'),
+    "open comma": cell("0,5"),
+    "bool": cell("True"),
+    "text": cell("high"),
+    "percent": cell("50%"),
+    "underscores": cell("1_000"),
+    "hex": cell("0x1F"),
+    "two points": cell("0.5.1"),
+    "a tuple": cell('"(0.5,)"'),
+    "a tensor": cell("tensor(0.5)"),
+    "Arabic digits": cell("٠.٥"),
+    "a line break": cell('"0.5\n0.5"'),
+    "a line break behind": cell('"0.5\n"'),
+    "a tab before": cell("\t0.5"),
+    "an open quote": cell('"0.5'),
+    "complex": cell("1j"),
+    "zip": lambda g: b"PK\3\4" + g.encode(),
+    "UTF-16": lambda g: g.encode("utf-16"),
+    "zeros": lambda g: bytes(5000),
+    "binary": lambda g: os.urandom(3000),
+    "latin": lambda g: g.replace("wav", "wäv").encode("latin-1"),
+    "huge": lambda g: rows(g)[0] + "".join(rows(g)[1:]) * 3000,
+    "one long line": lambda g: "0" * 3_000_000,
+    "a long cell": cell("0." + "5" * 300_000),
+    "JSON": lambda g: '{"fname": 1}',
+    "html": lambda g: "<html>" + g,
 }
 
 
@@ -121,7 +175,7 @@ def test_never_milder_than_a_strict_scorer(tmp_path, comp, good, seed):
         if kind == 0:
             data[at] = g.choice(b",\n\r\"' ;.0159eE+-\t\0\xff" + string.ascii_letters.encode())
         elif kind == 1:
-            del data[at:at + g.choice([1, 2, 30])]
+            del data[at : at + g.choice([1, 2, 30])]
         elif kind == 2:
             data[at:at] = g.choice([b",", b"\n", b'"', b"e", b"-", b" ", b"\xe2\x80\xa8", b"#", b"1"])
         else:
@@ -155,10 +209,21 @@ def test_a_file_made_for_the_public_rows(tmp_path, comp):
     assert refused(found) and any("take the ids from the files" in f.what for f in found)
 
 
-@pytest.mark.parametrize("ids,became", [(["1e5", "007", "12"], ["100000.0", "7", "12.0"]), (["1234e5678", "00012", "3e1"], ["inf", "12.0", "30"])])
+@pytest.mark.parametrize(
+    "ids,became",
+    [(["1e5", "007", "12"], ["100000.0", "7", "12.0"]), (["1234e5678", "00012", "3e1"], ["inf", "12.0", "30"])],
+)
 def test_ids_that_a_table_took_for_numbers(tmp_path, ids, became):
     clips = clip_table(ids, path=[""] * 3, labels=[()] * 3, source="test")
-    comp = Competition("toy", tmp_path, ("a", "b"), clips, pd.DataFrame([[i, "0", "0"] for i in ids], columns=["id", "a", "b"]), "id", "lwlrap")
+    comp = Competition(
+        "toy",
+        tmp_path,
+        ("a", "b"),
+        clips,
+        pd.DataFrame([[i, "0", "0"] for i in ids], columns=["id", "a", "b"]),
+        "id",
+        "lwlrap",
+    )
 
     def said(names):
         return verdict(tmp_path, comp, "id,a,b\n" + "".join(f"{n},.1,.{k}\n" for k, n in enumerate(names)))

@@ -1,4 +1,5 @@
 "System 5: what an epoch is made of, written labels, rounds that stop, and the ears of the wave."
+
 import json
 import shutil
 
@@ -19,15 +20,33 @@ from audiotag.kaggle.pack import pack_weights
 from audiotag.infer.postprocess import FileMax, NeighbourMax, Smooth, apply_steps
 from audiotag.train.pseudo import Pseudo, judge_rounds, pseudo_ledger
 from audiotag.train.recipes import get_recipe
-from audiotag.data.sampling import InverseRoot, Partners, PerClass, RowsOf, Weighted, class_counts, epoch_draw, systematic
+from audiotag.data.sampling import (
+    InverseRoot,
+    Partners,
+    PerClass,
+    RowsOf,
+    Weighted,
+    class_counts,
+    epoch_draw,
+    systematic,
+)
 from audiotag.train.sed_loss import SEDLoss, with_weights
 from audiotag.train.settings import Stage
 from audiotag.train.selection import ancestry
 from audiotag.train.run_folder import Run, is_finished, open_run, round_table, run_stages, stage_table
 from audiotag.audio.synth import make_soundscapes
 
-TINY = ["model.width=2", "front_end.n_mels=32", "front_end.hop_length=1280", "windows.frames=125", "windows.hop=125", "windows.views.1.offset=62",
-        "stages.*.steps=4", "stages.*.batch_size=8", "n_folds=2"]
+TINY = [
+    "model.width=2",
+    "front_end.n_mels=32",
+    "front_end.hop_length=1280",
+    "windows.frames=125",
+    "windows.hop=125",
+    "windows.views.1.offset=62",
+    "stages.*.steps=4",
+    "stages.*.batch_size=8",
+    "n_folds=2",
+]
 
 
 # ---- what an epoch is made of
@@ -50,8 +69,20 @@ def test_systematic_draws_are_the_expectation_rounded(seed):
     assert n.sum() == size and (n >= np.floor(expected - 1e-9)).all() and (n <= np.ceil(expected + 1e-9)).all()
 
 
-@pytest.mark.parametrize("sampler", [InverseRoot(), InverseRoot(power=1.0, size=25), PerClass(at_least=30), PerClass(at_most=7), PerClass(at_least=5, at_most=9),
-                                     RowsOf(n=11), Weighted(), Weighted(size=13)], ids=str)
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        InverseRoot(),
+        InverseRoot(power=1.0, size=25),
+        PerClass(at_least=30),
+        PerClass(at_most=7),
+        PerClass(at_least=5, at_most=9),
+        RowsOf(n=11),
+        Weighted(),
+        Weighted(size=13),
+    ],
+    ids=str,
+)
 def test_samplers_do_not_look_at_the_order_of_rows(sampler):
     table = a_table(1)
     for seed in range(5):
@@ -98,9 +129,15 @@ def test_weight_zero_never_comes():
 
 class Waves:
     "A store of constants: clip i is i everywhere."
-    def __contains__(self, c): return True
-    def n_frames(self, c): return 50
-    def crop(self, c, start, n, *, left=None): return np.full((1, n), float(c[1:]), np.float32)
+
+    def __contains__(self, c):
+        return True
+
+    def n_frames(self, c):
+        return 50
+
+    def crop(self, c, start, n, *, left=None):
+        return np.full((1, n), float(c[1:]), np.float32)
 
 
 def test_partners_are_mixed_in_sound_and_target_and_weight():
@@ -108,7 +145,15 @@ def test_partners_are_mixed_in_sound_and_target_and_weight():
     table = table.assign(source=np.where(table.index < 40, "curated", "unlabeled"))
     y = rng(0).random((60, 3)).astype(np.float32)
     w = np.where((table.source == "unlabeled").to_numpy()[:, None], 0.0, 1.0).astype(np.float32) * np.ones_like(y)
-    loader = CropLoader(table, Waves(), "abc", frames=8, batch_size=40, y=with_weights(y, w), draw=epoch_draw((Partners(p=0.5, share=0.25, column=None),), table))
+    loader = CropLoader(
+        table,
+        Waves(),
+        "abc",
+        frames=8,
+        batch_size=40,
+        y=with_weights(y, w),
+        draw=epoch_draw((Partners(p=0.5, share=0.25, column=None),), table),
+    )
     x, t = loader.one_batch()
     mixed = 0
     for xi, ti, (i, j) in zip(x, t, loader.rows):
@@ -119,15 +164,22 @@ def test_partners_are_mixed_in_sound_and_target_and_weight():
         assert np.allclose(ti, np.r_[y[i], np.ones(3)] if j < 0 else 0.75 * np.r_[y[i], np.ones(3)], atol=1e-6)
     assert 10 < mixed < 30
     z = torch.randn(40, 3)
-    alone = torch.nn.functional.binary_cross_entropy_with_logits(z, torch.from_numpy(y[loader.rows[:, 0]]), reduction="none")
+    alone = torch.nn.functional.binary_cross_entropy_with_logits(
+        z, torch.from_numpy(y[loader.rows[:, 0]]), reduction="none"
+    )
     weight = torch.from_numpy(np.where(loader.rows[:, 1:] >= 0, 0.75, 1.0)).float()
-    assert torch.allclose(SEDLoss()(z, t), (alone * weight).sum() / (weight.sum() * 3), atol=1e-6)  # background without a label changes no target
+    # background without a label changes no target
+    assert torch.allclose(SEDLoss()(z, t), (alone * weight).sum() / (weight.sum() * 3), atol=1e-6)
 
 
 def test_the_same_clip_twice_is_two_crops():
     class Ramp(Waves):
-        def n_frames(self, c): return 1000
-        def crop(self, c, start, n, *, left=None): return np.arange(start, start + n, dtype=np.float32)[None]
+        def n_frames(self, c):
+            return 1000
+
+        def crop(self, c, start, n, *, left=None):
+            return np.arange(start, start + n, dtype=np.float32)[None]
+
     table = a_table(6)
     x, _ = CropLoader(table, Ramp(), "abc", frames=4, batch_size=20, draw=lambda g, e: np.zeros(20, int)).one_batch()
     assert len({float(o.flatten()[0]) for o in x}) > 15
@@ -142,16 +194,28 @@ def test_thresholds_look_at_what_was_said_before_the_power(power, keep, zero):
     p = rng(0, "said").random((200, 4)) ** 2
     p[0], p[1] = [0.5, 0.2, 0.3, 0.0], 0.0
     rule = Pseudo(teachers=("t",), power=power, keep=keep, zero=zero)
-    clips = clip_table([f"r{i // 10}_{i}" for i in range(200)], path=["x"] * 200, labels=[()] * 200, source="unlabeled", group=[f"r{i // 10}" for i in range(200)])
+    clips = clip_table(
+        [f"r{i // 10}_{i}" for i in range(200)],
+        path=["x"] * 200,
+        labels=[()] * 200,
+        source="unlabeled",
+        group=[f"r{i // 10}" for i in range(200)],
+    )
     told, ledger = rule.targets(p), pseudo_ledger(rule, clips, p, "abcd")
     assert np.allclose(told, np.where(p >= zero, p**power, 0), atol=1e-6)
     assert ledger.picked.tolist() == ((p.max(1) >= keep) & (told.max(1) > 0)).tolist()
     for r, part in ledger.groupby(clips.group.to_numpy()):
         mine = told[part.index][part.picked]
-        assert np.isclose(part.weight.sum(), mine.max(0).sum() if len(mine) else 0, atol=1e-5) and (part.weight[~part.picked] == 0).all()
+        assert (
+            np.isclose(part.weight.sum(), mine.max(0).sum() if len(mine) else 0, atol=1e-5)
+            and (part.weight[~part.picked] == 0).all()
+        )
 
 
-@pytest.mark.parametrize("bad", [dict(power=0.0), dict(keep=1.0), dict(zero=-0.1), dict(weight=0.0), dict(teachers=()), dict(teachers=("t", "t"))])
+@pytest.mark.parametrize(
+    "bad",
+    [dict(power=0.0), dict(keep=1.0), dict(zero=-0.1), dict(weight=0.0), dict(teachers=()), dict(teachers=("t", "t"))],
+)
 def test_rules_that_make_no_sense(bad):
     with pytest.raises(AudiotagError):
         Pseudo(**{"teachers": ("t",), **bad})
@@ -159,7 +223,16 @@ def test_rules_that_make_no_sense(bad):
         Pseudo(teachers=("t",)).targets([[1.2, 0.0]])
 
 
-@pytest.mark.parametrize("scores, best, stopped", [([0.5], 0, False), ([0.5, 0.6, 0.7], 2, False), ([0.5, 0.5], 0, True), ([0.5, 0.6, 0.55], 1, True), ([0.5, 0.4, 0.9], 0, True)])
+@pytest.mark.parametrize(
+    "scores, best, stopped",
+    [
+        ([0.5], 0, False),
+        ([0.5, 0.6, 0.7], 2, False),
+        ([0.5, 0.5], 0, True),
+        ([0.5, 0.6, 0.55], 1, True),
+        ([0.5, 0.4, 0.9], 0, True),
+    ],
+)
 def test_the_stop_rule(scores, best, stopped):
     found = judge_rounds({f"r{i}": s for i, s in enumerate(scores)})
     assert (found.best, found.stopped) == (f"r{best}", stopped)
@@ -167,11 +240,18 @@ def test_the_stop_rule(scores, best, stopped):
 
 def test_rounds_that_make_no_sense():
     base = get_recipe("birdclef2024", scale="small")
-    for bad in (dict(rounds=("round1", "labelled", "round2")), dict(rounds=("labelled",)), dict(rounds=("labelled", "round1")), dict(crops=None), dict(min_gain=-1.0)):
+    for bad in (
+        dict(rounds=("round1", "labelled", "round2")),
+        dict(rounds=("labelled",)),
+        dict(rounds=("labelled", "round1")),
+        dict(crops=None),
+        dict(min_gain=-1.0),
+    ):
         with pytest.raises(AudiotagError):
             base.replace(**bad)
     with pytest.raises(AudiotagError, match="SEDLoss"):
         from audiotag.train.losses import BCE
+
         base.replace(loss=BCE())
     with pytest.raises(AudiotagError, match="sources"):
         Stage(name="a", train_on=("curated",), sampling=(RowsOf(source="negative"),))
@@ -182,18 +262,30 @@ def test_rounds_that_make_no_sense():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return make_soundscapes(tmp_path_factory.mktemp("birds") / "data", seed=3, n_train=24, n_test=1, n_unlabeled=2, seconds=20.0)
+    return make_soundscapes(
+        tmp_path_factory.mktemp("birds") / "data", seed=3, n_train=24, n_test=1, n_unlabeled=2, seconds=20.0
+    )
 
 
 def begin(folder, data, *changes):
-    return open_run(folder, get_recipe("birdclef2024", scale="small", changes=[*TINY, *changes]), load_competition(data, "birdclef2024"))
+    return open_run(
+        folder,
+        get_recipe("birdclef2024", scale="small", changes=[*TINY, *changes]),
+        load_competition(data, "birdclef2024"),
+    )
 
 
 @pytest.fixture(scope="module")
 def rising():
     "Scores that rise from round to round, so that no series ends."
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(Run, "scores", lambda self, *s, fold=None: {"macro_auc curated": 0.5 + 0.01 * [o.name for o in self.planned.stages].index(s[0])})
+        m.setattr(
+            Run,
+            "scores",
+            lambda self, *s, fold=None: {
+                "macro_auc curated": 0.5 + 0.01 * [o.name for o in self.planned.stages].index(s[0])
+            },
+        )
         yield
 
 
@@ -203,14 +295,22 @@ def whole(data, tmp_path_factory, rising):
 
 
 def bytes_of(run):
-    return {str(p.relative_to(run.folder)): p.read_bytes() for p in sorted(run.folder.rglob("*")) if p.is_file() and "store" not in p.parts and p.name not in ("history.json", ".lock")}
+    return {
+        str(p.relative_to(run.folder)): p.read_bytes()
+        for p in sorted(run.folder.rglob("*"))
+        if p.is_file() and "store" not in p.parts and p.name not in ("history.json", ".lock")
+    }
 
 
 def test_every_round_is_run_while_it_gains(whole):
     assert is_finished(whole) and whole.recipe.members == ("round2",) and len(whole.recipe.stages) == 3
     assert Run(whole.folder).recipe == whole.recipe and Run(whole.folder).planned.members == ("labelled",)
     table = round_table(whole)
-    assert list(table.index) == ["labelled", "round1", "round2"] and list(table.then) == ["the start", "goes on", "goes on"]
+    assert list(table.index) == ["labelled", "round1", "round2"] and list(table.then) == [
+        "the start",
+        "goes on",
+        "goes on",
+    ]
     assert table.loc["round1", "clips"] == 8 and table.loc["round2", "power"] == pytest.approx(1 / 0.65)
     ledger = whole.ledger("round1")
     assert len(ledger) == 2 * 8 and set(ledger.fold) == {0, 1} and set(ledger.source) == {"unlabeled"}
@@ -247,7 +347,9 @@ def test_a_twin_of_a_held_out_clip_teaches_nothing(whole):
     twin = run.rows.source.eq("unlabeled") & run.rows.group.eq(run.rows.group[run.rows.source == "unlabeled"].iloc[0])
     run.rows.loc[twin, "group"] = held.group
     ids = set(run.rows.clip_id[twin])
-    assert ids and not ids & set(run.training_clips(stage, 0).clip_id) and ids & set(run.training_clips(stage, 1).clip_id)
+    assert (
+        ids and not ids & set(run.training_clips(stage, 0).clip_id) and ids & set(run.training_clips(stage, 1).clip_id)
+    )
 
 
 class Kill(Callback):
@@ -274,9 +376,15 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(whole, data, tmp_path, a
 
 
 def test_a_series_ends_when_a_round_does_not_gain(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(Run, "scores", lambda self, *s, fold=None: {"macro_auc curated": {"labelled": 0.6, "round1": 0.59}[s[0]]})
+    monkeypatch.setattr(
+        Run, "scores", lambda self, *s, fold=None: {"macro_auc curated": {"labelled": 0.6, "round1": 0.59}[s[0]]}
+    )
     run = run_stages(begin(tmp_path / "run", data))
-    assert [s.name for s in run.recipe.stages] == ["labelled", "round1"] and run.recipe.members == ("labelled",) and is_finished(run)
+    assert (
+        [s.name for s in run.recipe.stages] == ["labelled", "round1"]
+        and run.recipe.members == ("labelled",)
+        and is_finished(run)
+    )
     assert not (tmp_path / "run" / "3-round2").exists()
     again = begin(tmp_path / "run", data)  # the plan is the same, and nothing is left to do
     before = bytes_of(again)
@@ -284,14 +392,18 @@ def test_a_series_ends_when_a_round_does_not_gain(data, tmp_path, monkeypatch):
     assert list(round_table(again).then) == ["the start", "stops here"]
     assert len(stage_table(again)) == 2
     pack_weights(again, tmp_path / "tiny-weights")
-    assert {m["stage"] for m in json.loads((tmp_path / "tiny-weights" / "bundle.json").read_text())["members"]} == {"labelled"}
+    assert {m["stage"] for m in json.loads((tmp_path / "tiny-weights" / "bundle.json").read_text())["members"]} == {
+        "labelled"
+    }
     with pytest.raises(AudiotagError):
         begin(tmp_path / "run", data, "min_gain=0.2")
 
 
 def test_a_round_whose_teachers_hear_nothing_is_a_round_without_windows(data, tmp_path, rising):
     run = run_stages(begin(tmp_path / "run", data, "stages.round1.train_on.1.keep=0.999"))
-    assert not run.ledger("round1").picked.any() and set(run.training_clips(run.recipe.stages[1], 0).source) == {"curated"}
+    assert not run.ledger("round1").picked.any() and set(run.training_clips(run.recipe.stages[1], 0).source) == {
+        "curated"
+    }
     assert is_finished(run)
 
 
@@ -305,7 +417,10 @@ def test_min_gain(data, tmp_path, monkeypatch, rising):
 
 def test_steps_are_sealed_and_an_empty_test_folder_works(whole, data, tmp_path):
     comp = load_competition(data, "birdclef2024", train=False)
-    plain, sealed = (pack_weights(whole, tmp_path / f"{n}-weights", after=s) for n, s in (("plain", ()), ("sealed", (Smooth(), FileMax(power=0.4)))))
+    plain, sealed = (
+        pack_weights(whole, tmp_path / f"{n}-weights", after=s)
+        for n, s in (("plain", ()), ("sealed", (Smooth(), FileMax(power=0.4))))
+    )
 
     def scores(bundle, **kw):
         infer(bundle, comp, tmp_path / "submission.csv", **kw)
@@ -319,7 +434,10 @@ def test_steps_are_sealed_and_an_empty_test_folder_works(whole, data, tmp_path):
     assert np.allclose(scores(sealed, after=()), a, atol=1e-6)
     assert np.allclose(scores(plain, after=(Smooth(), FileMax(power=0.4))), expected, atol=1e-6)
     own = apply_steps((NeighbourMax(share=0.25), FileMax(power=0.4)), a, test.path)
-    assert np.allclose(scores(pack_weights(whole, tmp_path / "own-weights")), own, atol=1e-6) and not np.allclose(own, expected, atol=1e-4)  # nobody has said: the recipe's
+    # nobody has said: the recipe's
+    assert np.allclose(scores(pack_weights(whole, tmp_path / "own-weights")), own, atol=1e-6) and not np.allclose(
+        own, expected, atol=1e-4
+    )
     bare = shutil.copytree(data, tmp_path / "bare")
     for f in (bare / "test_soundscapes").iterdir():
         f.unlink()
@@ -329,13 +447,24 @@ def test_steps_are_sealed_and_an_empty_test_folder_works(whole, data, tmp_path):
     assert len(pd.read_csv(tmp_path / "empty.csv")) == len(empty.template)
 
 
-@pytest.mark.parametrize("ears, narrow", [("rows128", ["model.backbone.width=1"]), ("rows80", ["model.backbone.width=1"]), ("hybrid", ["model.mel.width=1", "model.raw.width=1"])])
+@pytest.mark.parametrize(
+    "ears, narrow",
+    [
+        ("rows128", ["model.backbone.width=1"]),
+        ("rows80", ["model.backbone.width=1"]),
+        ("hybrid", ["model.mel.width=1", "model.raw.width=1"]),
+    ],
+)
 def test_the_ears_of_the_wave(ears, narrow, data, tmp_path):
     "Trained, sealed, exported and run; a window of the test is those samples of the recording, and nothing else."
     from audiotag.infer.bundle import Bundle
     from audiotag.infer.openvino_graphs import evidence_of, export_bundle
 
-    recipe = get_recipe(f"birdclef2024_{ears}", scale="small", changes=[*narrow, "stages.*.steps=1", "stages.*.batch_size=8", "n_folds=2", "rounds=[]", "after=[]"])
+    recipe = get_recipe(
+        f"birdclef2024_{ears}",
+        scale="small",
+        changes=[*narrow, "stages.*.steps=1", "stages.*.batch_size=8", "n_folds=2", "rounds=[]", "after=[]"],
+    )
     recipe = recipe.replace(stages=recipe.stages[:1], windows=recipe.windows.replace(views=recipe.windows.views[:1]))
     run = run_stages(open_run(tmp_path / "run", recipe, load_competition(data, "birdclef2024")))
     folder = pack_weights(run, tmp_path / "tiny-weights")
@@ -343,9 +472,11 @@ def test_the_ears_of_the_wave(ears, narrow, data, tmp_path):
     infer(folder, comp, tmp_path / "torch.csv", precision="torch")
     table = pd.read_csv(tmp_path / "torch.csv", index_col=0)
     row = comp.of("test").iloc[1]
-    wave = recipe.front_end.read(row.path)[round(row.start_s * recipe.front_end.sample_rate):][: recipe.windows.frames]
+    wave = recipe.front_end.read(row.path)[round(row.start_s * recipe.front_end.sample_rate) :][: recipe.windows.frames]
     with torch.inference_mode():
-        p = torch.stack([run.model("labelled", k)(torch.from_numpy(wave)[None, None, None]).sigmoid()[0] for k in (0, 1)]).mean(0)
+        p = torch.stack(
+            [run.model("labelled", k)(torch.from_numpy(wave)[None, None, None]).sigmoid()[0] for k in (0, 1)]
+        ).mean(0)
     assert np.allclose(table.loc[row.clip_id, list(run.classes)], p, atol=1e-4)
     bundle = Bundle(folder)
     export_bundle(bundle, evidence_of(bundle, run), precision=["fp32"])

@@ -26,17 +26,34 @@ from audiotag.data.store import build_store
 from audiotag.audio.synth import make_rainforest
 from audiotag.train.fit import train_fold
 
-TINY = ["n_folds=2", "front_end.n_mels=32", "model.backbone.width=2", "windows.frames=64", "windows.hop=32", "crops.shift=[4,24]",
-        "stages.boxes.steps=4", "stages.boxes.batch_size=8", "stages.boxes.sampling.0.n=5"]
+TINY = [
+    "n_folds=2",
+    "front_end.n_mels=32",
+    "model.backbone.width=2",
+    "windows.frames=64",
+    "windows.hop=32",
+    "crops.shift=[4,24]",
+    "stages.boxes.steps=4",
+    "stages.boxes.batch_size=8",
+    "stages.boxes.sampling.0.n=5",
+]
 
 
 # where a crop lies
 
-place = st.integers(1, 400).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n - 1)).flatmap(
-    lambda o: st.tuples(st.just(o[0]), st.just(o[1]), st.integers(o[1] + 1, o[0]))))
+place = st.integers(1, 400).flatmap(
+    lambda n: st.tuples(st.just(n), st.integers(0, n - 1)).flatmap(
+        lambda o: st.tuples(st.just(o[0]), st.just(o[1]), st.integers(o[1] + 1, o[0]))
+    )
+)
 
 
-@given(st.lists(place, min_size=1, max_size=30), st.integers(1, 300), st.sampled_from([Crops(), Anywhere(), AroundBox(shift=(0, 0)), AroundBox(), AroundBox(shift=(3, 40))]), st.one_of(st.none(), st.integers(0, 99)))
+@given(
+    st.lists(place, min_size=1, max_size=30),
+    st.integers(1, 300),
+    st.sampled_from([Crops(), Anywhere(), AroundBox(shift=(0, 0)), AroundBox(), AroundBox(shift=(3, 40))]),
+    st.one_of(st.none(), st.integers(0, 99)),
+)
 @settings(max_examples=300, deadline=None, derandomize=True)
 def test_the_crop_holds_the_place_or_lies_inside_of_it(places, frames, crops, seed):
     length, first, last = np.array(places).T
@@ -44,7 +61,7 @@ def test_the_crop_holds_the_place_or_lies_inside_of_it(places, frames, crops, se
     assert starts.dtype.kind == "i" and (starts >= 0).all() and (starts <= np.maximum(length - frames, 0)).all()
     fits = (last - first <= frames) & (length >= frames)
     assert ((starts <= first) & (last <= starts + frames))[fits].all()
-    longer = (last - first > frames)
+    longer = last - first > frames
     assert ((first <= starts) & (starts + frames <= last))[longer].all()
 
 
@@ -66,20 +83,28 @@ def test_a_clip_without_times_is_drawn_anywhere():
 
 # the loader
 
+
 @pytest.fixture(scope="module")
 def forest(tmp_path_factory):
     "(competition, its boxes with `recording`, a store of the recordings)."
     where = tmp_path_factory.mktemp("forest")
     competition = load_competition(make_rainforest(where / "data", seed=2, n_train=8), "rainforest2021")
     whole = recordings(competition.clips)
-    rows = competition.of("curated", "negative").assign(recording=lambda d: d.path.map(dict(zip(whole.path, whole.clip_id))))
+    rows = competition.of("curated", "negative").assign(
+        recording=lambda d: d.path.map(dict(zip(whole.path, whole.clip_id)))
+    )
     front_end = LogMel(sample_rate=16000, n_fft=512, hop_length=256, n_mels=32, f_max=8000, scaling=Standardize())
     return competition, rows, build_store(whole, front_end, where / "store")
 
 
 def loader_of(forest, rows=None, **options):
     competition, all_rows, store = forest
-    return CropLoader(all_rows if rows is None else rows, store, competition.classes, **{"frames": 128, "batch_size": 8, "crops": AroundBox(shift=(8, 40)), **options})
+    return CropLoader(
+        all_rows if rows is None else rows,
+        store,
+        competition.classes,
+        **{"frames": 128, "batch_size": 8, "crops": AroundBox(shift=(8, 40)), **options},
+    )
 
 
 def test_a_batch_is_what_the_store_has_at_that_place(forest):
@@ -92,10 +117,16 @@ def test_a_batch_is_what_the_store_has_at_that_place(forest):
         for j in range(8):
             i, s = loader.order[j], loader.starts[j, 0]
             assert s <= first[i] and last[i] <= s + 128
-            assert np.array_equal(x[j, 0].numpy(), store[rows.recording.iloc[i]][:, s:s + 128])
+            assert np.array_equal(x[j, 0].numpy(), store[rows.recording.iloc[i]][:, s : s + 128])
             seconds = store.frame_rate
-            heard = {c for o in rows.itertuples() if o.recording == rows.recording.iloc[i] and o.source == "curated" for c in o.labels
-                     if min(np.ceil(o.end_s * seconds), s + 128) - max(np.floor(o.start_s * seconds), s) >= .5 * (np.ceil(o.end_s * seconds) - np.floor(o.start_s * seconds))}
+            heard = {
+                c
+                for o in rows.itertuples()
+                if o.recording == rows.recording.iloc[i] and o.source == "curated"
+                for c in o.labels
+                if min(np.ceil(o.end_s * seconds), s + 128) - max(np.floor(o.start_s * seconds), s)
+                >= 0.5 * (np.ceil(o.end_s * seconds) - np.floor(o.start_s * seconds))
+            }
             own = set(rows.labels.iloc[i]) if rows.source.iloc[i] == "curated" else set()
             assert {competition.classes[k] for k in np.flatnonzero(y[j])} == heard | own
 
@@ -132,7 +163,16 @@ def test_faults_of_places(forest):
             AroundBox(**bad)
 
 
-@pytest.mark.parametrize("cells, said", [(dict(t_max="0.1"), "row 3"), (dict(t_max="61.5"), "row 3"), (dict(t_min="-1"), "row 3"), (dict(f_max="1"), "row 3"), (dict(species_id="9"), "row 3")])
+@pytest.mark.parametrize(
+    "cells, said",
+    [
+        (dict(t_max="0.1"), "row 3"),
+        (dict(t_max="61.5"), "row 3"),
+        (dict(t_min="-1"), "row 3"),
+        (dict(f_max="1"), "row 3"),
+        (dict(species_id="9"), "row 3"),
+    ],
+)
 @pytest.mark.parametrize("part", ["train_tp", "train_fp"])
 def test_a_box_that_is_none_is_refused_by_its_row(tmp_path, part, cells, said):
     data = make_rainforest(tmp_path / "data", n_train=3, n_test=1)
@@ -146,6 +186,7 @@ def test_a_box_that_is_none_is_refused_by_its_row(tmp_path, part, cells, said):
 
 
 # labels that say no
+
 
 @given(st.integers(0, 10**6))
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -186,11 +227,14 @@ def test_a_recipe_says_what_the_labels_mean():
 
 # manifold mixup while it trains
 
+
 def test_it_is_mixed_inside_and_the_network_stays_clean(forest, tmp_path):
     competition, rows, store = forest
     net = SED(backbone=CNNModel1(width=2)).build(4)
     curated = rows[rows.source == "curated"]
-    dls = fold_loaders(curated[8:], curated[:8], store, competition.classes, frames=64, batch_size=8, crops=AroundBox(shift=(4, 16)))
+    dls = fold_loaders(
+        curated[8:], curated[:8], store, competition.classes, frames=64, batch_size=8, crops=AroundBox(shift=(4, 16))
+    )
     calls = []
 
     class Noting(ManifoldMixUp):
@@ -198,14 +242,32 @@ def test_it_is_mixed_inside_and_the_network_stays_clean(forest, tmp_path):
             calls.append(int(params["depth"]))
             return super().attach(net, params)
 
-    train_fold(net, dls, tmp_path / "run", loss=SEDLoss(), epochs=3, augment=(Noting(alpha=0.4, first=1, last=3),), precision="fp32")
-    assert len(calls) == 3 * len(dls.train) and set(calls) <= {1, 2, 3}  # once a training batch, never on validation
+    train_fold(
+        net,
+        dls,
+        tmp_path / "run",
+        loss=SEDLoss(),
+        epochs=3,
+        augment=(Noting(alpha=0.4, first=1, last=3),),
+        precision="fp32",
+    )
+    # once a training batch, never on validation
+    assert len(calls) == 3 * len(dls.train) and set(calls) <= {1, 2, 3}
     assert "forward" not in vars(net) and not any(m._forward_hooks for m in net.modules())
     with pytest.raises(AudiotagError, match="depth"):
-        train_fold(net, dls, tmp_path / "deep", loss=SEDLoss(), epochs=1, augment=(ManifoldMixUp(first=9, last=9),), precision="fp32")
+        train_fold(
+            net,
+            dls,
+            tmp_path / "deep",
+            loss=SEDLoss(),
+            epochs=1,
+            augment=(ManifoldMixUp(first=9, last=9),),
+            precision="fp32",
+        )
 
 
 # a run
+
 
 @pytest.fixture(scope="module")
 def run(forest, tmp_path_factory):
@@ -215,14 +277,22 @@ def run(forest, tmp_path_factory):
 
 def test_rows_are_trained_on_and_recordings_are_scored(run, forest):
     competition = forest[0]
-    assert set(run.rows.source) == {"curated", "negative"} and len(run.rows) == len(competition.of("curated", "negative"))
+    assert set(run.rows.source) == {"curated", "negative"} and len(run.rows) == len(
+        competition.of("curated", "negative")
+    )
     assert {"f_min", "f_max", "recording"} <= set(run.rows)
-    assert list(run.clips.clip_id) == list(scored_clips(run.rows).clip_id) and len(run.store) == run.rows.recording.nunique()
+    assert (
+        list(run.clips.clip_id) == list(scored_clips(run.rows).clip_id)
+        and len(run.store) == run.rows.recording.nunique()
+    )
     for o in run.clips.itertuples():
         mine = run.rows[(run.rows.recording == o.clip_id) & (run.rows.source == "curated")]
         assert set(o.labels) == {c for t in mine.labels for c in t} and o.fold == mine.fold.iloc[0]
     assert list(run.oof("boxes").index) == list(run.clips.clip_id)
-    assert np.allclose(run.oof("boxes"), run.oof("boxes").to_numpy()) and ((run.oof("boxes") > 0) & (run.oof("boxes") < 1)).all().all()
+    assert (
+        np.allclose(run.oof("boxes"), run.oof("boxes").to_numpy())
+        and ((run.oof("boxes") > 0) & (run.oof("boxes") < 1)).all().all()
+    )
 
 
 def test_a_recording_is_scored_by_a_model_that_knows_none_of_its_boxes(run):
@@ -280,6 +350,7 @@ def test_whole_recordings_as_those_without_boxes_train(run, forest, tmp_path):
 def test_an_unlabelled_twin_does_not_teach(forest, tmp_path):
     "A copy of a recording that no csv names has no fold of its own; it stays out of the folds that its twin is scored in."
     import shutil
+
     competition = forest[0]
     data = tmp_path / "data"
     shutil.copytree(competition.root, data)
@@ -297,9 +368,20 @@ def test_an_unlabelled_twin_does_not_teach(forest, tmp_path):
 @pytest.mark.parametrize("channel", [False, True])
 def test_the_channel_of_heights(forest, tmp_path, channel):
     from audiotag.models.timm_backbone import Timm
-    recipe = get_recipe("rainforest2021", scale="small", changes=[*TINY, f"front_end.frequency_channel={str(channel).lower()}", "stages.boxes.steps=1"])
+
+    recipe = get_recipe(
+        "rainforest2021",
+        scale="small",
+        changes=[*TINY, f"front_end.frequency_channel={str(channel).lower()}", "stages.boxes.steps=1"],
+    )
     for backbone in (CNNModel1(width=2, in_channels=1 + channel), Timm(name="test_resnet", in_channels=1 + channel)):
-        run = run_stages(open_run(tmp_path / type(backbone).__name__, recipe.replace(model=recipe.model.replace(backbone=backbone)), forest[0]))
+        run = run_stages(
+            open_run(
+                tmp_path / type(backbone).__name__,
+                recipe.replace(model=recipe.model.replace(backbone=backbone)),
+                forest[0],
+            )
+        )
         assert run.store.front_end.n_channels == 1 + channel
         assert 0 <= run.scores("boxes")["lwlrap curated"] <= 1
 
@@ -307,15 +389,32 @@ def test_the_channel_of_heights(forest, tmp_path, channel):
 def test_the_recipes_are_the_entrants():
     full = get_recipe("rainforest2021")
     stage = full.stages[0]
-    assert (full.n_folds, full.windows.frames, full.windows.pooling, full.crops) == (5, 512, "max", AroundBox(shift=(32, 256)))
-    assert (stage.epochs, stage.lr, stage.batch_size, stage.schedule.period, stage.sampling[0].n) == (50, 1e-3, 64, 10, 30)
+    assert (full.n_folds, full.windows.frames, full.windows.pooling, full.crops) == (
+        5,
+        512,
+        "max",
+        AroundBox(shift=(32, 256)),
+    )
+    assert (stage.epochs, stage.lr, stage.batch_size, stage.schedule.period, stage.sampling[0].n) == (
+        50,
+        1e-3,
+        64,
+        10,
+        30,
+    )
     assert (full.loss.clip, full.loss.peak, full.loss.pseudo, full.loss.segment) == (1, 0.5, 1, 0.5)
-    assert {type(a).__name__ for a in full.augment} == {"SpecAugment", "Gamma", "Lighting", "ManifoldMixUp"} and full.augment[-1].alpha == 0.1
+    assert {type(a).__name__ for a in full.augment} == {
+        "SpecAugment",
+        "Gamma",
+        "Lighting",
+        "ManifoldMixUp",
+    } and full.augment[-1].alpha == 0.1
     assert full.model.backbone.name == "resnet18" and full.model.output == "max"
 
 
 def test_two_recordings_of_one_name_are_told_apart():
     from audiotag.data.competitions import clip_table
+
     paths = ["/d/a/x.ogg", "/d/b/x.ogg", "/d/b/y.ogg", "/d/b/y.ogg", "/d/c/z.wav", "/d/c/z.flac", "/e/c/z.flac"]
     whole = recordings(clip_table([f"c{i}" for i in range(7)], path=paths, labels=[("l",)] * 7, source="curated"))
     assert list(whole.clip_id) == ["a/x", "b/x", "y", "c/z.wav", "d/c/z.flac", "e/c/z.flac"] and whole.clip_id.is_unique

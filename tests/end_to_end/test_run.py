@@ -1,4 +1,5 @@
 "From recordings to a submission: the commands, a kill at any moment, leaks, and bad input."
+
 import json
 import os
 import shutil
@@ -61,9 +62,13 @@ def test_finished_and_called_again_it_says_so(data, whole):
 
 
 def test_submission(data, whole, tmp_path):
-    done = audiotag("infer", "--bundle", whole[0] / "tiny-weights", "--data", data, "--out", tmp_path / "submission.csv")
+    done = audiotag(
+        "infer", "--bundle", whole[0] / "tiny-weights", "--data", data, "--out", tmp_path / "submission.csv"
+    )
     assert done.returncode == 0, done.stderr
-    table, template = (pd.read_csv(p, index_col=0) for p in (tmp_path / "submission.csv", data / "sample_submission.csv"))
+    table, template = (
+        pd.read_csv(p, index_col=0) for p in (tmp_path / "submission.csv", data / "sample_submission.csv")
+    )
     assert list(table.columns) == list(template.columns) and list(table.index) == list(template.index)
     assert table.to_numpy().std() > 0 and ((table > 0) & (table < 1)).all().all()
 
@@ -71,7 +76,13 @@ def test_submission(data, whole, tmp_path):
 def kill_when(words, ready, tmp_path, deadline=120):
     "Start a command and `kill -9` it and its children once `ready()` is true; the exit code."
     with open(tmp_path / "killed.log", "w") as log:
-        p = subprocess.Popen([*AUDIOTAG, *words], stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
+        p = subprocess.Popen(
+            [*AUDIOTAG, *words],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
         end = time.monotonic() + deadline
         while p.poll() is None and not ready() and time.monotonic() < end:
             time.sleep(0.002)
@@ -82,7 +93,9 @@ def kill_when(words, ready, tmp_path, deadline=120):
 
 MOMENTS = {
     "features are computed": lambda run: (run / "store").is_dir() and any((run / "store").rglob("*.npy*")),
-    "in the second stage, between two epochs": lambda run: (run / "2-curated" / "fold-1" / "checkpoint.safetensors").exists(),
+    "in the second stage, between two epochs": lambda run: (
+        run / "2-curated" / "fold-1" / "checkpoint.safetensors"
+    ).exists(),
     "trained and not yet scored": lambda run: (run / "3-agreed" / "fold-0" / "weights.safetensors").exists(),
 }
 
@@ -90,7 +103,9 @@ MOMENTS = {
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_and_restarted_it_ends_with_the_same_bytes(data, whole, tmp_path, moment):
     run, words = tmp_path / "run", train_words(data, tmp_path / "run")
-    assert kill_when(words, lambda: MOMENTS[moment](run), tmp_path) == -signal.SIGKILL, "it was finished before it could be killed"
+    assert kill_when(words, lambda: MOMENTS[moment](run), tmp_path) == -signal.SIGKILL, (
+        "it was finished before it could be killed"
+    )
     assert MOMENTS[moment](run) and not (run / "4-certain" / "fold-1" / "oof.parquet").exists()
     again = audiotag(*words)
     assert again.returncode == 0, again.stderr
@@ -216,10 +231,19 @@ def first_label(path, label):
 
 
 BAD = {
-    "a csv without its column": (lambda d: edit(d / "train_curated.csv", "fname,labels", "fname,tags"), ["train_curated.csv", "labels"]),
+    "a csv without its column": (
+        lambda d: edit(d / "train_curated.csv", "fname,labels", "fname,tags"),
+        ["train_curated.csv", "labels"],
+    ),
     "an unknown label": (lambda d: first_label(d / "train_noisy.csv", "Barkk"), ["train_noisy.csv", "row 1", "Barkk"]),
-    "a listed file that is missing": (lambda d: next((d / "train_curated").glob("*.wav")).unlink(), ["not in the folder"]),
-    "a template that is missing": (lambda d: (d / "sample_submission.csv").unlink(), ["sample_submission.csv", "not found"]),
+    "a listed file that is missing": (
+        lambda d: next((d / "train_curated").glob("*.wav")).unlink(),
+        ["not in the folder"],
+    ),
+    "a template that is missing": (
+        lambda d: (d / "sample_submission.csv").unlink(),
+        ["sample_submission.csv", "not found"],
+    ),
 }
 
 
@@ -256,7 +280,9 @@ def test_somebody_elses_folder_is_left_alone(data, whole, tmp_path):
     assert_one_sentence(audiotag("pack", "weights", whole[0] / "run", thesis), "chapter1.tex")
     out = tmp_path / "notes.csv"
     out.write_text("mine\n")
-    assert_one_sentence(audiotag("infer", "--bundle", whole[0] / "tiny-weights", "--data", data, "--out", out), "notes.csv")
+    assert_one_sentence(
+        audiotag("infer", "--bundle", whole[0] / "tiny-weights", "--data", data, "--out", out), "notes.csv"
+    )
     assert out.read_text() == "mine\n" and [p.name for p in thesis.iterdir()] == ["chapter1.tex"]
 
 
@@ -271,7 +297,9 @@ def test_other_settings_and_other_data_are_refused(data, whole, tmp_path):
 
 def two_labels(data):
     "A label that stands alone in train_curated.csv, and another class."
-    alone = [line.split(",")[1] for line in (data / "train_curated.csv").read_text().splitlines()[1:] if line.count(",") == 1]
+    alone = [
+        line.split(",")[1] for line in (data / "train_curated.csv").read_text().splitlines()[1:] if line.count(",") == 1
+    ]
     return alone[0], next(c for c in alone if c != alone[0])
 
 
@@ -289,7 +317,9 @@ def test_an_unreadable_file_is_left_out_of_training_and_gets_the_prior_in_the_te
     bundle = json.loads((whole[0] / "tiny-weights" / "bundle.json").read_text())
     row = pd.read_csv(tmp_path / "submission.csv", index_col=0).loc[name]
     assert list(report.prior) == [name] and report.scored == 11
-    assert row.to_numpy() == pytest.approx([dict(zip(bundle["classes"], bundle["prior"]))[c] for c in row.index], abs=1e-6)
+    assert row.to_numpy() == pytest.approx(
+        [dict(zip(bundle["classes"], bundle["prior"]))[c] for c in row.index], abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("victim", ["curated.safetensors", "golden.safetensors", "bundle.json"])
@@ -299,7 +329,7 @@ def test_a_changed_bundle_is_refused(whole, tmp_path, victim):
     path = tmp_path / "b" / victim
     raw = path.read_bytes()
     for at in range(0, len(raw), max(1, len(raw) // (400 if victim == "bundle.json" else 8))):
-        path.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1:])
+        path.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
         if victim == "bundle.json" and same_json(raw, path.read_bytes()):
             continue  # white space, or a digit that no float64 sees
         with pytest.raises(AudiotagError):
@@ -314,12 +344,18 @@ def same_json(a, b):
 
 
 HOSTILE = {
-    "lists for names": dict(members=[{"model": ["main"], "file": {}, "stage": 1, "fold": [], "prefix": None, "oof": {}}]),
+    "lists for names": dict(
+        members=[{"model": ["main"], "file": {}, "stage": 1, "fold": [], "prefix": None, "oof": {}}]
+    ),
     "a huge prior": dict(prior=[10**400] * 8),
     "a negative prior": dict(prior=[-5.0] * 8),
-    "a wide network": dict(models={"main": {"kind": "CNNModel1", "width": 10**30, "head": "code", "in_channels": 1, "hidden": None}}),
+    "a wide network": dict(
+        models={"main": {"kind": "CNNModel1", "width": 10**30, "head": "code", "in_channels": 1, "hidden": None}}
+    ),
     "a long window": dict(windows={"kind": "Windows", "frames": 10**10, "hop": 1, "pooling": "mean"}),
-    "deep lists": dict(windows={"kind": "Windows", "frames": json.loads("[" * 600 + "]" * 600), "hop": 1, "pooling": "mean"}),
+    "deep lists": dict(
+        windows={"kind": "Windows", "frames": json.loads("[" * 600 + "]" * 600), "hop": 1, "pooling": "mean"}
+    ),
     "no members": dict(members=[]),
     "a path that climbs": dict(files={"../data/train_curated.csv": {"size": 1, "sha256": ""}}),
     "another schema": dict(schema=True),
@@ -343,7 +379,11 @@ def test_packing_again_keeps_what_the_user_wrote(whole, tmp_path):
     edit(folder / "dataset-metadata.json", "tiny weights", "Weights of mine")
     pack_weights(run, folder, owner="ann")
     meta = read_json(folder / "dataset-metadata.json")
-    assert (folder / "README.md").read_text() == "my own words\n" and meta["title"] == "Weights of mine" and meta["id"] == "ann/tiny-weights"
+    assert (
+        (folder / "README.md").read_text() == "my own words\n"
+        and meta["title"] == "Weights of mine"
+        and meta["id"] == "ann/tiny-weights"
+    )
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(AudiotagError, match="notes.txt"):
         pack_weights(run, folder)
@@ -386,7 +426,16 @@ def test_an_interrupt_inside_of_a_session_leaves_nothing_behind(data, whole, tmp
     assert content(tmp_path / "tiny-weights") == content(whole[0] / "tiny-weights")
 
 
-@pytest.mark.parametrize("name,text", [("recipe.json", "{}"), ("recipe.json", "[]"), ("clips.parquet", "PAR1"), ("1-noisy/fold-0/oof.parquet", ""), ("1-noisy/fold-0/trained_on.json", '["nobody.wav"]')])
+@pytest.mark.parametrize(
+    "name,text",
+    [
+        ("recipe.json", "{}"),
+        ("recipe.json", "[]"),
+        ("clips.parquet", "PAR1"),
+        ("1-noisy/fold-0/oof.parquet", ""),
+        ("1-noisy/fold-0/trained_on.json", '["nobody.wav"]'),
+    ],
+)
 def test_a_damaged_run_is_one_sentence(whole, tmp_path, name, text):
     run = copy_of(whole, tmp_path)
     (run / name).write_text(text)

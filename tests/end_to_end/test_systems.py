@@ -1,4 +1,5 @@
 "Systems 2, 3, 4 and 5 from end to end, tiny: the CLI, a kill, the notebooks. System 1 has test_run.py and tests/test_demo.py."
+
 import json
 import re
 import signal
@@ -19,13 +20,56 @@ from audiotag.audio.synth import make_competition, make_rainforest, make_soundsc
 
 KAGGLE = Path(__file__).resolve().parent.parent.parent / "nbs" / "kaggle"
 SYSTEMS = {  # recipe -> (how a competition is made, what makes it tiny, its layout)
-    "freesound2019_waveform": (lambda d: make_competition(d, seed=3, n_curated=32, n_noisy=24, n_test=6), ["model.width=0.0625", "model.stem_channels=4",
-                               "model.rnn=4", "windows.frames=22050", "windows.hop=22050", "stages.*.epochs=2", "stages.*.batch_size=8", "n_folds=2"], "freesound2019"),
-    "rainforest2021": (lambda d: make_rainforest(d, seed=3, n_train=6, n_test=6, seconds=12.), ["model.backbone.width=2", "front_end.n_mels=32", "windows.frames=64",
-                       "windows.hop=64", "crops.shift=[4,24]", "stages.*.steps=8", "stages.*.batch_size=8", "n_folds=2"], "rainforest2021"),
-    "birdclef2024": (lambda d: make_soundscapes(d, seed=3, n_train=24, n_test=1, seconds=30.), ["model.width=2", "front_end.n_mels=32", "front_end.hop_length=1280", "windows.frames=125",
-                     "windows.hop=125", "windows.views.1.offset=62", "rounds=[]", "members=[\"round2\"]", "stages.*.steps=6", "stages.*.batch_size=8", "n_folds=2"], "birdclef2024"),
-    "universal2020": (lambda d: make_universal(d, seed=3, n_train=24, n_test=6), ["model.width=4", "stages.*.epochs=2", "stages.*.batch_size=8", "n_folds=2"], "universal2020"),
+    "freesound2019_waveform": (
+        lambda d: make_competition(d, seed=3, n_curated=32, n_noisy=24, n_test=6),
+        [
+            "model.width=0.0625",
+            "model.stem_channels=4",
+            "model.rnn=4",
+            "windows.frames=22050",
+            "windows.hop=22050",
+            "stages.*.epochs=2",
+            "stages.*.batch_size=8",
+            "n_folds=2",
+        ],
+        "freesound2019",
+    ),
+    "rainforest2021": (
+        lambda d: make_rainforest(d, seed=3, n_train=6, n_test=6, seconds=12.0),
+        [
+            "model.backbone.width=2",
+            "front_end.n_mels=32",
+            "windows.frames=64",
+            "windows.hop=64",
+            "crops.shift=[4,24]",
+            "stages.*.steps=8",
+            "stages.*.batch_size=8",
+            "n_folds=2",
+        ],
+        "rainforest2021",
+    ),
+    "birdclef2024": (
+        lambda d: make_soundscapes(d, seed=3, n_train=24, n_test=1, seconds=30.0),
+        [
+            "model.width=2",
+            "front_end.n_mels=32",
+            "front_end.hop_length=1280",
+            "windows.frames=125",
+            "windows.hop=125",
+            "windows.views.1.offset=62",
+            "rounds=[]",
+            'members=["round2"]',
+            "stages.*.steps=6",
+            "stages.*.batch_size=8",
+            "n_folds=2",
+        ],
+        "birdclef2024",
+    ),
+    "universal2020": (
+        lambda d: make_universal(d, seed=3, n_train=24, n_test=6),
+        ["model.width=4", "stages.*.epochs=2", "stages.*.batch_size=8", "n_folds=2"],
+        "universal2020",
+    ),
 }
 
 
@@ -35,7 +79,16 @@ def system(request, tmp_path_factory):
     make, sets, layout = SYSTEMS[request.param]
     where = tmp_path_factory.mktemp(request.param)
     data = make(where / "data")
-    words = ["train", "--recipe", request.param, "--scale", "small", "--data", str(data), *(w for s in sets for w in ("--set", s))]
+    words = [
+        "train",
+        "--recipe",
+        request.param,
+        "--scale",
+        "small",
+        "--data",
+        str(data),
+        *(w for s in sets for w in ("--set", s)),
+    ]
     done = audiotag(*words, "--run", where / "run")
     assert done.returncode == 0, done.stderr
     assert "curated" in done.stdout and "random forest" in done.stdout
@@ -58,7 +111,10 @@ def test_killed_and_restarted_it_ends_with_the_same_bytes(system, tmp_path):
     words = [*words, "--no-baseline", "--run", str(tmp_path / "run")]
     last = json.loads((run / "recipe.json").read_text())["recipe"]["stages"][-1]["name"]
     stage = next(p.name for p in run.iterdir() if p.name.endswith(f"-{last}"))
-    assert kill_when(words, lambda: (tmp_path / "run" / stage / "fold-0" / "checkpoint.safetensors").exists(), tmp_path) == -signal.SIGKILL
+    assert (
+        kill_when(words, lambda: (tmp_path / "run" / stage / "fold-0" / "checkpoint.safetensors").exists(), tmp_path)
+        == -signal.SIGKILL
+    )
     assert audiotag(*words).returncode == 0
     assert audiotag("pack", "weights", tmp_path / "run", tmp_path / "tiny-weights").returncode == 0
     assert content(tmp_path / "tiny-weights") == content(bundle)
@@ -67,6 +123,7 @@ def test_killed_and_restarted_it_ends_with_the_same_bytes(system, tmp_path):
 def test_exported_it_says_the_same(system, tmp_path):
     "Through OpenVINO in fp32, or a reason why not; either way the rows are those of torch."
     import shutil
+
     name, data, _, run, bundle = system
     copy = tmp_path / bundle.name
     shutil.copytree(bundle, copy)
@@ -87,11 +144,22 @@ def test_exported_it_says_the_same(system, tmp_path):
 
 def test_the_notebooks_run_from_top_to_bottom(system, tmp_path):
     name, data, _, _, bundle = system
-    done = run_notebook(KAGGLE / f"train_{name}.ipynb", tmp_path / "train", timeout=600,
-                        parameters={"DATA": str(data), "CHANGES": SYSTEMS[name][1], "WEIGHTS": str(tmp_path / "tiny-weights")})
+    done = run_notebook(
+        KAGGLE / f"train_{name}.ipynb",
+        tmp_path / "train",
+        timeout=600,
+        parameters={"DATA": str(data), "CHANGES": SYSTEMS[name][1], "WEIGHTS": str(tmp_path / "tiny-weights")},
+    )
     assert (tmp_path / "tiny-weights" / "bundle.json").is_file()
-    assert not [o for c in nbformat.read(done, 4).cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"]
-    run_notebook(KAGGLE / f"infer_{name}.ipynb", tmp_path / "infer", timeout=600, parameters={"DATA": str(data), "WEIGHTS": str(bundle)})
+    assert not [
+        o for c in nbformat.read(done, 4).cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"
+    ]
+    run_notebook(
+        KAGGLE / f"infer_{name}.ipynb",
+        tmp_path / "infer",
+        timeout=600,
+        parameters={"DATA": str(data), "WEIGHTS": str(bundle)},
+    )
     assert len(pd.read_csv(tmp_path / "infer" / "submission.csv")) == 6
 
 
@@ -109,7 +177,11 @@ def test_the_inference_notebooks_are_one_notebook():
     code = {}
     for path in sorted(KAGGLE.glob("infer_*.ipynb")):
         cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"][:-1]
-        code[path.stem] = [re.sub(r"'[a-z0-9_]+', train=False|sentinel='[a-z_]+\.csv'", "LAYOUT", c) for c in cells if not c.startswith("# parameters")]
+        code[path.stem] = [
+            re.sub(r"'[a-z0-9_]+', train=False|sentinel='[a-z_]+\.csv'", "LAYOUT", c)
+            for c in cells
+            if not c.startswith("# parameters")
+        ]
         assert max(len(c.splitlines()) for c in cells) <= 30
     assert len(code) >= 3 and len({json.dumps(c) for c in code.values()}) == 1
 
@@ -118,6 +190,7 @@ def test_the_inference_notebooks_are_one_notebook():
 def test_full_recipes_can_be_built(name):
     "The entrants' sizes: every network is made and gives one score a class."
     import torch
+
     recipe = recipes[name]("full")
     with torch.device("meta"):
         net = recipe.model.build(7)
@@ -126,4 +199,8 @@ def test_full_recipes_can_be_built(name):
 
 def test_the_ladder():
     assert [(r.model.name, r.front_end.n_mels, len(r.windows.views)) for r in universal2020_ladder()] == [
-        ("resnet50", 64, 1), ("res2next50", 128, 1), ("res2next50", 224, 1), ("res2next50", 224, 4)]
+        ("resnet50", 64, 1),
+        ("res2next50", 128, 1),
+        ("res2next50", 224, 1),
+        ("res2next50", 224, 4),
+    ]

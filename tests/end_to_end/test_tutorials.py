@@ -1,4 +1,5 @@
 "Every tutorial runs from its first cell to its last, on data that the project makes itself."
+
 import sys
 from pathlib import Path
 

@@ -1,4 +1,5 @@
 "Bundles: what is sealed comes back, under another torch too; what a stranger seals does no harm."
+
 import json
 import os
 import resource
@@ -12,7 +13,17 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from audiotag.infer.bundle import LARGEST, Bundle, _facts, _seal_of, by_front_end, open_bundle, open_bundles, reseal, seal
+from audiotag.infer.bundle import (
+    LARGEST,
+    Bundle,
+    _facts,
+    _seal_of,
+    by_front_end,
+    open_bundle,
+    open_bundles,
+    reseal,
+    seal,
+)
 from audiotag.core.errors import AudiotagError
 from audiotag.core.config import Config
 from audiotag.core.files import read_json, write_json
@@ -34,8 +45,16 @@ def state(seed, net=NET, n=3):
 
 def sealed(folder, **changes):
     "A bundle of two members."
-    words = dict(name="toy", classes=CLASSES, front_end=FRONT, windows=Windows(frames=64, hop=32), activation="sigmoid", model=NET, prior=[0.4, 0.3, 0.3],
-                 members=[dict(stage="curated", fold=k, oof={"curated": 0.5}, state=state(k)) for k in (0, 1)])
+    words = dict(
+        name="toy",
+        classes=CLASSES,
+        front_end=FRONT,
+        windows=Windows(frames=64, hop=32),
+        activation="sigmoid",
+        model=NET,
+        prior=[0.4, 0.3, 0.3],
+        members=[dict(stage="curated", fold=k, oof={"curated": 0.5}, state=state(k)) for k in (0, 1)],
+    )
     seal(folder, **{**words, **changes})
     return folder
 
@@ -78,8 +97,15 @@ def test_features_of_several_parts_are_sealed_and_replayed(tmp_path, joined_net)
     members = [dict(stage="one", fold=0, oof={}, state=state(0, joined_net))]
     sealed(tmp_path / "b", front_end=front, model=joined_net, members=members)
     tensors = load_file(tmp_path / "b" / "golden.safetensors")
-    assert {k: v.ndim for k, v in tensors.items()} == {"wave": 1, "features": 2, "beside-1": 2, "beside-2": 2, "scores": 2}
+    assert {k: v.ndim for k, v in tensors.items()} == {
+        "wave": 1,
+        "features": 2,
+        "beside-1": 2,
+        "beside-2": 2,
+        "scores": 2,
+    }
     from audiotag.infer import bundle as module
+
     known, module._network = module._network, lambda d, where: joined_net
     try:
         open_bundle(tmp_path / "b")
@@ -113,7 +139,10 @@ def joined_net():
 
 def test_two_architectures_in_one_bundle(tmp_path):
     nets = {"main": NET, "wide": NET.replace(width=6)}
-    members = [dict(stage="s", fold=0, oof={"curated": 0.5}, state=state(0)), dict(stage="s", fold=0, model="wide", oof={"curated": 0.6}, state=state(1, nets["wide"]))]
+    members = [
+        dict(stage="s", fold=0, oof={"curated": 0.5}, state=state(0)),
+        dict(stage="s", fold=0, model="wide", oof={"curated": 0.6}, state=state(1, nets["wide"])),
+    ]
     bundle, models = open_bundle(sealed(tmp_path / "b", model=nets, members=members))
     assert [m["file"] for m in bundle.members] == ["s.safetensors", "s-wide.safetensors"]
     assert [bundle.called(i) for i in (0, 1)] == ["s fold 0", "s fold 0 of wide"]
@@ -122,7 +151,9 @@ def test_two_architectures_in_one_bundle(tmp_path):
 
 def test_views_are_part_of_the_golden_example(tmp_path):
     views = (View(), View(gain_db=-5), View(offset=7, pad_at="end"))
-    one, three = (sealed(tmp_path / f"b{len(v)}", windows=Windows(frames=64, hop=32, views=v)) for v in (views[:1], views))
+    one, three = (
+        sealed(tmp_path / f"b{len(v)}", windows=Windows(frames=64, hop=32, views=v)) for v in (views[:1], views)
+    )
     a, b = (load_file(f / "golden.safetensors")["scores"] for f in (one, three))
     assert not np.array_equal(a, b)
     open_bundle(three)
@@ -152,7 +183,9 @@ def test_a_reseal_that_is_interrupted_leaves_the_old_bundle(copy, monkeypatch):
     monkeypatch.setattr(module, "_seal_json", interrupted)
     with pytest.raises(KeyboardInterrupt):
         reseal(Bundle(copy), files={"note.bin": b"1"})
-    assert {p.name: p.read_bytes() for p in copy.iterdir()} == before and [p.name for p in copy.parent.iterdir()] == ["b"]
+    assert {p.name: p.read_bytes() for p in copy.iterdir()} == before and [p.name for p in copy.parent.iterdir()] == [
+        "b"
+    ]
 
 
 # --- an ensemble ----------------------------------------------------------------------------------
@@ -161,25 +194,44 @@ def test_a_reseal_that_is_interrupted_leaves_the_old_bundle(copy, monkeypatch):
 def test_bundles_join_in_the_order_of_the_first(toy, tmp_path):
     x = np.random.default_rng(0).normal(size=(5, 1, 32, 64)).astype("float32")
     turned = ("Rain", "Bark", "Meow")
-    other = sealed(tmp_path / "other", classes=turned, prior=[0.1, 0.2, 0.3], members=[dict(stage="x", fold=0, oof={}, state=state(0))])
+    other = sealed(
+        tmp_path / "other",
+        classes=turned,
+        prior=[0.1, 0.2, 0.3],
+        members=[dict(stage="x", fold=0, oof={}, state=state(0))],
+    )
     own = open_members(other)[0](x)
     both = open_members([toy, other])
     assert [m.bundle.name for m in both] == ["toy"] * 3 and len(both) == 3
     for j, name in enumerate(CLASSES):
         assert np.array_equal(both[2](x)[:, j], own[:, turned.index(name)])
     ensemble = open_bundles([toy, other])
-    assert ensemble.prior == pytest.approx(np.mean([[0.4, 0.3, 0.3], [0.2, 0.3, 0.1]], axis=0)) and ensemble.classes == CLASSES
+    assert (
+        ensemble.prior == pytest.approx(np.mean([[0.4, 0.3, 0.3], [0.2, 0.3, 0.1]], axis=0))
+        and ensemble.classes == CLASSES
+    )
 
 
 def test_members_that_hear_the_same_are_grouped(toy, tmp_path):
-    same = sealed(tmp_path / "same", windows=Windows(frames=32, hop=32), members=[dict(stage="x", fold=0, oof={}, state=state(3))])
-    other = sealed(tmp_path / "other", front_end=FRONT.replace(n_mels=40), members=[dict(stage="x", fold=0, oof={}, state=state(4))])
+    same = sealed(
+        tmp_path / "same", windows=Windows(frames=32, hop=32), members=[dict(stage="x", fold=0, oof={}, state=state(3))]
+    )
+    other = sealed(
+        tmp_path / "other",
+        front_end=FRONT.replace(n_mels=40),
+        members=[dict(stage="x", fold=0, oof={}, state=state(4))],
+    )
     groups = by_front_end(open_members([toy, other, same]))
     assert [(fe.n_mels, len(members)) for fe, members in groups] == [(32, 3), (40, 1)]
 
 
 def test_bundles_of_other_classes_do_not_join(toy, tmp_path):
-    four = sealed(tmp_path / "four", classes=(*CLASSES, "Wind"), prior=[0.1] * 4, members=[dict(stage="x", fold=0, oof={}, state=state(0, n=4))])
+    four = sealed(
+        tmp_path / "four",
+        classes=(*CLASSES, "Wind"),
+        prior=[0.1] * 4,
+        members=[dict(stage="x", fold=0, oof={}, state=state(0, n=4))],
+    )
     with pytest.raises(AudiotagError, match="Wind"):
         open_bundles([toy, four])
     with pytest.raises(AudiotagError, match="twice"):
@@ -196,24 +248,82 @@ BAD_JSON = {
     "names that are numbers": (dict(classes=[1, 2, 3]), []),
     "a class twice": (dict(classes=["Bark", "Bark", "Rain"]), []),
     "a NaN in the prior": (dict(prior=[float("nan"), 0.3, 0.3]), []),
-    "a member twice": (dict(members=[dict(stage="curated", fold=0, oof={}, model="main", file="curated.safetensors", prefix="fold-0.")] * 2), []),
-    "the same weights under two names": (dict(members=[dict(stage="curated", fold=k, oof={}, model="main", file="curated.safetensors", prefix="fold-0.") for k in (0, 1)]), []),
-    "a score that is NaN": (dict(members=[dict(stage="curated", fold=0, oof={"curated": float("nan")}, model="main", file="curated.safetensors", prefix="fold-0.")]), []),
-    "a fold that is true": (dict(members=[dict(stage="curated", fold=True, oof={}, model="main", file="curated.safetensors", prefix="fold-1.")]), []),
-    "weights that are not listed": (dict(members=[dict(stage="curated", fold=0, oof={}, model="main", file="other.safetensors", prefix="fold-0.")]), []),
-    "weights that are JSON": (dict(members=[dict(stage="curated", fold=0, oof={}, model="main", file="bundle.json", prefix="fold-0.")]), []),
-    "a prefix that matches nothing": (dict(members=[dict(stage="curated", fold=0, oof={}, model="main", file="curated.safetensors", prefix="fold-9.")]), ["wants"]),
-    "a prefix that matches too much": (dict(members=[dict(stage="curated", fold=0, oof={}, model="main", file="curated.safetensors", prefix="")]), ["wants"]),
+    "a member twice": (
+        dict(
+            members=[dict(stage="curated", fold=0, oof={}, model="main", file="curated.safetensors", prefix="fold-0.")]
+            * 2
+        ),
+        [],
+    ),
+    "the same weights under two names": (
+        dict(
+            members=[
+                dict(stage="curated", fold=k, oof={}, model="main", file="curated.safetensors", prefix="fold-0.")
+                for k in (0, 1)
+            ]
+        ),
+        [],
+    ),
+    "a score that is NaN": (
+        dict(
+            members=[
+                dict(
+                    stage="curated",
+                    fold=0,
+                    oof={"curated": float("nan")},
+                    model="main",
+                    file="curated.safetensors",
+                    prefix="fold-0.",
+                )
+            ]
+        ),
+        [],
+    ),
+    "a fold that is true": (
+        dict(
+            members=[
+                dict(stage="curated", fold=True, oof={}, model="main", file="curated.safetensors", prefix="fold-1.")
+            ]
+        ),
+        [],
+    ),
+    "weights that are not listed": (
+        dict(members=[dict(stage="curated", fold=0, oof={}, model="main", file="other.safetensors", prefix="fold-0.")]),
+        [],
+    ),
+    "weights that are JSON": (
+        dict(members=[dict(stage="curated", fold=0, oof={}, model="main", file="bundle.json", prefix="fold-0.")]),
+        [],
+    ),
+    "a prefix that matches nothing": (
+        dict(
+            members=[dict(stage="curated", fold=0, oof={}, model="main", file="curated.safetensors", prefix="fold-9.")]
+        ),
+        ["wants"],
+    ),
+    "a prefix that matches too much": (
+        dict(members=[dict(stage="curated", fold=0, oof={}, model="main", file="curated.safetensors", prefix="")]),
+        ["wants"],
+    ),
     "an unknown model": (dict(models={"main": {"kind": "Popen", "args": "true"}}), ["Popen"]),
     "a model that is a front end": (dict(models={"main": FRONT.to_dict()}), ["no network"]),
     "a front end that is a model": (dict(front_end=NET.to_dict()), []),
     "settings of the base class": (dict(front_end={"kind": "FrontEnd"}), []),
-    "a network of a billion channels": (dict(models={"main": {"kind": "CNNModel1", "width": 10**9, "head": "code", "in_channels": 1, "hidden": None}}), ["width"]),
-    "a dense layer of a trillion": (dict(models={"main": {"kind": "CNNModel1", "width": 4, "head": "code", "in_channels": 1, "hidden": 10**12}}), []),
+    "a network of a billion channels": (
+        dict(models={"main": {"kind": "CNNModel1", "width": 10**9, "head": "code", "in_channels": 1, "hidden": None}}),
+        ["width"],
+    ),
+    "a dense layer of a trillion": (
+        dict(models={"main": {"kind": "CNNModel1", "width": 4, "head": "code", "in_channels": 1, "hidden": 10**12}}),
+        [],
+    ),
     "another activation": (dict(activation="__import__('os')"), []),
     "graphs that are words": (dict(graphs=["x"]), []),
     "a graph of no member": (dict(graphs=[dict(member=7, precision="fp32", kept=False, said="")]), []),
-    "a graph that is not listed": (dict(graphs=[dict(member=0, precision="fp32", kept=True, said="", file="x.xml", output=0, golden=0.1)]), []),
+    "a graph that is not listed": (
+        dict(graphs=[dict(member=0, precision="fp32", kept=True, said="", file="x.xml", output=0, golden=0.1)]),
+        [],
+    ),
 }
 
 
@@ -243,12 +353,18 @@ def test_json_that_is_too_large(copy):
 
 GREEDY = {
     "a filterbank of gigabytes": dict(front_end=FRONT.replace(n_fft=2**20, n_mels=8192).to_dict()),
-    "a hop of one sample at a megahertz": dict(front_end=LogMel(sample_rate=1_000_000, n_fft=2**15, hop_length=1).to_dict()),
+    "a hop of one sample at a megahertz": dict(
+        front_end=LogMel(sample_rate=1_000_000, n_fft=2**15, hop_length=1).to_dict()
+    ),
     "a terahertz": dict(front_end=Waveform(sample_rate=10**12).to_dict()),
     "a billion segments": dict(front_end=GlobalFeatures(n_segments=10**9).to_dict()),
-    "greed in a part": dict(front_end=Joined(sample_rate=16000, main=FRONT, beside=(GlobalFeatures(n_segments=10**9),)).to_dict()),
+    "greed in a part": dict(
+        front_end=Joined(sample_rate=16000, main=FRONT, beside=(GlobalFeatures(n_segments=10**9),)).to_dict()
+    ),
     "a window of a million frames": dict(windows=Windows(frames=1_000_000, hop=1).to_dict()),
-    "a window for each sample": dict(front_end=Waveform(sample_rate=44100).to_dict(), windows=Windows(frames=50_000, hop=1).to_dict()),
+    "a window for each sample": dict(
+        front_end=Waveform(sample_rate=44100).to_dict(), windows=Windows(frames=50_000, hop=1).to_dict()
+    ),
 }
 
 
@@ -268,7 +384,20 @@ def test_the_largest_network_that_timm_knows_is_not_built(copy):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
 
 
-@pytest.mark.parametrize("name", ["../other/curated.safetensors", "/etc/passwd", "a/b.safetensors", "..", ".hidden.safetensors", "curated.safetensors\n", "con:x", "ａ.safetensors", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../other/curated.safetensors",
+        "/etc/passwd",
+        "a/b.safetensors",
+        "..",
+        ".hidden.safetensors",
+        "curated.safetensors\n",
+        "con:x",
+        "ａ.safetensors",
+        "",
+    ],
+)
 def test_names_that_lead_elsewhere(copy, name):
     about = read_json(copy / "bundle.json")
     seal_again(copy, files={**about["files"], name: {"size": 1, "sha256": ""}})
@@ -309,9 +438,9 @@ def header(path, change, data=None):
     "Rewrite the JSON header of a safetensors file."
     raw = path.read_bytes()
     n = int.from_bytes(raw[:8], "little")
-    text = change(json.loads(raw[8:8 + n]))
+    text = change(json.loads(raw[8 : 8 + n]))
     text = text if isinstance(text, bytes) else json.dumps(text).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + (raw[8 + n:] if data is None else data))
+    path.write_bytes(len(text).to_bytes(8, "little") + text + (raw[8 + n :] if data is None else data))
 
 
 def first(h):
@@ -326,12 +455,18 @@ HEADERS = {
     "a huge shape": with_first(shape=[2**40, 2**20]),
     "a shape that overflows": with_first(shape=[2**62, 4]),
     "a negative shape": with_first(shape=[-1]),
-    "no elements, huge dimensions": lambda h: {**h, "fold-0.x": {"dtype": "F32", "shape": [0, 2**62], "data_offsets": [0, 0]}},
+    "no elements, huge dimensions": lambda h: {
+        **h,
+        "fold-0.x": {"dtype": "F32", "shape": [0, 2**62], "data_offsets": [0, 0]},
+    },
     "offsets beyond the file": with_first(data_offsets=[0, 2**50]),
     "offsets that overlap": with_first(data_offsets=[4, 4]),
     "an unknown type": with_first(dtype="OBJECT"),
     "complex numbers": with_first(dtype="C64"),
-    "a million tensors": lambda h: {**h, **{f"fold-0.{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(100_000)}},
+    "a million tensors": lambda h: {
+        **h,
+        **{f"fold-0.{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(100_000)},
+    },
     "deep JSON": lambda h: b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "no JSON": lambda h: b"\xff" * 100,
     "another tensor": lambda h: {**h, "fold-0.extra": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}},
@@ -405,7 +540,9 @@ b = Bundle({str(copy)!r}); b.check_files()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try: b.models(); print('opened')
 except AudiotagError as e: print('refused', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-before)"""
-    said, grown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    said, grown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert said == "refused" and int(grown) < 60_000
 
 
@@ -432,12 +569,18 @@ def test_a_difference_is_named_with_its_place(copy):
 
 # --- another torch --------------------------------------------------------------------------------
 
-SEALED = Path(__file__).parent.parent / "sealed"  # by `sealed_small` under the torch that the folder is named after
+# by `sealed_small` under the torch that the folder is named after
+SEALED = Path(__file__).parent.parent / "sealed"
 
 
 def sealed_small(folder):
     net = NET.replace(width=2)
-    return sealed(folder, front_end=FRONT.replace(sample_rate=4000, n_fft=256, hop_length=64, n_mels=16, f_max=2000.0), model=net, members=[dict(stage="curated", fold=0, oof={"curated": 0.5}, state=state(0, net))])
+    return sealed(
+        folder,
+        front_end=FRONT.replace(sample_rate=4000, n_fft=256, hop_length=64, n_mels=16, f_max=2000.0),
+        model=net,
+        members=[dict(stage="curated", fold=0, oof={"curated": 0.5}, state=state(0, net))],
+    )
 
 
 @pytest.mark.parametrize("version", ["2.4.1", "2.14.1"])

@@ -1,4 +1,5 @@
 "The clock's arithmetic on machines that change their speed: no sound, no network, no waiting."
+
 import math
 import random
 import subprocess
@@ -11,19 +12,44 @@ from audiotag.infer.deadline import Candidate, Deadline, Pace, Plan, process_sta
 from audiotag.core.errors import AudiotagError
 
 
-@pytest.mark.parametrize("text,seconds", [("90min", 5400), ("4h", 14400), ("1h30min", 5400), ("1h 30m 15s", 5415), (".5h", 1800), ("5400s", 5400),
-                                          ("12", 12), (2.5, 2.5), ("90 MIN", 5400)])
+@pytest.mark.parametrize(
+    "text,seconds",
+    [
+        ("90min", 5400),
+        ("4h", 14400),
+        ("1h30min", 5400),
+        ("1h 30m 15s", 5415),
+        (".5h", 1800),
+        ("5400s", 5400),
+        ("12", 12),
+        (2.5, 2.5),
+        ("90 MIN", 5400),
+    ],
+)
 def test_durations(text, seconds):
     assert seconds_of(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "soon", "-5min", "5 fortnights", "0", 0, -1, math.inf, math.nan, True, None, [], "5min and more", "1:30"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "soon", "-5min", "5 fortnights", "0", 0, -1, math.inf, math.nan, True, None, [], "5min and more", "1:30"],
+)
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(AudiotagError, match="no duration"):
         seconds_of(text)
 
 
-@pytest.mark.parametrize("kwargs", [dict(margin=3600), dict(margin="2h"), dict(margin=-0.1), dict(started=1e12), dict(started="yesterday"), dict(margin=None)])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        dict(margin=3600),
+        dict(margin="2h"),
+        dict(margin=-0.1),
+        dict(started=1e12),
+        dict(started="yesterday"),
+        dict(margin=None),
+    ],
+)
 def test_deadlines_that_make_no_sense(kwargs):
     with pytest.raises((AudiotagError, TypeError)):
         Deadline("1h", **kwargs)
@@ -70,7 +96,10 @@ def plan_of(machine, limit, members, windows=10_000, **kwargs):
 
 def test_everything_runs_where_there_is_no_limit():
     m = Machine()
-    assert len(play(m, plan_of(m, None, [(f"a {k}", 0.8, 0.05) for k in range(7)]), {f"a {k}": 0.05 for k in range(7)})) == 7
+    assert (
+        len(play(m, plan_of(m, None, [(f"a {k}", 0.8, 0.05) for k in range(7)]), {f"a {k}": 0.05 for k in range(7)}))
+        == 7
+    )
 
 
 def test_the_greatest_gain_per_second_comes_first():
@@ -100,7 +129,10 @@ def test_it_ends_in_time_on_any_machine(seed):
     limit, turn, back = 3600, g.uniform(0, 3600), g.uniform(600, 3600)
     slow = g.choice([1, 2, 3])
     m = Machine(lambda t: (slow if turn < t < turn + back else 1) * g.uniform(0.9, 1.2))
-    members = [(f"{g.choice('abc')} {k}", g.uniform(0.3, 0.9), g.choice([0.01, 0.03, 0.1, 0.3])) for k in range(g.randint(1, 12))]
+    members = [
+        (f"{g.choice('abc')} {k}", g.uniform(0.3, 0.9), g.choice([0.01, 0.03, 0.1, 0.3]))
+        for k in range(g.randint(1, 12))
+    ]
     plan = plan_of(m, limit, members)
     done = play(m, plan, {n: s for n, _, s in members})
     assert m.t <= limit * 0.9 + 3 * 64 * 0.3 * 1.2, "the margin is not for use"

@@ -1,4 +1,5 @@
 "Ways to combine: exact numbers, planted members, planted leaks, and what a stranger's combiner is refused for."
+
 import json
 import os
 import subprocess
@@ -9,7 +10,20 @@ import pytest
 import torch
 from audiotag.core.errors import AudiotagError
 from audiotag.core.config import config_from_dict
-from audiotag.infer.ensemble import WAYS, Mean, Plain, RankMean, Stack, Stacked, Weighted, combine, cross_fit, ensemble_table, member_means, start_of_stack
+from audiotag.infer.ensemble import (
+    WAYS,
+    Mean,
+    Plain,
+    RankMean,
+    Stack,
+    Stacked,
+    Weighted,
+    combine,
+    cross_fit,
+    ensemble_table,
+    member_means,
+    start_of_stack,
+)
 from audiotag.core.metrics import accuracy, lwlrap, macro_auc
 
 torch.set_num_threads(1)
@@ -48,7 +62,9 @@ def test_a_stack_that_may_not_train_is_the_mean():
     truth, p = planted()
     stack = Stack(epochs=0).fit(p, truth, np.arange(300) % 4)
     np.testing.assert_allclose(stack.apply(p), (1 + np.tanh(p.mean(0) - 1.6)) / 2, atol=1e-9)
-    assert lwlrap(truth, stack.apply(p)) == lwlrap(truth, p.mean(0)) and accuracy(truth, stack.apply(p)) == accuracy(truth, p.mean(0))
+    assert lwlrap(truth, stack.apply(p)) == lwlrap(truth, p.mean(0)) and accuracy(truth, stack.apply(p)) == accuracy(
+        truth, p.mean(0)
+    )
 
 
 def test_a_stack_starts_from_the_weights_that_were_found():
@@ -60,7 +76,9 @@ def test_a_stack_starts_from_the_weights_that_were_found():
 
 def test_stack_by_hand():
     "Two members, two classes, numbers that can be checked on paper."
-    stack = Stacked(local=((0.6, 0.0, 0.8), (0.0, 1.0, 0.0)), dense=((1.0, 0.5), (0.0, 2.0)), mean=(0.25, 0.75), shift=1.0)
+    stack = Stacked(
+        local=((0.6, 0.0, 0.8), (0.0, 1.0, 0.0)), dense=((1.0, 0.5), (0.0, 2.0)), mean=(0.25, 0.75), shift=1.0
+    )
     p = np.array([[[0.4, 0.8]], [[0.8, 0.2]]])
     z1, z2 = 0.6 * 0.4 + 0.8 * (0.25 * 0.4 + 0.75 * 0.8), 0.2
     np.testing.assert_allclose(stack.apply(p), (1 + np.tanh([[z1 - 1, 0.5 * z1 + 2 * z2 - 1]])) / 2)
@@ -69,7 +87,12 @@ def test_stack_by_hand():
 def test_the_stack_keeps_its_norms_and_learns_per_class():
     g = np.random.default_rng(5)
     truth = np.eye(6, dtype=bool)[g.integers(6, size=300)]
-    halves = np.stack([1 / (1 + np.exp(-(g.normal(0, 1, truth.shape) + k * truth - 3))) for k in (np.r_[3, 3, 3, 0, 0, 0], np.r_[0, 0, 0, 3, 3, 3])])
+    halves = np.stack(
+        [
+            1 / (1 + np.exp(-(g.normal(0, 1, truth.shape) + k * truth - 3)))
+            for k in (np.r_[3, 3, 3, 0, 0, 0], np.r_[0, 0, 0, 3, 3, 3])
+        ]
+    )
     stack = Stack(lr=0.02, epochs=40, patience=40).fit(halves, truth, np.arange(300) % 3)
     local = np.array(stack.local)
     np.testing.assert_allclose((local**2).sum(1), 1, atol=1e-4)
@@ -188,5 +211,11 @@ from audiotag.infer.ensemble import Mean, RankMean, start_of_stack
 for c in (Mean(weights=(.5,.5)), RankMean(levels=((.5,),(.5,)), weights=(.5,.5)), start_of_stack(2, 3)): c.apply(np.full((2,4,3), .5))
 print([m for m in ('torch','scipy.optimize','sklearn') if m in sys.modules])
 """
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert out.stdout.strip() == "[]"

@@ -1,4 +1,5 @@
 "Graphs: kept only if they agree, judged out of fold, replayed where they run; and a stranger's graph does no harm."
+
 import json
 import re
 import resource
@@ -21,7 +22,20 @@ from audiotag.core.files import read_json, write_json
 from audiotag.core.seeding import rng
 from audiotag.audio.features import GlobalFeatures, Joined, LogMel, Standardize
 from audiotag.models.cnn import CNNModel1, VGG16BN
-from audiotag.infer.openvino_graphs import Evidence, Gate, evidence_in, export_bundle, gates_of, graph_run, graph_table, head_of, judge, open_members, to_graph, to_int8
+from audiotag.infer.openvino_graphs import (
+    Evidence,
+    Gate,
+    evidence_in,
+    export_bundle,
+    gates_of,
+    graph_run,
+    graph_table,
+    head_of,
+    judge,
+    open_members,
+    to_graph,
+    to_int8,
+)
 from audiotag.audio.synth import SOUNDS, sound
 from audiotag.infer.windows import View, Windows
 
@@ -34,7 +48,12 @@ NET = CNNModel1(width=8, head="writeup")
 def clips(n, seed, front_end=FRONT):
     g = rng(seed, "clips")
     kinds = g.integers(0, 4, n)
-    return {f"{seed}-{i}": front_end(sound(CLASSES[k], g, seconds=float(g.uniform(0.5, 2.5)), sample_rate=16000).astype("float32")) for i, k in enumerate(kinds)}, kinds
+    return {
+        f"{seed}-{i}": front_end(
+            sound(CLASSES[k], g, seconds=float(g.uniform(0.5, 2.5)), sample_rate=16000).astype("float32")
+        )
+        for i, k in enumerate(kinds)
+    }, kinds
 
 
 def trained(x, kinds, seed, steps=25):
@@ -61,8 +80,16 @@ def world():
 
 
 def make(folder, nets, **changes):
-    words = dict(name="toy", classes=CLASSES, front_end=FRONT, windows=WINDOWS, activation="sigmoid", model=NET, prior=[0.25] * 4,
-                 members=[dict(stage="curated", fold=k, oof={}, state=n.state_dict()) for k, n in enumerate(nets)])
+    words = dict(
+        name="toy",
+        classes=CLASSES,
+        front_end=FRONT,
+        windows=WINDOWS,
+        activation="sigmoid",
+        model=NET,
+        prior=[0.25] * 4,
+        members=[dict(stage="curated", fold=k, oof={}, state=n.state_dict()) for k, n in enumerate(nets)],
+    )
     seal(folder, **{**words, **changes})
     return folder
 
@@ -93,7 +120,11 @@ def windows_of(features, n=20):
 # --- they agree -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("net", [CNNModel1(width=4, head="code"), CNNModel1(width=4), CNNModel1(width=4, in_channels=3), VGG16BN(width=4)], ids=lambda n: f"{type(n).__name__}-{n.head}-{n.in_channels}")
+@pytest.mark.parametrize(
+    "net",
+    [CNNModel1(width=4, head="code"), CNNModel1(width=4), CNNModel1(width=4, in_channels=3), VGG16BN(width=4)],
+    ids=lambda n: f"{type(n).__name__}-{n.head}-{n.in_channels}",
+)
 def test_every_network_of_the_first_system_exports(net):
     torch.manual_seed(0)
     module = net.build(7).eval()
@@ -113,7 +144,9 @@ def test_every_network_of_the_first_system_exports(net):
 def test_any_number_of_windows(world, n, batch):
     nets, features, _ = world
     x = windows_of(features)[:n]
-    run = graph_run(ovmod.compiled(to_graph(nets[0], windows_of(features)[:2], batch=batch, fixed_time=True)), "softmax")
+    run = graph_run(
+        ovmod.compiled(to_graph(nets[0], windows_of(features)[:2], batch=batch, fixed_time=True)), "softmax"
+    )
     p = run(x)
     assert p.shape == (n, 4) and p.dtype == np.float32
     with torch.no_grad():
@@ -136,7 +169,7 @@ def test_the_order_of_windows_is_kept_under_load(world):
     one = run(x)
     n = len(x) // 5
     for i in range(1, 5):
-        assert np.abs(one[:n] - one[i * n:(i + 1) * n]).max() < 1e-6
+        assert np.abs(one[:n] - one[i * n : (i + 1) * n]).max() < 1e-6
 
 
 def test_precision_is_set_by_name(world):
@@ -166,7 +199,11 @@ def test_a_network_that_cannot_be_followed_is_one_sentence(world):
 class TwoInputs(nn.Module):
     def __init__(self, n):
         super().__init__()
-        self.a, self.rnn, self.c = nn.Conv2d(1, 4, 3), nn.GRU(12, 5, batch_first=True, bidirectional=True), nn.Linear(14, n)
+        self.a, self.rnn, self.c = (
+            nn.Conv2d(1, 4, 3),
+            nn.GRU(12, 5, batch_first=True, bidirectional=True),
+            nn.Linear(14, n),
+        )
 
     def forward(self, x, beside):
         return self.c(torch.cat([self.a(x).relu().amax((2, 3)), self.rnn(beside[:, 0])[0].amax(1)], 1))
@@ -206,7 +243,10 @@ TRUTH = np.eye(3)[[0, 1, 2, 0]]
 GOOD = TRUTH * 0.8 + 0.1
 
 
-@pytest.mark.parametrize("precision,off,kept", [("fp32", 0, True), ("fp32", 0.9e-4, True), ("fp32", 1.1e-4, False), ("fp16", 0.05, True), ("int8", 0.05, True)])
+@pytest.mark.parametrize(
+    "precision,off,kept",
+    [("fp32", 0, True), ("fp32", 0.9e-4, True), ("fp32", 1.1e-4, False), ("fp16", 0.05, True), ("int8", 0.05, True)],
+)
 def test_what_the_gate_keeps(precision, off, kept):
     said = judge(precision, scores(GOOD), scores(GOOD + off), gate=Gate(), truth=TRUTH)
     assert said["kept"] is kept and said["difference"] == pytest.approx(off)
@@ -217,10 +257,14 @@ def test_a_loss_of_the_metric_is_refused_and_named():
     worse[0] = worse[0, ::-1]
     for precision in ("int8", "fp16"):
         said = judge(precision, scores(GOOD), scores(worse), gate=Gate(), truth=TRUTH)
-        assert not said["kept"] and said["metric"] == [1.0, pytest.approx(said["metric"][1])] and "loses" in said["said"]
+        assert (
+            not said["kept"] and said["metric"] == [1.0, pytest.approx(said["metric"][1])] and "loses" in said["said"]
+        )
         loss = said["metric"][0] - said["metric"][1]
         assert judge(precision, scores(GOOD), scores(worse), gate=Gate(metric_loss=loss), truth=TRUTH)["kept"]
-        assert not judge(precision, scores(GOOD), scores(worse), gate=Gate(metric_loss=loss * 0.99), truth=TRUTH)["kept"]
+        assert not judge(precision, scores(GOOD), scores(worse), gate=Gate(metric_loss=loss * 0.99), truth=TRUTH)[
+            "kept"
+        ]
 
 
 def test_a_metric_that_is_no_number_keeps_nothing():
@@ -231,7 +275,11 @@ def test_a_metric_that_is_no_number_keeps_nothing():
 def test_without_labels_only_fp32_can_pass(world, tmp_path):
     folder = make(tmp_path / "b", world[0])
     table = export_bundle(folder, evidence_in(Bundle(folder), world[1]), precision="int8")
-    assert [(r.precision, r.kept) for r in table.itertuples()] == [("int8", "refused"), ("fp16", "refused"), ("fp32", "kept")] * 2
+    assert [(r.precision, r.kept) for r in table.itertuples()] == [
+        ("int8", "refused"),
+        ("fp16", "refused"),
+        ("fp32", "kept"),
+    ] * 2
     assert {m.precision for m in open_members(folder)} == {"fp32"}
 
 
@@ -272,7 +320,8 @@ def test_a_plain_graph_may_be_kept_twice(world, tmp_path, monkeypatch):
     nets, _, evidence = world
     folder, calls = make(tmp_path / "b", nets), []
 
-    def metric(truth, scores):  # the second member's int8 loses, so that it keeps its plain graph as fp32 and as fp16
+    # the second member's int8 loses, so that it keeps its plain graph as fp32 and as fp16
+    def metric(truth, scores):
         calls.append(1)
         return 0.5 if len(calls) == 8 else 1.0
 
@@ -283,7 +332,9 @@ def test_a_plain_graph_may_be_kept_twice(world, tmp_path, monkeypatch):
     x = WINDOWS.cut(next(iter(world[1].values())))
     for precision in ("fp32", "fp16"):
         one, two = open_members(folder, precision=precision)
-        assert two.precision == precision and np.abs(two(x) - open_members(folder, precision="torch")[1](x)).max() < 0.01
+        assert (
+            two.precision == precision and np.abs(two(x) - open_members(folder, precision="torch")[1](x)).max() < 0.01
+        )
 
 
 def test_a_folded_batch_norm_in_training_mode_does_not_pass(world, tmp_path, monkeypatch):
@@ -296,7 +347,11 @@ def test_a_folded_batch_norm_in_training_mode_does_not_pass(world, tmp_path, mon
         return honest(net, example, **kwargs)
 
     monkeypatch.setattr(ovmod, "to_graph", in_training)
-    table = export_bundle(make(tmp_path / "b", world[0][:1]), Evidence(world[2].features, world[2].held_out, world[2].calibration, world[2].truth), precision="fp32")
+    table = export_bundle(
+        make(tmp_path / "b", world[0][:1]),
+        Evidence(world[2].features, world[2].held_out, world[2].calibration, world[2].truth),
+        precision="fp32",
+    )
     assert list(table.kept) == ["refused"] and table["off by"].iloc[0] > 1e-4
 
 
@@ -323,7 +378,10 @@ def test_each_member_is_judged_on_its_own_clips(world, tmp_path):
 def test_exporting_again_replaces_what_was_there(copy, world):
     assert {p.suffix for p in copy.iterdir()} >= {".xml", ".bin"}
     export_bundle(copy, world[2], precision="fp32")
-    assert sorted(p.name for p in copy.iterdir() if p.suffix in (".xml", ".bin")) == ["curated-fp32.bin", "curated-fp32.xml"]
+    assert sorted(p.name for p in copy.iterdir() if p.suffix in (".xml", ".bin")) == [
+        "curated-fp32.bin",
+        "curated-fp32.xml",
+    ]
     assert [g["precision"] for g in Bundle(copy).graphs] == ["fp32"] * 2
     with pytest.raises(AudiotagError, match="fp32"):
         export_bundle(copy, world[2], precision="fp23")
@@ -332,10 +390,24 @@ def test_exporting_again_replaces_what_was_there(copy, world):
 def test_the_head_and_the_pooling_stay_in_32_bits(world):
     graph = to_graph(world[0][0], windows_of(world[1])[:2])
     names = head_of(graph)
-    assert any("ReduceMean" in n for n in names) and any("ReduceMax" in n for n in names) and sum("MatMul" in n for n in names) == 2
-    int8 = to_int8(graph, [windows_of(world[1])[i:i + 1] for i in range(8)])
-    quantised = {i.get_source_output().get_node().get_type_name() for o in int8.get_ops() if o.get_type_name() == "MatMul" for i in o.inputs()}
-    convs = [i.get_source_output().get_node().get_type_name() for o in int8.get_ops() if o.get_type_name() == "Convolution" for i in o.inputs()]
+    assert (
+        any("ReduceMean" in n for n in names)
+        and any("ReduceMax" in n for n in names)
+        and sum("MatMul" in n for n in names) == 2
+    )
+    int8 = to_int8(graph, [windows_of(world[1])[i : i + 1] for i in range(8)])
+    quantised = {
+        i.get_source_output().get_node().get_type_name()
+        for o in int8.get_ops()
+        if o.get_type_name() == "MatMul"
+        for i in o.inputs()
+    }
+    convs = [
+        i.get_source_output().get_node().get_type_name()
+        for o in int8.get_ops()
+        if o.get_type_name() == "Convolution"
+        for i in o.inputs()
+    ]
     assert "FakeQuantize" not in quantised and convs.count("FakeQuantize") == 8
 
 
@@ -344,13 +416,19 @@ class Gated(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.before, self.after, self.gate, self.head = torch.nn.Conv2d(1, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 1), torch.nn.Linear(8, 4)
+        self.before, self.after, self.gate, self.head = (
+            torch.nn.Conv2d(1, 8, 3, padding=1),
+            torch.nn.Conv2d(8, 8, 3, padding=1),
+            torch.nn.Conv2d(8, 8, 1),
+            torch.nn.Linear(8, 4),
+        )
 
     def forward(self, x):
         x = torch.nn.functional.silu(self.before(x))
         x = x * torch.sigmoid(self.gate(x.mean((2, 3), keepdim=True)))
         y = self.after(x)
-        return self.head((y * torch.sigmoid(y)).mean((2, 3)))  # the last one is an activation, whatever it is written as
+        # the last one is an activation, whatever it is written as
+        return self.head((y * torch.sigmoid(y)).mean((2, 3)))
 
 
 def test_gates_stay_in_32_bits_and_ranges_need_not_be_even():
@@ -359,12 +437,22 @@ def test_gates_stay_in_32_bits_and_ranges_need_not_be_even():
     x = np.random.default_rng(0).normal(size=(8, 1, 16, 16)).astype("float32")
     graph = to_graph(net, x[:2])
     assert len(gates_of(graph)) == 1
-    int8 = to_int8(graph, [x[i:i + 1] for i in range(8)])
+    int8 = to_int8(graph, [x[i : i + 1] for i in range(8)])
 
     def feeds(name):
-        return [i.get_source_output().get_node().get_type_name() for o in int8.get_ops() if o.get_friendly_name() == name for i in o.inputs()]
+        return [
+            i.get_source_output().get_node().get_type_name()
+            for o in int8.get_ops()
+            if o.get_friendly_name() == name
+            for i in o.inputs()
+        ]
+
     assert "FakeQuantize" not in feeds(gates_of(graph)[0])
-    ranges = [[float(np.min(o.input_value(k).get_node().data)) for k in (1, 2)] for o in int8.get_ops() if o.get_type_name() == "FakeQuantize" and o.input_value(1).get_node().data.size == 1]
+    ranges = [
+        [float(np.min(o.input_value(k).get_node().data)) for k in (1, 2)]
+        for o in int8.get_ops()
+        if o.get_type_name() == "FakeQuantize" and o.input_value(1).get_node().data.size == 1
+    ]
     assert any(low < 0 and abs(low + high) > 0.5 * high for low, high in ranges), ranges
     with torch.no_grad():
         want = net(torch.from_numpy(x)).sigmoid().numpy()
@@ -382,7 +470,10 @@ def test_members_agree_and_say_what_they_are(exported, world):
         assert np.abs(by["fp32"][k](x) - by["torch"][k](x)).max() <= 1e-4
         assert 1e-6 < np.abs(by["int8"][k](x) - by["torch"][k](x)).mean() < 0.1
     assert np.abs(by["fp32"][0](x) - by["fp32"][1](x)).max() > 1e-3  # two outputs of one file
-    assert all(m.precision == "torch" and m.why.startswith("fp16 was not exported") for m in open_members(exported, precision="fp16"))
+    assert all(
+        m.precision == "torch" and m.why.startswith("fp16 was not exported")
+        for m in open_members(exported, precision="fp16")
+    )
     with pytest.raises(AudiotagError, match="did you mean 'int8'"):
         open_members(exported, precision="int9")
 
@@ -502,8 +593,12 @@ def test_a_graph_of_another_kind_is_refused(copy):
     three = ops.concat([mean] * 3, 1)
     odd = {
         "gives": model(three, x),
-        "takes 2 inputs": model(ops.concat([mean, ops.reduce_mean(y, ops.constant(np.array([2, 3])), False), mean, mean], 1), x, y),
-        "intermediate result": model(ops.add(ops.concat([mean] * 4, 1), ops.reduce_sum(wide, ops.constant(np.array([0, 1])), False)), x),
+        "takes 2 inputs": model(
+            ops.concat([mean, ops.reduce_mean(y, ops.constant(np.array([2, 3])), False), mean, mean], 1), x, y
+        ),
+        "intermediate result": model(
+            ops.add(ops.concat([mean] * 4, 1), ops.reduce_sum(wide, ops.constant(np.array([0, 1])), False)), x
+        ),
     }
     for word, m in odd.items():
         graph_bundle(copy, m)
@@ -526,7 +621,11 @@ def test_a_graph_that_is_large_while_it_is_read(copy, kind):
     else:
         many = ops.range(ops.constant(np.int64(1)), ops.constant(np.int64(mark)), ops.constant(np.int64(1)), "i32")
     one = ops.convert(ops.reduce_min(many, ops.constant(np.array([0])), True), "i64")
-    out = ops.reshape(ops.concat([mean] * 4, 1), ops.concat([ops.constant(np.array([-1])), ops.multiply(one, ops.constant(np.array([4])))], 0), False)
+    out = ops.reshape(
+        ops.concat([mean] * 4, 1),
+        ops.concat([ops.constant(np.array([-1])), ops.multiply(one, ops.constant(np.array([4])))], 0),
+        False,
+    )
     graph_bundle(copy, ov.Model([out] * 2, [x], "x"))
     path = copy / "curated-fp32.bin"
     raw = path.read_bytes()
@@ -572,15 +671,23 @@ def test_a_graph_that_gives_nan_falls_back(copy):
 
     x = ops.parameter([-1, 1, 32, -1], np.float32)
     mean = ops.reduce_mean(x, ops.constant(np.array([2, 3])), False)
-    nan = ops.sqrt(ops.subtract(ops.multiply(ops.concat([mean] * 4, 1), ops.constant(np.float32(0))), ops.constant(np.float32(1))))
+    nan = ops.sqrt(
+        ops.subtract(ops.multiply(ops.concat([mean] * 4, 1), ops.constant(np.float32(0))), ops.constant(np.float32(1)))
+    )
     graph_bundle(copy, ov.Model([nan] * 2, [x], "x"))
     assert "not finite" in open_members(copy, precision="fp32")[0].why
 
 
 def test_tables_of_verdicts(exported):
     table = graph_table(Bundle(exported))
-    assert list(table.index) == ["curated fold 0"] * 2 + ["curated fold 1"] * 2 and list(table.precision) == ["fp32", "int8"] * 2
-    assert table["off by"].notna().all() and json.loads((exported / "bundle.json").read_text())["graphs"][0]["kept"] is True
+    assert (
+        list(table.index) == ["curated fold 0"] * 2 + ["curated fold 1"] * 2
+        and list(table.precision) == ["fp32", "int8"] * 2
+    )
+    assert (
+        table["off by"].notna().all()
+        and json.loads((exported / "bundle.json").read_text())["graphs"][0]["kept"] is True
+    )
     assert list(graph_table(Bundle(exported)).columns)[-1] == "why"
 
 
@@ -607,8 +714,17 @@ def packed(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("run")
     make_competition(folder / "data", seed=3, n_curated=32, n_noisy=16, n_test=6)
-    recipe = Recipe(name="toy", front_end=LogMel(n_mels=32, hop_length=694, scaling=Standardize()), model=CNNModel1(width=4, head="code"), loss=BCE(), n_folds=2, seed=1,
-                    stages=(Stage(name="curated", train_on=("curated",), epochs=3, lr=3e-3, batch_size=8),), windows=Windows(frames=64, hop=32), members=("curated",))
+    recipe = Recipe(
+        name="toy",
+        front_end=LogMel(n_mels=32, hop_length=694, scaling=Standardize()),
+        model=CNNModel1(width=4, head="code"),
+        loss=BCE(),
+        n_folds=2,
+        seed=1,
+        stages=(Stage(name="curated", train_on=("curated",), epochs=3, lr=3e-3, batch_size=8),),
+        windows=Windows(frames=64, hop=32),
+        members=("curated",),
+    )
     run = run_stages(open_run(folder / "run", recipe, load_competition(folder / "data")))
     pack_weights(run, folder / "toy-weights")
     return run, folder
@@ -627,7 +743,11 @@ def test_members_are_judged_out_of_fold(packed, weights):
     fold = run.clips.set_index("clip_id").fold
     source = run.clips.set_index("clip_id").source
     for m, held, shown in zip(bundle.members, evidence.held_out, evidence.calibration):
-        assert set(fold[held]) == {m["fold"]} and set(source[held]) == {"curated"} and len(held) == (fold[source == "curated"] == m["fold"]).sum()
+        assert (
+            set(fold[held]) == {m["fold"]}
+            and set(source[held]) == {"curated"}
+            and len(held) == (fold[source == "curated"] == m["fold"]).sum()
+        )
         assert m["fold"] not in set(fold[shown]) and len(shown) == 7
     again = ovmod.evidence_of(bundle, run, calibrate_with=7)
     assert again.held_out == evidence.held_out and again.calibration == evidence.calibration
@@ -639,7 +759,23 @@ def test_the_command_exports_and_infer_takes_it(packed, weights, capsys, tmp_pat
     from audiotag.kaggle.pack import changed_files
 
     run, folder = packed
-    assert main(["export", str(run.folder), str(weights), "--precision", "fp32", "int8", "--metric-loss", "1", "--calibrate-with", "6"]) == 0
+    assert (
+        main(
+            [
+                "export",
+                str(run.folder),
+                str(weights),
+                "--precision",
+                "fp32",
+                "int8",
+                "--metric-loss",
+                "1",
+                "--calibrate-with",
+                "6",
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert said.count("kept") >= 4 and "curated fold 1" in said and changed_files(weights) == []
     for precision in ("torch", "fp32", "int8"):
@@ -670,7 +806,18 @@ def test_weights_of_another_training_are_refused(packed, weights):
     torch.manual_seed(9)
     bundle = Bundle(weights)
     members = [{**m, "state": run.recipe.model.build(len(run.classes)).state_dict()} for m in bundle.members]
-    seal(weights, name="toy", classes=bundle.classes, front_end=bundle.front_end, windows=bundle.windows, activation="sigmoid", model=run.recipe.model, members=members,
-         prior=bundle.prior, about={"recipe": run.recipe.hash}, replace=True)
+    seal(
+        weights,
+        name="toy",
+        classes=bundle.classes,
+        front_end=bundle.front_end,
+        windows=bundle.windows,
+        activation="sigmoid",
+        model=run.recipe.model,
+        members=members,
+        prior=bundle.prior,
+        about={"recipe": run.recipe.hash},
+        replace=True,
+    )
     with pytest.raises(AudiotagError, match="does not say what the run has written"):
         export_bundle(weights, ovmod.evidence_of(Bundle(weights), run), precision="fp32")

@@ -1,4 +1,5 @@
 "Post-processing against loops; recordings never mixed; the tuner's promise; steps that cannot help are named."
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,10 +8,34 @@ from hypothesis import strategies as st
 from audiotag.core.errors import AudiotagError
 from audiotag.core.config import config_from_dict
 from audiotag.core.metrics import METRICS, macro_auc
-from audiotag.infer.postprocess import FAMILIES, Blend, FileMax, Halve, NeighbourMax, Power, Smooth, Step, apply_steps, cannot_change, same_order, tune
+from audiotag.infer.postprocess import (
+    FAMILIES,
+    Blend,
+    FileMax,
+    Halve,
+    NeighbourMax,
+    Power,
+    Smooth,
+    Step,
+    apply_steps,
+    cannot_change,
+    same_order,
+    tune,
+)
 
-STEPS = [Smooth(), Smooth(kernel=(0.0, 1.0, 3.0)), Smooth(kernel=(1.0,)), NeighbourMax(), NeighbourMax(reach=3, share=1.0), Halve(), Halve(cutoff=0.5, factor=0.0),
-         FileMax(), FileMax(power=0.4), Power(), Power(power=0.3)]
+STEPS = [
+    Smooth(),
+    Smooth(kernel=(0.0, 1.0, 3.0)),
+    Smooth(kernel=(1.0,)),
+    NeighbourMax(),
+    NeighbourMax(reach=3, share=1.0),
+    Halve(),
+    Halve(cutoff=0.5, factor=0.0),
+    FileMax(),
+    FileMax(power=0.4),
+    Power(),
+    Power(power=0.3),
+]
 
 
 def table(seed, n=60, classes=4, groups=7):
@@ -69,28 +94,53 @@ def test_probabilities_stay_probabilities(seed, step):
 
 def test_steps_are_applied_in_their_order():
     p, group = table(4)
-    np.testing.assert_array_equal(apply_steps((Smooth(), Halve(cutoff=0.2)), p, group), Halve(cutoff=0.2)(Smooth()(p, group), group))
-    assert not np.allclose(apply_steps((Smooth(), Halve(cutoff=0.2)), p, group), apply_steps((Halve(cutoff=0.2), Smooth()), p, group))
+    np.testing.assert_array_equal(
+        apply_steps((Smooth(), Halve(cutoff=0.2)), p, group), Halve(cutoff=0.2)(Smooth()(p, group), group)
+    )
+    assert not np.allclose(
+        apply_steps((Smooth(), Halve(cutoff=0.2)), p, group), apply_steps((Halve(cutoff=0.2), Smooth()), p, group)
+    )
     np.testing.assert_array_equal(apply_steps((), p, group), p)
     assert apply_steps(STEPS, p[:0], group[:0]).shape == (0, 4)
 
 
-@pytest.mark.parametrize("p,group,said", [
-    (np.zeros(4), ["a"] * 4, "groups"), (np.zeros((4, 2)), ["a"] * 3, "groups"), (np.full((2, 2), np.nan), ["a"] * 2, "probabilities"),
-    (np.full((2, 2), 1.01), ["a"] * 2, "probabilities"), (np.full((2, 2), -0.01), ["a"] * 2, "probabilities"),
-])
+@pytest.mark.parametrize(
+    "p,group,said",
+    [
+        (np.zeros(4), ["a"] * 4, "groups"),
+        (np.zeros((4, 2)), ["a"] * 3, "groups"),
+        (np.full((2, 2), np.nan), ["a"] * 2, "probabilities"),
+        (np.full((2, 2), 1.01), ["a"] * 2, "probabilities"),
+        (np.full((2, 2), -0.01), ["a"] * 2, "probabilities"),
+    ],
+)
 def test_what_is_no_table_is_refused(p, group, said):
     for step in (*STEPS, lambda p, g: apply_steps((), p, g)):
         with pytest.raises(AudiotagError, match=said):
             step(p, group)
 
 
-@pytest.mark.parametrize("bad", [
-    lambda: Smooth(kernel=()), lambda: Smooth(kernel=(1.0, float("nan"), 1.0)), lambda: Smooth(kernel=(1.0, float("inf"), 1.0)), lambda: NeighbourMax(reach=0),
-    lambda: NeighbourMax(share=1.5), lambda: Halve(cutoff=-0.1), lambda: Halve(factor=2.0), lambda: FileMax(power=-1.0), lambda: Power(power=0.0), lambda: Power(power=float("nan")),
-    lambda: Blend(weights=()), lambda: Blend(weights=(-1.0, 2.0)), lambda: Blend(weights=(1.0, 1.0), products=((0, 2),), product_weights=(1.0,)),
-    lambda: Blend(weights=(1.0, 1.0), products=((0,),), product_weights=(1.0,)), lambda: Blend(weights=(1.0, 1.0), products=((0, 1),)), lambda: Blend(weights=(0.0, 0.0)),
-])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: Smooth(kernel=()),
+        lambda: Smooth(kernel=(1.0, float("nan"), 1.0)),
+        lambda: Smooth(kernel=(1.0, float("inf"), 1.0)),
+        lambda: NeighbourMax(reach=0),
+        lambda: NeighbourMax(share=1.5),
+        lambda: Halve(cutoff=-0.1),
+        lambda: Halve(factor=2.0),
+        lambda: FileMax(power=-1.0),
+        lambda: Power(power=0.0),
+        lambda: Power(power=float("nan")),
+        lambda: Blend(weights=()),
+        lambda: Blend(weights=(-1.0, 2.0)),
+        lambda: Blend(weights=(1.0, 1.0), products=((0, 2),), product_weights=(1.0,)),
+        lambda: Blend(weights=(1.0, 1.0), products=((0,),), product_weights=(1.0,)),
+        lambda: Blend(weights=(1.0, 1.0), products=((0, 1),)),
+        lambda: Blend(weights=(0.0, 0.0)),
+    ],
+)
 def test_settings_out_of_range(bad):
     with pytest.raises(AudiotagError):
         bad()
@@ -155,7 +205,11 @@ def test_the_tuner_finds_what_helps_and_says_how_much():
     tuned = tune(p, truth, group, folds=folds, draws=100)
     assert any(isinstance(o, Smooth) for o in tuned.steps)
     row = tuned.table.loc["smooth"]
-    assert row.low > 0 and row.low <= row.gain <= row.high and row.gain == pytest.approx(row.macro_auc - macro_auc(truth, p), abs=1e-12)
+    assert (
+        row.low > 0
+        and row.low <= row.gain <= row.high
+        and row.gain == pytest.approx(row.macro_auc - macro_auc(truth, p), abs=1e-12)
+    )
     new = bursts(1, n=300)
     found = macro_auc(new[1], apply_steps(tuned.steps, new[0], new[2])) - macro_auc(new[1], new[0])
     told = macro_auc(truth, tuned.scores) - macro_auc(truth, p)
@@ -170,7 +224,11 @@ def test_a_fold_is_judged_by_the_choice_of_the_others():
     g = np.random.default_rng(0)
     t = np.tile(np.arange(12)[:, None] % 2 == g.integers(2, size=5), (100, 1))
     q = 1 / (1 + np.exp(2.5 - 2 * t - g.normal(0, 1.5, t.shape)))
-    p, truth, group = np.vstack([p, q]), np.vstack([truth, t]), np.r_[group, np.repeat([f"x{i}" for i in range(100)], 12)]
+    p, truth, group = (
+        np.vstack([p, q]),
+        np.vstack([truth, t]),
+        np.r_[group, np.repeat([f"x{i}" for i in range(100)], 12)],
+    )
     folds = np.r_[folds, np.full(1200, 3)]
     wide = Smooth(kernel=(1.0, 1.0, 1.0))
     tuned = tune(p, truth, group, folds=folds, families={"smooth": (wide,)}, draws=20)
@@ -185,7 +243,14 @@ def test_noise_is_seldom_sold_as_gain():
     for seed in range(12):
         p, truth, group, folds = bursts(seed + 10, n=20)
         order = np.random.default_rng(seed).permutation(len(p))
-        tuned = tune(p[order], truth[order], group, folds=folds, families={"halve": FAMILIES["halve"], "maximum": FAMILIES["file maximum"]}, draws=60)
+        tuned = tune(
+            p[order],
+            truth[order],
+            group,
+            folds=folds,
+            families={"halve": FAMILIES["halve"], "maximum": FAMILIES["file maximum"]},
+            draws=60,
+        )
         sold += int((tuned.table.low > 0).sum())
     assert sold <= 3, sold
 
@@ -196,18 +261,34 @@ def test_what_cannot_help_is_named_and_not_tried():
             raise AssertionError("was tried")
 
     p, truth, group, folds = bursts(3)
-    families = {"sharpen": (Spy(power=2.0), Spy(power=0.5)), "never": (Halve(cutoff=0.0),), "mixed": (Spy(power=2.0), Smooth())}
+    families = {
+        "sharpen": (Spy(power=2.0), Spy(power=0.5)),
+        "never": (Halve(cutoff=0.0),),
+        "mixed": (Spy(power=2.0), Smooth()),
+    }
     tuned = tune(p, truth, group, folds=folds, families=families, draws=20)
-    assert "cannot change macro_auc" in tuned.table.note["sharpen"] and tuned.table.note["never"] in ("not chosen in any fold", "kept every order here")
-    assert "1 alternatives cannot change macro_auc" in tuned.table.note["mixed"] and tuned.table.gain["sharpen"] == 0 == tuned.table.gain["never"]
+    assert "cannot change macro_auc" in tuned.table.note["sharpen"] and tuned.table.note["never"] in (
+        "not chosen in any fold",
+        "kept every order here",
+    )
+    assert (
+        "1 alternatives cannot change macro_auc" in tuned.table.note["mixed"]
+        and tuned.table.gain["sharpen"] == 0 == tuned.table.gain["never"]
+    )
     assert [type(o) for o in tuned.steps] == [Smooth] and tuned.table.kept["sharpen"] == ""
 
 
-@pytest.mark.parametrize("change,said", [
-    (lambda d: d.update(folds=np.zeros(len(d["p"]), int)), "one fold"), (lambda d: d.update(folds=np.arange(len(d["p"])) % 5), "lies in several folds"),
-    (lambda d: d.update(truth=d["truth"][:-1]), "truth"), (lambda d: d.update(folds=d["folds"][:-1]), "folds"), (lambda d: d.update(metric="macro_acu"), "did you mean 'macro_auc'"),
-    (lambda d: d.update(p=d["p"] * 3), "probabilities"),
-])
+@pytest.mark.parametrize(
+    "change,said",
+    [
+        (lambda d: d.update(folds=np.zeros(len(d["p"]), int)), "one fold"),
+        (lambda d: d.update(folds=np.arange(len(d["p"])) % 5), "lies in several folds"),
+        (lambda d: d.update(truth=d["truth"][:-1]), "truth"),
+        (lambda d: d.update(folds=d["folds"][:-1]), "folds"),
+        (lambda d: d.update(metric="macro_acu"), "did you mean 'macro_auc'"),
+        (lambda d: d.update(p=d["p"] * 3), "probabilities"),
+    ],
+)
 def test_the_tuner_refuses(change, said):
     p, truth, group, folds = bursts(4, n=10)
     given_ = dict(p=p, truth=truth, group=group, folds=folds)

@@ -1,4 +1,5 @@
 "The run in the kernel: a valid file at every moment, in time, whatever the files, the machine and the system do."
+
 import json
 import os
 import resource
@@ -30,7 +31,15 @@ from audiotag.audio.synth import make_competition
 from audiotag.infer.windows import View, Windows, score_clips
 
 RATE = 16000
-FE = LogMel(sample_rate=RATE, n_fft=512, hop_length=160, n_mels=16, f_max=None, top_db=None, scaling=FixedStats(mean=-40.0, std=20.0))
+FE = LogMel(
+    sample_rate=RATE,
+    n_fft=512,
+    hop_length=160,
+    n_mels=16,
+    f_max=None,
+    top_db=None,
+    scaling=FixedStats(mean=-40.0, std=20.0),
+)
 W = Windows(frames=50, hop=25)
 N = 14
 
@@ -55,7 +64,9 @@ def comp(data):
     return load_competition(data, train=False)
 
 
-def sealed(folder, classes, *, name="toy", n=3, windows=W, front_end=FE, width=4, oof=lambda k: 0.7 + 0.01 * k, first=0):
+def sealed(
+    folder, classes, *, name="toy", n=3, windows=W, front_end=FE, width=4, oof=lambda k: 0.7 + 0.01 * k, first=0
+):
     model = CNNModel1(width=width)
 
     def state(seed):
@@ -63,7 +74,17 @@ def sealed(folder, classes, *, name="toy", n=3, windows=W, front_end=FE, width=4
         return model.build(len(classes)).state_dict()
 
     members = [dict(stage="curated", fold=k, oof={"curated": oof(k)}, state=state(first + k)) for k in range(n)]
-    seal(folder, name=name, classes=classes, front_end=front_end, windows=windows, activation="sigmoid", model=model, members=members, prior=np.linspace(0.1, 0.4, len(classes)))
+    seal(
+        folder,
+        name=name,
+        classes=classes,
+        front_end=front_end,
+        windows=windows,
+        activation="sigmoid",
+        model=model,
+        members=members,
+        prior=np.linspace(0.1, 0.4, len(classes)),
+    )
     return folder
 
 
@@ -84,8 +105,16 @@ def plain(bundle_folder, clips, *, together=True):
     models = [b.model(i) for i in range(len(b.members))]
     out = {}
     for c in clips.itertuples():
-        wave = b.front_end.read(c.path, start_s=None if np.isnan(c.start_s) else c.start_s, end_s=None if np.isnan(c.end_s) else c.end_s)
-        (_, p), = score_clips(models, [(c.clip_id, b.windows.looks(b.front_end, wave))], b.windows, activation=b.activation, fill=b.front_end.fill)
+        wave = b.front_end.read(
+            c.path, start_s=None if np.isnan(c.start_s) else c.start_s, end_s=None if np.isnan(c.end_s) else c.end_s
+        )
+        ((_, p),) = score_clips(
+            models,
+            [(c.clip_id, b.windows.looks(b.front_end, wave))],
+            b.windows,
+            activation=b.activation,
+            fill=b.front_end.fill,
+        )
         out[c.clip_id] = p.mean(0)
     return pd.DataFrame(out, index=list(b.classes)).T
 
@@ -97,10 +126,12 @@ def slowed(monkeypatch, seconds, when=lambda: 1.0):
     def opened(*args, **kwargs):
         members = honest(*args, **kwargs)
         for m in members:
+
             def run(x, run=m.run):
                 p = run(x)
                 time.sleep(seconds * len(p) * when())
                 return p
+
             m.run = run
         return members
 
@@ -112,7 +143,9 @@ def slowed(monkeypatch, seconds, when=lambda: 1.0):
 
 @pytest.mark.parametrize("batch_size,workers,memory_mb", [(64, 1, None), (1, 2, 0.0), (7, 3, 0.05), (1000, 2, 1000.0)])
 def test_scores_are_those_of_clip_by_clip(data, comp, bundle, tmp_path, batch_size, workers, memory_mb):
-    report = infer(bundle, comp, tmp_path / "s.csv", batch_size=batch_size, hearing=Hearing(workers=workers, memory_mb=memory_mb))
+    report = infer(
+        bundle, comp, tmp_path / "s.csv", batch_size=batch_size, hearing=Hearing(workers=workers, memory_mb=memory_mb)
+    )
     want = plain(bundle, comp.of("test"))
     got = table(tmp_path / "s.csv")
     assert list(got.index) == list(comp.of("test").clip_id) and list(got.columns) == list(comp.classes)
@@ -121,18 +154,49 @@ def test_scores_are_those_of_clip_by_clip(data, comp, bundle, tmp_path, batch_si
 
 
 def test_views_and_poolings(comp, tmp_path):
-    views = (View(), View(gain_db=-6.0), View(shift=0.3), View(offset=12), View(pad_at="end"), View(shift=0.3, offset=5))
+    views = (
+        View(),
+        View(gain_db=-6.0),
+        View(shift=0.3),
+        View(offset=12),
+        View(pad_at="end"),
+        View(shift=0.3, offset=5),
+    )
     for pooling in ("mean", "max", "geometric", "power"):
-        b = sealed(tmp_path / pooling, comp.classes, n=2, windows=W.replace(views=views, pooling=pooling), front_end=FE.replace(scaling=Standardize()))
+        b = sealed(
+            tmp_path / pooling,
+            comp.classes,
+            n=2,
+            windows=W.replace(views=views, pooling=pooling),
+            front_end=FE.replace(scaling=Standardize()),
+        )
         infer(b, comp, tmp_path / "s.csv", batch_size=5)
-        assert np.abs(table(tmp_path / "s.csv").to_numpy() - plain(b, comp.of("test"))[list(comp.classes)].to_numpy()).max() < 2e-6
+        assert (
+            np.abs(
+                table(tmp_path / "s.csv").to_numpy() - plain(b, comp.of("test"))[list(comp.classes)].to_numpy()
+            ).max()
+            < 2e-6
+        )
 
 
 def test_columns_in_another_order_and_several_bundles(comp, tmp_path):
     a = sealed(tmp_path / "a", comp.classes, n=2)
-    b = sealed(tmp_path / "b", comp.classes[::-1], name="b", n=1, windows=Windows(frames=40, hop=40), front_end=FE.replace(scaling=MinMax()), first=5)
+    b = sealed(
+        tmp_path / "b",
+        comp.classes[::-1],
+        name="b",
+        n=1,
+        windows=Windows(frames=40, hop=40),
+        front_end=FE.replace(scaling=MinMax()),
+        first=5,
+    )
     pa, pb = (plain(o, comp.of("test"))[list(comp.classes)].to_numpy() for o in (a, b))
-    for weights, want in ((None, (2 * pa + pb) / 3), ([1, 1], (pa + pb) / 2), ([1, 4], (pa + 4 * pb) / 5), ([0, 1], pb)):
+    for weights, want in (
+        (None, (2 * pa + pb) / 3),
+        ([1, 1], (pa + pb) / 2),
+        ([1, 4], (pa + 4 * pb) / 5),
+        ([0, 1], pb),
+    ):
         infer([a, b], comp, tmp_path / "s.csv", weights=weights)
         assert np.abs(table(tmp_path / "s.csv").to_numpy() - want).max() < 2e-6
     for weights in ([1], [1, -1], [0, 0], [1, float("nan")]):
@@ -143,14 +207,16 @@ def test_columns_in_another_order_and_several_bundles(comp, tmp_path):
 def test_the_last_step_and_what_happens_when_it_fails(comp, bundle, tmp_path):
     def after(scores, clips):
         assert len(clips) == len(scores) == N
-        return scores ** 2
+        return scores**2
 
     infer(bundle, comp, tmp_path / "a.csv")
     infer(bundle, comp, tmp_path / "b.csv", after=after)
     assert np.abs(table(tmp_path / "a.csv") ** 2 - table(tmp_path / "b.csv")).to_numpy().max() < 2e-6
     for broken in (lambda s, c: s[1:], lambda s, c: s * np.nan, lambda s, c: 1 / 0):
         report = infer(bundle, comp, tmp_path / "c.csv", after=broken)
-        assert (tmp_path / "c.csv").read_bytes() == (tmp_path / "a.csv").read_bytes() and any("left out" in n for n in report.notes)
+        assert (tmp_path / "c.csv").read_bytes() == (tmp_path / "a.csv").read_bytes() and any(
+            "left out" in n for n in report.notes
+        )
 
 
 def test_a_fitted_combiner_joins_the_members(tmp_path, comp):
@@ -165,14 +231,40 @@ def test_a_fitted_combiner_joins_the_members(tmp_path, comp):
         return model.build(k).state_dict()
 
     classes = comp.classes[::-1]
-    members = [dict(stage=s, fold=f, oof={}, state=state(10 * i + f)) for i, s in enumerate(("one", "two")) for f in range(2)]
-    stack = start_of_stack(2, k).replace(local=tuple(map(tuple, g.random((k, 3)))), dense=tuple(map(tuple, g.random((k, k)))))
-    seal(tmp_path / "b", name="toy", classes=classes, front_end=FE, windows=W, activation="sigmoid", model=model, members=members, prior=[0.1] * k)
+    members = [
+        dict(stage=s, fold=f, oof={}, state=state(10 * i + f)) for i, s in enumerate(("one", "two")) for f in range(2)
+    ]
+    stack = start_of_stack(2, k).replace(
+        local=tuple(map(tuple, g.random((k, 3)))), dense=tuple(map(tuple, g.random((k, k))))
+    )
+    seal(
+        tmp_path / "b",
+        name="toy",
+        classes=classes,
+        front_end=FE,
+        windows=W,
+        activation="sigmoid",
+        model=model,
+        members=members,
+        prior=[0.1] * k,
+    )
     b = Bundle(tmp_path / "b")
     models = [b.model(i) for i in range(4)]
-    p = np.stack([q for c in comp.of("test").itertuples() for _, q in score_clips(models, [(c.clip_id, W.looks(FE, FE.read(c.path)))], W)], 1)
+    p = np.stack(
+        [
+            q
+            for c in comp.of("test").itertuples()
+            for _, q in score_clips(models, [(c.clip_id, W.looks(FE, FE.read(c.path)))], W)
+        ],
+        1,
+    )
     means = p.reshape(2, 2, *p.shape[1:]).mean(1)
-    for how, want in ((stack, stack.apply(means)), (None, means.mean(0)), (Mean(weights=(0.25, 0.75)), (means[0] + 3 * means[1]) / 4), ("mean", means.mean(0))):
+    for how, want in (
+        (stack, stack.apply(means)),
+        (None, means.mean(0)),
+        (Mean(weights=(0.25, 0.75)), (means[0] + 3 * means[1]) / 4),
+        ("mean", means.mean(0)),
+    ):
         infer(tmp_path / "b", comp, tmp_path / "s.csv", how=how)
         assert np.abs(table(tmp_path / "s.csv")[list(classes)].to_numpy() - want).max() < 2e-6
     one = sealed(tmp_path / "one", comp.classes, name="one", n=1, front_end=FE.replace(scaling=MinMax()), first=7)
@@ -180,7 +272,11 @@ def test_a_fitted_combiner_joins_the_members(tmp_path, comp):
     join_bundles(tmp_path / "joined", [one, tmp_path / "b"], name="all", combiner=wide)
     report = infer(tmp_path / "joined", comp, tmp_path / "s.csv")
     first = plain(one, comp.of("test"))[list(classes)].to_numpy()
-    assert report.members == 5 and np.abs(table(tmp_path / "s.csv")[list(classes)].to_numpy() - wide.apply(np.stack([first, *means]))).max() < 2e-6
+    assert (
+        report.members == 5
+        and np.abs(table(tmp_path / "s.csv")[list(classes)].to_numpy() - wide.apply(np.stack([first, *means]))).max()
+        < 2e-6
+    )
     with pytest.raises(AudiotagError, match="fitted to 3"):
         infer(tmp_path / "b", comp, tmp_path / "s.csv", how=Mean(weights=(0.25, 0.25, 0.5)))
 
@@ -192,7 +288,12 @@ def test_graphs_give_the_submission_that_torch_gives(comp, tmp_path):
     b = sealed(tmp_path / "b", comp.classes, n=2, width=8)
     waves = {c.clip_id: FE.read(c.path) for c in comp.of("test").itertuples()}
     ids, k = list(waves), len(comp.classes)
-    export_bundle(b, Evidence(lambda i: FE(waves[i]), [ids] * 2, [ids] * 2, {c: np.eye(k)[i % k] for i, c in enumerate(ids)}), precision="fp32", gate=Gate(metric_loss=1.0))
+    export_bundle(
+        b,
+        Evidence(lambda i: FE(waves[i]), [ids] * 2, [ids] * 2, {c: np.eye(k)[i % k] for i, c in enumerate(ids)}),
+        precision="fp32",
+        gate=Gate(metric_loss=1.0),
+    )
     report = infer(b, comp, tmp_path / "graph.csv", threads=2, deadline="10h")
     assert [r["precision"] for r in report.ran] == ["fp32"] * 2 and not any(r["slower"] for r in report.ran)
     report = infer(b, comp, tmp_path / "torch.csv", precision="torch")
@@ -235,7 +336,9 @@ def test_a_recording_is_decoded_once_for_all_its_rows(tmp_path, monkeypatch):
     comp, reads, images = soundscape(tmp_path / "d"), [], []
     for name in ("read_audio",):
         honest = getattr(recordings, name)
-        monkeypatch.setattr(recordings, name, lambda path, honest=honest, **kw: reads.append(path) or honest(path, **kw))
+        monkeypatch.setattr(
+            recordings, name, lambda path, honest=honest, **kw: reads.append(path) or honest(path, **kw)
+        )
     image = LogMel._image
     monkeypatch.setattr(LogMel, "_image", lambda self, wave: images.append(len(wave)) or image(self, wave))
     l = Listener(comp.clips, FE, W)
@@ -246,14 +349,19 @@ def test_a_recording_is_decoded_once_for_all_its_rows(tmp_path, monkeypatch):
 def test_rows_of_a_recording_see_what_they_would_see_alone(tmp_path):
     "Away from their edges, with a front end that looks at no whole image; apart it is exact."
     comp = soundscape(tmp_path / "d")
-    for i, (row, seen) in enumerate(o for hearing in (Hearing(), Hearing(together=False)) for _, got in Listener(comp.clips, FE, W, hearing=hearing).listen() for o in got):
+    for i, (row, seen) in enumerate(
+        o
+        for hearing in (Hearing(), Hearing(together=False))
+        for _, got in Listener(comp.clips, FE, W, hearing=hearing).listen()
+        for o in got
+    ):
         c = comp.clips.iloc[row]
         alone = FE.from_file(c.path, start_s=c.start_s, end_s=c.end_s)
         x = seen[0][1]
         if i >= len(comp.clips):
             assert np.array_equal(x, alone)
         else:
-            assert np.abs(x[:, 2:-3] - alone[:, 2:x.shape[1] - 3]).max() < 1e-3
+            assert np.abs(x[:, 2:-3] - alone[:, 2 : x.shape[1] - 3]).max() < 1e-3
 
 
 def test_a_moved_window_hears_what_follows(tmp_path):
@@ -261,9 +369,15 @@ def test_a_moved_window_hears_what_follows(tmp_path):
     w = Windows(frames=250, hop=250, views=(View(), View(offset=125)))
     rows = dict(o for _, got in Listener(comp.clips, FE, w).listen() for o in got)
     (_, here), (view, moved) = rows[2]
-    assert view.offset == 0 and np.array_equal(moved[:, :125], here[:, 125:250]) and np.array_equal(moved[:, 125:], rows[3][0][1][:, :125])
+    assert (
+        view.offset == 0
+        and np.array_equal(moved[:, :125], here[:, 125:250])
+        and np.array_equal(moved[:, 125:], rows[3][0][1][:, :125])
+    )
     last = rows[7]
-    assert last[1][1].shape[-1] == 250 and np.array_equal(last[0][1][:, 1:], last[1][1][:, :-1]), "at the end of the recording there is one frame to move to"
+    assert last[1][1].shape[-1] == 250 and np.array_equal(last[0][1][:, 1:], last[1][1][:, :-1]), (
+        "at the end of the recording there is one frame to move to"
+    )
 
 
 def test_steps_see_the_rows_of_a_recording_in_the_order_of_time(tmp_path):
@@ -275,13 +389,31 @@ def test_steps_see_the_rows_of_a_recording_in_the_order_of_time(tmp_path):
     steps, straight = (Smooth(), Halve()), table(tmp_path / "plain.csv")
     want = apply_steps(steps, straight.to_numpy(), [i.split("_")[0] for i in straight.index])
     mixed = np.random.default_rng(0).permutation(len(comp.clips))
-    other = Competition("toy", comp.root, comp.classes, comp.clips.iloc[mixed].reset_index(drop=True), comp.template.iloc[mixed], "row_id", "lwlrap")
+    other = Competition(
+        "toy",
+        comp.root,
+        comp.classes,
+        comp.clips.iloc[mixed].reset_index(drop=True),
+        comp.template.iloc[mixed],
+        "row_id",
+        "lwlrap",
+    )
     infer(b, other, tmp_path / "s.csv", after=steps)
-    assert np.abs(table(tmp_path / "s.csv").loc[straight.index].to_numpy() - want).max() < 2e-6 and np.abs(want - straight.to_numpy()).max() > 1e-3
+    assert (
+        np.abs(table(tmp_path / "s.csv").loc[straight.index].to_numpy() - want).max() < 2e-6
+        and np.abs(want - straight.to_numpy()).max() > 1e-3
+    )
 
 
-@pytest.mark.parametrize("front_end", [Joined(main=FE, beside=(Length(),), sample_rate=RATE), FE.replace(reading=FE.reading.replace(trim_db=60.0)),
-                                       FE.replace(reading=FE.reading.replace(pad_to_s=3.0))], ids=["joined", "trimmed", "padded"])
+@pytest.mark.parametrize(
+    "front_end",
+    [
+        Joined(main=FE, beside=(Length(),), sample_rate=RATE),
+        FE.replace(reading=FE.reading.replace(trim_db=60.0)),
+        FE.replace(reading=FE.reading.replace(pad_to_s=3.0)),
+    ],
+    ids=["joined", "trimmed", "padded"],
+)
 def test_front_ends_without_a_time_axis_hear_clip_by_clip(tmp_path, front_end):
     comp = soundscape(tmp_path / "d")
     for _, got in Listener(comp.clips, front_end, W).listen():
@@ -317,7 +449,15 @@ def test_a_file_in_pieces_scores_like_the_whole(tmp_path, views):
 
 def one_file(root, path):
     clips = clip_table([path.name], path=[str(path)], labels=[()], source="test")
-    return Competition("toy", root, ("a", "b", "c"), clips, pd.DataFrame([[path.name, "0", "0", "0"]], columns=["id", "a", "b", "c"]), "id", "lwlrap")
+    return Competition(
+        "toy",
+        root,
+        ("a", "b", "c"),
+        clips,
+        pd.DataFrame([[path.name, "0", "0", "0"]], columns=["id", "a", "b", "c"]),
+        "id",
+        "lwlrap",
+    )
 
 
 def test_a_piece_that_cannot_be_read_costs_the_row(tmp_path, monkeypatch):
@@ -337,8 +477,17 @@ def test_a_piece_that_cannot_be_read_costs_the_row(tmp_path, monkeypatch):
     assert table(tmp_path / "s.csv").to_numpy() == pytest.approx(np.linspace(0.1, 0.4, 3)[None])
 
 
-@pytest.mark.parametrize("front_end", [FE, FE.replace(center=False), FE.replace(deltas=2), FE.replace(sample_rate=11025, f_max=None), FE.replace(pad_mode="reflect")],
-                         ids=["plain", "not centred", "deltas", "resampled", "reflected"])
+@pytest.mark.parametrize(
+    "front_end",
+    [
+        FE,
+        FE.replace(center=False),
+        FE.replace(deltas=2),
+        FE.replace(sample_rate=11025, f_max=None),
+        FE.replace(pad_mode="reflect"),
+    ],
+    ids=["plain", "not centred", "deltas", "resampled", "reflected"],
+)
 @pytest.mark.parametrize("seconds", [5.0, 60.0, 61.37])
 def test_the_windows_of_the_pieces_are_those_of_the_file(tmp_path, front_end, seconds):
     path = tmp_path / "x.wav"
@@ -347,7 +496,9 @@ def test_the_windows_of_the_pieces_are_those_of_the_file(tmp_path, front_end, se
 
     def cut(piece_s):
         jobs = jobs_of(str(path), spans, front_end, W, Hearing(piece_s=piece_s))
-        return len(jobs), np.concatenate([W.cut(x, v) for j in jobs for _, seen in hear(j, front_end, W) for v, x in seen])
+        return len(jobs), np.concatenate(
+            [W.cut(x, v) for j in jobs for _, seen in hear(j, front_end, W) for v, x in seen]
+        )
 
     (one, whole), (many, pieces) = cut(86400.0), cut(7.0)
     assert one == 1 and (many > 5 or seconds < 7) and whole.shape == pieces.shape
@@ -361,7 +512,11 @@ def test_pieces_of_other_front_ends_have_their_own_statistics(tmp_path):
         comp = one_file(tmp_path, path)
         l = Listener(comp.clips, fe, W, hearing=Hearing(piece_s=10.0))
         got = [(job, rows) for job, rows in l.listen()]
-        assert len(got) >= 6 and [j.last for j, _ in got] == [False] * (len(got) - 1) + [True] and sum(j.share for j, _ in got) == pytest.approx(1)
+        assert (
+            len(got) >= 6
+            and [j.last for j, _ in got] == [False] * (len(got) - 1) + [True]
+            and sum(j.share for j, _ in got) == pytest.approx(1)
+        )
 
 
 MEMORY = """
@@ -391,7 +546,9 @@ def test_three_hours_in_little_memory(tmp_path):
     for name in ("b", "warm"):
         sealed(tmp_path / name, ("a", "b", "c"), n=1, windows=w, front_end=FE, width=1)
     code = MEMORY.format(repo=str(Path(__file__).parent.parent.parent), root=str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr
     before, after, scored, windows = map(int, done.stdout.split()[-4:])
     assert scored == 1 and windows == 2161
@@ -479,7 +636,12 @@ def test_a_network_that_stumbles_over_one_clip(comp, bundle, tmp_path, monkeypat
     report = infer(bundle, comp, tmp_path / "s.csv")
     got, good = table(tmp_path / "s.csv"), table(tmp_path / "good.csv")
     off = np.abs(got - good).max(axis=1)
-    assert report.scored == N and report.members == 3 and list(off[off > 2e-6].index) == [loud.clip_id] and "part of the networks" in str(report)
+    assert (
+        report.scored == N
+        and report.members == 3
+        and list(off[off > 2e-6].index) == [loud.clip_id]
+        and "part of the networks" in str(report)
+    )
 
 
 @pytest.mark.parametrize("fault", ["nan", "raises", "shape"])
@@ -505,7 +667,10 @@ def test_when_every_network_is_broken_it_says_so_and_leaves_the_prior(comp, bund
     tampered(monkeypatch, change)
     with pytest.raises(AudiotagError, match="no such kernel"):
         infer(bundle, comp, tmp_path / "s.csv")
-    assert not refused(check_submission(tmp_path / "s.csv", comp)) and len(table(tmp_path / "s.csv").drop_duplicates()) == 1
+    assert (
+        not refused(check_submission(tmp_path / "s.csv", comp))
+        and len(table(tmp_path / "s.csv").drop_duplicates()) == 1
+    )
 
 
 @pytest.mark.parametrize("damage", ["no bundle", "no json", "weights", "classes"])
@@ -539,7 +704,11 @@ def test_a_disk_that_fills_up_in_the_middle(comp, bundle, tmp_path, monkeypatch)
 
     monkeypatch.setattr(predict, "write_text", lambda p, t: full(p, t, at=(2, 3)))
     report = infer(bundle, comp, tmp_path / "s.csv")
-    assert report.members == 3 and any("No space" in n for n in report.notes) and table(tmp_path / "s.csv").nunique().min() > 1
+    assert (
+        report.members == 3
+        and any("No space" in n for n in report.notes)
+        and table(tmp_path / "s.csv").nunique().min() > 1
+    )
 
 
 DISKS = """
@@ -568,7 +737,12 @@ def test_a_disk_that_is_full_and_one_that_cannot_be_written(data, bundle, tmp_pa
         pytest.skip(f"no user namespaces to mount a small disk in: {probe.stderr.strip()}")
     for name in ("full", "fixed"):
         (tmp_path / name).mkdir()
-    done = subprocess.run(["unshare", "-rm", sys.executable, "-c", DISKS, bundle, data, tmp_path / "full", tmp_path / "fixed"], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        ["unshare", "-rm", sys.executable, "-c", DISKS, bundle, data, tmp_path / "full", tmp_path / "fixed"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     fixed, full, same = done.stdout.splitlines()
     assert "fixed/s.csv: cannot write (Read-only file system): choose a folder that you may write to" in fixed
@@ -579,13 +753,16 @@ def test_a_disk_that_is_full_and_one_that_cannot_be_written(data, bundle, tmp_pa
 def test_two_processes_that_write_one_file(data, bundle, comp, tmp_path):
     code = "import sys; from audiotag.infer.predict import infer; infer(*sys.argv[1:], every=0., batch_size=4)"
     words = [sys.executable, "-c", code, str(bundle), str(data), str(tmp_path / "s.csv")]
-    both = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]
+    both = [
+        subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        for _ in range(2)
+    ]
     states = 0
     while any(p.poll() is None for p in both):
         if (tmp_path / "s.csv").exists():
             states += 1
             assert not refused(check_submission(tmp_path / "s.csv", comp))
-        time.sleep(.01)
+        time.sleep(0.01)
     said = [p.communicate()[1] for p in both]
     assert [p.returncode for p in both] == [0, 0] and states > 10, said
     infer(bundle, comp, tmp_path / "alone.csv")
@@ -601,7 +778,12 @@ def test_nothing_but_broken_files(data, bundle, tmp_path):
         p.write_bytes((b"", b"<html>", b"RIFF\xff\xff\xff\xffWAVEfmt ", bytes(5000))[i % 4])
     report = infer(bundle, tmp_path / "d", tmp_path / "s.csv", deadline="5min")
     assert not refused(check_submission(tmp_path / "s.csv", load_competition(tmp_path / "d", train=False)))
-    assert report.scored == report.members == 0 and len(report.prior) == N and all(report.prior.values()) and "no network" not in str(report.prior)
+    assert (
+        report.scored == report.members == 0
+        and len(report.prior) == N
+        and all(report.prior.values())
+        and "no network" not in str(report.prior)
+    )
 
 
 def test_somebody_elses_file_is_not_touched(comp, bundle, tmp_path):
@@ -621,15 +803,26 @@ def test_what_fits_runs_and_what_does_not_is_named(comp, tmp_path, monkeypatch):
     slowed(monkeypatch, 0.5 / windows)
     report = infer(b, comp, tmp_path / "s.csv", deadline=Deadline(3, margin=0.2))
     assert report.seconds < 3 and 1 <= report.members < 6 and report.members + len(report.left_out) == 6
-    assert [r["name"] for r in report.ran] == [f"curated fold {k}" for k in range(6) if any(r["name"] == f"curated fold {k}" for r in report.ran)]
+    assert [r["name"] for r in report.ran] == [
+        f"curated fold {k}" for k in range(6) if any(r["name"] == f"curated fold {k}" for r in report.ran)
+    ]
     assert "curated fold 5" in {r["name"] for r in report.ran}, "the best out-of-fold score comes first"
     # all rows by the same members: the file is the mean of those that are named
     from audiotag.infer.bundle import Bundle
 
     opened = Bundle(b)
     chosen = [opened.model(int(r["name"][-1])) for r in report.ran]
-    want = {i: p.mean(0) for i, p in score_clips(chosen, [(c.clip_id, opened.windows.looks(FE, FE.read(c.path))) for c in comp.of("test").itertuples()], opened.windows)}
-    assert np.abs(table(tmp_path / "s.csv").to_numpy() - np.stack([want[i] for i in comp.of("test").clip_id])).max() < 2e-6
+    want = {
+        i: p.mean(0)
+        for i, p in score_clips(
+            chosen,
+            [(c.clip_id, opened.windows.looks(FE, FE.read(c.path))) for c in comp.of("test").itertuples()],
+            opened.windows,
+        )
+    }
+    assert (
+        np.abs(table(tmp_path / "s.csv").to_numpy() - np.stack([want[i] for i in comp.of("test").clip_id])).max() < 2e-6
+    )
 
 
 @pytest.mark.parametrize("turn", [0.4, 1.2, 2.2])
@@ -649,7 +842,12 @@ def test_too_little_time_for_any_network_gives_every_clip_a_look(tmp_path, monke
     windows = infer(b, comp, tmp_path / "all.csv").ran[0]["windows"]
     slowed(monkeypatch, 3.0 / windows)
     report = infer(b, comp, tmp_path / "s.csv", deadline=Deadline(2.5, margin=0.2))
-    assert report.seconds < 2.5 and report.scored == 8 and report.members == 1 and "a part of the windows" in report.ran[0]["why"]
+    assert (
+        report.seconds < 2.5
+        and report.scored == 8
+        and report.members == 1
+        and "a part of the windows" in report.ran[0]["why"]
+    )
     assert 8 <= report.ran[0]["windows"] < windows
 
 
@@ -663,6 +861,7 @@ def test_opening_does_not_eat_the_time(comp, tmp_path, monkeypatch, combined):
     "Six networks that take half a second each to open, under four seconds: some are opened, and they are heard."
     from audiotag.infer.bundle import Bundle, join_bundles
     from audiotag.infer.ensemble import Mean
+
     b = sealed(tmp_path / "b", comp.classes, n=6)
     if combined:
         other = sealed(tmp_path / "other", comp.classes, n=3, name="other", first=6)
@@ -671,7 +870,12 @@ def test_opening_does_not_eat_the_time(comp, tmp_path, monkeypatch, combined):
     honest = Bundle.model
     monkeypatch.setattr(Bundle, "model", lambda *a, **k: time.sleep(0.5) or honest(*a, **k))
     report = infer(b, comp, tmp_path / "s.csv", deadline=Deadline(5, margin=0.2))
-    assert report.seconds < 5 and 1 <= report.members < 6 and report.scored == N and not refused(check_submission(tmp_path / "s.csv", comp))
+    assert (
+        report.seconds < 5
+        and 1 <= report.members < 6
+        and report.scored == N
+        and not refused(check_submission(tmp_path / "s.csv", comp))
+    )
     late = [k for k, why in report.left_out.items() if why == "there was no time to open it"]
     assert late and report.members + len(report.left_out) == 6 + 3 * combined and "no time to open it" in str(report)
     assert not combined or {k for k in late if k.startswith("other")} == {f"other: curated fold {k}" for k in range(3)}
@@ -679,13 +883,18 @@ def test_opening_does_not_eat_the_time(comp, tmp_path, monkeypatch, combined):
 
 def test_compiled_graphs_can_be_kept(comp, tmp_path):
     from audiotag.infer.openvino_graphs import Evidence, Gate, export_bundle
+
     b = sealed(tmp_path / "b", comp.classes, n=2)
     images = {f"clip-{i}": FE(rng(0, i).normal(size=RATE).astype("f4") * 0.1) for i in range(4)}
-    export_bundle(b, Evidence(images.__getitem__, [list(images)] * 2, [list(images)] * 2), precision="fp32", gate=Gate())
+    export_bundle(
+        b, Evidence(images.__getitem__, [list(images)] * 2, [list(images)] * 2), precision="fp32", gate=Gate()
+    )
     first = infer(b, comp, tmp_path / "a.csv", cache=tmp_path / "cache")
     kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").glob("*.blob")}
     again = infer(b, comp, tmp_path / "b.csv", cache=tmp_path / "cache")
-    assert kept == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").glob("*.blob")} and {r["precision"] for r in [*first.ran, *again.ran]} == {"fp32"}
+    assert kept == {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cache").glob("*.blob")} and {
+        r["precision"] for r in [*first.ran, *again.ran]
+    } == {"fp32"}
     assert len(kept) == 2 and (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
 
 
@@ -700,9 +909,15 @@ def test_a_disk_that_hangs_does_not_hang_us(comp, bundle, tmp_path, monkeypatch)
 
     monkeypatch.setattr(LogMel, "read", hang)
     begin = time.monotonic()
-    report = infer(bundle, comp, tmp_path / "s.csv", deadline=Deadline(2.5, margin=0.2), hearing=Hearing(workers=1), batch_size=1)
+    report = infer(
+        bundle, comp, tmp_path / "s.csv", deadline=Deadline(2.5, margin=0.2), hearing=Hearing(workers=1), batch_size=1
+    )
     stop.set()
-    assert time.monotonic() - begin < 4.5 and 0 < report.scored < N and not refused(check_submission(tmp_path / "s.csv", comp))
+    assert (
+        time.monotonic() - begin < 4.5
+        and 0 < report.scored < N
+        and not refused(check_submission(tmp_path / "s.csv", comp))
+    )
 
 
 # --- kills ----------------------------------------------------------------------------------------
@@ -756,7 +971,9 @@ def test_a_kill_at_any_moment_leaves_a_valid_file(data, comp, tmp_path):
     "At moments that are spread over the work and not over the time: the machine may be busy."
     sealed(tmp_path / "b", comp.classes, n=4)
     code = KILLS.format(repo=str(Path(__file__).parent.parent.parent), root=str(tmp_path), data=str(data), n=9)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 3
@@ -785,8 +1002,12 @@ print('survived', flush=True)
 
 
 def test_what_was_scored_is_written_before_a_sigterm_ends_the_process(data, bundle, comp, tmp_path):
-    code = TERM.format(repo=str(Path(__file__).parent.parent.parent), data=str(data), bundle=str(bundle), out=str(tmp_path / "s.csv"))
-    p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    code = TERM.format(
+        repo=str(Path(__file__).parent.parent.parent), data=str(data), bundle=str(bundle), out=str(tmp_path / "s.csv")
+    )
+    p = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     for _ in range(6):
         assert p.stdout.readline() == "batch\n"
     p.terminate()
@@ -823,9 +1044,17 @@ def test_no_threads_are_left_behind(comp, bundle, tmp_path):
 def test_ids_that_a_csv_has_to_quote(tmp_path):
     path = tmp_path / "x.wav"
     write_long(path, 1)
-    ids = ['a,b', 'say "yes"', "plain", "two\nlines"]
+    ids = ["a,b", 'say "yes"', "plain", "two\nlines"]
     clips = clip_table(ids, path=[str(path)] * 4, labels=[()] * 4, source="test")
-    comp = Competition("toy", tmp_path, ("a", "b,c"), clips, pd.DataFrame([[i, "0", "0"] for i in ids], columns=["id", "a", "b,c"]), "id", "lwlrap")
+    comp = Competition(
+        "toy",
+        tmp_path,
+        ("a", "b,c"),
+        clips,
+        pd.DataFrame([[i, "0", "0"] for i in ids], columns=["id", "a", "b,c"]),
+        "id",
+        "lwlrap",
+    )
     b = sealed(tmp_path / "b", comp.classes, n=1)
     infer(b, comp, tmp_path / "s.csv")
     assert list(table(tmp_path / "s.csv").index) == ids and not refused(check_submission(tmp_path / "s.csv", comp))
@@ -849,7 +1078,11 @@ def test_the_report_says_what_happened(comp, bundle, tmp_path):
     report = infer(bundle, comp, tmp_path / "s.csv", deadline="10min")
     saved = json.loads((tmp_path / "s.csv.report.json").read_text())
     assert saved["rows"] == N and [r["precision"] for r in saved["ran"]] == ["torch"] * 3 and saved["limit"] == 600
-    assert {"opening", "decode", "features", "network", "write"} <= set(saved["stages"]) and 0 < saved["busy"] <= 1 and saved["windows_per_second"] > 0
+    assert (
+        {"opening", "decode", "features", "network", "write"} <= set(saved["stages"])
+        and 0 < saved["busy"] <= 1
+        and saved["windows_per_second"] > 0
+    )
     assert str(report).count("curated fold") == 3 and "three times" in str(report)
 
 
@@ -872,12 +1105,15 @@ except Stop: pass
 
 
 def test_what_the_import_and_the_first_file_do_not_load(data, bundle, tmp_path):
-    done = subprocess.run([sys.executable, "-c", IMPORTS, bundle, data, tmp_path / "s.csv"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTS, bundle, data, tmp_path / "s.csv"], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split("\n")[:2] == ["[]", "[]"] and (tmp_path / "s.csv").exists()
 
 
 def test_importing_takes_less_than_two_and_a_half_seconds():
     "Of the processor's time: others may be using this machine."
+
     def seconds():
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-c", "import audiotag.infer.predict"], check=True)
@@ -894,20 +1130,44 @@ def test_the_kernels_notebook_takes_several_bundles_in_one_folder(data, comp, bu
 
     other = sealed(tmp_path / "other", comp.classes, name="other", n=1, first=9)
     join_bundles(tmp_path / "both", [bundle, other], name="both", combiner=Mean(weights=(0.5, 0.5)))
-    book = json.loads((Path(__file__).parent.parent.parent / "nbs" / "kaggle" / "infer_freesound2019.ipynb").read_text())
+    book = json.loads(
+        (Path(__file__).parent.parent.parent / "nbs" / "kaggle" / "infer_freesound2019.ipynb").read_text()
+    )
     cells = ["".join(c["source"]) for c in book["cells"] if c["cell_type"] == "code"]
     monkeypatch.chdir(tmp_path)
     space = {}
-    for source in ["from audiotag.kaggle.paths import find_input", *cells[1:2], f"DATA, WEIGHTS = {str(data)!r}, {str(tmp_path / 'both')!r}", *cells[2:-1]]:
+    for source in [
+        "from audiotag.kaggle.paths import find_input",
+        *cells[1:2],
+        f"DATA, WEIGHTS = {str(data)!r}, {str(tmp_path / 'both')!r}",
+        *cells[2:-1],
+    ]:
         exec(source, space)
-    assert not refused(check_submission(tmp_path / "submission.csv", comp)) and len(table(tmp_path / "submission.csv").drop_duplicates()) == N
+    assert (
+        not refused(check_submission(tmp_path / "submission.csv", comp))
+        and len(table(tmp_path / "submission.csv").drop_duplicates()) == N
+    )
 
 
 def test_the_command(data, comp, bundle, tmp_path, capsys):
     from audiotag.cli import main
 
     b = sealed(tmp_path / "b", comp.classes, name="b", n=1, first=9)
-    words = ["infer", "--bundle", str(bundle), str(b), "--data", str(data), "--out", str(tmp_path / "s.csv"), "--deadline", "100h", "--weights", "1", "2"]
+    words = [
+        "infer",
+        "--bundle",
+        str(bundle),
+        str(b),
+        "--data",
+        str(data),
+        "--out",
+        str(tmp_path / "s.csv"),
+        "--deadline",
+        "100h",
+        "--weights",
+        "1",
+        "2",
+    ]
     assert main(words) == 0
     assert "4 networks" in capsys.readouterr().out
     for more in (["--deadline", "soon"], ["--weights", "1"], ["--precision", "int3"]):

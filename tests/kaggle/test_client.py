@@ -1,4 +1,5 @@
 "The real kaggle client against a stand-in server: what it sends, and what happens when something is lost on the way."
+
 import importlib.util
 import io
 import json
@@ -15,7 +16,9 @@ from audiotag.cli import main
 from audiotag.core.files import read_json, write_json
 from audiotag.kaggle.pack import dataset_metadata, write_manifest
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("kaggle") is None, reason="the kaggle client is not installed (extra `kaggle`)")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("kaggle") is None, reason="the kaggle client is not installed (extra `kaggle`)"
+)
 REF = "ann/bird-weights"
 
 
@@ -37,7 +40,12 @@ def folder(tmp_path):
     "A packed dataset of three files; one is empty, as the client sends such a file in another way."
     f = tmp_path / "bird-weights"
     f.mkdir()
-    for name, data in {"a.safetensors": b"a" * 5000, "b.safetensors": b"b" * 70, "empty.bin": b"", "README.md": b"# birds\n"}.items():
+    for name, data in {
+        "a.safetensors": b"a" * 5000,
+        "b.safetensors": b"b" * 70,
+        "empty.bin": b"",
+        "README.md": b"# birds\n",
+    }.items():
         (f / name).write_bytes(data)
     write_json(f / "dataset-metadata.json", dataset_metadata("bird-weights", owner="ann", description="# birds\n"))
     write_manifest(f, "weights")
@@ -81,14 +89,18 @@ def test_a_new_dataset_and_then_a_version_of_it(server, folder):
     write_manifest(folder, "weights")
     code, out, err = audiotag("publish", folder, "--message", "longer", *FAST)
     assert code == 0, err
-    assert server.datasets[REF]["versions"] == 2 and server.names("CreateDatasetVersion")[0]["body"]["versionNotes"] == "longer"
+    assert (
+        server.datasets[REF]["versions"] == 2
+        and server.names("CreateDatasetVersion")[0]["body"]["versionNotes"] == "longer"
+    )
     assert server.datasets[REF]["files"]["b.safetensors"] == b"c" * 71
 
 
 @pytest.mark.parametrize("status", [403, 503])
 def test_an_upload_that_fails_is_an_error_though_the_client_exits_0(server, folder, status):
     server.fail_put["b.safetensors"] = status
-    said = refused("publish", folder, *FAST, says="b.safetensors")  # kaggle 2.2.4 makes the dataset all the same, 2.2.5 gives up
+    # kaggle 2.2.4 makes the dataset all the same, 2.2.5 gives up
+    said = refused("publish", folder, *FAST, says="b.safetensors")
     assert "did not arrive" in said or "Upload unsuccessful" in said
     assert "b.safetensors" not in server.datasets.get(REF, {"files": {}})["files"]
 
@@ -206,8 +218,14 @@ BAD = {
     "a name": (lambda f: (f / "x@y.bin").write_bytes(b""), "x@y.bin"),
     "a file that is never sent": (lambda f: (f / "datapackage.json").write_text("{}"), "datapackage.json"),
     "no metadata": (lambda f: (f / "dataset-metadata.json").unlink(), "dataset-metadata.json"),
-    "a title": (lambda f: write_json(f / "dataset-metadata.json", {**dataset_metadata("bird-weights"), "title": "birds"}), "title"),
-    "an id without an owner": (lambda f: write_json(f / "dataset-metadata.json", {**dataset_metadata("bird-weights"), "id": "birds"}), "id"),
+    "a title": (
+        lambda f: write_json(f / "dataset-metadata.json", {**dataset_metadata("bird-weights"), "title": "birds"}),
+        "title",
+    ),
+    "an id without an owner": (
+        lambda f: write_json(f / "dataset-metadata.json", {**dataset_metadata("bird-weights"), "id": "birds"}),
+        "id",
+    ),
     "no json": (lambda f: (f / "dataset-metadata.json").write_text("{"), "not valid JSON"),
 }
 
@@ -225,8 +243,13 @@ def test_what_kaggle_would_refuse_is_not_sent(server, folder, what):
 
 @pytest.fixture
 def kernel(tmp_path):
-    cells = ["# parameters\nDATA = 'birds-2024'\nWEIGHTS = 'bird-weights'\nWHEELS = 'bob/audiotag-wheels'", "print('hello')"]
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c, outputs=[nbformat.v4.new_output("stream", text="old")]) for c in cells])
+    cells = [
+        "# parameters\nDATA = 'birds-2024'\nWEIGHTS = 'bird-weights'\nWHEELS = 'bob/audiotag-wheels'",
+        "print('hello')",
+    ]
+    nb = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(c, outputs=[nbformat.v4.new_output("stream", text="old")]) for c in cells]
+    )
     nbformat.write(nb, tmp_path / "infer.ipynb")
     assert audiotag("pack", "kernel", tmp_path / "infer.ipynb", tmp_path / "bird-kernel", "--owner", "ann")[0] == 0
     return tmp_path / "bird-kernel"
@@ -237,7 +260,9 @@ def test_push_sends_what_the_notebook_names_without_internet(server, kernel):
     assert code == 0, err
     (sent,) = server.kernels["ann/bird-kernel"]
     assert sent.get("enableInternet") in (None, False) and sent["isPrivate"] is True
-    assert sent["datasetDataSources"] == ["ann/bird-weights", "bob/audiotag-wheels"] and sent["competitionDataSources"] == ["birds-2024"]
+    assert sent["datasetDataSources"] == ["ann/bird-weights", "bob/audiotag-wheels"] and sent[
+        "competitionDataSources"
+    ] == ["birds-2024"]
     assert "hello" in sent["text"] and "old" not in sent["text"]
     assert "version 1" in out and read_json(kernel / "kernel-metadata.json")["enable_internet"] is False
 
@@ -247,16 +272,26 @@ def test_push_follows_the_notebook(server, kernel):
     book = kernel / "infer.ipynb"
     book.write_text(book.read_text().replace("'bird-weights'", "'cat/better-weights'"))
     about = read_json(kernel / "kernel-metadata.json")
-    write_json(kernel / "kernel-metadata.json", {**about, "dataset_sources": ["zoe/noise"], "enable_internet": True, "enable_gpu": "true"})
+    write_json(
+        kernel / "kernel-metadata.json",
+        {**about, "dataset_sources": ["zoe/noise"], "enable_internet": True, "enable_gpu": "true"},
+    )
     assert audiotag("push", kernel)[0] == 0
     (sent,) = server.kernels["ann/bird-kernel"]
-    assert sent["datasetDataSources"] == ["cat/better-weights", "bob/audiotag-wheels", "zoe/noise"] and sent.get("enableInternet") in (None, False)
+    assert sent["datasetDataSources"] == ["cat/better-weights", "bob/audiotag-wheels", "zoe/noise"] and sent.get(
+        "enableInternet"
+    ) in (None, False)
     assert sent["enableGpu"] is True
 
 
-@pytest.mark.parametrize("reply,word", [({"error": "Kernel title is taken", "versionNumber": 0}, "Kernel title is taken"),
-                                        ({"invalidDatasetSources": ["ann/bird-weights"]}, "ann/bird-weights"),
-                                        ({"invalidCompetitionSources": ["birds-2024"]}, "birds-2024")])
+@pytest.mark.parametrize(
+    "reply,word",
+    [
+        ({"error": "Kernel title is taken", "versionNumber": 0}, "Kernel title is taken"),
+        ({"invalidDatasetSources": ["ann/bird-weights"]}, "ann/bird-weights"),
+        ({"invalidCompetitionSources": ["birds-2024"]}, "birds-2024"),
+    ],
+)
 def test_a_push_that_fails_though_the_client_exits_0(server, kernel, reply, word):
     server.push_reply = reply
     refused("push", kernel, says=word)
@@ -271,14 +306,19 @@ def test_follow_fetches_log_and_output(server, kernel, tmp_path):
     assert code == 0, err
     assert (tmp_path / "out" / "submission.csv").read_bytes() == server.output["submission.csv"]
     assert "done" in out and "complete" in out and "queued" in err
-    server.output["submission.csv"] = b"fname,Bark\na.wav,0.7\n"  # the client alone would keep the newer-looking file at home
+    # the client alone would keep the newer-looking file at home
+    server.output["submission.csv"] = b"fname,Bark\na.wav,0.7\n"
     assert audiotag("follow", "ann/bird-kernel", "--out", tmp_path / "out", "--every", "0.05")[0] == 0
     assert (tmp_path / "out" / "submission.csv").read_bytes() == server.output["submission.csv"]
 
 
 def test_follow_a_kernel_that_fails(server, kernel, tmp_path):
     assert audiotag("push", kernel)[0] == 0
-    server.kernel_states, server.failure, server.output = ["RUNNING", "ERROR"], "Your notebook tried to allocate more memory than is available.", {}
+    server.kernel_states, server.failure, server.output = (
+        ["RUNNING", "ERROR"],
+        "Your notebook tried to allocate more memory than is available.",
+        {},
+    )
     code, out, err = audiotag("follow", kernel, "--out", tmp_path / "out", "--every", "0.05")
     assert code == 2 and "more memory" in out + err and (tmp_path / "out" / "bird-kernel.log").is_file()
 
@@ -293,7 +333,9 @@ def test_follow_does_not_write_into_a_folder_of_the_users(server, kernel, tmp_pa
 
 def test_follow_what_is_not_there(server, kernel, tmp_path):
     server.errors["GetKernelSessionStatus"] = 403, {"code": 403, "message": "denied"}
-    refused("follow", "ann/no-such-kernel", "--out", tmp_path / "out", "--every", "0.05", says="status could not be had")
+    refused(
+        "follow", "ann/no-such-kernel", "--out", tmp_path / "out", "--every", "0.05", says="status could not be had"
+    )
     refused("follow", "nonsense", "--out", tmp_path / "out", says="neither")
 
 
@@ -302,11 +344,21 @@ def test_submit_a_version(server, kernel):
     code, out, err = audiotag("submit", kernel, "--message", "first")
     assert code == 0 and "Successfully submitted to birds-2024" in out and "4 submissions remaining" in out
     (sent,) = server.submissions
-    assert sent == {"competitionName": "birds-2024", "kernelOwner": "ann", "kernelSlug": "bird-kernel", "kernelVersion": 1, "fileName": "submission.csv", "submissionDescription": "first"}
+    assert sent == {
+        "competitionName": "birds-2024",
+        "kernelOwner": "ann",
+        "kernelSlug": "bird-kernel",
+        "kernelVersion": 1,
+        "fileName": "submission.csv",
+        "submissionDescription": "first",
+    }
     assert audiotag("submit", "ann/bird-kernel", "--competition", "birds-2024", "--version", "1")[0] == 0
     refused("submit", "ann/bird-kernel", "--version", "1", says="--competition")
     refused("submit", "ann/bird-kernel", "--competition", "birds-2024", says="--version")
-    server.errors["CreateCodeSubmission"] = 400, {"code": 400, "message": "Submission not allowed: the notebook uses internet"}
+    server.errors["CreateCodeSubmission"] = (
+        400,
+        {"code": 400, "message": "Submission not allowed: the notebook uses internet"},
+    )
     refused("submit", kernel, says="uses internet")
     assert len(server.submissions) == 2
 

@@ -1,4 +1,5 @@
 "The networks against independent arithmetic, torchvision, timm and OpenVINO; sizes, memory formats, faults."
+
 import copy
 import socket
 import subprocess
@@ -22,7 +23,13 @@ from audiotag.models.wavecnn import WAVE_CNNS, WaveCNN
 from audiotag.models.timm_backbone import Timm
 from audiotag.audio.synth import SOUNDS, sound
 
-SETTINGS = [CNNModel1(width=4), CNNModel1(width=4, head="code"), CNNModel1(width=4, in_channels=3), VGG16BN(width=4), VGG16BN(width=4, head="code", in_channels=3)]
+SETTINGS = [
+    CNNModel1(width=4),
+    CNNModel1(width=4, head="code"),
+    CNNModel1(width=4, in_channels=3),
+    VGG16BN(width=4),
+    VGG16BN(width=4, head="code", in_channels=3),
+]
 
 
 def build(settings, n_classes=6, seed=0):
@@ -37,14 +44,19 @@ def clips(*shape, seed=0):
 def in_words(net, x, head):
     "CNN-model-1 in eval mode as Table 1 says it, from the numbers in the state dict only."
     params = iter(net.state_dict().items())
-    def take(n): return [next(params)[1] for _ in range(n)]
+
+    def take(n):
+        return [next(params)[1] for _ in range(n)]
+
     def norm(x):
         scale, shift, mean, var, _ = take(5)
         by = (-1,) + (1,) * (x.ndim - 2)
         return (x - mean.view(by)) / (var.view(by) + 1e-5).sqrt() * scale.view(by) + shift.view(by)
+
     def dense(x):
         w, b = take(2)
         return x @ w.T + b
+
     for _ in range(4):
         for _ in range(2):
             w, b = take(2)
@@ -74,8 +86,13 @@ def test_cnn_is_what_the_table_says(head, channels, size):
 
 
 def test_dropout_is_where_the_descriptions_put_it():
-    def drops(settings): return [(i, m.p) for i, m in enumerate(settings.build(3).head) if isinstance(m, nn.Dropout)]
-    assert drops(CNNModel1(width=2)) == [(2, 0.25), (6, 0.5)] and drops(CNNModel1(width=2, head="code")) == [(1, 0.2), (5, 0.1)]
+    def drops(settings):
+        return [(i, m.p) for i, m in enumerate(settings.build(3).head) if isinstance(m, nn.Dropout)]
+
+    assert drops(CNNModel1(width=2)) == [(2, 0.25), (6, 0.5)] and drops(CNNModel1(width=2, head="code")) == [
+        (1, 0.2),
+        (5, 0.1),
+    ]
 
 
 @pytest.mark.parametrize("classes", [1, 80])
@@ -96,6 +113,7 @@ def test_parameter_counts(classes, width, head, hidden):
 
 def test_vgg_is_torchvisions():
     from torchvision.models import vgg16_bn
+
     theirs, ours = vgg16_bn(weights=None).features.eval(), VGG16BN(in_channels=3).build(5).body.eval()
     ours.load_state_dict(theirs.state_dict())
     x = clips(1, 3, 128, 96)
@@ -115,7 +133,13 @@ def test_any_size_from_16(settings):
 @pytest.mark.parametrize("settings", SETTINGS, ids=repr)
 def test_refuses_what_is_no_batch_of_spectrograms(settings):
     net, c = build(settings).eval(), settings.in_channels
-    for bad in (clips(2, c, 15, 128), clips(2, c, 128, 15), clips(c, 128, 128), clips(2, c + 1, 64, 64), torch.zeros(2, c, 64, 64, dtype=torch.long)):
+    for bad in (
+        clips(2, c, 15, 128),
+        clips(2, c, 128, 15),
+        clips(c, 128, 128),
+        clips(2, c + 1, 64, 64),
+        torch.zeros(2, c, 64, 64, dtype=torch.long),
+    ):
         with pytest.raises(AudiotagError):
             net(bad)
     with pytest.raises(AudiotagError, match="one clip"):
@@ -142,7 +166,10 @@ def test_channels_last_stays_and_gives_the_same(settings):
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=repr)
 def test_trains_in_mixed_precision(settings):
-    net, x = build(settings).to(memory_format=torch.channels_last), clips(8, 1, 32, 32).to(memory_format=torch.channels_last)
+    net, x = (
+        build(settings).to(memory_format=torch.channels_last),
+        clips(8, 1, 32, 32).to(memory_format=torch.channels_last),
+    )
     y = (torch.arange(8)[:, None] % 6 == torch.arange(6)).float()
     adam, losses = torch.optim.Adam(net.parameters(), lr=3e-3), []
     for _ in range(25):
@@ -167,7 +194,18 @@ def test_every_weight_is_used(settings):
 
 
 @pytest.mark.parametrize("kind", [CNNModel1, VGG16BN])
-@pytest.mark.parametrize("bad", [dict(width=0), dict(width=-4), dict(width=2.5), dict(head="x"), dict(in_channels=65), dict(in_channels=0), dict(hidden=0)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        dict(width=0),
+        dict(width=-4),
+        dict(width=2.5),
+        dict(head="x"),
+        dict(in_channels=65),
+        dict(in_channels=0),
+        dict(hidden=0),
+    ],
+)
 def test_refuses_bad_settings(kind, bad):
     with pytest.raises(AudiotagError):
         kind(**bad)
@@ -204,9 +242,12 @@ def test_openvino_takes_it_with_any_batch_and_any_time(settings):
 
 # system 2: the wave, global features, length
 
-WAVE = [WaveCNN(width=0.1, stem_channels=6, rnn=5), WaveCNN(width=0.1, stem_channels=6, rnn=5, pools=("average", "avemax3"), concat=True),
-        WaveCNN(width=0.1, stem=(3, 5, 7), stem_channels=6, rnn=5, squeeze=4, pools=("avemax4", "avemax2")),
-        WaveCNN(width=0.1, stem_channels=6, rnn=0, squeeze=2, concat=True)]
+WAVE = [
+    WaveCNN(width=0.1, stem_channels=6, rnn=5),
+    WaveCNN(width=0.1, stem_channels=6, rnn=5, pools=("average", "avemax3"), concat=True),
+    WaveCNN(width=0.1, stem=(3, 5, 7), stem_channels=6, rnn=5, squeeze=4, pools=("avemax4", "avemax2")),
+    WaveCNN(width=0.1, stem_channels=6, rnn=0, squeeze=2, concat=True),
+]
 WAVE_IDS = ["plain", "concat", "multi-scale SE", "alone"]
 
 
@@ -223,14 +264,25 @@ def pool_in_words(x, mode, size, stride):
     "(C, bands, frames) cell by cell; windows never reach beyond the map."
     c, bands, frames = x.shape
     before = 0 if size == stride else (size - 1) // 2
-    def cells(n): return [range(max(0, i * stride - before), min(n, i * stride - before + size)) for i in range(-(-n // stride))]
-    def over(x, axis, how): return np.stack([how(x.take(list(cell), axis), axis) for cell in cells(x.shape[axis])], axis)
+
+    def cells(n):
+        return [range(max(0, i * stride - before), min(n, i * stride - before + size)) for i in range(-(-n // stride))]
+
+    def over(x, axis, how):
+        return np.stack([how(x.take(list(cell), axis), axis) for cell in cells(x.shape[axis])], axis)
+
     mean, most = np.mean, np.max
     if mode in ("max", "average"):
         how = most if mode == "max" else mean
-        return np.stack([[how(x[:, list(b)][:, :, list(t)], axis=(1, 2)) for t in cells(frames)] for b in cells(bands)], 0).transpose(2, 0, 1)
-    first, second = {"avemax1": ((2, mean), (1, most)), "avemax2": ((1, mean), (2, most)),
-                     "avemax3": ((1, most), (2, mean)), "avemax4": ((2, most), (1, mean))}[mode]
+        return np.stack(
+            [[how(x[:, list(b)][:, :, list(t)], axis=(1, 2)) for t in cells(frames)] for b in cells(bands)], 0
+        ).transpose(2, 0, 1)
+    first, second = {
+        "avemax1": ((2, mean), (1, most)),
+        "avemax2": ((1, mean), (2, most)),
+        "avemax3": ((1, most), (2, mean)),
+        "avemax4": ((2, most), (1, mean)),
+    }[mode]
     return over(over(x, *first), *second)
 
 
@@ -257,8 +309,8 @@ def gru_in_words(x, w, reverse):
     h, out = np.zeros(n), np.zeros((len(x), n))
     for t in range(len(x))[::-1] if reverse else range(len(x)):
         a, b = wi @ x[t] + bi, wh @ h + bh
-        r, z = (1 / (1 + np.exp(-(a[i * n:(i + 1) * n] + b[i * n:(i + 1) * n]))) for i in (0, 1))
-        h = (1 - z) * np.tanh(a[2 * n:] + r * b[2 * n:]) + z * h
+        r, z = (1 / (1 + np.exp(-(a[i * n : (i + 1) * n] + b[i * n : (i + 1) * n]))) for i in (0, 1))
+        h = (1 - z) * np.tanh(a[2 * n :] + r * b[2 * n :]) + z * h
         out[t] = h
     return out
 
@@ -274,7 +326,10 @@ def test_recurrent_branch_is_its_equations():
     for given, got in zip(x.double().numpy(), net(x)):
         y = (given - p["norm.running_mean"]) / np.sqrt(p["norm.running_var"] + 1e-3) * p["norm.weight"] + p["norm.bias"]
         for i in (0, 1):
-            def w(end): return [p[f"layers.{i}.{k}_l0{end}"] for k in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+
+            def w(end):
+                return [p[f"layers.{i}.{k}_l0{end}"] for k in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+
             y = gru_in_words(y, w(""), False) + gru_in_words(y, w("_reverse"), True)
         np.testing.assert_allclose(got.detach().numpy(), y.max(0), atol=1e-5)
 
@@ -282,19 +337,27 @@ def test_recurrent_branch_is_its_equations():
 def wave_in_words(net, settings, x, statistics=None, length=None):
     "The second system's network in eval mode, from the numbers in the state dict only."
     params = iter((k, v) for k, v in net.state_dict().items() if not k.startswith("beside"))
-    def take(n): return [next(params)[1] for _ in range(n)]
+
+    def take(n):
+        return [next(params)[1] for _ in range(n)]
+
     def norm(x):
         scale, shift, mean, var, _ = (o.view(-1, 1, 1) if o.ndim else o for o in take(5))
         return ((x - mean) / (var + 1e-5).sqrt() * scale + shift).clamp(min=0)
+
     def excite(x):
         if not settings.squeeze:
             return x
         w1, b1, w2, b2 = take(4)
         return x * torch.sigmoid((x.mean((2, 3)) @ w1.T + b1).clamp(min=0) @ w2.T + b2)[:, :, None, None]
-    def pool(x, mode, size, stride): return torch.from_numpy(np.stack([pool_in_words(o.numpy(), mode, size, stride) for o in x]))
+
+    def pool(x, mode, size, stride):
+        return torch.from_numpy(np.stack([pool_in_words(o.numpy(), mode, size, stride) for o in x]))
+
     def conv(x):
         w, b = take(2)
         return F.conv2d(x, w, b, padding=1)
+
     x = excite(norm(torch.cat([F.conv2d(x, w, padding=w.shape[-1] // 2) for w in take(len(settings.stem))], 1)))
     for size in (2, 2, 3, None):
         x = excite(norm(conv(x)))
@@ -306,7 +369,8 @@ def wave_in_words(net, settings, x, statistics=None, length=None):
             y = torch.einsum("oi,nift->noft", w[:, :, 0, 0], torch.cat([x, y], 1)) + b[:, None, None]
         x = pool(y, settings.pools[1], size, 2) if size else y
     n, c, f, t = x.shape
-    x = x.permute(0, 3, 2, 1).reshape(n, t, f // 2, 2 * c).amax(1).mean(1)  # the entrant's axes: frames, bands, channels
+    # the entrant's axes: frames, bands, channels
+    x = x.permute(0, 3, 2, 1).reshape(n, t, f // 2, 2 * c).amax(1).mean(1)
     if settings.rnn:
         x = torch.cat([x, net.beside(statistics[:, 0]), length[:, 0, 0]], 1)
     w, b = take(2)
@@ -329,7 +393,11 @@ def test_wave_net_is_what_the_entrants_describe(settings):
 @pytest.mark.parametrize("name", WAVE_CNNS)
 def test_the_six_have_as_many_parameters_as_keras_counts(name):
     "Keras' `count_params` of the trainable weights of each layer of the entrants' code, layer by layer."
-    multi, width, se = "msc" in name, float(name.rsplit("_", 1)[1]) if "msc" in name else 1, name not in ("v1mix", "max3exam")
+    multi, width, se = (
+        "msc" in name,
+        float(name.rsplit("_", 1)[1]) if "msc" in name else 1,
+        name not in ("v1mix", "max3exam"),
+    )
     conv2d = lambda k, c, d, bias: k * k * c * d + d * bias
     dense = lambda c, d: (c + 1) * d
     norm = lambda d: 2 * d
@@ -357,7 +425,8 @@ def test_log_mel_inside_is_the_front_ends(preset):
             got = front(torch.from_numpy(w)[None])[0, 0].numpy()
             off = np.abs(got - mel(w)).max()
             worst.append(off)
-    assert max(worst) < 5e-3, sorted(worst)[-5:]  # dB; a frame just above the border to 64 bits may be .004 dB off, see 11_features
+    # dB; a frame just above the border to 64 bits may be .004 dB off, see 11_features
+    assert max(worst) < 5e-3, sorted(worst)[-5:]
 
 
 @pytest.mark.parametrize("settings", WAVE, ids=WAVE_IDS)
@@ -411,20 +480,46 @@ def test_wave_net_trains_in_mixed_precision():
 
 
 def test_wave_net_refuses_what_does_not_fit():
-    whole, rest, alone = (s.build(6).eval() for s in (WAVE[0], WAVE[0].replace(front=None), WAVE[3].replace(front=None)))
+    whole, rest, alone = (
+        s.build(6).eval() for s in (WAVE[0], WAVE[0].replace(front=None), WAVE[3].replace(front=None))
+    )
     x, statistics, length = inputs(WAVE[0])
     wave = clips(3, 1, 1, 30000)
-    for net, bad in ((whole, (x, statistics, length)), (whole, (wave,)), (whole, (wave, statistics)), (whole, (wave, length, statistics)),
-                     (whole, (wave[:2], statistics, length)), (whole, (wave, statistics[..., :3], length)), (rest, (wave, statistics, length)),
-                     (rest, (x[:, :, :24], statistics, length)), (alone, (x, statistics, length)), (alone, (x, None, length)),
-                     (rest.train(), (x[:1], statistics[:1], length[:1]))):
+    for net, bad in (
+        (whole, (x, statistics, length)),
+        (whole, (wave,)),
+        (whole, (wave, statistics)),
+        (whole, (wave, length, statistics)),
+        (whole, (wave[:2], statistics, length)),
+        (whole, (wave, statistics[..., :3], length)),
+        (rest, (wave, statistics, length)),
+        (rest, (x[:, :, :24], statistics, length)),
+        (alone, (x, statistics, length)),
+        (alone, (x, None, length)),
+        (rest.train(), (x[:1], statistics[:1], length[:1])),
+    ):
         with pytest.raises(AudiotagError):
             net(*bad)
 
 
-@pytest.mark.parametrize("bad", [dict(pools=("max",)), dict(pools=("max", "x")), dict(stem=()), dict(stem=(4,)), dict(stem=(3, 5, 7)), dict(width=0), dict(width=17),
-                                 dict(squeeze=-1), dict(rnn=-1), dict(momentum=0), dict(front=PRESETS["waveform_mel"].replace(n_mels=72)),
-                                 dict(front=PRESETS["waveform_mel"].replace(deltas=1)), dict(front=PRESETS["waveform"])])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        dict(pools=("max",)),
+        dict(pools=("max", "x")),
+        dict(stem=()),
+        dict(stem=(4,)),
+        dict(stem=(3, 5, 7)),
+        dict(width=0),
+        dict(width=17),
+        dict(squeeze=-1),
+        dict(rnn=-1),
+        dict(momentum=0),
+        dict(front=PRESETS["waveform_mel"].replace(n_mels=72)),
+        dict(front=PRESETS["waveform_mel"].replace(deltas=1)),
+        dict(front=PRESETS["waveform"]),
+    ],
+)
 def test_wave_cnn_refuses_bad_settings(bad):
     with pytest.raises(AudiotagError):
         WaveCNN(**bad)
@@ -437,17 +532,35 @@ def test_openvino_takes_the_graph_of_the_wave_net(settings):
     net = build(settings)
     net(*inputs(settings, n=4))
     net.eval()
-    shapes = [ov.PartialShape(o) for o in ([-1, 1, 32, -1], [-1, 1, 128, 12], [-1, 1, 1, 1])[: 3 if settings.rnn else 1]]
-    compiled = ov.Core().compile_model(ov.convert_model(net, example_input=inputs(settings, n=2), input=shapes), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    shapes = [
+        ov.PartialShape(o) for o in ([-1, 1, 32, -1], [-1, 1, 128, 12], [-1, 1, 1, 1])[: 3 if settings.rnn else 1]
+    ]
+    compiled = ov.Core().compile_model(
+        ov.convert_model(net, example_input=inputs(settings, n=2), input=shapes),
+        "CPU",
+        {"INFERENCE_PRECISION_HINT": "f32"},
+    )
     for n, frames in ((1, 32), (3, 45)):
         given = inputs(settings, n=n, frames=frames)
         with torch.no_grad():
-            torch.testing.assert_close(torch.from_numpy(compiled([o.numpy() for o in given])[0]), net(*given), rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(
+                torch.from_numpy(compiled([o.numpy() for o in given])[0]), net(*given), rtol=1e-3, atol=1e-4
+            )
 
 
 # networks of timm
 
-LADDER = ["resnet50", "res2next50", "dla60_res2next", "resnest50d", "efficientnet_b0", "rexnet_150", "seresnext26ts", "resnet18", "densenet121"]
+LADDER = [
+    "resnet50",
+    "res2next50",
+    "dla60_res2next",
+    "resnest50d",
+    "efficientnet_b0",
+    "rexnet_150",
+    "seresnext26ts",
+    "resnet18",
+    "densenet121",
+]
 
 
 @pytest.mark.parametrize("name", LADDER)
@@ -507,8 +620,16 @@ def test_tables_that_older_files_hold_are_passed_over(weights, tmp_path):
     Timm(name="levit_128s", in_channels=3, pretrained=str(tmp_path / "old.safetensors"), size=(224, 224)).build(4)
 
 
-@pytest.mark.parametrize("settings", [Timm(name="mobilenetv3_small_050", drop_path=0.2, dropout=0.1, pretrained="/not/there.safetensors"), Timm(name="levit_128s", size=(64, 64)),
-                                      Timm(name="swin_tiny_patch4_window7_224", size=(32, 64)), Timm(name="maxvit_rmlp_pico_rw_256", size=(64, 64))], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Timm(name="mobilenetv3_small_050", drop_path=0.2, dropout=0.1, pretrained="/not/there.safetensors"),
+        Timm(name="levit_128s", size=(64, 64)),
+        Timm(name="swin_tiny_patch4_window7_224", size=(32, 64)),
+        Timm(name="maxvit_rmlp_pico_rw_256", size=(64, 64)),
+    ],
+    ids=lambda s: s.name,
+)
 def test_timm_is_rebuilt_without_memory(settings):
     net = build(settings.replace(pretrained="")).eval()
     with torch.device("meta"):
@@ -522,11 +643,21 @@ def test_timm_is_rebuilt_without_memory(settings):
 
 
 def test_timm_never_asks_the_net(monkeypatch):
-    def refuse(*args, **kwargs): raise OSError("the net was asked")
+    def refuse(*args, **kwargs):
+        raise OSError("the net was asked")
+
     for name in ("connect", "connect_ex"):
         monkeypatch.setattr(socket.socket, name, refuse)
     Timm(name="resnet10t").build(3)
-    for name in ("hf-hub:timm/resnet10t.c3_in1k", "hf_hub:timm/resnet10t", "local-dir:/tmp", "", "resnet10", "../resnet10t", "resnet10t/x"):
+    for name in (
+        "hf-hub:timm/resnet10t.c3_in1k",
+        "hf_hub:timm/resnet10t",
+        "local-dir:/tmp",
+        "",
+        "resnet10",
+        "../resnet10t",
+        "resnet10t/x",
+    ):
         with pytest.raises(AudiotagError, match="has no network"):
             Timm(name=name).build(3)
 
@@ -548,10 +679,24 @@ def test_drop_path_drops_only_in_training():
 
 def test_timm_is_imported_when_a_network_is_built():
     code = "import sys, audiotag.models.timm_backbone as m; m.Timm(); print('timm' in sys.modules); m.Timm(name='resnet10t').build(2); print('timm' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split() == ["False", "True"]
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split() == [
+        "False",
+        "True",
+    ]
 
 
-@pytest.mark.parametrize("bad", [dict(in_channels=0), dict(drop_path=1.0), dict(dropout=-0.1), dict(size=(64,)), dict(size=(8, 64)), dict(size=64), dict(name=3)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        dict(in_channels=0),
+        dict(drop_path=1.0),
+        dict(dropout=-0.1),
+        dict(size=(64,)),
+        dict(size=(8, 64)),
+        dict(size=64),
+        dict(name=3),
+    ],
+)
 def test_timm_refuses_bad_settings(bad):
     with pytest.raises(AudiotagError):
         Timm(**bad)
@@ -561,7 +706,11 @@ def test_openvino_takes_timm_with_any_batch_and_any_time():
     ov = pytest.importorskip("openvino")
     for settings in (Timm(name="mobilenetv3_small_050"), Timm(name="resnet10t", size=(64, 64))):
         net = build(settings).eval()
-        compiled = ov.Core().compile_model(ov.convert_model(net, example_input=clips(2, 1, 64, 96), input=[ov.PartialShape([-1, 1, 64, -1])]), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        compiled = ov.Core().compile_model(
+            ov.convert_model(net, example_input=clips(2, 1, 64, 96), input=[ov.PartialShape([-1, 1, 64, -1])]),
+            "CPU",
+            {"INFERENCE_PRECISION_HINT": "f32"},
+        )
         for n, frames in ((1, 64), (3, 130)):
             x = clips(n, 1, 64, frames)
             with torch.no_grad():

@@ -1,4 +1,5 @@
 "Where neighbouring samples lie in a folded wave; raw and hybrid networks against plain arithmetic and OpenVINO; faults."
+
 import numpy as np
 import pytest
 import torch
@@ -31,11 +32,18 @@ def test_neighbouring_samples_lie_where_the_source_says(name, shape, rate):
     fold = FOLDS[name]
     channels, rows, columns = shape
     n = 5 * rate
-    assert (fold.channels, fold.rows, fold.columns, fold.sample_rate) == (*shape, rate) and channels * rows * columns == n
+    assert (fold.channels, fold.rows, fold.columns, fold.sample_rate) == (
+        *shape,
+        rate,
+    ) and channels * rows * columns == n
     page = fold(np.arange(n, dtype=np.float32)).reshape(shape)
     i = np.arange(n)
     assert np.array_equal(page[i // (rows * columns), i // columns % rows, i % columns], i)
-    assert (np.diff(page, axis=2) == 1).all() and (np.diff(page, axis=1) == columns).all() and (np.diff(page, axis=0) == rows * columns).all()
+    assert (
+        (np.diff(page, axis=2) == 1).all()
+        and (np.diff(page, axis=1) == columns).all()
+        and (np.diff(page, axis=0) == rows * columns).all()
+    )
 
     seen = []
     net = build(Raw(backbone=Timm(name="test_resnet", in_channels=channels), front=fold))
@@ -83,14 +91,25 @@ def test_the_hybrid_is_one_dense_layer_on_both_features():
         torch.testing.assert_close(net(x, page), wanted)
         alone = net.head[-1].weight[:, :32] @ net.mel(x).mean((2, 3)).T
         other = net(x, page * 0 + 1)
-    assert (other - wanted).abs().max() > 1e-4 and alone.shape == (5, 3)  # the page is looked at, and so is the spectrogram
+    # the page is looked at, and so is the spectrogram
+    assert (other - wanted).abs().max() > 1e-4 and alone.shape == (5, 3)
     assert (net(x * 0, page) - wanted).abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("cfg,n", [
-    (Raw(backbone=CNNModel1(width=2), front=RawFold(sample_rate=16000, channels=1, rows=80, columns=50)), 4000),
-    (Hybrid(mel=CNNModel1(width=2), raw=CNNModel1(width=2), front=Joined(main=MEL, beside=(RawFold(sample_rate=16000, channels=1, rows=250, columns=80),))), 20000),
-])
+@pytest.mark.parametrize(
+    "cfg,n",
+    [
+        (Raw(backbone=CNNModel1(width=2), front=RawFold(sample_rate=16000, channels=1, rows=80, columns=50)), 4000),
+        (
+            Hybrid(
+                mel=CNNModel1(width=2),
+                raw=CNNModel1(width=2),
+                front=Joined(main=MEL, beside=(RawFold(sample_rate=16000, channels=1, rows=250, columns=80),)),
+            ),
+            20000,
+        ),
+    ],
+)
 def test_the_front_end_splits_off_and_settings_travel(cfg, n):
     assert config_from_dict(cfg.to_dict()) == cfg
     net, (front, rest) = build(cfg), cfg.split()
@@ -103,14 +122,21 @@ def test_the_front_end_splits_off_and_settings_travel(cfg, n):
         torch.testing.assert_close(net(x), graph(*made) if isinstance(made, tuple) else graph(made))
     for i in range(2):  # and what the store's front end gives is what the layer gives
         stored = front(x[i, 0, 0].numpy())
-        for a, b in zip(stored if isinstance(stored, tuple) else (stored,), made if isinstance(made, tuple) else (made,)):
+        for a, b in zip(
+            stored if isinstance(stored, tuple) else (stored,), made if isinstance(made, tuple) else (made,)
+        ):
             np.testing.assert_allclose(a.reshape(b[i].shape), b[i].numpy(), atol=2e-3)
 
 
 def test_openvino_takes_pages_and_pairs():
     ov = pytest.importorskip("openvino")
-    nets = [(build(Raw(backbone=CNNModel1(width=2), front=None)), (torch.randn(2, 1, 80, 50),)),
-            (build(Hybrid(mel=CNNModel1(width=2), raw=CNNModel1(width=2))), (torch.randn(2, 1, 64, 41), torch.randn(2, 1, 250, 80)))]
+    nets = [
+        (build(Raw(backbone=CNNModel1(width=2), front=None)), (torch.randn(2, 1, 80, 50),)),
+        (
+            build(Hybrid(mel=CNNModel1(width=2), raw=CNNModel1(width=2))),
+            (torch.randn(2, 1, 64, 41), torch.randn(2, 1, 250, 80)),
+        ),
+    ]
     for net, inputs in nets:
         shapes = [ov.PartialShape([-1, *o.shape[1:]]) for o in inputs]
         graph = ov.convert_model(net, example_input=inputs, input=shapes)
@@ -127,25 +153,44 @@ def test_gradients_reach_both_bodies():
         assert all(p.grad is not None for p in body.parameters())
 
 
-@pytest.mark.parametrize("make,said", [
-    (lambda: Raw(backbone=MEL), "features"),
-    (lambda: Raw(backbone=CNNModel1(width=2), front=FOLDS["rows80"]), "in_channels` of 2"),
-    (lambda: Raw(backbone=CNNModel1(width=2), dropout=1.0), "dropout"),
-    (lambda: Hybrid(mel=CNNModel1(width=2), raw=CNNModel1(width=2), front=Joined(main=MEL, beside=(SMALL,))), "in_channels` of 2"),
-    (lambda: Hybrid(mel=CNNModel1(width=2), raw=CNNModel1(width=2), front=Joined(main=MEL, beside=(FOLDS["rows128"], SMALL.replace(channels=1)))), "one front end beside"),
-    (lambda: Hybrid(mel=MEL, raw=CNNModel1(width=2)), "features"),
-    (lambda: SED(backbone=Raw(backbone=CNNModel1(width=2))), "features"),
-    (lambda: Raw(backbone=CNNModel1(width=2)).build(0), "number of classes"),
-])
+@pytest.mark.parametrize(
+    "make,said",
+    [
+        (lambda: Raw(backbone=MEL), "features"),
+        (lambda: Raw(backbone=CNNModel1(width=2), front=FOLDS["rows80"]), "in_channels` of 2"),
+        (lambda: Raw(backbone=CNNModel1(width=2), dropout=1.0), "dropout"),
+        (
+            lambda: Hybrid(mel=CNNModel1(width=2), raw=CNNModel1(width=2), front=Joined(main=MEL, beside=(SMALL,))),
+            "in_channels` of 2",
+        ),
+        (
+            lambda: Hybrid(
+                mel=CNNModel1(width=2),
+                raw=CNNModel1(width=2),
+                front=Joined(main=MEL, beside=(FOLDS["rows128"], SMALL.replace(channels=1))),
+            ),
+            "one front end beside",
+        ),
+        (lambda: Hybrid(mel=MEL, raw=CNNModel1(width=2)), "features"),
+        (lambda: SED(backbone=Raw(backbone=CNNModel1(width=2))), "features"),
+        (lambda: Raw(backbone=CNNModel1(width=2)).build(0), "number of classes"),
+    ],
+)
 def test_settings_that_do_not_fit(make, said):
     with pytest.raises(AudiotagError, match=said):
         make()
 
 
-@pytest.mark.parametrize("inputs", [
-    (torch.zeros(2, 1, 64, 64),), (torch.zeros(2, 1, 64, 64), torch.zeros(3, 1, 64, 64)), (torch.zeros(2, 2, 64, 64), torch.zeros(2, 1, 64, 64)),
-    (torch.zeros(2, 1, 64, 64), torch.zeros(2, 1, 8, 64)), (torch.zeros(2, 64, 64), torch.zeros(2, 64, 64)),
-])
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        (torch.zeros(2, 1, 64, 64),),
+        (torch.zeros(2, 1, 64, 64), torch.zeros(3, 1, 64, 64)),
+        (torch.zeros(2, 2, 64, 64), torch.zeros(2, 1, 64, 64)),
+        (torch.zeros(2, 1, 64, 64), torch.zeros(2, 1, 8, 64)),
+        (torch.zeros(2, 64, 64), torch.zeros(2, 64, 64)),
+    ],
+)
 def test_inputs_that_do_not_fit(inputs):
     with pytest.raises(AudiotagError, match="was given"):
         build(Hybrid(mel=CNNModel1(width=2), raw=CNNModel1(width=2)))(*inputs)

@@ -1,4 +1,5 @@
 "The SED head against independent arithmetic and OpenVINO; where and when its frames lie; its tables; faults."
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,16 @@ from audiotag.core.errors import AudiotagError
 from audiotag.core.config import Config, config_from_dict
 from audiotag.audio.features import LogMel, Standardize
 from audiotag.models.cnn import VGG16BN, CNNModel1
-from audiotag.models.sed import SED, SEDHead, attended, detections, features_of, frame_scores, plot_detections, split_parts
+from audiotag.models.sed import (
+    SED,
+    SEDHead,
+    attended,
+    detections,
+    features_of,
+    frame_scores,
+    plot_detections,
+    split_parts,
+)
 
 MEL = LogMel(sample_rate=16000, n_fft=512, hop_length=160, n_mels=32, f_max=8000, scaling=Standardize())
 
@@ -21,6 +31,7 @@ MEL = LogMel(sample_rate=16000, n_fft=512, hop_length=160, n_mels=32, f_max=8000
 @dataclass(frozen=True, kw_only=True)
 class Plain(Config):
     "A backbone that does nothing: one frame of the map is one frame of the input."
+
     in_channels: int = 1
 
     def features(self):
@@ -45,7 +56,14 @@ def data(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-VARIANTS = [dict(), dict(hidden=8), dict(blend=True), dict(tanh=True), dict(hidden=8, blend=True, tanh=True, dropout=0.3), dict(output="max")]
+VARIANTS = [
+    dict(),
+    dict(hidden=8),
+    dict(blend=True),
+    dict(tanh=True),
+    dict(hidden=8, blend=True, tanh=True, dropout=0.3),
+    dict(output="max"),
+]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -59,9 +77,13 @@ def test_the_head_in_words(variant, backbone):
         h = net.body(x).double().mean(2)
         if variant.get("blend"):
             low, zero = torch.full_like(h[..., :1], -np.inf), torch.zeros_like(h[..., :1])
-            neighbours = lambda edge: torch.stack([torch.cat([edge, h[..., :-1]], 2), h, torch.cat([h[..., 1:], edge], 2)])
+            neighbours = lambda edge: torch.stack(
+                [torch.cat([edge, h[..., :-1]], 2), h, torch.cat([h[..., 1:], edge], 2)]
+            )
             h = neighbours(low).amax(0) + neighbours(zero).sum(0) / 3
-        dense = lambda x, name: torch.einsum("oi,nit->not", state[f"{name}.weight"][..., 0], x) + state[f"{name}.bias"][:, None]
+        dense = lambda x, name: (
+            torch.einsum("oi,nit->not", state[f"{name}.weight"][..., 0], x) + state[f"{name}.bias"][:, None]
+        )
         if variant.get("hidden"):
             h = dense(h, "dense.1").clamp(min=0)
         frame, attention = dense(h, "frame"), dense(h, "attend")
@@ -152,7 +174,9 @@ def listener(n_classes=2):
     return net
 
 
-@pytest.mark.parametrize("n,frames,hop", [(300, 64, 32), (300, 64, 64), (64, 64, 16), (65, 64, 1), (40, 64, 32), (301, 64, 17)])
+@pytest.mark.parametrize(
+    "n,frames,hop", [(300, 64, 32), (300, 64, 64), (64, 64, 16), (65, 64, 1), (40, 64, 32), (301, 64, 17)]
+)
 @pytest.mark.parametrize("batch_size", [1, 16])
 def test_frames_lie_where_the_sound_is(n, frames, hop, batch_size):
     x = data(16, n, seed=n).numpy()
@@ -190,7 +214,9 @@ def test_detections_cover_what_is_above_the_threshold(seed, gap, least):
         assert on[covered].any() == bool(len(mine))
         if least <= 1:
             assert covered[on].all() and (gap or (covered == on).all())
-    assert list(table.columns) == ["recording", "class", "start", "end", "score"] and (table.start.diff()[1:] >= 0).all()
+    assert (
+        list(table.columns) == ["recording", "class", "start", "end", "score"] and (table.start.diff()[1:] >= 0).all()
+    )
 
 
 def test_a_threshold_a_class_and_no_detection_at_all():
@@ -203,7 +229,9 @@ def test_a_threshold_a_class_and_no_detection_at_all():
     import matplotlib
 
     matplotlib.use("Agg")
-    axes = plot_detections(np.zeros((8, 10)), empty, "xy", frame_s=1.0, true=pd.DataFrame({"class": ["x"], "start": [1.0], "end": [2.0]}))
+    axes = plot_detections(
+        np.zeros((8, 10)), empty, "xy", frame_s=1.0, true=pd.DataFrame({"class": ["x"], "start": [1.0], "end": [2.0]})
+    )
     assert len(axes[1].patches) == 1
 
 
@@ -217,16 +245,29 @@ def test_true_boxes_lie_on_their_frequencies():
     fe = LogMel(sample_rate=16000, n_fft=1024, hop_length=256, n_mels=48, f_max=8000.0)
     x = fe(np.sin(2 * np.pi * 1000 * np.arange(32000) / 16000).astype(np.float32))
     loudest = x.mean(1).argmax() + 0.5
-    true = pd.DataFrame({"class": ["b", "a"], "start": [0.5, 1.0], "end": [1.5, 1.25], "f_min": [900.0, 3000.0], "f_max": [1100.0, 4000.0]})
+    true = pd.DataFrame(
+        {
+            "class": ["b", "a"],
+            "start": [0.5, 1.0],
+            "end": [1.5, 1.25],
+            "f_min": [900.0, 3000.0],
+            "f_max": [1100.0, 4000.0],
+        }
+    )
     heard = pd.DataFrame({"recording": ["r"], "class": ["b"], "start": [0.25], "end": [0.75], "score": [0.9]})
     top, below = plot_detections(x, heard, "ab", frame_s=256 / 16000, true=true, front_end=fe)
     span, tone, other = top.patches
     assert (span.get_x(), span.get_width(), span.get_y(), span.get_height()) == (0.25, 0.5, 0, 48) and span.get_fill()
-    assert (tone.get_x(), tone.get_width()) == (0.5, 1.0) and tone.get_y() < loudest < tone.get_y() + tone.get_height() and not tone.get_fill()
+    assert (
+        (tone.get_x(), tone.get_width()) == (0.5, 1.0)
+        and tone.get_y() < loudest < tone.get_y() + tone.get_height()
+        and not tone.get_fill()
+    )
     assert other.get_y() > loudest
     assert tone.get_edgecolor() != other.get_edgecolor() and tone.get_edgecolor()[:3] == span.get_facecolor()[:3]
     middles = [p.get_y() + p.get_height() / 2 for p in below.patches]
-    assert middles == pytest.approx([1, 1, 0]) and below.get_ylim()[0] > below.get_ylim()[1]  # the first class on top
+    # the first class on top
+    assert middles == pytest.approx([1, 1, 0]) and below.get_ylim()[0] > below.get_ylim()[1]
     labels = [float(t.get_text()) for t in top.get_yticklabels()]
     assert labels == sorted(labels) and labels[-1] == 8 and top.get_ylabel() == "kHz"
     unknown = plot_detections(x, heard, "ab", frame_s=256 / 16000, true=true.assign(f_min=np.nan), front_end=fe)[0]
@@ -272,10 +313,20 @@ def test_settings_travel():
     again = cfg.build(4)
     again.load_state_dict(net.state_dict())
     with torch.device("meta"):  # as the bundle builds it
-        assert {k: v.shape for k, v in cfg.build(4).state_dict().items()} == {k: v.shape for k, v in net.state_dict().items()}
+        assert {k: v.shape for k, v in cfg.build(4).state_dict().items()} == {
+            k: v.shape for k, v in net.state_dict().items()
+        }
 
 
-@pytest.mark.parametrize("shape,training,said", [((1, 1, 64, 64), True, "batch of one"), ((2, 2, 64, 64), False, "was given"), ((2, 64, 64), False, "was given"), ((2, 1, 64, 8), False, "too few")])
+@pytest.mark.parametrize(
+    "shape,training,said",
+    [
+        ((1, 1, 64, 64), True, "batch of one"),
+        ((2, 2, 64, 64), False, "was given"),
+        ((2, 64, 64), False, "was given"),
+        ((2, 1, 64, 8), False, "too few"),
+    ],
+)
 def test_inputs_that_do_not_fit(shape, training, said):
     net = build(SED(backbone=CNNModel1(width=4))).train(training)
     with pytest.raises(AudiotagError, match=said):

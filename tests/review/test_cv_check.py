@@ -1,4 +1,5 @@
 "Planted copies, leaks, changes of the test set, and gains that are none."
+
 import io
 import json
 from pathlib import Path
@@ -21,8 +22,13 @@ from audiotag.train.run_folder import Run, open_run, run_stages
 from audiotag.audio.synth import SOUNDS, make_competition, sound
 from audiotag.review.cv_check import compare, compare_runs, group_leaks, name_groups, trust
 
-FORMATS = {"ogg": dict(format="OGG", subtype="VORBIS"), "mp3": dict(format="MP3", subtype="MPEG_LAYER_III"), "flac": dict(format="FLAC", subtype="PCM_16"),
-           "opus": dict(format="OGG", subtype="OPUS"), "wav": dict(format="WAV", subtype="PCM_16")}
+FORMATS = {
+    "ogg": dict(format="OGG", subtype="VORBIS"),
+    "mp3": dict(format="MP3", subtype="MPEG_LAYER_III"),
+    "flac": dict(format="FLAC", subtype="PCM_16"),
+    "opus": dict(format="OGG", subtype="OPUS"),
+    "wav": dict(format="WAV", subtype="PCM_16"),
+}
 
 
 def spoilt(path, kind, g):
@@ -48,7 +54,9 @@ def plant(clips, folder, n, seed):
         path = folder / f"copy{i:03d}.{'ogg' if kind == 'opus' else kind}"
         path.write_bytes(spoilt(row.path, kind, g))
         plan[path.name] = row.clip_id
-    copies = pd.DataFrame({"clip_id": list(plan), "path": [str(folder / c) for c in plan], "start_s": np.nan, "end_s": np.nan})
+    copies = pd.DataFrame(
+        {"clip_id": list(plan), "path": [str(folder / c) for c in plan], "start_s": np.nan, "end_s": np.nan}
+    )
     return pd.concat([clips[["clip_id", "path", "start_s", "end_s"]], copies], ignore_index=True), plan
 
 
@@ -58,7 +66,13 @@ def judged(clips, plan):
     share = np.mean([tuple(sorted((c, o))) in found for c, o in plan.items()])
     origin = lambda c: plan.get(c, c)
     known = {tuple(sorted((origin(a), origin(b)))) for a, b in found if a not in plan and b not in plan}
-    wrong = [p for p in found if (p[0] in plan or p[1] in plan) and origin(p[0]) != origin(p[1]) and tuple(sorted(map(origin, p))) not in known]
+    wrong = [
+        p
+        for p in found
+        if (p[0] in plan or p[1] in plan)
+        and origin(p[0]) != origin(p[1])
+        and tuple(sorted(map(origin, p))) not in known
+    ]
     return share, wrong, found
 
 
@@ -85,7 +99,9 @@ def test_planted_copies_of_real_recordings(sample_set, tmp_path):
 def test_other_takes_of_one_sound_are_no_copies(tmp_path):
     rows = []
     for i in range(36):
-        wave = sound(SOUNDS[i % 4], np.random.default_rng(i), seconds=1.5, sample_rate=16000) + 0.002 * np.random.default_rng(1000 + i).standard_normal(24000)
+        wave = sound(
+            SOUNDS[i % 4], np.random.default_rng(i), seconds=1.5, sample_rate=16000
+        ) + 0.002 * np.random.default_rng(1000 + i).standard_normal(24000)
         sf.write(tmp_path / f"{i}.wav", wave, 16000)
         rows.append(dict(clip_id=f"{i}.wav", path=str(tmp_path / f"{i}.wav"), start_s=np.nan, end_s=np.nan))
     assert not len(near_duplicates(pd.DataFrame(rows)))
@@ -97,23 +113,31 @@ def test_the_same_hashes_are_kept_in_a_large_corpus(tmp_path):
     everything, plan = plant(clips, tmp_path, 15, 4)
     whole, eighth = fingerprints(everything), fingerprints(everything, keep=8)
     assert 0.08 < len(eighth.hashes) / len(whole.hashes) < 0.17 and set(eighth.hashes) <= set(whole.hashes)
-    found = {tuple(sorted(o)) for o in near_duplicates(everything, table_size=len(whole.hashes) // 8)[["a", "b"]].to_numpy()}
+    found = {
+        tuple(sorted(o)) for o in near_duplicates(everything, table_size=len(whole.hashes) // 8)[["a", "b"]].to_numpy()
+    }
     assert np.mean([tuple(sorted(p)) in found for p in plan.items()]) >= 0.8
 
 
 def test_silence_and_broken_files_have_no_fingerprint_and_stop_nothing(sample_set):
     folder = sample_set("broken")
     paths = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix)
-    clips = pd.DataFrame({"clip_id": [p.name for p in paths], "path": [str(p) for p in paths], "start_s": np.nan, "end_s": np.nan})
+    clips = pd.DataFrame(
+        {"clip_id": [p.name for p in paths], "path": [str(p) for p in paths], "start_s": np.nan, "end_s": np.nan}
+    )
     prints = fingerprints(clips)
     assert {"empty.wav", "zeros.wav", "page.wav"} <= set(prints.unread)
     near_duplicates(clips)
 
 
 def test_stretches_of_one_file_are_compared_as_stretches(tmp_path):
-    wave = sound("Fire_crackle", np.random.default_rng(0), seconds=6.0, sample_rate=16000) + 0.01 * np.random.default_rng(1).standard_normal(96000)
+    wave = sound(
+        "Fire_crackle", np.random.default_rng(0), seconds=6.0, sample_rate=16000
+    ) + 0.01 * np.random.default_rng(1).standard_normal(96000)
     sf.write(tmp_path / "long.wav", wave, 16000)
-    clips = pd.DataFrame(dict(clip_id=["a", "b", "c"], path=str(tmp_path / "long.wav"), start_s=[0.0, 1.0, 4.0], end_s=[2.0, 3.0, 6.0]))
+    clips = pd.DataFrame(
+        dict(clip_id=["a", "b", "c"], path=str(tmp_path / "long.wav"), start_s=[0.0, 1.0, 4.0], end_s=[2.0, 3.0, 6.0])
+    )
     found = near_duplicates(clips)
     assert found[["a", "b"]].to_numpy().tolist() == [["a", "b"]] and abs(found.offset_s[0] - 1) < 0.01
 
@@ -163,9 +187,24 @@ def home(tmp_path_factory):
         decoded, rate = sf.read(io.BytesIO(spoilt(source, "mp3", g)))
         sf.write(target, decoded, rate)
     competition = load_competition(data)
-    first = run_stages(open_run(folder / "run", get_recipe("freesound2019", scale="small", changes=SETS), competition, scale="small"))
-    run_stages(open_run(folder / "seed", get_recipe("freesound2019", scale="small", changes=[*SETS, "seed=5"]), competition, scale="small"))
-    return dict(folder=folder, data=data, run=first, test=competition.of("test"), pairs={(curated[0].name, noisy[0].name), (curated[1].name, test[0].name)})
+    first = run_stages(
+        open_run(folder / "run", get_recipe("freesound2019", scale="small", changes=SETS), competition, scale="small")
+    )
+    run_stages(
+        open_run(
+            folder / "seed",
+            get_recipe("freesound2019", scale="small", changes=[*SETS, "seed=5"]),
+            competition,
+            scale="small",
+        )
+    )
+    return dict(
+        folder=folder,
+        data=data,
+        run=first,
+        test=competition.of("test"),
+        pairs={(curated[0].name, noisy[0].name), (curated[1].name, test[0].name)},
+    )
 
 
 def test_planted_duplicates_are_found_and_named(home):
@@ -173,7 +212,10 @@ def test_planted_duplicates_are_found_and_named(home):
     pairs = {tuple(sorted(o)): w for *o, w in found.duplicates[["a", "b", "where"]].to_numpy()}
     assert set(pairs) == {tuple(sorted(p)) for p in home["pairs"]}
     curated, test = next(p for p in home["pairs"] if p[1] in set(home["test"].clip_id))
-    assert pairs[tuple(sorted((curated, test)))] == "train and test" and "1 pair of clips of which one is a test clip" in found.advice[1]
+    assert (
+        pairs[tuple(sorted((curated, test)))] == "train and test"
+        and "1 pair of clips of which one is a test clip" in found.advice[1]
+    )
     assert len(found.advice) == 3 and all(o.endswith(".") for o in found.advice)
     joined = join_duplicates(home["run"].clips, found.duplicates)
     again = assign_folds(joined, n_folds=2, seed=0).set_index("clip_id").fold
@@ -183,10 +225,17 @@ def test_planted_duplicates_are_found_and_named(home):
 
 def test_leaks_of_all_kinds(home, tmp_path):
     import shutil
+
     shutil.copytree(home["folder"] / "run", tmp_path / "run")
     run = Run(tmp_path / "run")
     assert not len(group_leaks(run))
-    about = pd.DataFrame({"clip_id": run.clips.clip_id, "author": [f"a{i % 5}" for i in range(len(run.clips))], "fine": run.clips.fold.map(lambda k: f"site{k}").to_numpy()})
+    about = pd.DataFrame(
+        {
+            "clip_id": run.clips.clip_id,
+            "author": [f"a{i % 5}" for i in range(len(run.clips))],
+            "fine": run.clips.fold.map(lambda k: f"site{k}").to_numpy(),
+        }
+    )
     assert list(group_leaks(run, about).kind) == ["author"]
     path = run.fold_path("agreed", 1) / "trained_on.json"
     write_json(path, read_json(path) + [run.clips.clip_id[run.clips.fold == 1].iloc[0]])
@@ -198,9 +247,17 @@ def test_leaks_of_all_kinds(home, tmp_path):
     assert "group of the clip table" in set(group_leaks(run).kind)
 
 
-@pytest.mark.parametrize("names,groups", [(["anna_001.wav", "anna_2.wav", "bo-1.wav", "bo-7.wav"], ["anna", "anna", "bo", "bo"]),
-                                          (["0a7c_nohash_0.wav", "0a7c_nohash_1.wav", "ff_nohash_0.wav", "ff_nohash_3.wav"], ["0a7c", "0a7c", "ff", "ff"]),
-                                          (["0006ae4e.wav", "0019ef41.wav", "001ec0ad.wav"], None)])
+@pytest.mark.parametrize(
+    "names,groups",
+    [
+        (["anna_001.wav", "anna_2.wav", "bo-1.wav", "bo-7.wav"], ["anna", "anna", "bo", "bo"]),
+        (
+            ["0a7c_nohash_0.wav", "0a7c_nohash_1.wav", "ff_nohash_0.wav", "ff_nohash_3.wav"],
+            ["0a7c", "0a7c", "ff", "ff"],
+        ),
+        (["0006ae4e.wav", "0019ef41.wav", "001ec0ad.wav"], None),
+    ],
+)
 def test_names_that_carry_a_group(names, groups):
     found = name_groups(pd.DataFrame({"clip_id": names}))
     assert (None if found is None else list(found)) == groups
@@ -214,22 +271,38 @@ def test_another_seed_is_luck_and_not_a_gain(home):
 
 
 def test_the_command_says_three_sentences_and_json(home):
-    done = audiotag("trust", home["folder"] / "run", "--test", home["data"], "--against", home["folder"] / "seed", "--json")
+    done = audiotag(
+        "trust", home["folder"] / "run", "--test", home["data"], "--against", home["folder"] / "seed", "--json"
+    )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    assert len(said["advice"]) == 3 and len(said["duplicates"]) == 2 and said == read_json(home["folder"] / "run" / "trust.json")
+    assert (
+        len(said["advice"]) == 3
+        and len(said["duplicates"]) == 2
+        and said == read_json(home["folder"] / "run" / "trust.json")
+    )
 
 
 # --- train against test ---------------------------------------------------------------------------
 
 
-CHANGES = {"level (dBFS)": lambda w, r: w * 0.05, "bandwidth (kHz)": lambda w, r: np.fft.irfft(np.where(np.fft.rfftfreq(len(w), 1 / r) < 5000, np.fft.rfft(w), 0), len(w)),
-           "length (s)": lambda w, r: w[: len(w) // 3], "noise floor (dBFS)": lambda w, r: w + 0.01 * np.random.default_rng(len(w)).standard_normal(len(w))}
+CHANGES = {
+    "level (dBFS)": lambda w, r: w * 0.05,
+    "bandwidth (kHz)": lambda w, r: np.fft.irfft(
+        np.where(np.fft.rfftfreq(len(w), 1 / r) < 5000, np.fft.rfft(w), 0), len(w)
+    ),
+    "length (s)": lambda w, r: w[: len(w) // 3],
+    "noise floor (dBFS)": lambda w, r: w + 0.01 * np.random.default_rng(len(w)).standard_normal(len(w)),
+}
 
 
 @pytest.fixture(scope="module")
 def alike(tmp_path_factory):
-    return load_competition(make_competition(tmp_path_factory.mktemp("alike") / "data", seed=9, n_curated=60, n_noisy=0, n_test=60, sample_rate=22050)).clips
+    return load_competition(
+        make_competition(
+            tmp_path_factory.mktemp("alike") / "data", seed=9, n_curated=60, n_noisy=0, n_test=60, sample_rate=22050
+        )
+    ).clips
 
 
 def test_sets_that_are_alike_cannot_be_told_apart(alike):
@@ -244,6 +317,7 @@ def test_what_was_changed_is_named(alike, tmp_path, fact):
         out = tmp_path / Path(path).with_suffix(".ogg" if fact == "codec" else ".wav").name
         sf.write(out, CHANGES[fact](wave, rate) if fact in CHANGES else wave, rate)
         return str(out)
+
     test = (alike.source == "test").to_numpy()
     clips = alike.assign(path=[changed(p) if t else p for p, t in zip(alike.path, test)])
     facts = facts_table(clips)

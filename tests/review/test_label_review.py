@@ -1,4 +1,5 @@
 "The clips on the list are those whose labels are wrong, and what the ear said never overwrites what was given."
+
 import shutil
 
 import numpy as np
@@ -10,7 +11,14 @@ from tests.tiny import SETS, audiotag, train_words
 from audiotag.cli import main
 from audiotag.data.competitions import load_competition
 from audiotag.core.errors import AudiotagError
-from audiotag.review.label_review import apply_corrections, baseline_scores, correct, read_corrections, suspects, write_corrections
+from audiotag.review.label_review import (
+    apply_corrections,
+    baseline_scores,
+    correct,
+    read_corrections,
+    suspects,
+    write_corrections,
+)
 from audiotag.data.folds import assign_folds
 from audiotag.train.run_folder import Run
 from audiotag.audio.synth import make_competition
@@ -55,12 +63,26 @@ def test_each_kind_of_suspect_comes_onto_the_list(comp):
     free = [i for i in range(len(clips)) if i not in (curated, noisy)]
     a = free[0]
     b = next(i for i in free if set(clips["labels"][i]) != set(clips["labels"][a]))
-    c, d = next((i, j) for i in free for j in free if i < j and clips["labels"][i] == clips["labels"][j] and {i, j}.isdisjoint({a, b}))
-    pairs = pd.DataFrame({"a": clips.clip_id[[a, c]].to_list(), "b": clips.clip_id[[b, d]].to_list(), "likeness": [0.9, 0.8]})
+    c, d = next(
+        (i, j)
+        for i in free
+        for j in free
+        if i < j and clips["labels"][i] == clips["labels"][j] and {i, j}.isdisjoint({a, b})
+    )
+    pairs = pd.DataFrame(
+        {"a": clips.clip_id[[a, c]].to_list(), "b": clips.clip_id[[b, d]].to_list(), "likeness": [0.9, 0.8]}
+    )
     table = suspects(clips, {"one": p, "two": p}, comp.classes, pairs=pairs).set_index("clip_id")
     assert table.kind[clips.clip_id[curated]] == "curated label doubted"
-    assert table.kind[clips.clip_id[noisy]] == "noisy label rejected" and "all stages" in table.why[clips.clip_id[noisy]]
-    assert sorted(table.kind) == ["copy with other labels", "curated label doubted", "found twice", "noisy label rejected"]
+    assert (
+        table.kind[clips.clip_id[noisy]] == "noisy label rejected" and "all stages" in table.why[clips.clip_id[noisy]]
+    )
+    assert sorted(table.kind) == [
+        "copy with other labels",
+        "curated label doubted",
+        "found twice",
+        "noisy label rejected",
+    ]
     assert table.why[table.kind == "copy with other labels"].iloc[0].startswith("the same recording as")
 
 
@@ -79,15 +101,29 @@ def corrections(path, *rows):
 def test_nothing_is_overwritten(comp, tmp_path):
     before = comp.clips.copy(deep=True)
     a, b, c = comp.of("noisy").clip_id[:3]
-    path = corrections(tmp_path / "c.csv", f'{a},relabel,"Bell,Siren",ann,2026-01-01,', f"{b},drop,,ann,2026-01-01,", f"{c},keep,,bob,2026-01-02,sure")
+    path = corrections(
+        tmp_path / "c.csv",
+        f'{a},relabel,"Bell,Siren",ann,2026-01-01,',
+        f"{b},drop,,ann,2026-01-01,",
+        f"{c},keep,,bob,2026-01-02,sure",
+    )
     fixed = correct(comp, path).clips.set_index("clip_id")
     pd.testing.assert_frame_equal(comp.clips, before)
     given = before.set_index("clip_id").labels
-    assert fixed.labels[a] == ("Bell", "Siren") and b not in fixed.index and fixed.corrected[[a, c]].tolist() == ["relabel", "keep"]
+    assert (
+        fixed.labels[a] == ("Bell", "Siren")
+        and b not in fixed.index
+        and fixed.corrected[[a, c]].tolist() == ["relabel", "keep"]
+    )
     assert all(fixed.given_labels[i] == given[i] for i in fixed.index)
     assert all(fixed.labels[i] == given[i] for i in fixed.index if i != a)
-    twice = apply_corrections(fixed.reset_index(), read_corrections(corrections(tmp_path / "d.csv", f"{a},relabel,Bell,cy,2026-02-01,"), comp.classes))
-    assert twice.set_index("clip_id").given_labels[a] == given[a], "correcting what was corrected keeps the first labels"
+    twice = apply_corrections(
+        fixed.reset_index(),
+        read_corrections(corrections(tmp_path / "d.csv", f"{a},relabel,Bell,cy,2026-02-01,"), comp.classes),
+    )
+    assert twice.set_index("clip_id").given_labels[a] == given[a], (
+        "correcting what was corrected keeps the first labels"
+    )
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
@@ -99,7 +135,16 @@ def test_the_latest_opinion_counts_and_disagreement_is_said(comp, tmp_path, caps
     assert "1 clips have decisions that disagree" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("row,words", [("ID,kep,", ["row 1", "'keep'"]), ("ID,relabel,Sirene", ["row 1", "'Siren'"]), ("ID,relabel,", ["row 1", "labels"]), ("who.wav,drop,", ["row 1", "who.wav"]), ("ID,drop", ["row 1", "cells"])])
+@pytest.mark.parametrize(
+    "row,words",
+    [
+        ("ID,kep,", ["row 1", "'keep'"]),
+        ("ID,relabel,Sirene", ["row 1", "'Siren'"]),
+        ("ID,relabel,", ["row 1", "labels"]),
+        ("who.wav,drop,", ["row 1", "who.wav"]),
+        ("ID,drop", ["row 1", "cells"]),
+    ],
+)
 def test_a_bad_file_is_one_sentence(comp, data, tmp_path, capsys, row, words):
     path = tmp_path / "c.csv"
     path.write_text("clip_id,action,labels\n" + row.replace("ID", comp.of("curated").clip_id[0]) + "\n")
@@ -117,7 +162,10 @@ def test_a_test_clip_cannot_be_relabelled(comp, tmp_path):
 
 def test_decisions_are_added_and_never_lost(comp, tmp_path):
     path = tmp_path / "c.csv"
-    rows = [dict(clip_id=c, action="relabel", labels=("Bell", "Siren"), who='a "b", c', when="2026", why="x,y") for c in comp.of("noisy").clip_id[:3]]
+    rows = [
+        dict(clip_id=c, action="relabel", labels=("Bell", "Siren"), who='a "b", c', when="2026", why="x,y")
+        for c in comp.of("noisy").clip_id[:3]
+    ]
     write_corrections(path, pd.DataFrame(rows[:1]))
     path.write_text(path.read_text().rstrip("\n"))  # an editor that eats the last line end
     write_corrections(path, pd.DataFrame(rows[1:]))
@@ -133,10 +181,16 @@ def test_a_recipe_trains_on_the_corrected_labels_and_remembers_the_given_ones(da
     assert done.returncode == 0 and "1 clips relabelled" in done.stderr, done.stderr
     run = Run(tmp_path / "run")
     row = run.clips.set_index("clip_id").loc[a]
-    assert row["labels"] == ("Siren",) and tuple(row.given_labels) == comp.clips.set_index("clip_id").labels[a] and b not in set(run.clips.clip_id)
+    assert (
+        row["labels"] == ("Siren",)
+        and tuple(row.given_labels) == comp.clips.set_index("clip_id").labels[a]
+        and b not in set(run.clips.clip_id)
+    )
     assert (tmp_path / "run" / "corrections.csv").read_bytes() == path.read_bytes()
     shutil.rmtree(tmp_path / "run" / "4-certain")
-    assert main(train_words(data, tmp_path / "run", [*SETS, "stages.*.epochs=1"])) == 2, "without the corrections it is another run"
+    assert main(train_words(data, tmp_path / "run", [*SETS, "stages.*.epochs=1"])) == 2, (
+        "without the corrections it is another run"
+    )
 
 
 def test_audit_lists_without_training(data, tmp_path):

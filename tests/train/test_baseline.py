@@ -1,4 +1,5 @@
 "The baseline on every layout of the sample sets, its memory, and what it must not touch."
+
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,19 @@ from audiotag.audio.synth import make_competition
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    return make_competition(tmp_path_factory.mktemp("toy") / "data", seed=2, n_curated=40, n_noisy=16, n_test=6, sample_rate=16000)
+    return make_competition(
+        tmp_path_factory.mktemp("toy") / "data", seed=2, n_curated=40, n_noisy=16, n_test=6, sample_rate=16000
+    )
 
 
 @pytest.mark.parametrize(
     "name, layout, at_least",
-    [("freesound", "freesound2019", 0.55), ("speech", "universal2020", 0.3), ("rainforest", "rainforest2021", 0.4), ("soundscape", "birdclef2024", 0.7)],
+    [
+        ("freesound", "freesound2019", 0.55),
+        ("speech", "universal2020", 0.3),
+        ("rainforest", "rainforest2021", 0.4),
+        ("soundscape", "birdclef2024", 0.7),
+    ],
 )
 def test_every_layout_gets_a_score_and_a_valid_submission(sample_set, tmp_path, capsys, name, layout, at_least):
     data, out = sample_set(name), tmp_path / "submission.csv"
@@ -31,7 +39,10 @@ def test_every_layout_gets_a_score_and_a_valid_submission(sample_set, tmp_path, 
 
 def test_the_same_seed_gives_the_same_bytes(toy, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        assert main(["baseline", "--data", str(toy), "--out", str(tmp_path / name), "--trees", "10", "--seed", str(seed)]) == 0
+        assert (
+            main(["baseline", "--data", str(toy), "--out", str(tmp_path / name), "--trees", "10", "--seed", str(seed)])
+            == 0
+        )
     a, b, c = ((tmp_path / n).read_bytes() for n in "abc")
     assert a == b != c
 
@@ -56,6 +67,7 @@ def test_broken_files_are_named_and_get_the_prior(toy, tmp_path):
 def test_a_missing_library_is_no_fault_of_the_clips(toy, tmp_path, monkeypatch):
     def load(*a, **k):
         raise ModuleNotFoundError("No module named 'soxr'")
+
     monkeypatch.setattr("audiotag.audio.features.read_audio", load)
     with pytest.raises(AudiotagError, match="library is missing here: No module named 'soxr'"):
         run_baseline(load_competition(toy), trees=10, n_folds=3)
@@ -84,7 +96,9 @@ def test_no_forest_is_asked_about_a_clip_it_learned():
     g = np.random.default_rng(0)
     y = np.eye(5, dtype=np.float32)[g.integers(5, size=100)]
     clips = pd.DataFrame({"source": "curated", "fold": np.arange(100) % 4})
-    (score, p, new), *rest = fold_forests(clips, g.normal(size=(100, 20)), y, metric="accuracy", x_new=np.zeros((3, 20)), trees=40).values()
+    (score, p, new), *rest = fold_forests(
+        clips, g.normal(size=(100, 20)), y, metric="accuracy", x_new=np.zeros((3, 20)), trees=40
+    ).values()
     assert score < 0.4 and p.shape == (100, 5) and new.shape == (3, 5) and not rest
 
 

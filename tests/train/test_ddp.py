@@ -1,4 +1,5 @@
 "Several processes that train one network: the same bytes killed or not, and nobody is left waiting."
+
 import os
 import signal
 import subprocess
@@ -36,7 +37,9 @@ def begin(tmp_path_factory):
     "`begin('name', sets)` begins a tiny run; all share one store."
     home = tmp_path_factory.mktemp("together")
     competition = load_competition(make_competition(home / "data", seed=3, n_curated=40, n_noisy=40, n_test=4))
-    return lambda name, sets=TWO: open_run(home / name, get_recipe("freesound2019", scale="small", changes=sets), competition, store=home / "store")
+    return lambda name, sets=TWO: open_run(
+        home / name, get_recipe("freesound2019", scale="small", changes=sets), competition, store=home / "store"
+    )
 
 
 def weights(run, stage="noisy", fold=0):
@@ -83,7 +86,9 @@ def test_the_parts_of_a_batch_are_the_batch(n, bs, of, drop_last):
         parts.append(list(part))
         assert (dl.bs, len(list(dl))) == (bs, len(whole)), "the loader is as it was"
     for i, b in enumerate(whole):
-        assert len({len(p[i]) for p in parts}) == 1, "all have as many: none waits for a step that the others do not make"
+        assert len({len(p[i]) for p in parts}) == 1, (
+            "all have as many: none waits for a step that the others do not make"
+        )
         assert [o for p in parts for o in p[i]][: len(b)] == b and {o for p in parts for o in p[i]} == set(b)
     assert {len(p) for p in parts} == {len(whole)}
 
@@ -95,7 +100,10 @@ def test_a_part_of_both_loaders(begin, tmp_path):
     run = begin("loaders")
     clips = run.clips.iloc[:37]
     streamed = write_clips(tmp_path / "c", [clips], run.store, run.classes)
-    for make in (lambda: CropLoader(clips, run.store, run.classes, frames=64, batch_size=8, seed=1), lambda: StreamLoader(streamed, run.store, frames=64, batch_size=8, seed=1)):
+    for make in (
+        lambda: CropLoader(clips, run.store, run.classes, frames=64, batch_size=8, seed=1),
+        lambda: StreamLoader(streamed, run.store, frames=64, batch_size=8, seed=1),
+    ):
         whole, parts = make(), [Part(make(), r, 2) for r in range(2)]
         for epoch in (0, 3):
             for dl in (whole, *parts):
@@ -114,13 +122,16 @@ def test_in_a_worker(begin, whole, capfd):
         made.run(fold_jobs(run, [("noisy", 0)]))
     assert weights(run) == whole, "the same seed and as many processes"
     said = capfd.readouterr().err
-    assert said.count("epoch 2/2") == 1 and "stage 1/4 noisy, fold 1/2, epoch 1/2: loss" in said, "number 0 alone speaks, through its worker too"
+    assert said.count("epoch 2/2") == 1 and "stage 1/4 noisy, fold 1/2, epoch 1/2: loss" in said, (
+        "number 0 alone speaks, through its worker too"
+    )
     assert "no GPU here: 2 processes share the CPU" in said or torch.cuda.is_available()
     assert weights(begin("alone", [*SETS, "cpus=1"])) != whole, "each half of a batch has its own chance"
 
 
 class Once(Callback):
     "Kills one of the processes, once, in the middle of an epoch."
+
     order = 99
 
     def __init__(self, mark, epoch, who):
@@ -189,7 +200,14 @@ def seen():
     rows = [(torch.randn(3), torch.randn(2)) for _ in range(41)]
     mean = AccumMetric(lambda p, y: float((p - y).abs().sum()), flatten=False)
     cbs = [ddp.together("cpu")] if ddp.n_ranks() > 1 else []
-    learn = Learner(DataLoaders(DataLoader(rows[:30], bs=6), DataLoader(rows[30:], bs=4)), torch.nn.Linear(3, 2), loss_func=torch.nn.MSELoss(), metrics=mean, cbs=cbs, lr=0.01)
+    learn = Learner(
+        DataLoaders(DataLoader(rows[:30], bs=6), DataLoader(rows[30:], bs=4)),
+        torch.nn.Linear(3, 2),
+        loss_func=torch.nn.MSELoss(),
+        metrics=mean,
+        cbs=cbs,
+        lr=0.01,
+    )
     with learn.no_bar(), learn.no_logging():
         learn.fit(6)
     return [p.detach().numpy() for p in learn.model.parameters()], learn.recorder.log[3]
@@ -218,6 +236,7 @@ def test_the_first_error_is_told(capfd):
 
 def test_ctrl_c_ends_them():
     "In the process that waits; those that compute do not hear it."
+
     def press():
         time.sleep(6)
         os.kill(os.getpid(), signal.SIGINT)
@@ -239,7 +258,10 @@ def test_gpus_that_make_no_sense(begin, monkeypatch):
     for bad in (1.5, -1.0, 2.5, "Infinity", "NaN"):
         with pytest.raises(AudiotagError, match="whole number"):
             get_recipe("freesound2019", scale="small", changes=[f"gpus={bad}"])
-    assert [get_recipe("freesound2019", scale="small", changes=[f"gpus={g}"]).processes for g in ("null", "0", "0.5", "1", "2", "8")] == [1, 1, 1, 1, 2, 8]
+    assert [
+        get_recipe("freesound2019", scale="small", changes=[f"gpus={g}"]).processes
+        for g in ("null", "0", "0.5", "1", "2", "8")
+    ] == [1, 1, 1, 1, 2, 8]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(AudiotagError, match="2 GPUs are wanted, and there are 1"):

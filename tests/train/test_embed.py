@@ -1,4 +1,5 @@
 "Embeddings: any head, what is behind them, and trees that are asked only what the network does not know."
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,12 +26,24 @@ FE = LogMel(sample_rate=16000, n_fft=512, hop_length=256, n_mels=32, f_max=None,
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return make_competition(tmp_path_factory.mktemp("embed") / "data", seed=1, n_curated=24, n_noisy=4, n_test=4, sample_rate=16000)
+    return make_competition(
+        tmp_path_factory.mktemp("embed") / "data", seed=1, n_curated=24, n_noisy=4, n_test=4, sample_rate=16000
+    )
 
 
 def train(data, folder, **changes):
     stage = Stage(name="curated", train_on=("curated",), epochs=1, lr=5e-3, batch_size=8)
-    base = dict(name="toy", front_end=FE, model=CNNModel1(width=4, hidden=16), loss=BCE(), windows=Windows(frames=48, hop=24), members=("curated",), n_folds=2, seed=1, stages=(stage,))
+    base = dict(
+        name="toy",
+        front_end=FE,
+        model=CNNModel1(width=4, hidden=16),
+        loss=BCE(),
+        windows=Windows(frames=48, hop=24),
+        members=("curated",),
+        n_folds=2,
+        seed=1,
+        stages=(stage,),
+    )
     return run_stages(open_run(folder, Recipe(**{**base, **changes}), load_competition(data)))
 
 
@@ -42,7 +55,17 @@ def run(data, tmp_path_factory):
 @pytest.fixture
 def bundle(run, tmp_path):
     members = [dict(stage="curated", fold=k, oof={}, state=run.model("curated", k).state_dict()) for k in range(2)]
-    seal(tmp_path / "b", name="toy", classes=run.classes, front_end=FE, windows=run.recipe.windows, activation="sigmoid", model=run.recipe.model, prior=np.full(len(run.classes), 0.1), members=members)
+    seal(
+        tmp_path / "b",
+        name="toy",
+        classes=run.classes,
+        front_end=FE,
+        windows=run.recipe.windows,
+        activation="sigmoid",
+        model=run.recipe.model,
+        prior=np.full(len(run.classes), 0.1),
+        members=members,
+    )
     return tmp_path / "b"
 
 
@@ -74,7 +97,10 @@ def test_a_head_over_time_gives_the_mean_over_time():
 
 
 def test_a_network_without_a_last_layer_is_refused():
-    with pytest.raises(AudiotagError, match="no last layer"), penultimate(net := torch.nn.Sequential(torch.nn.Flatten()), 5):
+    with (
+        pytest.raises(AudiotagError, match="no last layer"),
+        penultimate(net := torch.nn.Sequential(torch.nn.Flatten()), 5),
+    ):
         net(torch.zeros(1, 5))
 
 
@@ -92,7 +118,9 @@ def test_embed_on_the_command_line(bundle, data, tmp_path, capsys):
     np.testing.assert_allclose(table.loc[first.index].iloc[:, 17:], first, rtol=1e-4, atol=1e-5)
     other = tmp_path / "mine.parquet"
     pd.DataFrame({"a": [1]}).to_parquet(other)
-    assert main(["embed", str(bundle), "--data", str(data), "--out", str(other)]) == 2 and list(pd.read_parquet(other)) == ["a"]
+    assert main(["embed", str(bundle), "--data", str(data), "--out", str(other)]) == 2 and list(
+        pd.read_parquet(other)
+    ) == ["a"]
 
 
 def test_a_network_that_knew_the_clips_is_found_out(run):
@@ -118,15 +146,28 @@ def test_boosting_keeps_the_rate_of_a_class_that_never_or_always_is():
 
 
 def test_runs_of_other_front_ends_and_folds_become_one_bundle(run, data, tmp_path, capsys):
-    other = train(data, tmp_path / "other", name="coarse", n_folds=3, front_end=FE.replace(n_mels=16, hop_length=512), windows=Windows(frames=32, hop=16))
-    assert main(["ensemble", str(run.folder), str(other.folder), "--out", str(tmp_path / "both"), "--way", "stack"]) == 0
+    other = train(
+        data,
+        tmp_path / "other",
+        name="coarse",
+        n_folds=3,
+        front_end=FE.replace(n_mels=16, hop_length=512),
+        windows=Windows(frames=32, hop=16),
+    )
+    assert (
+        main(["ensemble", str(run.folder), str(other.folder), "--out", str(tmp_path / "both"), "--way", "stack"]) == 0
+    )
     said = capsys.readouterr().out
     assert "combined by: stack" in said and "weighted geometric" in said
     e = open_bundles(tmp_path / "both")
     assert len(e.bundles) == 2 and e.combiner.members == 2 and len({b.front_end.hash for b in e.bundles}) == 2
-    assert main(["infer", "--bundle", str(tmp_path / "both"), "--data", str(data), "--out", str(tmp_path / "s.csv")]) == 0
+    assert (
+        main(["infer", "--bundle", str(tmp_path / "both"), "--data", str(data), "--out", str(tmp_path / "s.csv")]) == 0
+    )
     p = pd.read_csv(tmp_path / "s.csv", index_col=0).to_numpy()
-    assert p.shape == (4, len(run.classes)) and 0 < p.min() and p.max() < 0.5, "a stack's scores: tanh(x - 1.6) moved to 0 to 1"
+    assert p.shape == (4, len(run.classes)) and 0 < p.min() and p.max() < 0.5, (
+        "a stack's scores: tanh(x - 1.6) moved to 0 to 1"
+    )
     about = read_json(tmp_path / "both" / "bundle.json")
     write_json(tmp_path / "both" / "bundle.json", {**about, "name": "other"})
     with pytest.raises(AudiotagError, match="changed since it was sealed"):

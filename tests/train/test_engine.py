@@ -1,4 +1,5 @@
 "The engines: the same bytes wherever folds are trained, and what happens when nodes, workers, drivers or jobs die."
+
 import importlib.util
 import os
 import random
@@ -20,7 +21,20 @@ from audiotag.train import engine as engines
 from audiotag.data.competitions import load_competition
 from audiotag.core.errors import AudiotagError
 from audiotag.core.files import locked, write_json
-from audiotag.train.engine import Engine, Here, Job, Lines, Processes, Ray, _alone, fold_jobs, get_engine, predict_chunks, timeline, work
+from audiotag.train.engine import (
+    Engine,
+    Here,
+    Job,
+    Lines,
+    Processes,
+    Ray,
+    _alone,
+    fold_jobs,
+    get_engine,
+    predict_chunks,
+    timeline,
+    work,
+)
 from audiotag.audio.features import LogMel
 from audiotag.kaggle.pack import pack_weights
 from audiotag.train.recipes import get_recipe
@@ -28,7 +42,9 @@ from audiotag.train.run_folder import open_run, run_stages, stage_groups
 from audiotag.data.store import build_store
 from audiotag.audio.synth import make_competition
 
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install 'audiotag[cluster]')")
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install 'audiotag[cluster]')"
+)
 apart = pytest.mark.apart
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 SMALL = dict(object_store_memory=80 * 2**20, include_dashboard=False)
@@ -46,7 +62,9 @@ def home(tmp_path_factory):
 def begin(home):
     "`begin('name')` begins a tiny run; all share one store."
     competition = load_competition(home / "data")
-    return lambda name, sets=ONE: open_run(home / name, get_recipe("freesound2019", scale="small", changes=sets), competition, store=home / "store")
+    return lambda name, sets=ONE: open_run(
+        home / name, get_recipe("freesound2019", scale="small", changes=sets), competition, store=home / "store"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +96,14 @@ def grid(cluster):
 def content(run):
     "The bytes of the bundle and of all that the next stage would read."
     folder = pack_weights(run, run.folder.parent / f"{run.folder.name}-b{time.monotonic_ns()}" / "tiny-weights")
-    kept = [p for name in ("oof.parquet", "weights.safetensors", "trained_on.json", "ledger.parquet") for p in run.folder.rglob(name)]
-    return {p.name: p.read_bytes() for p in folder.iterdir()} | {str(p.relative_to(run.folder)): p.read_bytes() for p in kept}
+    kept = [
+        p
+        for name in ("oof.parquet", "weights.safetensors", "trained_on.json", "ledger.parquet")
+        for p in run.folder.rglob(name)
+    ]
+    return {p.name: p.read_bytes() for p in folder.iterdir()} | {
+        str(p.relative_to(run.folder)): p.read_bytes() for p in kept
+    }
 
 
 def when(ready, act, seconds=200):
@@ -98,7 +122,11 @@ def when(ready, act, seconds=200):
 
 def left_alone(run):
     "No worker holds a fold, and nothing half-written is left."
-    assert not list(run.folder.rglob(".owner")) and not list(run.folder.rglob("*.part")) and not list(run.folder.rglob("checkpoint.*"))
+    assert (
+        not list(run.folder.rglob(".owner"))
+        and not list(run.folder.rglob("*.part"))
+        and not list(run.folder.rglob("checkpoint.*"))
+    )
 
 
 # --- the same numbers whichever way --------------------------------------------------------------
@@ -106,7 +134,9 @@ def left_alone(run):
 
 @pytest.mark.parametrize("way", ["here", "processes", pytest.param("ray", marks=[apart, needs_ray])])
 def test_the_same_bytes(way, begin, whole, request):
-    made = request.getfixturevalue("grid") if way == "ray" else get_engine(way, workers=2 if way == "processes" else None)
+    made = (
+        request.getfixturevalue("grid") if way == "ray" else get_engine(way, workers=2 if way == "processes" else None)
+    )
     with made:
         run = run_stages(begin(way), engine=made)
     assert content(run) == whole
@@ -131,7 +161,8 @@ def test_threads_belong_to_the_run(begin):
 # --- a node, a worker, a driver dies -------------------------------------------------------------
 
 MOMENTS = {
-    "a fold has just been begun": lambda run: (run / "2-curated/fold-1/.owner").exists(),  # one of the first stage would have ended before its node
+    # one of the first stage would have ended before its node
+    "a fold has just been begun": lambda run: (run / "2-curated/fold-1/.owner").exists(),
     "between two epochs of the second stage": lambda run: (run / "2-curated/fold-0/checkpoint.safetensors").exists(),
     "trained and not yet scored": lambda run: (run / "1-noisy/fold-1/weights.safetensors").exists(),
 }
@@ -139,6 +170,7 @@ MOMENTS = {
 
 class Hold(Callback):
     "Holds trainings of the second stage after an epoch, as long as a file is there."
+
     order = 99
 
     def __init__(self, file):
@@ -162,10 +194,17 @@ def test_a_killed_node_costs_nothing_that_was_finished(moment, begin, whole, clu
         done, end = pool.submit(run_stages, run, engine=grid, cbs=[Hold(hold)]), time.monotonic() + 200
         while not MOMENTS[moment](run.folder) and time.monotonic() < end:
             time.sleep(0.003)
-        kept = {p: p.stat().st_mtime_ns for p in run.folder.rglob("weights.safetensors") if (p.parent / "oof.parquet").exists()}
+        kept = {
+            p: p.stat().st_mtime_ns
+            for p in run.folder.rglob("weights.safetensors")
+            if (p.parent / "oof.parquet").exists()
+        }
         while cluster.victims:
             cluster.remove_node(cluster.victims.pop(), allow_graceful=False)
-        while subprocess.run(["pgrep", "-f", "^ray::stage"], stdout=subprocess.DEVNULL).returncode == 0 and time.monotonic() < end:
+        while (
+            subprocess.run(["pgrep", "-f", "^ray::stage"], stdout=subprocess.DEVNULL).returncode == 0
+            and time.monotonic() < end
+        ):
             time.sleep(0.02)  # a worker outlives its node for a moment, and could end its job in it
         hold.unlink()
         cluster.fill()
@@ -179,8 +218,12 @@ def test_a_killed_node_costs_nothing_that_was_finished(moment, begin, whole, clu
 def test_a_killed_worker_is_replaced(begin, whole, capfd):
     run = begin("worker")
     with Processes(2) as made:
-        killer = when(lambda: (run.folder / "2-curated/fold-0/checkpoint.safetensors").exists(),
-                      lambda: [os.kill(pid, signal.SIGKILL) for pool in list(made.pools.values()) for pid in list(pool._processes)])
+        killer = when(
+            lambda: (run.folder / "2-curated/fold-0/checkpoint.safetensors").exists(),
+            lambda: [
+                os.kill(pid, signal.SIGKILL) for pool in list(made.pools.values()) for pid in list(pool._processes)
+            ],
+        )
         run_stages(run, engine=made)
         killer.join()
     assert content(run) == whole
@@ -201,7 +244,9 @@ def test_a_killed_driver_goes_on_where_it_stopped(way, home, begin, whole, reque
     run = home / f"driver {way}"
     with open(home / "killed.log", "w") as log:
         driver = subprocess.Popen(command(home, run, *words), stdout=log, stderr=log, env=ENV)
-        when(lambda: (run / "2-curated/fold-1/checkpoint.safetensors").exists() or driver.poll() is not None, driver.kill).join()
+        when(
+            lambda: (run / "2-curated/fold-1/checkpoint.safetensors").exists() or driver.poll() is not None, driver.kill
+        ).join()
     assert driver.wait() == -signal.SIGKILL, (home / "killed.log").read_text()[-2000:]
     assert not (run / "4-certain").exists()
     again = subprocess.run(command(home, run, *words), capture_output=True, text=True, env=ENV, timeout=200)
@@ -234,6 +279,7 @@ def test_kills_at_random_moments(seed, home, begin, whole, cluster, grid):
     g, run = random.Random(seed), home / f"random {seed}"
     words = command(home, run, "--engine", "ray", "--address", grid.address)
     with open(home / f"random {seed}.log", "w") as log:
+
         def drive():
             return subprocess.Popen(words, stdout=log, stderr=log, env=ENV)
 
@@ -265,16 +311,28 @@ def plain(home):
 
 def store_of(home, name, **options):
     clips = load_competition(home / "data").clips
-    return build_store(clips, LogMel(sample_rate=16000, n_fft=512, hop_length=256, n_mels=32, f_max=None), home / f"store {name}", shard_mb=0.02, **options)
+    return build_store(
+        clips,
+        LogMel(sample_rate=16000, n_fft=512, hop_length=256, n_mels=32, f_max=None),
+        home / f"store {name}",
+        shard_mb=0.02,
+        **options,
+    )
 
 
 def files_of(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in (".seen", ".lock")}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.name not in (".seen", ".lock")
+    }
 
 
 @pytest.mark.parametrize("way", ["here", "processes", pytest.param("ray", marks=[apart, needs_ray])])
 def test_the_same_store(way, home, plain, request):
-    made = request.getfixturevalue("grid") if way == "ray" else get_engine(way, workers=2 if way == "processes" else None)
+    made = (
+        request.getfixturevalue("grid") if way == "ray" else get_engine(way, workers=2 if way == "processes" else None)
+    )
     with made:
         store = store_of(home, way, engine=made)
     assert files_of(store.folder) == files_of(plain.folder) and len(list(store.folder.rglob("*.npy"))) > 8
@@ -295,13 +353,30 @@ def test_a_node_is_killed_while_it_makes_shards(home, plain, cluster, grid):
 
 
 def test_features_on_an_engine_by_the_command_line(home):
-    words = ["features", "--recipe", "freesound2019", "--scale", "small", "--data", str(home / "data"), *[w for o in SETS for w in ("--set", o)]]
+    words = [
+        "features",
+        "--recipe",
+        "freesound2019",
+        "--scale",
+        "small",
+        "--data",
+        str(home / "data"),
+        *[w for o in SETS for w in ("--set", o)],
+    ]
     for name, more in (("a", []), ("b", ["--engine", "processes", "--workers", "2"])):
-        ran = subprocess.run([*AUDIOTAG, *words, "--store", str(home / f"cli {name}"), *more], capture_output=True, text=True, env=ENV)
+        ran = subprocess.run(
+            [*AUDIOTAG, *words, "--store", str(home / f"cli {name}"), *more], capture_output=True, text=True, env=ENV
+        )
         assert ran.returncode == 0, ran.stderr[-2000:]
     assert files_of(home / "cli a") == files_of(home / "cli b")
-    for bad, said in ((["--workers", "0"], "0 workers"), (["--address", "auto"], "has no address"), (["--engine", "slurm"], "no engine")):
-        ran = subprocess.run([*AUDIOTAG, *words, "--store", str(home / "cli c"), *bad], capture_output=True, text=True, env=ENV)
+    for bad, said in (
+        (["--workers", "0"], "0 workers"),
+        (["--address", "auto"], "has no address"),
+        (["--engine", "slurm"], "no engine"),
+    ):
+        ran = subprocess.run(
+            [*AUDIOTAG, *words, "--store", str(home / "cli c"), *bad], capture_output=True, text=True, env=ENV
+        )
         assert ran.returncode == 2 and said in ran.stderr and "Traceback" not in ran.stderr, ran.stderr[-2000:]
 
 
@@ -318,12 +393,19 @@ def test_a_machine_without_the_recordings_says_so(home, monkeypatch):
 def test_ctrl_c_stops_the_workers_and_leaves_checkpoints(home, begin, whole):
     run = home / "ctrl-c"
     words = command(home, run, "--engine", "processes", "--workers", "2")
-    driver = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV, start_new_session=True)
-    when(lambda: (run / "2-curated/fold-0/checkpoint.safetensors").exists() or driver.poll() is not None, lambda: os.killpg(driver.pid, signal.SIGINT)).join()
+    driver = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV, start_new_session=True
+    )
+    when(
+        lambda: (run / "2-curated/fold-0/checkpoint.safetensors").exists() or driver.poll() is not None,
+        lambda: os.killpg(driver.pid, signal.SIGINT),
+    ).join()
     _, said = driver.communicate(timeout=60)
     assert driver.returncode == 130 and "Traceback" not in said and "goes on where it was" in said, said[-3000:]
     for _ in range(100):  # they look every fifth of a second whether their driver is there
-        workers = subprocess.run(["pgrep", "-g", str(driver.pid), "-f", "LokyProcess"], capture_output=True, text=True).stdout
+        workers = subprocess.run(
+            ["pgrep", "-g", str(driver.pid), "-f", "LokyProcess"], capture_output=True, text=True
+        ).stdout
         if not workers:
             break
         time.sleep(0.1)
@@ -347,7 +429,9 @@ def test_workers_of_a_killed_driver_stop_writing(way, tmp_path, request):
     (tmp_path / "driver.py").write_text(TICK)
     path = tmp_path / "ticks"
     address = request.getfixturevalue("grid").address if way == "ray" else ""
-    driver = subprocess.Popen([sys.executable, tmp_path / "driver.py", way, path, address], env=ENV, stderr=subprocess.DEVNULL)
+    driver = subprocess.Popen(
+        [sys.executable, tmp_path / "driver.py", way, path, address], env=ENV, stderr=subprocess.DEVNULL
+    )
     when(lambda: path.exists() and path.stat().st_size > 3, driver.kill).join()
     driver.wait()
     time.sleep(4)
@@ -399,7 +483,12 @@ def test_a_job_that_fails_three_times_is_named_and_the_others_finish(way, begin,
         run_stages(run, engine=made)
     said = str(found.value)
     assert "stage 2/4 curated, fold 1/2 failed 3 times" in said and "cannot write" in said and "\n" not in said
-    assert run.is_done("noisy", 0) and run.is_done("noisy", 1) and run.is_done("curated", 1) and not (run.folder / "3-agreed").exists()
+    assert (
+        run.is_done("noisy", 0)
+        and run.is_done("noisy", 1)
+        and run.is_done("curated", 1)
+        and not (run.folder / "3-agreed").exists()
+    )
     assert capfd.readouterr().err.count("of 3 (") == 2
     fault.rmdir()
     assert content(run_stages(run, engine=made)) == whole
@@ -420,10 +509,17 @@ def fine(x):
 
 
 def test_failures_and_what_follows_them():
-    jobs = [Job(name="a", call=odd, inputs={}), Job(name="b", call=fine, inputs={"x": 1}, after=("a",)),
-            Job(name="c", call=fine, inputs={"x": 2}, after=("b",)), Job(name="d", call=fine, inputs={"x": 3})]
+    jobs = [
+        Job(name="a", call=odd, inputs={}),
+        Job(name="b", call=fine, inputs={"x": 1}, after=("a",)),
+        Job(name="c", call=fine, inputs={"x": 2}, after=("b",)),
+        Job(name="d", call=fine, inputs={"x": 3}),
+    ]
     here = Here(attempts=3)
-    with pytest.raises(AudiotagError, match=r"a failed 3 times, .*Odd: 1 2 \(test_engine.py, line \d+\); left out, as they need what failed: 2"):
+    with pytest.raises(
+        AudiotagError,
+        match=r"a failed 3 times, .*Odd: 1 2 \(test_engine.py, line \d+\); left out, as they need what failed: 2",
+    ):
         here.run(jobs)
     assert [o["job"] for o in here.log if o["ok"]] == ["d"] and len(here.log) == 4
     assert here.run(jobs[3:]) == {"d": 3}
@@ -431,7 +527,9 @@ def test_failures_and_what_follows_them():
 
 class Losing(Engine):
     "Loses its worker each time."
-    def room(self, job, running): return True
+
+    def room(self, job, running):
+        return True
 
     def submit(self, job):
         future = engines.Future()
@@ -440,7 +538,9 @@ class Losing(Engine):
 
 
 def test_a_job_that_takes_every_worker_with_it_ends(monkeypatch):
-    assert 50 < sum(map(engines._rest, range(1, 10))) < 60 and engines._rest(1) == 0, "long enough for a cluster to see that a node is dead"
+    assert 50 < sum(map(engines._rest, range(1, 10))) < 60 and engines._rest(1) == 0, (
+        "long enough for a cluster to see that a node is dead"
+    )
     monkeypatch.setattr(engines, "_rest", lambda n: 0.02 * n)
     with pytest.raises(AudiotagError, match="lost ten times"):
         Losing().run([Job(name="greedy", call=fine, inputs={"x": 1})])
@@ -448,6 +548,7 @@ def test_a_job_that_takes_every_worker_with_it_ends(monkeypatch):
 
 class Hole(Here):
     "A node that has died and still takes jobs, for a second."
+
     def submit(self, job):
         self.tries, self.since = getattr(self, "tries", 0) + 1, getattr(self, "since", time.monotonic())
         if time.monotonic() > self.since + 1:

@@ -1,4 +1,5 @@
 "The SED loss against loops over cells; what is unknown pulls at nothing; mixtures with the unknown are unknown."
+
 import math
 
 import numpy as np
@@ -69,8 +70,14 @@ def in_words(loss, parts, targets, weights=None):
     return sum(getattr(loss, k) * (s / w if w else 0) for k, (s, w) in sums.items())
 
 
-LOSSES = [SEDLoss(), SEDLoss(clip=0.3, peak=2.0, pseudo=0.7, segment=1.1), SEDLoss(gamma=2.0), SEDLoss(label_smoothing=0.1), SEDLoss(positives_only=True),
-          SEDLoss(threshold=0.8, gamma=1.0, label_smoothing=0.2)]
+LOSSES = [
+    SEDLoss(),
+    SEDLoss(clip=0.3, peak=2.0, pseudo=0.7, segment=1.1),
+    SEDLoss(gamma=2.0),
+    SEDLoss(label_smoothing=0.1),
+    SEDLoss(positives_only=True),
+    SEDLoss(threshold=0.8, gamma=1.0, label_smoothing=0.2),
+]
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
@@ -78,7 +85,11 @@ LOSSES = [SEDLoss(), SEDLoss(clip=0.3, peak=2.0, pseudo=0.7, segment=1.1), SEDLo
 @pytest.mark.parametrize("weights", [None, "clip", "cell"])
 def test_the_parts_in_words(loss, box_frames, weights):
     parts, y = example(box_frames=box_frames)
-    w = None if weights is None else torch.rand(y.shape[:1] if weights == "clip" else y.shape[:2], generator=torch.Generator().manual_seed(1))
+    w = (
+        None
+        if weights is None
+        else torch.rand(y.shape[:1] if weights == "clip" else y.shape[:2], generator=torch.Generator().manual_seed(1))
+    )
     assert loss(parts, y, w).item() == pytest.approx(in_words(loss, parts, y, w), rel=1e-4)
     assert config_from_dict(loss.to_dict()) == loss
 
@@ -142,7 +153,11 @@ def test_weights_beside_the_targets(loss):
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.98, 1.0])
 def test_mixup_of_weighted_targets_mixes_costs(share):
     g = torch.Generator().manual_seed(1)
-    z, t, w = torch.randn(1, 4, generator=g), (torch.rand(2, 4, generator=g) < 0.5).float(), torch.tensor([[1.0, 1, 1, 1], [0, 0, 1, 0]])
+    z, t, w = (
+        torch.randn(1, 4, generator=g),
+        (torch.rand(2, 4, generator=g) < 0.5).float(),
+        torch.tensor([[1.0, 1, 1, 1], [0, 0, 1, 0]]),
+    )
     y = with_weights(t, w)
     params = dict(partner=torch.tensor([1, 0]), weight=torch.tensor([share, share], dtype=torch.float64))
     _, mixed = MixUp().apply(torch.zeros(2, 1, 16, 16), y, params)
@@ -158,7 +173,11 @@ def test_it_trains_a_network_that_learns_when():
     opt = torch.optim.AdamW(net.parameters(), 1e-2)
 
     def batch(n):
-        x, place, there = torch.randn(n, 1, 16, 128, generator=g) * 0.3, torch.randint(4, (n,), generator=g), torch.rand(n, generator=g) < 0.5
+        x, place, there = (
+            torch.randn(n, 1, 16, 128, generator=g) * 0.3,
+            torch.randint(4, (n,), generator=g),
+            torch.rand(n, generator=g) < 0.5,
+        )
         for i in range(n):
             if there[i]:
                 x[i, :, 4:8, place[i] * 32 : place[i] * 32 + 32] += 2
@@ -177,16 +196,32 @@ def test_it_trains_a_network_that_learns_when():
     assert (loudest == place[there]).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("logits,targets,weights,said", [
-    (torch.zeros(2, 3, 5), torch.zeros(2, 4), None, "targets"), (torch.zeros(2, 3), torch.zeros(2, 3, 1), None, "targets"), (torch.zeros(2, 3, 4), torch.zeros(2, 3), None, "not the parts"),
-    (torch.zeros(6), torch.zeros(6), None, "logits"), (torch.zeros(2, 3, 5), torch.zeros(2, 3), torch.ones(3), "weights"), (torch.zeros(2, 3, 5), torch.zeros(2, 3), torch.ones(2, 3, 5), "weights"),
-])
+@pytest.mark.parametrize(
+    "logits,targets,weights,said",
+    [
+        (torch.zeros(2, 3, 5), torch.zeros(2, 4), None, "targets"),
+        (torch.zeros(2, 3), torch.zeros(2, 3, 1), None, "targets"),
+        (torch.zeros(2, 3, 4), torch.zeros(2, 3), None, "not the parts"),
+        (torch.zeros(6), torch.zeros(6), None, "logits"),
+        (torch.zeros(2, 3, 5), torch.zeros(2, 3), torch.ones(3), "weights"),
+        (torch.zeros(2, 3, 5), torch.zeros(2, 3), torch.ones(2, 3, 5), "weights"),
+    ],
+)
 def test_shapes_that_do_not_fit(logits, targets, weights, said):
     with pytest.raises(AudiotagError, match=said):
         SEDLoss()(logits, targets, weights)
 
 
-@pytest.mark.parametrize("bad", [dict(clip=0.0, peak=0.0), dict(threshold=0.0), dict(gamma=-1.0), dict(label_smoothing=1.0), dict(segment=float("nan"))])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        dict(clip=0.0, peak=0.0),
+        dict(threshold=0.0),
+        dict(gamma=-1.0),
+        dict(label_smoothing=1.0),
+        dict(segment=float("nan")),
+    ],
+)
 def test_settings_out_of_range(bad):
     with pytest.raises(AudiotagError):
         SEDLoss(**bad)
