@@ -152,7 +152,7 @@ def _finite(a: np.ndarray, where: str) -> np.ndarray:
 
 def _network(d, where: str) -> Config:
     "The settings of a network; the kinds that a bundle may name are those of the modules imported here."
-    from audiotag.models import cnn, rawfold, sed, timm_backbone, wavecnn
+    from audiotag.models import cnn, wavecnn, rawfold, sed, timm_backbone
 
     spec = config_from_dict(d, where=where)
     if not hasattr(spec, "build"):

@@ -17,7 +17,7 @@ from ..data.competitions import target_weights
 from ..data.sampling import Sampler
 from ..data.crops import Crops
 from ..augment import manifold, spec, wave  # with losses and models: the kinds that a recipe.json may name
-from ..models import cnn, rawfold, sed, timm_backbone, wavecnn
+from ..models import cnn, wavecnn, rawfold, sed, timm_backbone
 from ..infer.windows import Windows
 from . import losses
 from .sed_loss import SEDLoss, with_weights

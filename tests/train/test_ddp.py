@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.bounds import bounded  # noqa: F401
 from tests.tiny import SETS
 
-from audiotag.train import ddp, engine
+from audiotag.train import engine, ddp
 from audiotag.data.competitions import load_competition
 from audiotag.core.errors import AudiotagError
 from audiotag.core.progress import say
