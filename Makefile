@@ -12,7 +12,7 @@ help:
 	@echo 'make demo   features, four stages, sealed bundle, inference notebook, submission: on synthesised sounds'
 	@echo 'make test   export in sync, notebooks clean, nbdev_test, pytest'
 	@echo 'make cluster   the tests that want a Ray cluster and an S3 server, on this machine'
-	@echo 'make docs   export the package and README.md from nbs/, and clean the notebooks'
+	@echo 'make docs   format, export the package and README.md from nbs/, and clean the notebooks'
 
 $(READY): settings.ini setup.py constraints.txt
 	@echo 'Installing audiotag and what it needs into $(VENV) (once; a few minutes)'
@@ -26,7 +26,7 @@ demo: $(READY)
 	@$(PY) -c 'from audiotag.demo import main; raise SystemExit(main(["demo"]))'
 
 test: $(READY)
-	@echo '1/3 the house: export in sync, notebooks clean, floors'
+	@echo '1/3 the house: export in sync, notebooks clean, formatted, imports in order'
 	@$(PY) -m pytest -q tests/test_house.py
 	@echo '2/3 nbdev_test: every lesson runs'
 	@$(VENV)/bin/nbdev_test --n_workers 0
@@ -37,9 +37,10 @@ test: $(READY)
 cluster: $(READY)
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev,cluster,remote]'
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check 'moto[server]>=5' s3fs # with all the rest, pip 23's resolver gives up; without s3fs it takes a botocore that s3fs cannot use
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=10 -m apart tests/test_engine.py tests/test_remote.py
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=10 -m apart tests/train/test_engine.py tests/data/test_remote.py
 
 docs: $(READY)
+	@$(VENV)/bin/ruff format --quiet .
 	@$(VENV)/bin/nbdev_export
 	@$(PY) tests/readme.py
 	@$(VENV)/bin/nbdev_clean

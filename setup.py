@@ -1,4 +1,5 @@
 "Everything that setuptools needs stands in settings.ini, which nbdev reads too."
+
 import configparser
 from pathlib import Path
 

@@ -1,4 +1,5 @@
 "A bound for every test of a file that imports `bounded`: it fails, where it would have hung."
+
 import faulthandler
 import signal
 
@@ -8,6 +9,7 @@ import pytest
 @pytest.fixture(autouse=True)
 def bounded():
     "After five minutes the test is interrupted; if that does not help, the process says a minute later where it stands, and ends."
+
     def over(*_):
         raise TimeoutError("this test took five minutes")
 

@@ -1,4 +1,5 @@
 "A real browser for the pages that we write: /usr/bin/chromium through playwright, or a reason to skip."
+
 import contextlib
 import shutil
 
@@ -15,11 +16,15 @@ def opened(path, width=1280, height=900, **kwargs):
         pytest.skip("there is no chromium on this machine")
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True, **kwargs).new_page()
+        page = browser.new_context(
+            viewport={"width": width, "height": height}, accept_downloads=True, **kwargs
+        ).new_page()
         faults = []
         page.on("console", lambda m: faults.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda e: faults.append(str(e)))
-        page.on("request", lambda r: faults.append(r.url) if not r.url.startswith(("file:", "data:", "blob:")) else None)
+        page.on(
+            "request", lambda r: faults.append(r.url) if not r.url.startswith(("file:", "data:", "blob:")) else None
+        )
         page.goto(path.resolve().as_uri())
         yield page, faults
         browser.close()

@@ -1,4 +1,5 @@
 "Fixtures that several test files share."
+
 import os
 import signal
 import subprocess
@@ -22,9 +23,12 @@ def sample_folder(name):
 
 
 def pytest_configure(config):
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell that starts us in the background says so, and our children would not hear Ctrl-C
+    # a shell that starts us in the background says so, and our children would not hear Ctrl-C
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    config.addinivalue_line("markers", "apart: wants Ray or an S3 server, and a process in which nothing else runs (`make cluster`)")
+    config.addinivalue_line(
+        "markers", "apart: wants Ray or an S3 server, and a process in which nothing else runs (`make cluster`)"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 `with KaggleServer() as server:` listens on a free port; `server.env(home)` is the environment that leads the real client to it.
 What goes wrong is switched on by attributes: `fail_put`, `lose`, `resize`, `states`, `create_error`, ...
 """
+
 import base64
 import json
 import re
@@ -25,7 +26,11 @@ class KaggleServer:
         self.states = ["READY"]  # of a dataset, one for each question; the last one stays
         self.stale = 0  # so many lists of files are still those of the former version
         self.kernel_states = ["COMPLETE"]
-        self.failure, self.log, self.output = "", '[{"stream_name":"stdout","time":1,"data":"done\\n"}]', {"submission.csv": b"fname,Bark\na.wav,0.5\n"}
+        self.failure, self.log, self.output = (
+            "",
+            '[{"stream_name":"stdout","time":1,"data":"done\\n"}]',
+            {"submission.csv": b"fname,Bark\na.wav,0.5\n"},
+        )
         self.errors = {}  # method -> (status, body) in place of its reply
         self.push_reply = {}  # merged into the reply of SaveKernel
         self.page_size = 200
@@ -42,7 +47,13 @@ class KaggleServer:
     def env(self, home):
         "The variables that lead the client here, with credentials of nobody."
         port = self.httpd.server_address[1]
-        keep = {"KAGGLE_API_ENVIRONMENT": "LOCALHOST", "http_proxy": f"http://127.0.0.1:{port}", "HOME": str(home), "KAGGLE_CONFIG_DIR": str(home), "TMPDIR": str(home)}
+        keep = {
+            "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
+            "http_proxy": f"http://127.0.0.1:{port}",
+            "HOME": str(home),
+            "KAGGLE_CONFIG_DIR": str(home),
+            "TMPDIR": str(home),
+        }
         return {**keep, "KAGGLE_USERNAME": USER, "KAGGLE_KEY": KEY, "no_proxy": "", "NO_PROXY": ""}
 
     def names(self, method):
@@ -66,7 +77,12 @@ class KaggleServer:
     def CreateDataset(self, q):
         ref = f"{q['ownerSlug']}/{q['slug']}"
         if ref in self.datasets:
-            return 200, {"ref": ref, "url": "", "status": "error", "error": f"The requested title \"{q['title']}\" is already in use by a dataset. Please choose another title."}
+            return 200, {
+                "ref": ref,
+                "url": "",
+                "status": "error",
+                "error": f'The requested title "{q["title"]}" is already in use by a dataset. Please choose another title.',
+            }
         return self._store(ref, q.get("files", []))
 
     def CreateDatasetVersion(self, q):
@@ -89,7 +105,7 @@ class KaggleServer:
             self.stale -= 1
             files = found["former"]
         at = int(q.get("pageToken") or 0)
-        some = sorted(files)[at: at + self.page_size]
+        some = sorted(files)[at : at + self.page_size]
         token = str(at + self.page_size) if at + self.page_size < len(files) else ""
         listed = [{"name": n, "totalBytes": len(files[n]), "creationDate": "2026-11-21T02:00:00.000Z"} for n in some]
         return 200, {"datasetFiles": listed, "nextPageToken": token}
@@ -99,14 +115,24 @@ class KaggleServer:
     def SaveKernel(self, q):
         versions = self.kernels.setdefault(q["slug"], [])
         versions.append(q)
-        return 200, {"ref": q["slug"], "url": f"https://www.kaggle.com/code/{q['slug']}", "versionNumber": len(versions), "error": "", **self.push_reply}
+        return 200, {
+            "ref": q["slug"],
+            "url": f"https://www.kaggle.com/code/{q['slug']}",
+            "versionNumber": len(versions),
+            "error": "",
+            **self.push_reply,
+        }
 
     def GetKernelSessionStatus(self, q):
         state = self.kernel_states.pop(0) if len(self.kernel_states) > 1 else self.kernel_states[0]
         return 200, {"status": state, "failureMessage": self.failure if state == "ERROR" else ""}
 
     def ListKernelSessionOutput(self, q):
-        return 200, {"files": [{"url": f"http://localhost/output/{n}", "fileName": n} for n in self.output], "log": self.log, "nextPageToken": ""}
+        return 200, {
+            "files": [{"url": f"http://localhost/output/{n}", "fileName": n} for n in self.output],
+            "log": self.log,
+            "nextPageToken": "",
+        }
 
     def CreateCodeSubmission(self, q):
         self.submissions.append(q)
@@ -136,7 +162,11 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, status, body, **headers):
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
-        for k, v in {"Content-Type": "application/octet-stream" if isinstance(body, bytes) else "application/json", "Content-Length": len(data), **headers}.items():
+        for k, v in {
+            "Content-Type": "application/octet-stream" if isinstance(body, bytes) else "application/json",
+            "Content-Length": len(data),
+            **headers,
+        }.items():
             self.send_header(k.replace("_", "-"), str(v))
         self.end_headers()
         self.wfile.write(data)

@@ -1,18 +1,22 @@
 "The command line as somebody meets it who mistypes a word, or wants a store of another kind."
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny import audiotag  # noqa: E402
+from tests.tiny import audiotag
 
-from audiotag.cli import _commands, main  # noqa: E402
-from audiotag.store import FeatureStore  # noqa: E402
-from audiotag.synth import make_competition  # noqa: E402
+from audiotag.cli import _commands, main
+from audiotag.data.store import FeatureStore
+from audiotag.audio.synth import make_competition
 
-WRONG = {"trian": "did you mean 'train'", "train weights": "arguments are required", "pack": "choose from kernel, weights, wheels", "pack whels DIR": "did you mean 'wheels'",
-         "ledgers RUN": "did you mean 'ledger'", "stores DIR": "did you mean 'store'", "zzz": "choose from audit, baseline"}
+WRONG = {
+    "trian": "did you mean 'train'",
+    "train weights": "arguments are required",
+    "pack": "choose from kernel, weights, wheels",
+    "pack whels DIR": "did you mean 'wheels'",
+    "ledgers RUN": "did you mean 'ledger'",
+    "stores DIR": "did you mean 'store'",
+    "zzz": "choose from audit, baseline",
+}
 
 
 @pytest.mark.parametrize("line", WRONG)
@@ -37,15 +41,32 @@ def test_every_command_can_be_called_and_no_word_shows_the_contents(capsys):
 
 def test_a_store_keeps_its_number_format_and_is_replaced_only_when_asked(tmp_path):
     data, store = make_competition(tmp_path / "data", seed=3, n_curated=8, n_noisy=6, n_test=2), tmp_path / "store"
-    words = ["features", "--recipe", "freesound2019", "--scale", "small", "--set", "front_end.n_mels=32", "--data", data, "--store", store]
+    words = [
+        "features",
+        "--recipe",
+        "freesound2019",
+        "--scale",
+        "small",
+        "--set",
+        "front_end.n_mels=32",
+        "--data",
+        data,
+        "--store",
+        store,
+    ]
     done = audiotag(*words, "--dtype", "uint8")
     assert done.returncode == 0 and "uint8, off by at most" in done.stdout, done.stderr
-    assert audiotag(*words).returncode == 0 and FeatureStore(store).settings.dtype == "uint8"  # so `train --store` takes it, too
+    # so `train --store` takes it, too
+    assert audiotag(*words).returncode == 0 and FeatureStore(store).settings.dtype == "uint8"
     for other in (["--dtype", "float16"], ["--set", "front_end.top_db=60"]):
         done = audiotag(*words, *other)
         assert done.returncode == 2 and "differs" in done.stderr and "--rebuild" in done.stderr, done.stderr
     done = audiotag(*words, "--set", "front_end.top_db=60", "--rebuild")
-    assert done.returncode == 0 and FeatureStore(store).front_end.top_db == 60 and FeatureStore(store).settings.dtype == "float16"
+    assert (
+        done.returncode == 0
+        and FeatureStore(store).front_end.top_db == 60
+        and FeatureStore(store).settings.dtype == "float16"
+    )
     assert audiotag("store", store, "--verify", "--audio").returncode == 0
 
 

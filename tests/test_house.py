@@ -1,5 +1,7 @@
 "Rules of the house that hold for every notebook and every module."
+
 import ast
+import configparser
 import filecmp
 import json
 import re
@@ -8,15 +10,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from readme import REPO, readme  # noqa: E402
+from tests.readme import REPO, readme
 
 NBS = REPO / "nbs"
-LESSONS = sorted(NBS.glob("[0-9]*.ipynb"))
+LESSONS = sorted(NBS.rglob("[0-9]*.ipynb"))
 ALL = sorted(p for p in NBS.rglob("*.ipynb") if not any(s.startswith((".", "_")) for s in p.relative_to(NBS).parts))
-KERNEL = ["audiotag.inference", "audiotag.kaggle"]  # what an inference notebook imports
+KERNEL = ["audiotag.infer.predict", "audiotag.kaggle.paths"]  # what an inference notebook imports
+BIN = Path(sys.executable).parent
+contracts = configparser.ConfigParser()
+contracts.read(REPO / ".importlinter")
+WINGS = contracts["importlinter:contract:wings"]["layers"].split()[::-1]  # the lowest first
 
 
 def cells(path, kind="code"):
@@ -31,7 +37,12 @@ def module_of(path):
     return next(re.search(r"default_exp\s+(\S+)", s).group(1) for s in cells(path) if "default_exp" in s)
 
 
-FLOOR = {module_of(p): int(p.name[:2]) for p in LESSONS}
+MODULES = {module_of(p): p for p in LESSONS}
+
+
+def place(module):
+    "The wing of a module, then its number there: what is imported has a lower place than what imports it."
+    return WINGS.index(module.split(".")[0]), MODULES[module].name[:2]
 
 
 def imports(source):
@@ -39,27 +50,34 @@ def imports(source):
     plain = "\n".join("pass" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines())
     for node in ast.walk(ast.parse(plain)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "audiotag":
-            whole = [f"{node.module}.{a.name}" for a in node.names if f"{node.module}.{a.name}"[9:] in FLOOR]
+            whole = [f"{node.module}.{a.name}" for a in node.names if f"{node.module}.{a.name}"[9:] in MODULES]
             yield from (m[9:] for m in whole or [node.module])
         elif isinstance(node, ast.Import):
             yield from (a.name[9:] for a in node.names if a.name.startswith("audiotag."))
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
-def test_a_notebook_imports_only_lower_floors(path):
-    "In all of its cells: a lesson that needs what stands above it cannot be read from below."
-    own = FLOOR[module_of(path)]
+def test_a_notebook_lies_where_its_module_does(path):
+    wing, _, name = module_of(path).rpartition(".")
+    assert path.parent == NBS / wing and path.stem[2:] == f"_{name}"
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_a_notebook_imports_only_what_comes_before_it(path):
+    "In all of its cells: lower wings, and notebooks before it in its own."
+    own = module_of(path)
     for source in cells(path):
         for module in imports(source):
             if module:
-                assert FLOOR[module] < own, f"{path.name} imports {module}, which is on floor {FLOOR[module]}"
+                assert place(module) < place(own), f"{path.name} imports {module}, which comes after it"
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
 def test_exported_cells_are_short(path):
+    "Two screens at most, formatted."
     for source in exported(path):
         n = sum(1 for line in source.splitlines() if line.strip())
-        assert n <= 30, f"{path.name}: {n} lines in the cell that begins with {source.splitlines()[1]!r}"
+        assert n <= 80, f"{path.name}: {n} lines in the cell that begins with {source.splitlines()[1]!r}"
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
@@ -73,9 +91,13 @@ def test_export_is_in_sync_and_notebooks_are_clean(tmp_path):
     for name in ("settings.ini", "setup.py", "README.md"):
         shutil.copy(REPO / name, tmp_path)
     shutil.copytree(NBS, tmp_path / "nbs", ignore=shutil.ignore_patterns(".*", "runs"))
-    bin = Path(sys.executable).parent
+    shutil.copytree(
+        REPO / "audiotag",
+        tmp_path / "audiotag",
+        ignore=lambda folder, names: [n for n in names if "." in n and n != "__init__.py"],
+    )
     for command in ("nbdev_export", "nbdev_clean"):
-        subprocess.run([bin / command], cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run([BIN / command], cwd=tmp_path, check=True, capture_output=True)
     made = {p.relative_to(tmp_path / "audiotag") for p in (tmp_path / "audiotag").rglob("*.py")}
     ours = {p.relative_to(REPO / "audiotag") for p in (REPO / "audiotag").rglob("*.py")}
     assert made == ours
@@ -85,43 +107,51 @@ def test_export_is_in_sync_and_notebooks_are_clean(tmp_path):
     assert not dirty, f"run `make docs`: {[p.name for p in dirty]} are not clean"
 
 
+def test_everything_is_formatted():
+    done = subprocess.run(
+        [BIN / "ruff", "format", "--check", "--no-cache", "."], cwd=REPO, capture_output=True, text=True
+    )
+    assert not done.returncode, "run `make docs`: " + done.stdout
+
+
 def test_readme_is_made_from_the_index():
     assert (REPO / "README.md").read_text(encoding="utf-8") == readme(), "run `make docs`"
 
 
+def test_the_init_of_a_wing_is_one_docstring():
+    for wing in WINGS:
+        if (REPO / "audiotag" / wing).is_dir():
+            (node,) = ast.parse((REPO / "audiotag" / wing / "__init__.py").read_text()).body
+            assert ast.get_docstring(ast.Module([node], [])), wing
+
+
+def test_no_import_runs_up_the_wings():
+    done = subprocess.run([BIN / "lint-imports", "--no-cache"], cwd=REPO, capture_output=True, text=True)
+    assert not done.returncode, done.stdout + done.stderr
+
+
 def test_inference_imports_neither_fastai_nor_nbdev():
     code = f"import sys, {', '.join(KERNEL)}; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd="/", check=True, capture_output=True, text=True).stdout.split()
-    assert "audiotag.inference" in loaded
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd="/", check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert "audiotag.infer.predict" in loaded
     tops = {m.split(".")[0] for m in loaded}
     assert not tops & {"fastai", "nbdev", "execnb", "ray"}, tops & {"fastai", "nbdev", "execnb", "ray"}
 
 
 def kernel_modules():
     "Every module of ours that inference may load, also from inside of a function."
-    todo, seen = [m[9:] for m in KERNEL], set()
-    top = {"audiotag.kaggle": ["pack_weights", "_fold_scores"]}  # home only: they read a run
-    while todo:
-        module = todo.pop()
-        if not module or module in seen:
-            continue
-        seen.add(module)
-        tree = ast.parse((REPO / "audiotag" / (module.replace(".", "/") + ".py")).read_text())
-        home = top.get(f"audiotag.{module}", [])
-        kept = [n for n in tree.body if getattr(n, "name", None) not in home]
-        for node in (n for k in kept for n in ast.walk(k) if isinstance(n, ast.ImportFrom)):
-            name = (node.module or "").split(".")
-            if not node.level and name[0] != "audiotag":
-                continue  # nbdev makes imports relative, but not those inside of functions
-            base = module.split(".")[: -node.level] if node.level else []
-            target = ".".join([*base, *(name if node.level else name[1:])]).strip(".")
-            todo += [t for t in [target, *(f"{target}.{a.name}".strip(".") for a in node.names)] if t in FLOOR]
-    return sorted(seen)
+    graph = grimp.build_graph("audiotag", cache_dir=None)
+    return sorted(m[9:] for k in KERNEL for m in {k, *graph.find_upstream_modules(k)} if m[9:] in MODULES)
 
 
 def test_the_package_does_without_torchaudio():
     "A release of torchaudio that was built for another torch cannot be imported; it is for tests only."
-    wanted = [line.strip() for line in (REPO / "settings.ini").read_text(encoding="utf-8").split("dev_requirements")[0].splitlines()]
+    wanted = [
+        line.strip()
+        for line in (REPO / "settings.ini").read_text(encoding="utf-8").split("dev_requirements")[0].splitlines()
+    ]
     assert not [w for w in wanted if w.startswith("torchaudio")]
     for path in (*(REPO / "audiotag").rglob("*.py"), *ALL):
         text = path.read_text(encoding="utf-8") if path.suffix == ".py" else "\n".join(cells(path))
@@ -130,10 +160,14 @@ def test_the_package_does_without_torchaudio():
 
 def test_inference_unpickles_nothing():
     modules = kernel_modules()
-    assert {"core", "audio", "features", "bundle", "inference", "models.cnn"} <= set(modules)
+    assert {"core.errors", "audio.io", "audio.features", "infer.bundle", "infer.predict", "models.cnn"} <= set(modules)
     for module in modules:
         source = (REPO / "audiotag" / (module.replace(".", "/") + ".py")).read_text()
         for word in ("pickle", "torch.load", "fastai", "nbdev"):
-            found = [line for line in source.splitlines() if word in line and "AUTOGENERATED" not in line and "nbs/" not in line]
+            found = [
+                line
+                for line in source.splitlines()
+                if word in line and "AUTOGENERATED" not in line and "nbs/" not in line
+            ]
             found = [line for line in found if not line.lstrip().startswith(("#", '"'))]
             assert not found, f"{module}: {found}"

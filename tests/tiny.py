@@ -1,18 +1,40 @@
 "A recipe and a competition that are small enough to be trained, killed and trained again in a test."
+
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-SETS = ["n_folds=2", "model.width=4", "front_end.n_mels=32", "windows.frames=64", "windows.hop=32", "stages.*.epochs=2",
-        "stages.*.batch_size=16", "stages.agreed.train_on.1.at_least=0.2", "stages.certain.train_on.1.at_least=0.4"]
+SETS = [
+    "n_folds=2",
+    "model.width=4",
+    "front_end.n_mels=32",
+    "windows.frames=64",
+    "windows.hop=32",
+    "stages.*.epochs=2",
+    "stages.*.batch_size=16",
+    "stages.agreed.train_on.1.at_least=0.2",
+    "stages.certain.train_on.1.at_least=0.4",
+]
 AUDIOTAG = [str(Path(sys.executable).parent / "audiotag")]
 
 
 def train_words(data, run, sets=SETS):
     "The words behind `audiotag` that train the tiny recipe."
     changes = [w for s in sets for w in ("--set", s)]
-    return ["train", "--recipe", "freesound2019", "--scale", "small", "--no-baseline", "--data", str(data), "--run", str(run), *changes]
+    return [
+        "train",
+        "--recipe",
+        "freesound2019",
+        "--scale",
+        "small",
+        "--no-baseline",
+        "--data",
+        str(data),
+        "--run",
+        str(run),
+        *changes,
+    ]
 
 
 def audiotag(*words, **kwargs):

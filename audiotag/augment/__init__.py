@@ -1,0 +1,1 @@
+"Augmentations of waves, of spectrograms, and inside the network."

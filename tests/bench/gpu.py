@@ -6,6 +6,7 @@ DataLoader workers compute librosa's mel clip by clip. Images per second are tho
 the GPU waits, for whatever, is 1 - (time in kernels)/(wall time) of an epoch under torch's profiler; the share in which Python waits for a
 batch is measured in the epochs without it.
 """
+
 import argparse
 import datetime
 import os
@@ -22,6 +23,7 @@ from fastai.callback.core import Callback
 
 class Fed(Callback):
     "Seconds from the end of a batch to the next one's coming, before any callback works on it."
+
     order, seconds, ended = -100, 0.0, 0.0
 
     def before_batch(self):
@@ -30,6 +32,7 @@ class Fed(Callback):
 
 class Watch(Callback):
     "Images and seconds of the training batches of each epoch, and a profile of the last one."
+
     order = 100
 
     def __init__(self, profile_at=None):
@@ -37,12 +40,14 @@ class Watch(Callback):
 
     def _now(self):
         import torch
+
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter()
 
     def before_train(self):
         from torch.profiler import ProfilerActivity, profile
+
         self.profile = profile(activities=[ProfilerActivity.CUDA]) if self.epoch == self.profile_at else None
         if self.profile:
             self.profile.__enter__()
@@ -69,16 +74,20 @@ class Watch(Callback):
 
 
 def sounds(n):
-    from audiotag.core import rng
-    from audiotag.synth import SOUNDS, sound
-    base = [sound(SOUNDS[i % len(SOUNDS)], rng(0, i), seconds=2.5, sample_rate=44100).astype("float32") for i in range(64)]
+    from audiotag.core.seeding import rng
+    from audiotag.audio.synth import SOUNDS, sound
+
+    base = [
+        sound(SOUNDS[i % len(SOUNDS)], rng(0, i), seconds=2.5, sample_rate=44100).astype("float32") for i in range(64)
+    ]
     return [base[i % 64] for i in range(n)]
 
 
 def clip_table(folder, n):
     import pandas as pd
     import soundfile as sf
-    from audiotag.competitions import clip_table as table
+    from audiotag.data.competitions import clip_table as table
+
     rows = []
     for i, wave in enumerate(sounds(n)):
         path = folder / "wav" / f"{i:05d}.wav"
@@ -94,23 +103,41 @@ def clip_table(folder, n):
 def ours(clips, folder, o, *, precision, computed, compile=""):
     import torch
     from audiotag.augment.spec import Lighting, MixUp, SpecMix, ZoomCrop
-    from audiotag.data import fold_loaders
-    from audiotag.features import PRESETS, Waveform
-    from audiotag.losses import BCE
+    from audiotag.data.crops import fold_loaders
+    from audiotag.audio.features import PRESETS, Waveform
+    from audiotag.train.losses import BCE
     from audiotag.models.cnn import CNNModel1
-    from audiotag.store import build_store
-    from audiotag.train import train_fold
+    from audiotag.data.store import build_store
+    from audiotag.train.fit import train_fold
+
     fe = PRESETS["freesound_kernel"].replace(reading=PRESETS["freesound_kernel"].reading.replace(trim_db=None))
     stored = Waveform(sample_rate=fe.sample_rate, reading=fe.reading) if computed else fe
     store = build_store(clips, stored, folder / ("waves" if computed else "mels"), workers=os.cpu_count())
     train, valid = clips[clips.fold > 0], clips[clips.fold == 0]
-    dls = fold_loaders(train, valid, store, [f"c{i:02d}" for i in range(80)], frames=fe.samples_for(128) if computed else 128, batch_size=o.batch)
+    dls = fold_loaders(
+        train,
+        valid,
+        store,
+        [f"c{i:02d}" for i in range(80)],
+        frames=fe.samples_for(128) if computed else 128,
+        batch_size=o.batch,
+    )
     dls.to(o.device)
     torch.manual_seed(0)
     watch = Watch(o.epochs - 1 if o.device == "cuda" and not compile else None)
     with tempfile.TemporaryDirectory() as run:
-        train_fold(CNNModel1(width=o.width).build(80), dls, run, loss=BCE(), epochs=o.epochs, augment=(MixUp(), SpecMix(), ZoomCrop(), Lighting()),
-                   front_end=fe if computed else None, precision=precision, cbs=[watch, watch.fed], **({"compile": compile} if compile else {}))
+        train_fold(
+            CNNModel1(width=o.width).build(80),
+            dls,
+            run,
+            loss=BCE(),
+            epochs=o.epochs,
+            augment=(MixUp(), SpecMix(), ZoomCrop(), Lighting()),
+            front_end=fe if computed else None,
+            precision=precision,
+            cbs=[watch, watch.fed],
+            **({"compile": compile} if compile else {}),
+        )
     return watch
 
 
@@ -127,16 +154,20 @@ class LibrosaItems:
         import librosa
         import numpy as np
         import torch
+
         wave, _ = librosa.load(self.paths[i], sr=44100)
-        x = librosa.power_to_db(librosa.feature.melspectrogram(y=wave, sr=44100, n_fft=2560, hop_length=694, n_mels=128, fmin=20))
+        x = librosa.power_to_db(
+            librosa.feature.melspectrogram(y=wave, sr=44100, n_fft=2560, hop_length=694, n_mels=128, fmin=20)
+        )
         x = (x - x.mean()) / (x.std() + 1e-6)
         at = np.random.randint(x.shape[1] - 127)
-        return torch.from_numpy(x[None, :, at:at + 128].astype("float32")), torch.eye(80)[self.labels[i]]
+        return torch.from_numpy(x[None, :, at : at + 128].astype("float32")), torch.eye(80)[self.labels[i]]
 
 
 def one_thread():
     "In each worker: sixteen of them with sixteen BLAS threads each would wait for one another."
     from threadpoolctl import threadpool_limits
+
     threadpool_limits(1)
 
 
@@ -148,12 +179,29 @@ def theirs(clips, o, *, precision):
     from fastai.data.core import DataLoaders
     from fastai.data.load import DataLoader
     from fastai.learner import Learner
+
     torch.manual_seed(0)
-    librosa.power_to_db(librosa.feature.melspectrogram(y=librosa.load(clips.path[0], sr=44100)[0]))  # loaded and compiled before the workers are forked
-    train, valid = (DataLoader(LibrosaItems(c), bs=o.batch, shuffle=s, num_workers=o.workers, wif=one_thread, pin_memory=o.device == "cuda", drop_last=s)
-                    for c, s in ((clips[clips.fold > 0], True), (clips[clips.fold == 0], False)))
+    # loaded and compiled before the workers are forked
+    librosa.power_to_db(librosa.feature.melspectrogram(y=librosa.load(clips.path[0], sr=44100)[0]))
+    train, valid = (
+        DataLoader(
+            LibrosaItems(c),
+            bs=o.batch,
+            shuffle=s,
+            num_workers=o.workers,
+            wif=one_thread,
+            pin_memory=o.device == "cuda",
+            drop_last=s,
+        )
+        for c, s in ((clips[clips.fold > 0], True), (clips[clips.fold == 0], False))
+    )
     watch = Watch(o.epochs - 1 if o.device == "cuda" else None)
-    learn = Learner(DataLoaders(train, valid).to(o.device), CNNModel1(width=o.width).build(80), loss_func=torch.nn.BCEWithLogitsLoss(), cbs=[watch, watch.fed])
+    learn = Learner(
+        DataLoaders(train, valid).to(o.device),
+        CNNModel1(width=o.width).build(80),
+        loss_func=torch.nn.BCEWithLogitsLoss(),
+        cbs=[watch, watch.fed],
+    )
     if precision == "bf16":
         learn = learn.to_bf16()
     with learn.no_bar(), learn.no_logging():
@@ -167,12 +215,15 @@ ENTRANT = "entrant: fastai, librosa in DataLoader workers"
 def page(rows, o, name):
     "The table of what was measured so far."
     import torch
+
     lines = []
     for (way, precision), watch in rows.items():
         rate, unfed = watch.medians()
         base = rows.get((ENTRANT, precision))
-        lines.append(f"| {way} | {precision} | {rate:.0f} | {f'{rate / base.medians()[0]:.2f}' if base else '–'} | {unfed:.0%} | "
-                     f"{'–' if watch.waiting is None else f'{watch.waiting:.0%}'} |\n")
+        lines.append(
+            f"| {way} | {precision} | {rate:.0f} | {f'{rate / base.medians()[0]:.2f}' if base else '–'} | {unfed:.0%} | "
+            f"{'–' if watch.waiting is None else f'{watch.waiting:.0%}'} |\n"
+        )
     return f"""# How busy is the GPU?
 
 `python -m tests.bench.gpu`, {datetime.date.today()}, {name}, {os.cpu_count()} cores, torch {torch.__version__}.
@@ -196,6 +247,7 @@ def main():
     parse.add_argument("--tiny", action="store_true", help="small, to try the bench itself")
     o = parse.parse_args()
     import torch
+
     if o.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("skipped: there is no GPU here (`--device cpu --tiny` tries the bench itself)")
     if o.tiny:
@@ -204,18 +256,32 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         clips = clip_table(folder, o.clips)
-        ways = {"ours, stored log-mels": partial(ours, clips, folder, o, computed=False), "ours, log-mel on the device": partial(ours, clips, folder, o, computed=True),
-                ENTRANT: partial(theirs, clips, o)}
+        ways = {
+            "ours, stored log-mels": partial(ours, clips, folder, o, computed=False),
+            "ours, log-mel on the device": partial(ours, clips, folder, o, computed=True),
+            ENTRANT: partial(theirs, clips, o),
+        }
         todo = [(w, p, partial(f, precision=p)) for p in ("fp32", "bf16") for w, f in ways.items()]
         if o.compile:
-            todo.append(("ours, stored log-mels, torch.compile", "bf16", partial(ours, clips, folder, o, precision="bf16", computed=False, compile=o.compile)))
+            todo.append(
+                (
+                    "ours, stored log-mels, torch.compile",
+                    "bf16",
+                    partial(ours, clips, folder, o, precision="bf16", computed=False, compile=o.compile),
+                )
+            )
         rows = {}
         for way, precision, measure in todo:
             began = time.perf_counter()
             rows[way, precision] = watch = measure()
-            print(f"{way}, {precision}: {watch.medians()[0]:.0f} images/s ({time.perf_counter() - began:.0f} s in all)", file=sys.stderr, flush=True)
+            print(
+                f"{way}, {precision}: {watch.medians()[0]:.0f} images/s ({time.perf_counter() - began:.0f} s in all)",
+                file=sys.stderr,
+                flush=True,
+            )
             if o.save:  # what was measured stays, whatever comes
-                from audiotag.core import write_text
+                from audiotag.core.files import write_text
+
                 write_text(Path(__file__).parent / "results" / "gpu.md", page(rows, o, name))
     print(page(rows, o, name))
 

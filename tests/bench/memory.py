@@ -4,6 +4,7 @@ A run folder over a store of nothing (sparse files: every clip reads as zeros, t
 epoch of one fold and scored out of fold by `finish_fold`, as `audiotag train` does it, in a process that may not grow by more than 2 GB
 (RLIMIT_DATA). The network is small, as memory is measured and not time.
 """
+
 import argparse
 import datetime
 import os
@@ -16,33 +17,62 @@ import threading
 import time
 from pathlib import Path
 
-SETS = ["n_folds=10", "model.width=4", "windows.frames=128", "windows.hop=128", "stages.*.epochs=1", "stages.*.batch_size=128", "augment=[]", "stream_from=10000", "cpus=1", "precision=fp32"]
+SETS = [
+    "n_folds=10",
+    "model.width=4",
+    "windows.frames=128",
+    "windows.hop=128",
+    "stages.*.epochs=1",
+    "stages.*.batch_size=128",
+    "augment=[]",
+    "stream_from=10000",
+    "cpus=1",
+    "precision=fp32",
+]
 
 
 def run_folder(folder, clips, frames):
     "A run over a store of `clips` clips, made without sound."
     import numpy as np
     import pandas as pd
-    from audiotag.competitions import clip_table
-    from audiotag.core import claim_folder, write_json, write_parquet
-    from audiotag.recipes import get_recipe
-    from audiotag.stream import sparse_store
+    from audiotag.data.competitions import clip_table
+    from audiotag.core.files import claim_folder, write_json, write_parquet
+    from audiotag.train.recipes import get_recipe
+    from audiotag.data.streaming import sparse_store
+
     recipe = get_recipe("freesound2019", scale="small", changes=SETS)
     store = sparse_store(folder / "store", clips=clips, frames=frames, front_end=recipe.stored, per_shard=1024)
     classes, names = [f"class {i:02d}" for i in range(80)], list(store)
     labels = [(classes[i % 80],) if i % 3 else (classes[i % 80], classes[i * 7 % 79]) for i in range(clips)]
-    table = clip_table(names, path=[f"/corpus/{n}.wav" for n in names], labels=labels, source=np.where(np.arange(clips) % 5, "noisy", "curated"), group=names)
+    table = clip_table(
+        names,
+        path=[f"/corpus/{n}.wav" for n in names],
+        labels=labels,
+        source=np.where(np.arange(clips) % 5, "noisy", "curated"),
+        group=names,
+    )
     run = claim_folder(folder / "run", "run")
     write_parquet(run / "clips.parquet", table.assign(fold=pd.Series(np.arange(clips) % recipe.n_folds)))
-    write_json(run / "recipe.json", {"recipe": recipe.to_dict(), "classes": classes, "competition": "nothing", "data": "", "scale": "small", "store": str(folder / "store")})
+    write_json(
+        run / "recipe.json",
+        {
+            "recipe": recipe.to_dict(),
+            "classes": classes,
+            "competition": "nothing",
+            "data": "",
+            "scale": "small",
+            "store": str(folder / "store"),
+        },
+    )
     return run
 
 
 def watched(run):
     "In the limited process: the most that it grew while it trained, and while it scored."
     import torch
-    from audiotag.mapped import resident_memory
-    from audiotag.stages import Run
+    from audiotag.data.mmap import resident_memory
+    from audiotag.train.run_folder import Run
+
     torch.set_num_threads(1)
     torch.nn.Conv2d(1, 4, 3)(torch.zeros(128, 1, 64, 128)).mean().backward()
     start, most, end = resident_memory(), [0], threading.Event()
@@ -83,7 +113,12 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             run = run_folder(Path(folder), clips, o.frames)
             size = sum(p.stat().st_size for p in Path(folder, "store/shards").iterdir()) / 1e9
-            out = subprocess.run([sys.executable, "-m", "tests.bench.memory", "--watch", str(run)], stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            out = subprocess.run(
+                [sys.executable, "-m", "tests.bench.memory", "--watch", str(run)],
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
             assert out.returncode == 0, out
             m = list(map(float, out.stdout.split("RESULT")[1].split()))
         rows.append(f"| {clips} | {size:.1f} | {m[0]:.0f} | {m[2]:.0f} | {m[4]:.0f} | {m[3]:.0f} | {m[5]:.0f} |\n")
@@ -98,7 +133,8 @@ streamed), and while it is scored out of fold (a tenth).
 |---|---|---|---|---|---|---|
 """ + "".join(rows)
     if o.save:
-        from audiotag.core import write_text
+        from audiotag.core.files import write_text
+
         write_text(Path(__file__).parent / "results" / "memory.md", text)
 
 

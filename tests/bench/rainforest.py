@@ -4,6 +4,7 @@ Trains the small recipe of system 3 on `rainforest`, in four ways that differ in
 whole recordings; boxes; boxes and false positives as known absent; boxes and false positives with the label 0. The folds, the seeds, the
 network and the number of optimiser steps are the same. Interrupted and called again it goes on. (A seed takes six minutes of one quiet core.)
 """
+
 import argparse
 import datetime
 import os
@@ -11,7 +12,7 @@ import platform
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 STEPS, FOLDS, SEEDS = 240, 4, (0, 1, 2)
 CHANGES = ["n_folds=4", "model.backbone.width=8", "front_end.n_mels=48"]
@@ -19,21 +20,25 @@ ARMS = ("whole recordings", "boxes", "boxes + known absent", "boxes + label 0")
 
 
 def recipe(name, seed, *, steps=STEPS, changes=()):
-    from audiotag.data import Anywhere
-    from audiotag.recipes import get_recipe
-    from audiotag.stages import Labels
+    from audiotag.data.crops import Anywhere
+    from audiotag.train.recipes import get_recipe
+    from audiotag.train.settings import Labels
 
     base = get_recipe("rainforest2021", scale="small", changes=[*CHANGES, f"seed={seed}", *changes])
     stage = base.stages[0].replace(steps=steps)
     alone = stage.replace(train_on=("curated",), sampling=())
-    made = {"whole recordings": dict(crops=Anywhere(), stages=(alone,)), "boxes": dict(stages=(alone,)), "boxes + known absent": dict(stages=(stage,)),
-            "boxes + label 0": dict(stages=(stage,), labels=Labels(negatives="all"))}
+    made = {
+        "whole recordings": dict(crops=Anywhere(), stages=(alone,)),
+        "boxes": dict(stages=(alone,)),
+        "boxes + known absent": dict(stages=(stage,)),
+        "boxes + label 0": dict(stages=(stage,), labels=Labels(negatives="all")),
+    }
     return base.replace(**made[name])
 
 
 def open_arm(work, data, name, seed, **options):
-    from audiotag.competitions import load_competition
-    from audiotag.stages import open_run
+    from audiotag.data.competitions import load_competition
+    from audiotag.train.run_folder import open_run
 
     slug = "".join(c if c.isalnum() else "-" for c in name).replace("---", "-")
     return open_run(work / f"{slug}-{seed}", recipe(name, seed, **options), load_competition(data, "rainforest2021"))
@@ -43,7 +48,7 @@ def train(work, data, name, seed, **options):
     "One arm with one seed, on one thread."
     import torch
 
-    from audiotag.stages import run_stages
+    from audiotag.train.run_folder import run_stages
 
     torch.set_num_threads(1)
     run_stages(open_arm(work, data, name, seed, **options))
@@ -51,7 +56,7 @@ def train(work, data, name, seed, **options):
 
 def scores(run):
     "(truth, out-of-fold scores) of the recordings that have boxes, in the order of their names."
-    from audiotag.competitions import targets
+    from audiotag.data.competitions import targets
 
     clips = run.clips.sort_values("clip_id")
     return targets(clips, run.classes), run.oof(*run.recipe.members).loc[clips.clip_id].to_numpy()
@@ -62,9 +67,10 @@ def summary(runs, *, n=500):
     import numpy as np
     import pandas as pd
 
-    from audiotag.metrics import bootstrap_interval, lwlrap, macro_auc
+    from audiotag.core.metrics import bootstrap_interval, lwlrap, macro_auc
 
-    stacked = {name: np.stack([scores(r)[1] for (a, _), r in runs.items() if a == name]) for name in ARMS}  # (seeds, recordings, classes)
+    # (seeds, recordings, classes)
+    stacked = {name: np.stack([scores(r)[1] for (a, _), r in runs.items() if a == name]) for name in ARMS}
     truth = scores(next(iter(runs.values())))[0]
 
     def told(metric, *arms):
@@ -82,39 +88,62 @@ def summary(runs, *, n=500):
 
     rows = {}
     for name, p in stacked.items():
-        row = {"lwlrap": told(lwlrap, name), "macro AUC": told(macro_auc, name), "lwlrap of the seeds' mean": f"{lwlrap(truth, p.mean(0)):.3f}"}
+        row = {
+            "lwlrap": told(lwlrap, name),
+            "macro AUC": told(macro_auc, name),
+            "lwlrap of the seeds' mean": f"{lwlrap(truth, p.mean(0)):.3f}",
+        }
         if name != ARMS[0]:
             row["lwlrap over whole recordings"] = told(lwlrap, name, ARMS[0])
         if name not in ARMS[:2]:
             row["lwlrap over boxes"] = told(lwlrap, name, ARMS[1])
         row["minutes a seed"] = f"{np.mean([seconds(r) for (a, _), r in runs.items() if a == name]) / 60:.1f}"
         rows[name] = row
-    columns = ["lwlrap", "macro AUC", "lwlrap of the seeds' mean", "lwlrap over whole recordings", "lwlrap over boxes", "minutes a seed"]
+    columns = [
+        "lwlrap",
+        "macro AUC",
+        "lwlrap of the seeds' mean",
+        "lwlrap over whole recordings",
+        "lwlrap over boxes",
+        "minutes a seed",
+    ]
     return pd.DataFrame(rows).T[columns].fillna("").rename_axis("trained on")
 
 
 def seconds(run):
-    from audiotag.core import read_json
+    from audiotag.core.files import read_json
 
-    return sum(h["seconds"] for s in run.recipe.stages for k in range(run.recipe.n_folds) for h in read_json(run.fold_path(s.name, k) / "history.json"))
+    return sum(
+        h["seconds"]
+        for s in run.recipe.stages
+        for k in range(run.recipe.n_folds)
+        for h in read_json(run.fold_path(s.name, k) / "history.json")
+    )
 
 
 def main():
     from tests.bench.warmup import markdown
 
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--work", type=Path, default=Path("runs/rainforest-bench"), help="run folders; kept, so that it can go on (default: runs/rainforest-bench)")
-    ap.add_argument("--jobs", type=int, default=os.cpu_count(), help="arms that are trained side by side, one thread each")
+    ap.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/rainforest-bench"),
+        help="run folders; kept, so that it can go on (default: runs/rainforest-bench)",
+    )
+    ap.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="arms that are trained side by side, one thread each"
+    )
     ap.add_argument("--seeds", type=int, default=len(SEEDS), help=f"how many of {len(SEEDS)} seeds")
     ap.add_argument("--save", action="store_true", help="write tests/bench/results/rainforest.md")
     o = ap.parse_args()
-    from conftest import sample_folder
+    from tests.conftest import sample_folder
     from joblib import Parallel, delayed
 
     data, reason = sample_folder("rainforest")
     if data is None:
         raise SystemExit(f"skipped: {reason}")
-    jobs = [(name, seed) for seed in SEEDS[:o.seeds] for name in ARMS]
+    jobs = [(name, seed) for seed in SEEDS[: o.seeds] for name in ARMS]
     Parallel(n_jobs=o.jobs)(delayed(train)(o.work, data, *job) for job in jobs)
     runs = {job: open_arm(o.work, data, *job) for job in jobs}
     clips = next(iter(runs.values())).clips

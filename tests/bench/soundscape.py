@@ -4,6 +4,7 @@ Trains on `soundscape` and scores out of fold, on whole clips and on *pseudo-sou
 the `freesound` set), into which calls are mixed that are cut out of clips of the fold. A model of fold k hears the soundscapes of fold k
 and nothing that it, or its teachers, were trained on. The true test has no answers here. Interrupted and called again it goes on.
 """
+
 import argparse
 import datetime
 import os
@@ -11,7 +12,7 @@ import platform
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 FOLDS, SCAPES, SECONDS, RATE = 3, 10, 60, 32000  # SCAPES a fold and kind
 KINDS = {"few species": 3, "any species": None}  # how many species there are in a recording
@@ -19,9 +20,9 @@ KINDS = {"few species": 3, "any species": None}  # how many species there are in
 
 def arms():
     "name -> recipe."
-    from audiotag.core import set_fields
-    from audiotag.recipes import birdclef2024
-    from audiotag.sampling import InverseRoot, Partners
+    from audiotag.core.config import set_fields
+    from audiotag.train.recipes import birdclef2024
+    from audiotag.data.sampling import InverseRoot, Partners
 
     def made(ears, *, sampler=True, background=True, rounds=0, continued=False, times=1, changes=()):
         r = set_fields(birdclef2024("small", ears=ears), changes)
@@ -40,7 +41,9 @@ def arms():
         "mel CNN, twice the steps": made("mel", times=2),
         "mel CNN, every clip once": made("mel", sampler=False),
         "mel CNN, no background": made("mel", background=False),
-        "mel CNN, pink noise down to -5 dB, for half of the clips": made("mel", changes=[("augment.1.p", "0.5"), ("augment.1.low_db", "-5"), ("augment.1.high_db", "20")]),
+        "mel CNN, pink noise down to -5 dB, for half of the clips": made(
+            "mel", changes=[("augment.1.p", "0.5"), ("augment.1.low_db", "-5"), ("augment.1.high_db", "20")]
+        ),
         "raw, 625 × 128": made("rows128"),
         "raw, 2 × 1000 × 80": made("rows80"),
         "hybrid": made("hybrid"),
@@ -51,17 +54,19 @@ STEPS = {"mel": 200, "rows128": 120, "rows80": 120, "hybrid": 120}  # optimiser 
 
 
 def open_arm(work, data, name):
-    from audiotag.competitions import load_competition
-    from audiotag.stages import open_run
+    from audiotag.data.competitions import load_competition
+    from audiotag.train.run_folder import open_run
 
     recipe = arms()[name]
     slug = "".join(c if c.isalnum() else "-" for c in name).strip("-")
     stored = recipe.stored
-    return open_run(work / slug, recipe, load_competition(data, "birdclef2024"), store=work / f"store-{stored.sample_rate}")
+    return open_run(
+        work / slug, recipe, load_competition(data, "birdclef2024"), store=work / f"store-{stored.sample_rate}"
+    )
 
 
 def finished(work, name):
-    from audiotag.stages import Run, is_finished
+    from audiotag.train.run_folder import Run, is_finished
 
     folder = work / "".join(c if c.isalnum() else "-" for c in name).strip("-")
     return (folder / "recipe.json").is_file() and is_finished(Run(folder))
@@ -71,7 +76,7 @@ def train(work, data, name):
     "One arm, on one thread."
     import torch
 
-    from audiotag.stages import run_stages
+    from audiotag.train.run_folder import run_stages
 
     torch.set_num_threads(1)
     run_stages(open_arm(work, data, name))
@@ -82,11 +87,14 @@ def backgrounds(freesound):
     import numpy as np
     import pandas as pd
 
-    from audiotag.audio import read_audio
+    from audiotag.audio.io import read_audio
 
     table = pd.read_csv(freesound / "train_curated.csv")
     table = table[table.labels.isin(["Rain", "Sea_waves", "Fire_crackling"])].sort_values("fname")
-    waves = {k: [read_audio(freesound / "train_curated" / f, sample_rate=RATE) for f in g.fname] for k, g in table.groupby("labels")}
+    waves = {
+        k: [read_audio(freesound / "train_curated" / f, sample_rate=RATE) for f in g.fname]
+        for k, g in table.groupby("labels")
+    }
     return {k: [o / max(1e-4, float(np.sqrt(np.mean(o**2)))) for o in v] for k, v in waves.items()}
 
 
@@ -105,7 +113,7 @@ def scape(clips, classes, noises, species, g):
     "(wave, truth (windows, classes)): six to ten calls of up to 4 s, at -3 to 12 dB, with each species as likely as any other."
     import numpy as np
 
-    from audiotag.audio import read_audio, trim_silence
+    from audiotag.audio.io import read_audio, trim_silence
 
     wave, truth = a_minute(noises, g), np.zeros((SECONDS // 5, len(classes)), bool)
     there = [c for c in classes if (clips.labels.map(lambda o: c in o)).any()]
@@ -115,9 +123,14 @@ def scape(clips, classes, noises, species, g):
         mine = clips[clips.labels.map(lambda o: c in o)]
         call = trim_silence(read_audio(mine.path.iloc[g.integers(len(mine))], sample_rate=RATE), 25.0)[: 4 * RATE]
         at = int(g.integers(SECONDS * RATE - len(call)))
-        around = wave[at:at + len(call)]
-        call = call / max(1e-6, float(np.sqrt(np.mean(call**2)))) * np.sqrt(np.mean(around**2)) * 10 ** (g.uniform(-3, 12) / 20)
-        wave[at:at + len(call)] += call.astype(np.float32)
+        around = wave[at : at + len(call)]
+        call = (
+            call
+            / max(1e-6, float(np.sqrt(np.mean(call**2))))
+            * np.sqrt(np.mean(around**2))
+            * 10 ** (g.uniform(-3, 12) / 20)
+        )
+        wave[at : at + len(call)] += call.astype(np.float32)
         for w in range(SECONDS // 5):
             overlap = min(at + len(call), (w + 1) * 5 * RATE) - max(at, w * 5 * RATE)
             truth[w, list(classes).index(c)] |= overlap >= min(0.5 * RATE, len(call) / 2)
@@ -130,7 +143,7 @@ def make_scapes(work, run, freesound):
     import pandas as pd
     import soundfile as sf
 
-    from audiotag.core import rng
+    from audiotag.core.seeding import rng
 
     noises, out = backgrounds(freesound), {}
     for kind, species in KINDS.items():
@@ -143,7 +156,10 @@ def make_scapes(work, run, freesound):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 if not path.exists():
                     sf.write(path, wave, RATE, subtype="PCM_16")
-                rows += [dict(path=str(path), start_s=5.0 * w, end_s=5.0 * w + 5, fold=fold, group=path.stem, truth=t) for w, t in enumerate(truth.astype(np.float32))]
+                rows += [
+                    dict(path=str(path), start_s=5.0 * w, end_s=5.0 * w + 5, fold=fold, group=path.stem, truth=t)
+                    for w, t in enumerate(truth.astype(np.float32))
+                ]
         out[kind] = pd.DataFrame(rows)
     return out
 
@@ -152,9 +168,9 @@ def hear(run, stage, table, views=None):
     "Out-of-fold probabilities (windows, classes) of a table of windows, heard as the kernel hears them."
     import numpy as np
 
-    from audiotag.recordings import hear as hear_job
-    from audiotag.recordings import jobs_of
-    from audiotag.windows import score_clips
+    from audiotag.infer.recordings import hear as hear_job
+    from audiotag.infer.recordings import jobs_of
+    from audiotag.infer.windows import score_clips
 
     windows = run.recipe.windows if views is None else run.recipe.windows.replace(views=views)
     fe, out = run.recipe.front_end, np.zeros((len(table), len(run.classes)), np.float32)
@@ -187,10 +203,12 @@ def gain(truth, p, base, group):
     "Gain in macro-AUC with its interval over recordings, as text."
     import numpy as np
 
-    from audiotag.metrics import bootstrap_interval, macro_auc
+    from audiotag.core.metrics import bootstrap_interval, macro_auc
 
     c = truth.shape[1]
-    low, high = bootstrap_interval(lambda t, s: macro_auc(t, s[:, :c]) - macro_auc(t, s[:, c:]), truth, np.hstack([p, base]), groups=group, n=300)
+    low, high = bootstrap_interval(
+        lambda t, s: macro_auc(t, s[:, :c]) - macro_auc(t, s[:, c:]), truth, np.hstack([p, base]), groups=group, n=300
+    )
     return f"{macro_auc(truth, p) - macro_auc(truth, base):+.3f} ({low:+.3f} … {high:+.3f})"
 
 
@@ -198,23 +216,31 @@ def network_table(runs, heard, scapes):
     import numpy as np
     import pandas as pd
 
-    from audiotag.metrics import macro_auc
+    from audiotag.core.metrics import macro_auc
 
     base, rows = heard["mel CNN", "labelled"], {}
     for (name, stage), p in heard.items():
         run = runs[name]
-        row = {"clips": next(v for k, v in run.scores(stage).items() if k.endswith("curated")) if stage != "mean" else np.nan}
+        row = {
+            "clips": next(v for k, v in run.scores(stage).items() if k.endswith("curated"))
+            if stage != "mean"
+            else np.nan
+        }
         for kind, table in scapes.items():
             truth = np.stack(list(table.truth))
             row[kind] = macro_auc(truth, p[kind])
             row[f"gain, {kind}"] = "" if p is base else gain(truth, p[kind], base[kind], table.group.to_numpy())
-        rows["mel, hybrid, raw 625 × 128, mean 5 : 4 : 1" if stage == "mean" else name + ("" if stage == "labelled" else f", {stage}")] = row
+        rows[
+            "mel, hybrid, raw 625 × 128, mean 5 : 4 : 1"
+            if stage == "mean"
+            else name + ("" if stage == "labelled" else f", {stage}")
+        ] = row
     return pd.DataFrame(rows).T.rename_axis("macro-AUC out of fold")
 
 
 def mean_of_all(heard, scapes):
     "The entrants' ensembles are of networks that hear different things: 5 : 4 : 1 of mel, hybrid and raw."
-    from audiotag.ensemble import combine
+    from audiotag.infer.ensemble import combine
     import numpy as np
 
     three = [heard["mel CNN", "labelled"], heard["hybrid", "labelled"], heard["raw, 625 × 128", "labelled"]]
@@ -225,13 +251,25 @@ def step_tables(p, scapes):
     "{kind: what the tuner says}, with one family that cannot change the metric."
     import numpy as np
 
-    from audiotag.postprocess import FAMILIES, Power, tune
+    from audiotag.infer.postprocess import FAMILIES, Power, tune
 
     families, out = {**FAMILIES, "sharpen": (Power(power=0.5), Power(power=2.0))}, {}
     for kind, table in scapes.items():
         table = table.assign(part=[int(o.rsplit("-", 1)[1]) % 5 for o in table.group])
-        found = tune(p[kind], np.stack(list(table.truth)), table.group.to_numpy(), folds=table.part.to_numpy(), families=families, draws=300)
-        out[kind] = found.table.assign(gain=[f"{g:+.3f} ({a:+.3f} … {b:+.3f})" for g, a, b in zip(found.table.gain, found.table.low, found.table.high)]).drop(columns=["low", "high"])
+        found = tune(
+            p[kind],
+            np.stack(list(table.truth)),
+            table.group.to_numpy(),
+            folds=table.part.to_numpy(),
+            families=families,
+            draws=300,
+        )
+        out[kind] = found.table.assign(
+            gain=[
+                f"{g:+.3f} ({a:+.3f} … {b:+.3f})"
+                for g, a, b in zip(found.table.gain, found.table.low, found.table.high)
+            ]
+        ).drop(columns=["low", "high"])
     return out
 
 
@@ -243,17 +281,24 @@ def markdown(table, digits=3):
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--work", type=Path, default=Path("runs/soundscape"), help="run folders; kept, so that it can go on (default: runs/soundscape)")
-    ap.add_argument("--jobs", type=int, default=os.cpu_count(), help="arms that are trained side by side, one thread each")
+    ap.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/soundscape"),
+        help="run folders; kept, so that it can go on (default: runs/soundscape)",
+    )
+    ap.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="arms that are trained side by side, one thread each"
+    )
     ap.add_argument("--only", default="", help="arms whose name contains this")
     ap.add_argument("--finished", action="store_true", help="train nothing: tables of the arms that are finished")
     ap.add_argument("--save", action="store_true", help="write tests/bench/results/soundscape.md")
     o = ap.parse_args()
     import numpy as np
-    from conftest import sample_folder
+    from tests.conftest import sample_folder
     from joblib import Parallel, delayed
 
-    from audiotag.pseudo import judge_rounds
+    from audiotag.train.pseudo import judge_rounds
 
     (data, reason), (freesound, more) = sample_folder("soundscape"), sample_folder("freesound")
     if data is None or freesound is None:
@@ -268,25 +313,33 @@ def main():
     if all((n, "labelled") in heard for n in ("mel CNN", "hybrid", "raw, 625 × 128")):
         heard["mel CNN", "mean"] = mean_of_all(heard, scapes)
     first = runs[names[0]]
-    from audiotag.windows import View
+    from audiotag.infer.windows import View
 
     plain = {kind: hear(first, "labelled", table, (View(),)) for kind, table in scapes.items()}
     truth = {kind: np.stack(list(t.truth)) for kind, t in scapes.items()}
-    tta = {kind: gain(truth[kind], heard["mel CNN", "labelled"][kind], plain[kind], t.group.to_numpy()) for kind, t in scapes.items()}
-    from audiotag.postprocess import apply_steps, steps_named
+    tta = {
+        kind: gain(truth[kind], heard["mel CNN", "labelled"][kind], plain[kind], t.group.to_numpy())
+        for kind, t in scapes.items()
+    }
+    from audiotag.infer.postprocess import apply_steps, steps_named
 
     own = steps_named(first.recipe.after)
-    sealed = {kind: gain(truth[kind], apply_steps(own, p, t.group), p, t.group.to_numpy()) for kind, t in scapes.items() for p in [heard["mel CNN", "labelled"][kind]]}
+    sealed = {
+        kind: gain(truth[kind], apply_steps(own, p, t.group), p, t.group.to_numpy())
+        for kind, t in scapes.items()
+        for p in [heard["mel CNN", "labelled"][kind]]
+    }
     steps = step_tables(heard["mel CNN", "labelled"], scapes)
     rounds = judge_rounds(first.rounds()).table
     n = {k: int(len(t)) for k, t in scapes.items()}
-    text = f"""# What pays on soundscapes?
+    text = (
+        f"""# What pays on soundscapes?
 
 `python -m tests.bench.soundscape --save`, {datetime.date.today()}, {os.cpu_count()} cores of {platform.processor() or platform.machine()}, networks 16 channels wide, those of the wave 8.
 `soundscape` sample set, {FOLDS} folds, batches of 16, steps a stage: {STEPS}.
 
 **What it is measured on.** The answers of the test are not here, and neither are those of the unlabelled soundscapes. So macro-AUC is taken
-(a) of whole clips, out of fold, and (b) of pseudo-soundscapes: {SCAPES} minutes a fold and kind ({n['few species']} windows) of rain, sea or fire
+(a) of whole clips, out of fold, and (b) of pseudo-soundscapes: {SCAPES} minutes a fold and kind ({n["few species"]} windows) of rain, sea or fire
 recordings from the `freesound` set, with 6 to 10 calls of up to 4 s at -3 to 12 dB, cut out of clips of the fold. In *few species* a recording has
 three species, in *any species* as many as come. Intervals are over recordings; there is one seed, and what another one would change is not in them. What (b) cannot say: whether the calls, their density and the
 places of the true test are like these. And the networks have heard the *unlabelled* soundscapes, whose backgrounds are other recordings.
@@ -302,15 +355,18 @@ The stop rule sees the clips alone:
 
 {markdown(rounds)}
 
-TTA by half a window, of the first line: {', '.join(f'{k} {v}' for k, v in tta.items())}.
+TTA by half a window, of the first line: {", ".join(f"{k} {v}" for k, v in tta.items())}.
 
 ## Steps of post-processing
 
-The steps that the recipe seals ({', '.join(first.recipe.after)}), of the first line: {', '.join(f'{k} {v}' for k, v in sealed.items())}.
+The steps that the recipe seals ({", ".join(first.recipe.after)}), of the first line: {", ".join(f"{k} {v}" for k, v in sealed.items())}.
 
 The tuner on the first line's scores: each family chosen on four fifths of the recordings, and judged on the other.
 
-""" + "\n\n".join(f"*{kind}*\n\n{markdown(t)}" for kind, t in steps.items()) + "\n"
+"""
+        + "\n\n".join(f"*{kind}*\n\n{markdown(t)}" for kind, t in steps.items())
+        + "\n"
+    )
     print(text)
     if o.save:
         (Path(__file__).parent / "results" / "soundscape.md").write_text(text)

@@ -1,4 +1,5 @@
 "Training steps with glibc's allocator as it is, and told to keep its memory (`Recipe.keep_memory`)."
+
 import json
 import statistics
 import subprocess
@@ -6,10 +7,10 @@ import sys
 
 CODE = """
 import json, sys, time, torch
-from audiotag.losses import BCE
+from audiotag.train.losses import BCE
 from audiotag.models.cnn import CNNModel1
-from audiotag.core import keep_memory
-from audiotag.train import autocast_dtype
+from audiotag.core.memory import keep_memory
+from audiotag.train.fit import autocast_dtype
 keep, width, precision, threads = json.loads(sys.argv[1])
 if keep: assert keep_memory()
 torch.set_num_threads(threads); torch.manual_seed(0)

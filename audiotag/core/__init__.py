@@ -1,0 +1,1 @@
+"What every module may use: errors, settings, files, progress, seeds and metrics."

@@ -1,0 +1,1 @@
+"Run an inference notebook at home as Kaggle would: its limits, and a hidden test of the full size."

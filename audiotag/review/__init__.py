@@ -1,0 +1,1 @@
+"Look at data and runs: reports, doubtful labels, and whether the cross-validation can be trusted."

@@ -1,0 +1,420 @@
+"System 3: places in recordings, labels that say no, mixing inside the network; boxes that are wrong; the recipe, tiny, from end to end."
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+from audiotag.augment.manifold import ManifoldMixUp
+from audiotag.data.competitions import load_competition, recordings
+from audiotag.core.errors import AudiotagError
+from audiotag.core.files import read_json, write_json
+from audiotag.data.crops import Anywhere, AroundBox, CropLoader, Crops, fold_loaders, place_frames
+from audiotag.audio.features import LogMel, Standardize
+from audiotag.train.losses import BCE
+from audiotag.models.cnn import CNNModel1
+from audiotag.models.sed import SED
+from audiotag.train.recipes import get_recipe
+from audiotag.data.sampling import RowsOf
+from audiotag.train.sed_loss import SEDLoss
+from audiotag.train.settings import Labels
+from audiotag.train.run_folder import Run, open_run, run_stages, scored_clips
+from audiotag.data.store import build_store
+from audiotag.audio.synth import make_rainforest
+from audiotag.train.fit import train_fold
+
+TINY = [
+    "n_folds=2",
+    "front_end.n_mels=32",
+    "model.backbone.width=2",
+    "windows.frames=64",
+    "windows.hop=32",
+    "crops.shift=[4,24]",
+    "stages.boxes.steps=4",
+    "stages.boxes.batch_size=8",
+    "stages.boxes.sampling.0.n=5",
+]
+
+
+# where a crop lies
+
+place = st.integers(1, 400).flatmap(
+    lambda n: st.tuples(st.just(n), st.integers(0, n - 1)).flatmap(
+        lambda o: st.tuples(st.just(o[0]), st.just(o[1]), st.integers(o[1] + 1, o[0]))
+    )
+)
+
+
+@given(
+    st.lists(place, min_size=1, max_size=30),
+    st.integers(1, 300),
+    st.sampled_from([Crops(), Anywhere(), AroundBox(shift=(0, 0)), AroundBox(), AroundBox(shift=(3, 40))]),
+    st.one_of(st.none(), st.integers(0, 99)),
+)
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_the_crop_holds_the_place_or_lies_inside_of_it(places, frames, crops, seed):
+    length, first, last = np.array(places).T
+    starts = crops.starts(first, last, length, frames, None if seed is None else np.random.default_rng(seed))
+    assert starts.dtype.kind == "i" and (starts >= 0).all() and (starts <= np.maximum(length - frames, 0)).all()
+    fits = (last - first <= frames) & (length >= frames)
+    assert ((starts <= first) & (last <= starts + frames))[fits].all()
+    longer = last - first > frames
+    assert ((first <= starts) & (starts + frames <= last))[longer].all()
+
+
+def test_the_centre_is_moved_by_the_numbers_given():
+    n, g = 4000, np.random.default_rng(0)
+    first, last, length = np.full(n, 2000), np.full(n, 2040), np.full(n, 4000)
+    moved = AroundBox(shift=(32, 200)).starts(first, last, length, 512, g) + 256 - 2020
+    assert set(np.abs(moved)) == set(range(32, 201))
+    assert 0.45 < (moved > 0).mean() < 0.55
+    assert (AroundBox().starts(first, last, length, 512) == 2020 - 256).all()  # on validation it is in the middle
+    assert AroundBox(shift=(2, 3)).scaled(512) == AroundBox(shift=(1024, 1536))
+
+
+def test_a_clip_without_times_is_drawn_anywhere():
+    n, g = 2000, np.random.default_rng(0)
+    starts = AroundBox().starts(np.zeros(n, int), np.full(n, 1000), np.full(n, 1000), 512, g)
+    assert starts.min() < 10 and starts.max() > 478
+
+
+# the loader
+
+
+@pytest.fixture(scope="module")
+def forest(tmp_path_factory):
+    "(competition, its boxes with `recording`, a store of the recordings)."
+    where = tmp_path_factory.mktemp("forest")
+    competition = load_competition(make_rainforest(where / "data", seed=2, n_train=8), "rainforest2021")
+    whole = recordings(competition.clips)
+    rows = competition.of("curated", "negative").assign(
+        recording=lambda d: d.path.map(dict(zip(whole.path, whole.clip_id)))
+    )
+    front_end = LogMel(sample_rate=16000, n_fft=512, hop_length=256, n_mels=32, f_max=8000, scaling=Standardize())
+    return competition, rows, build_store(whole, front_end, where / "store")
+
+
+def loader_of(forest, rows=None, **options):
+    competition, all_rows, store = forest
+    return CropLoader(
+        all_rows if rows is None else rows,
+        store,
+        competition.classes,
+        **{"frames": 128, "batch_size": 8, "crops": AroundBox(shift=(8, 40)), **options},
+    )
+
+
+def test_a_batch_is_what_the_store_has_at_that_place(forest):
+    competition, rows, store = forest
+    loader = loader_of(forest, seed=5)
+    first, last = place_frames(rows, store)
+    for epoch in (0, 3):
+        loader.set_epoch(epoch)
+        x, y = next(iter(loader))
+        for j in range(8):
+            i, s = loader.order[j], loader.starts[j, 0]
+            assert s <= first[i] and last[i] <= s + 128
+            assert np.array_equal(x[j, 0].numpy(), store[rows.recording.iloc[i]][:, s : s + 128])
+            seconds = store.frame_rate
+            heard = {
+                c
+                for o in rows.itertuples()
+                if o.recording == rows.recording.iloc[i] and o.source == "curated"
+                for c in o.labels
+                if min(np.ceil(o.end_s * seconds), s + 128) - max(np.floor(o.start_s * seconds), s)
+                >= 0.5 * (np.ceil(o.end_s * seconds) - np.floor(o.start_s * seconds))
+            }
+            own = set(rows.labels.iloc[i]) if rows.source.iloc[i] == "curated" else set()
+            assert {competition.classes[k] for k in np.flatnonzero(y[j])} == heard | own
+
+
+def test_only_the_own_label_if_asked(forest):
+    loader = loader_of(forest, crops=AroundBox(shift=(8, 40), beside=None))
+    assert all(torch.equal(loader.target(i, 0), loader.y[i]) for i in range(len(loader.ids)))
+
+
+def test_a_label_that_is_heard_is_known(forest):
+    "Where a target has a weight, the labels of other boxes in the crop get both."
+    competition, rows, store = forest
+    y = Labels().weighted(np.zeros((len(rows), 4), np.float32), rows.assign(source="negative"), competition.classes)
+    loader, plain = loader_of(forest, y=y), loader_of(forest, y=np.zeros((len(rows), 4)))
+    some = 0
+    for i in range(len(rows)):
+        for s in (0, 100, 300):
+            told, heard = loader.target(i, s), plain.target(i, s)
+            assert torch.equal(told[:4], heard) and torch.equal(told[4:], torch.maximum(heard, loader.y[i, 4:]))
+            some += int(heard.sum())
+    assert some
+
+
+def test_faults_of_places(forest):
+    competition, rows, store = forest
+    with pytest.raises(AudiotagError, match="recording"):
+        loader_of(forest, rows.drop(columns="recording"))
+    with pytest.raises(AudiotagError, match="not in the feature store"):
+        loader_of(forest, rows.assign(recording="gone"))
+    with pytest.raises(AudiotagError, match="behind the end"):
+        loader_of(forest, rows.assign(start_s=99.0, end_s=100.0))
+    for bad in (dict(shift=(5, 2)), dict(shift=(1,)), dict(shift=(-1, 2)), dict(beside=0.0), dict(beside=1.5)):
+        with pytest.raises(AudiotagError):
+            AroundBox(**bad)
+
+
+@pytest.mark.parametrize(
+    "cells, said",
+    [
+        (dict(t_max="0.1"), "row 3"),
+        (dict(t_max="61.5"), "row 3"),
+        (dict(t_min="-1"), "row 3"),
+        (dict(f_max="1"), "row 3"),
+        (dict(species_id="9"), "row 3"),
+    ],
+)
+@pytest.mark.parametrize("part", ["train_tp", "train_fp"])
+def test_a_box_that_is_none_is_refused_by_its_row(tmp_path, part, cells, said):
+    data = make_rainforest(tmp_path / "data", n_train=3, n_test=1)
+    table = pd.read_csv(data / f"{part}.csv", dtype=str)
+    for c, v in cells.items():
+        table.loc[2, c] = v
+    table.to_csv(data / f"{part}.csv", index=False)
+    with pytest.raises(AudiotagError) as e:
+        load_competition(data, "rainforest2021")
+    assert said in str(e.value) and f"{part}.csv" in str(e.value)
+
+
+# labels that say no
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_the_mask_never_punishes_a_species_that_the_row_does_not_name(seed):
+    "The gradient of a negative row is zero for all others, in each part of the loss and after mixup with another one."
+    g = np.random.default_rng(seed)
+    classes = [f"s{i}" for i in range(5)]
+    rows = pd.DataFrame(dict(labels=[(classes[int(g.integers(5))],) for _ in range(4)], source="negative"))
+    y = torch.from_numpy(Labels().weighted(np.zeros((4, 5), np.float32), rows, classes))
+    parts = torch.from_numpy(g.normal(size=(4, 5, 1 + 2 * 6))).float().requires_grad_()
+    SEDLoss(gamma=float(g.choice([0, 2])))(parts, y).backward()
+    named = np.array([[c in o for c in classes] for o in rows.labels])
+    assert (parts.grad.abs().sum(2).numpy()[~named] == 0).all() and (parts.grad.abs().sum(2).numpy()[named] > 0).all()
+    down = parts.grad[:, :, 0].numpy()[named]
+    assert (down > 0).all()  # the clip logit of what is not there falls
+    zeros = torch.from_numpy(Labels(negatives="all").weighted(np.zeros((4, 5), np.float32), rows, classes))
+    parts.grad = None
+    SEDLoss()(parts, zeros).backward()
+    assert (parts.grad.abs().sum(2).numpy() > 0).all()  # the entrant's form punishes all
+
+
+def test_a_recipe_says_what_the_labels_mean():
+    recipe = get_recipe("rainforest2021", scale="small", changes=TINY)
+    plain = recipe.model.replace(parts=False)
+    with pytest.raises(AudiotagError, match="labels"):
+        recipe.replace(loss=BCE(), model=plain)
+    assert recipe.replace(loss=BCE(), model=plain, labels=Labels(negatives="all"))
+    with pytest.raises(AudiotagError, match="labels"):
+        recipe.replace(loss=BCE(), model=plain, labels=Labels(negatives="all", secondary_weight=0.5))
+    trimmed = recipe.front_end.replace(reading=recipe.front_end.reading.replace(trim_db=60.0))
+    with pytest.raises(AudiotagError, match="front_end"):
+        recipe.replace(front_end=trimmed)
+    assert recipe.replace(front_end=trimmed, crops=None)
+    for bad in (dict(negatives="some"), dict(secondary=2.0)):
+        with pytest.raises(AudiotagError):
+            Labels(**bad)
+
+
+# manifold mixup while it trains
+
+
+def test_it_is_mixed_inside_and_the_network_stays_clean(forest, tmp_path):
+    competition, rows, store = forest
+    net = SED(backbone=CNNModel1(width=2)).build(4)
+    curated = rows[rows.source == "curated"]
+    dls = fold_loaders(
+        curated[8:], curated[:8], store, competition.classes, frames=64, batch_size=8, crops=AroundBox(shift=(4, 16))
+    )
+    calls = []
+
+    class Noting(ManifoldMixUp):
+        def attach(self, net, params):
+            calls.append(int(params["depth"]))
+            return super().attach(net, params)
+
+    train_fold(
+        net,
+        dls,
+        tmp_path / "run",
+        loss=SEDLoss(),
+        epochs=3,
+        augment=(Noting(alpha=0.4, first=1, last=3),),
+        precision="fp32",
+    )
+    # once a training batch, never on validation
+    assert len(calls) == 3 * len(dls.train) and set(calls) <= {1, 2, 3}
+    assert "forward" not in vars(net) and not any(m._forward_hooks for m in net.modules())
+    with pytest.raises(AudiotagError, match="depth"):
+        train_fold(
+            net,
+            dls,
+            tmp_path / "deep",
+            loss=SEDLoss(),
+            epochs=1,
+            augment=(ManifoldMixUp(first=9, last=9),),
+            precision="fp32",
+        )
+
+
+# a run
+
+
+@pytest.fixture(scope="module")
+def run(forest, tmp_path_factory):
+    recipe = get_recipe("rainforest2021", scale="small", changes=TINY)
+    return run_stages(open_run(tmp_path_factory.mktemp("run") / "run", recipe, forest[0]))
+
+
+def test_rows_are_trained_on_and_recordings_are_scored(run, forest):
+    competition = forest[0]
+    assert set(run.rows.source) == {"curated", "negative"} and len(run.rows) == len(
+        competition.of("curated", "negative")
+    )
+    assert {"f_min", "f_max", "recording"} <= set(run.rows)
+    assert (
+        list(run.clips.clip_id) == list(scored_clips(run.rows).clip_id)
+        and len(run.store) == run.rows.recording.nunique()
+    )
+    for o in run.clips.itertuples():
+        mine = run.rows[(run.rows.recording == o.clip_id) & (run.rows.source == "curated")]
+        assert set(o.labels) == {c for t in mine.labels for c in t} and o.fold == mine.fold.iloc[0]
+    assert list(run.oof("boxes").index) == list(run.clips.clip_id)
+    assert (
+        np.allclose(run.oof("boxes"), run.oof("boxes").to_numpy())
+        and ((run.oof("boxes") > 0) & (run.oof("boxes") < 1)).all().all()
+    )
+
+
+def test_a_recording_is_scored_by_a_model_that_knows_none_of_its_boxes(run):
+    for k in range(2):
+        trained = run.rows[run.rows.clip_id.isin(run.trained_on("boxes", k))]
+        assert not set(trained.recording) & set(run.clips.clip_id[run.clips.fold == k]) and len(trained)
+    path = run.fold_path("boxes", 0) / "trained_on.json"
+    before = read_json(path)
+    box = run.rows[(run.rows.fold == 0) & (run.rows.source == "negative")].clip_id.iloc[0]  # even a negative one
+    write_json(path, [*before, box])
+    try:
+        with pytest.raises(AudiotagError, match="would be scored by a model"):
+            run._score(run.recipe.stages[0], 0)
+    finally:
+        write_json(path, before)
+
+
+def test_so_many_negative_rows_an_epoch_drawn_anew(run):
+    stage = run.recipe.stages[0]
+    assert stage.sampling == (RowsOf(source="negative", n=5),)
+    train = run.training_clips(stage, 0)
+    y = run.training_targets(stage, train, 0)
+    assert y.shape == (len(train), 8)
+    negative = (train.source == "negative").to_numpy()
+    assert (y[negative, :4] == 0).all() and (y[negative, 4:].sum(1) == 1).all() and (y[~negative, 4:] == 1).all()
+
+
+def test_the_windows_of_a_place(run):
+    "Rows are scored by their stretch of the recording, recordings whole."
+    row = run.rows.iloc[0]
+    recording, first, last = run.places[row.clip_id]
+    assert np.array_equal(run.features(row.clip_id), run.store[recording][:, first:last])
+    assert np.array_equal(run.features(recording), run.store[recording])
+
+
+def test_two_runs_have_the_same_bytes_and_a_copy_goes_on(run, forest, tmp_path):
+    again = run_stages(open_run(tmp_path / "again", run.recipe, forest[0]))
+    for k in range(2):
+        for name in ("weights.safetensors", "oof.parquet"):
+            assert (again.fold_path("boxes", k) / name).read_bytes() == (run.fold_path("boxes", k) / name).read_bytes()
+    opened = Run(again.folder)
+    assert opened.clips.equals(run.clips) and list(opened.rows.labels) == list(run.rows.labels)
+
+
+def test_whole_recordings_as_those_without_boxes_train(run, forest, tmp_path):
+    recipe = run.recipe
+    stage = recipe.stages[0].replace(train_on=("curated",), sampling=(), steps=2)
+    whole = open_run(tmp_path / "whole", recipe.replace(crops=Anywhere(), stages=(stage,)), forest[0])
+    assert list(whole.rows.clip_id) == list(whole.rows.recording) and set(whole.clips.clip_id) == set(run.clips.clip_id)
+    assert whole.rows.start_s.isna().all()
+    y = whole.training_targets(stage, whole.training_clips(stage, 0), 0)[:, :4]
+    assert y.sum() == whole.rows[whole.rows.fold != 0].labels.map(len).sum()
+
+
+def test_an_unlabelled_twin_does_not_teach(forest, tmp_path):
+    "A copy of a recording that no csv names has no fold of its own; it stays out of the folds that its twin is scored in."
+    import shutil
+
+    competition = forest[0]
+    data = tmp_path / "data"
+    shutil.copytree(competition.root, data)
+    box = competition.of("curated").iloc[0]
+    shutil.copy(box.path, data / "train" / "ffffffff.flac")
+    recipe = get_recipe("rainforest2021", scale="small", changes=TINY)
+    stage = recipe.stages[0].replace(train_on=("curated", "negative", "unlabeled"))
+    run = open_run(tmp_path / "run", recipe.replace(stages=(stage,)), load_competition(data, "rainforest2021"))
+    twin = run.rows[run.rows.clip_id == "ffffffff"].iloc[0]
+    assert twin.fold == -1 and twin.recording == "ffffffff"
+    held = int(run.rows.fold[run.rows.clip_id == box.clip_id].iloc[0])
+    assert ["ffffffff" in set(run.training_clips(stage, k).clip_id) for k in (held, 1 - held)] == [False, True]
+
+
+@pytest.mark.parametrize("channel", [False, True])
+def test_the_channel_of_heights(forest, tmp_path, channel):
+    from audiotag.models.timm_backbone import Timm
+
+    recipe = get_recipe(
+        "rainforest2021",
+        scale="small",
+        changes=[*TINY, f"front_end.frequency_channel={str(channel).lower()}", "stages.boxes.steps=1"],
+    )
+    for backbone in (CNNModel1(width=2, in_channels=1 + channel), Timm(name="test_resnet", in_channels=1 + channel)):
+        run = run_stages(
+            open_run(
+                tmp_path / type(backbone).__name__,
+                recipe.replace(model=recipe.model.replace(backbone=backbone)),
+                forest[0],
+            )
+        )
+        assert run.store.front_end.n_channels == 1 + channel
+        assert 0 <= run.scores("boxes")["lwlrap curated"] <= 1
+
+
+def test_the_recipes_are_the_entrants():
+    full = get_recipe("rainforest2021")
+    stage = full.stages[0]
+    assert (full.n_folds, full.windows.frames, full.windows.pooling, full.crops) == (
+        5,
+        512,
+        "max",
+        AroundBox(shift=(32, 256)),
+    )
+    assert (stage.epochs, stage.lr, stage.batch_size, stage.schedule.period, stage.sampling[0].n) == (
+        50,
+        1e-3,
+        64,
+        10,
+        30,
+    )
+    assert (full.loss.clip, full.loss.peak, full.loss.pseudo, full.loss.segment) == (1, 0.5, 1, 0.5)
+    assert {type(a).__name__ for a in full.augment} == {
+        "SpecAugment",
+        "Gamma",
+        "Lighting",
+        "ManifoldMixUp",
+    } and full.augment[-1].alpha == 0.1
+    assert full.model.backbone.name == "resnet18" and full.model.output == "max"
+
+
+def test_two_recordings_of_one_name_are_told_apart():
+    from audiotag.data.competitions import clip_table
+
+    paths = ["/d/a/x.ogg", "/d/b/x.ogg", "/d/b/y.ogg", "/d/b/y.ogg", "/d/c/z.wav", "/d/c/z.flac", "/e/c/z.flac"]
+    whole = recordings(clip_table([f"c{i}" for i in range(7)], path=paths, labels=[("l",)] * 7, source="curated"))
+    assert list(whole.clip_id) == ["a/x", "b/x", "y", "c/z.wav", "d/c/z.flac", "e/c/z.flac"] and whole.clip_id.is_unique

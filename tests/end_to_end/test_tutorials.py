@@ -1,0 +1,37 @@
+"Every tutorial runs from its first cell to its last, on data that the project makes itself."
+
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from audiotag.rehearse.rehearse import run_notebook
+
+TUTORIALS = sorted((Path(__file__).resolve().parent.parent.parent / "nbs" / "tutorials").glob("*.ipynb"))
+
+
+def test_they_are_there():
+    assert {"look_and_listen", "noise_audit", "reading_oof", "new_competition"} <= {p.stem for p in TUTORIALS}
+
+
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda p: p.stem)
+def test_it_runs(path, tmp_path):
+    done = nbformat.read(run_notebook(path, tmp_path, timeout=300, env={"OMP_NUM_THREADS": "1"}), 4)
+    code = [c for c in done.cells if c.cell_type == "code"]
+    assert all(c.execution_count for c in code if c.source.strip())
+    assert not [o for c in code for o in c.outputs if o.output_type == "error"]
+    assert done.metadata.get("kernelspec") and "skip_exec: true" in done.cells[0].source
+
+
+def test_pictures_and_players(tmp_path):
+    "The tutorial about looking and listening shows both."
+    path = next(p for p in TUTORIALS if p.stem == "look_and_listen")
+    done = nbformat.read(run_notebook(path, tmp_path, timeout=300, env={"OMP_NUM_THREADS": "1"}), 4)
+    data = [o.get("data", {}) for c in done.cells if c.cell_type == "code" for o in c.outputs]
+    assert sum("image/png" in d for d in data) >= 6
+    assert sum("<audio" in d.get("text/html", "") for d in data) >= 3
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__]))

@@ -1,0 +1,221 @@
+"Ways to combine: exact numbers, planted members, planted leaks, and what a stranger's combiner is refused for."
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from audiotag.core.errors import AudiotagError
+from audiotag.core.config import config_from_dict
+from audiotag.infer.ensemble import (
+    WAYS,
+    Mean,
+    Plain,
+    RankMean,
+    Stack,
+    Stacked,
+    Weighted,
+    combine,
+    cross_fit,
+    ensemble_table,
+    member_means,
+    start_of_stack,
+)
+from audiotag.core.metrics import accuracy, lwlrap, macro_auc
+
+torch.set_num_threads(1)
+
+
+def planted(n=300, classes=8, skill=(4.0, 1.0, 0.5), seed=0):
+    "Truth, and members of known quality: the first is the best by far."
+    g = np.random.default_rng(seed)
+    truth = np.eye(classes, dtype=bool)[g.integers(classes, size=n)]
+    z = np.stack([g.normal(0, 1, truth.shape) + s * truth - 3 for s in skill])
+    return truth, 1 / (1 + np.exp(-z))
+
+
+@pytest.mark.parametrize("how", ["mean", "geometric", "rank"])
+@pytest.mark.parametrize("metric", ["lwlrap", "accuracy", "macro_auc", "padded_cmap", "lrap"])
+def test_weights_find_the_one_member_that_knows(how, metric):
+    truth, p = planted(skill=(0.0, 6.0, 0.0))
+    found = Weighted(how=how, metric=metric, draws=3, rounds=8).fit(p, truth)
+    assert found.weights[1] > 0.85 and abs(sum(found.weights) - 1) < 1e-9 and min(found.weights) >= 0
+
+
+def test_weights_beat_the_best_member_where_they_were_fitted():
+    truth, p = planted(skill=(2.0, 1.8, 1.5))
+    assert lwlrap(truth, Weighted().fit(p, truth).apply(p)) > max(lwlrap(truth, o) for o in p)
+
+
+def test_same_seed_same_numbers_other_seed_others():
+    truth, p = planted(skill=(1.5, 1.5, 1.5))
+    folds = np.arange(300) % 4
+    for way in (Weighted(), Stack(lr=0.01, epochs=5)):
+        a, b, c = (way.fit(p, truth, folds, seed=s).to_json() for s in (1, 1, 2))
+        assert a == b != c
+
+
+def test_a_stack_that_may_not_train_is_the_mean():
+    truth, p = planted()
+    stack = Stack(epochs=0).fit(p, truth, np.arange(300) % 4)
+    np.testing.assert_allclose(stack.apply(p), (1 + np.tanh(p.mean(0) - 1.6)) / 2, atol=1e-9)
+    assert lwlrap(truth, stack.apply(p)) == lwlrap(truth, p.mean(0)) and accuracy(truth, stack.apply(p)) == accuracy(
+        truth, p.mean(0)
+    )
+
+
+def test_a_stack_starts_from_the_weights_that_were_found():
+    truth, p = planted(skill=(0.0, 6.0, 0.0))
+    stack = Stack(epochs=0, mean=Weighted()).fit(p, truth, np.arange(300) % 4)
+    assert stack.mean[1] > 0.9
+    np.testing.assert_allclose(stack.apply(p), (1 + np.tanh(combine(p, weights=stack.mean) - 1.6)) / 2, atol=1e-9)
+
+
+def test_stack_by_hand():
+    "Two members, two classes, numbers that can be checked on paper."
+    stack = Stacked(
+        local=((0.6, 0.0, 0.8), (0.0, 1.0, 0.0)), dense=((1.0, 0.5), (0.0, 2.0)), mean=(0.25, 0.75), shift=1.0
+    )
+    p = np.array([[[0.4, 0.8]], [[0.8, 0.2]]])
+    z1, z2 = 0.6 * 0.4 + 0.8 * (0.25 * 0.4 + 0.75 * 0.8), 0.2
+    np.testing.assert_allclose(stack.apply(p), (1 + np.tanh([[z1 - 1, 0.5 * z1 + 2 * z2 - 1]])) / 2)
+
+
+def test_the_stack_keeps_its_norms_and_learns_per_class():
+    g = np.random.default_rng(5)
+    truth = np.eye(6, dtype=bool)[g.integers(6, size=300)]
+    halves = np.stack(
+        [
+            1 / (1 + np.exp(-(g.normal(0, 1, truth.shape) + k * truth - 3)))
+            for k in (np.r_[3, 3, 3, 0, 0, 0], np.r_[0, 0, 0, 3, 3, 3])
+        ]
+    )
+    stack = Stack(lr=0.02, epochs=40, patience=40).fit(halves, truth, np.arange(300) % 3)
+    local = np.array(stack.local)
+    np.testing.assert_allclose((local**2).sum(1), 1, atol=1e-4)
+    assert (local[:3, 0] > local[:3, 1]).all() and (local[3:, 1] > local[3:, 0]).all()
+    assert lwlrap(truth, stack.apply(halves)) > lwlrap(truth, halves.mean(0)) + 0.01
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_cross_fitting_leaks_nothing(name):
+    "The labels of one fold are turned into nonsense: what is said of this fold must not change by a bit."
+    truth, p = planted(n=120, classes=5, skill=(1.0, 1.2, 0.8))
+    folds = np.arange(120) % 3
+    other = truth.copy()
+    other[folds == 1] = np.roll(truth[folds == 1], 2, axis=1)
+    way = WAYS[name].replace(lr=0.01, epochs=4) if hasattr(WAYS[name], "lr") else WAYS[name]
+    a, b = (cross_fit(way, p, t, folds) for t in (truth, other))
+    assert np.array_equal(a[folds == 1], b[folds == 1])
+    if hasattr(way, "metric"):
+        assert not np.array_equal(a[folds != 1], b[folds != 1]), "the nonsense should have been noticed elsewhere"
+
+
+def test_a_member_that_peeked_at_every_label_is_not_hidden_by_crossing():
+    "Crossing is about the combiner; a member that leaks shows as too good, alone and in the ensemble."
+    truth, p = planted(n=120, skill=(0.0, 0.0, 0.0))
+    cheat = np.concatenate([p, truth[None] * 0.9 + 0.05])
+    assert lwlrap(truth, cross_fit(Weighted(), cheat, truth, np.arange(120) % 3)) > 0.99
+
+
+def test_groups_may_not_be_divided():
+    truth, p = planted(n=120)
+    with pytest.raises(AudiotagError, match="two folds"):
+        cross_fit(Plain(), p, truth, np.arange(120) % 3, groups=np.arange(120) // 2)
+    cross_fit(Plain(), p, truth, (np.arange(120) // 2) % 3, groups=np.arange(120) // 2)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_what_was_fitted_survives_json_and_works_clip_by_clip(name):
+    truth, p = planted(n=90)
+    way = WAYS[name].replace(epochs=3) if hasattr(WAYS[name], "epochs") else WAYS[name]
+    combiner = way.fit(p, truth, np.arange(90) % 3)
+    back = config_from_dict(json.loads(combiner.to_json()))
+    whole = combiner.apply(p)
+    assert back == combiner and whole.shape == (90, 8) and (whole >= 0).all() and (whole <= 1).all()
+    np.testing.assert_allclose(np.stack([back.apply(p[:, i]) for i in range(90)]), whole, atol=1e-12)
+    order = [3, 1, 0, 2, 7, 6, 5, 4]
+    np.testing.assert_allclose(combiner.for_classes(order).apply(p[..., order]), whole[..., order], atol=1e-12)
+    with pytest.raises(AudiotagError, match="fitted to 3"):
+        combiner.apply(p[:2])
+
+
+def test_ranks_change_no_order_within_a_member():
+    truth, p = planted(n=200, skill=(2.0,))
+    extreme = p**8
+    one = Plain(how="rank").fit(extreme, truth)
+    assert macro_auc(truth, one.apply(extreme)) == pytest.approx(macro_auc(truth, extreme[0]), abs=1e-9)
+    assert lwlrap(truth, one.apply(extreme)) == pytest.approx(lwlrap(truth, extreme[0]), abs=1e-9)
+    both = Plain(how="rank").fit(np.stack([p[0], extreme[0]]), truth).apply(np.stack([p[0], extreme[0]]))
+    np.testing.assert_allclose(both, Plain(how="rank").fit(p, truth).apply(p), atol=0.03)
+
+
+def test_votes_of_equal_weight_are_never_overruled():
+    g = np.random.default_rng(0)
+    p = g.random((5, 400, 6))
+    votes = (np.arange(6) == p.argmax(-1)[..., None]).sum(0)
+    won = combine(p, how="vote").argmax(1)
+    assert (votes[np.arange(400), won] == votes.max(1)).all()
+
+
+def test_silent_members_are_replaced_by_the_others():
+    p = np.random.default_rng(0).random((4, 10, 3))
+    said, owner = p.copy(), [0, 0, 1, 2]
+    said[0, 2] = said[2, 5] = said[1:, 7] = np.nan
+    got = member_means(said, owner, 3)
+    np.testing.assert_allclose(got[:, 0], [p[:2, 0].mean(0), p[2, 0], p[3, 0]])
+    np.testing.assert_allclose(got[0, 2], p[1, 2])
+    np.testing.assert_allclose(got[1, 5], (p[:2, 5].mean(0) + p[3, 5]) / 2)
+    np.testing.assert_allclose(got[:, 7], np.tile(p[0, 7], (3, 1)))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: Mean(weights=(0.5, 0.6)),
+        lambda: Mean(weights=(1.5, -0.5)),
+        lambda: Mean(weights=()),
+        lambda: Mean(how="median", weights=(1.0,)),
+        lambda: RankMean(levels=((0.5, 0.2),), weights=(1.0,)),
+        lambda: RankMean(levels=((0.0, 0.2),), weights=(1.0,)),
+        lambda: Stacked(local=((0.0, 1.0),), dense=((1.0, 0.0),), mean=(1.0,)),
+        lambda: Stacked(local=((0.0, 0.0, 1.0),), dense=((1.0,),), mean=(1.0,)),
+        lambda: Stacked(local=((0.0, float("nan")),), dense=((1.0,),), mean=(1.0,)),
+        lambda: Weighted(how="vote"),
+        lambda: Stack(lr=0.0),
+        lambda: start_of_stack(2, 3).apply(np.zeros((2, 5, 4))),
+        lambda: Mean(weights=(0.5, 0.5)).apply(np.full((2, 3, 4), np.nan)),
+    ],
+)
+def test_refused(bad):
+    with pytest.raises(AudiotagError):
+        bad()
+
+
+def test_the_table_is_paired():
+    truth, p = planted(n=150, skill=(3.0, 3.0))
+    table = ensemble_table({"a": p[0], "b": p[1]}, truth, np.arange(150) % 3, ways={"mean": Plain()}, draws=60)
+    assert table.loc["mean", "gain low"] > 0, "the mean of two independent members is better than either"
+    best = table.loc[["a", "b"], "lwlrap"].idxmax()
+    assert table.loc[best, ["gain", "gain low", "gain high"]].tolist() == [0, 0, 0]
+    assert (table.low <= table.lwlrap).all() and (table.lwlrap <= table.high).all()
+
+
+def test_applying_needs_neither_torch_nor_scipy_optimize_nor_sklearn():
+    code = """
+import sys, numpy as np
+from audiotag.infer.ensemble import Mean, RankMean, start_of_stack
+for c in (Mean(weights=(.5,.5)), RankMean(levels=((.5,),(.5,)), weights=(.5,.5)), start_of_stack(2, 3)): c.apply(np.full((2,4,3), .5))
+print([m for m in ('torch','scipy.optimize','sklearn') if m in sys.modules])
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert out.stdout.strip() == "[]"

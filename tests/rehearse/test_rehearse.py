@@ -1,0 +1,470 @@
+"Notebooks that misbehave, one each: what they do is stopped, and named with the cell that did it."
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from audiotag.data.competitions import load_competition
+from audiotag.core.errors import AudiotagError
+from audiotag.rehearse.monitor import read_notes
+from audiotag.rehearse.hidden_test import FAULTS, hidden_test
+from audiotag.rehearse.rehearse import Limits, _family, in_image, rehearse
+from audiotag.audio.synth import make_competition
+from audiotag.rehearse.sandbox import Room, find_walls
+
+WALLS = [w for w in ("bwrap", "unshare") if find_walls(w).files]
+needs_walls = pytest.mark.skipif(
+    not WALLS, reason="this machine gives no user namespaces: " + "; ".join(find_walls().missing)
+)
+START = """import csv, os, pathlib
+homes = ['/kaggle/input', *os.environ.get('AUDIOTAG_INPUT', '').split(':')]
+root = next(p for h in homes if h for p in pathlib.Path(h).glob('**/sample_submission.csv')).parent"""
+WRITE = """head,*rows = csv.reader(open(root/'sample_submission.csv'))
+rows = [[n, *rows[0][1:]] for n in sorted(os.listdir(root/'test')) if n.endswith('.wav')] or rows
+def write(rows): csv.writer(open('submission.csv', 'w')).writerows([head, *rows])
+write(rows)"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_competition(
+        tmp_path_factory.mktemp("data") / "birds-2024",
+        seed=1,
+        n_curated=8,
+        n_noisy=8,
+        n_test=4,
+        sample_rate=16000,
+        seconds=(0.3, 0.5),
+    )
+
+
+@pytest.fixture
+def tried(data, tmp_path):
+    "Write a notebook of these cells and rehearse it; quick, without the empty test unless asked for."
+
+    def run(*cells, limit="40s", memory="3GB", empty=False, **kwargs):
+        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+        nbformat.write(nb, tmp_path / "book.ipynb")
+        kwargs = {"bundles": [], **kwargs}
+        limits = Limits(limit=limit, memory=memory, **kwargs.pop("limits", {}))
+        return rehearse(
+            tmp_path / "book.ipynb", competition=data, out=tmp_path / "out", limits=limits, empty=empty, **kwargs
+        )
+
+    return run
+
+
+def problem(found, *words):
+    assert not found.ok
+    said = [p for p in found.problems if all(w in p for w in words)]
+    assert said, f"{words} are not in {found.problems}"
+    return said[0]
+
+
+@pytest.mark.parametrize("walls,mounts", [*((w, "new") for w in WALLS), ("none", "old")])
+def test_a_notebook_that_behaves(tried, walls, mounts):
+    found = tried(
+        START,
+        WRITE,
+        "import os, sys\nprint(sorted(k for k in os.environ if 'KEY' in k or 'TOKEN' in k), len(os.sched_getaffinity(0)))",
+        empty=True,
+        walls=walls,
+        mounts=mounts,
+        limits={"cores": 1},
+    )
+    assert found.ok and found.runs[0].output == ["submission.csv"], found
+    assert (
+        [(r.finished, r.refused) for r in found.runs] == [(True, False)] * 2
+        and found.runs[0].files == 13
+        and found.runs[1].files == 0
+    )
+    assert len(found.runs[0].faults) == 9 and found.projection["files"] == 12 and found.runs[0].memory > 5e7
+    assert found.walls.tool == walls and bool(found.walls.missing) == (walls == "none")
+    assert found.to_dict()["ok"] is True and "submission" in str(found)
+
+
+def test_in_the_mounts_are_what_kaggle_mounts(tried, data, tmp_path, monkeypatch):
+    bundle = tmp_path / "bird-weights"
+    bundle.mkdir()
+    (bundle / "bundle.json").write_text("{}")
+    (bundle / "dataset-metadata.json").write_text(json.dumps({"title": "birds", "id": "ann/bird-weights"}))
+    look = "import os\nprint([os.path.join(d, f) for d,_,n in os.walk(WHERE) for f in n if f.endswith('.json')], sorted(os.listdir('/kaggle/input')))".replace(
+        "WHERE", "'/kaggle/input'"
+    )
+    for mounts, at in (
+        ("new", "/kaggle/input/datasets/ann/bird-weights/bundle.json"),
+        ("old", "/kaggle/input/bird-weights/bundle.json"),
+    ):
+        if not WALLS:
+            pytest.skip("no mounts without namespaces")
+        tried("DATA = 'other-name'", START, look, WRITE, bundles=[bundle], mounts=mounts)
+        book = nbformat.read(tmp_path / "out" / "hidden" / "executed.ipynb", 4)
+        printed = book.cells[2].outputs[0].text
+        assert at in printed and ("other-name" in printed or "competitions" in printed), printed
+
+
+@pytest.mark.parametrize("walls", [*WALLS, "none"])
+def test_it_reaches_for_the_network(tried, walls):
+    "In Python, behind a `try`; by another program; in a Python of its own."
+    cells = [
+        "import socket\ntry: socket.create_connection(('8.8.8.8', 53), timeout=1)\nexcept OSError as e: print(e)",
+        "import urllib.request\ntry: urllib.request.urlopen('http://example.com/x', timeout=2)\nexcept OSError as e: print(e)",
+        "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'import socket\\ntry: socket.create_connection((\"9.9.9.9\", 80), 1)\\nexcept OSError: pass'])",
+    ]
+    found = tried(START, *cells, WRITE, walls=walls)
+    assert found.runs[0].finished
+    for cell, what in ((2, "8.8.8.8:53"), (3, "example.com"), (4, "9.9.9.9:80")):
+        problem(found, f"cell {cell} ", what, "reached for the network")
+
+
+@needs_walls
+def test_a_program_without_a_guard_reaches_for_the_network(tried):
+    "bash itself connects: no Python is asked, the kernel's count of unroutable packets tells."
+    found = tried(
+        START,
+        "import subprocess\nsubprocess.run(['bash', '-c', 'echo x > /dev/tcp/9.9.9.9/80'], stderr=subprocess.DEVNULL)",
+        WRITE,
+    )
+    problem(found, "cell 2 ", "reached for the network", "/dev/tcp")
+
+
+@pytest.mark.parametrize("walls", [*WALLS, "none"])
+def test_it_writes_elsewhere(tried, data, walls):
+    before = {p: p.stat().st_mtime_ns for p in data.rglob("*")}
+    cells = [
+        "try: open(root/'test'/'x.txt', 'w')\nexcept OSError as e: print(e)",
+        "try: os.makedirs('/tmp/cache/x')\nexcept OSError as e: print(e)",
+        "try: os.remove(root/'sample_submission.csv')\nexcept OSError as e: print(e)",
+        "import tempfile\nwith tempfile.NamedTemporaryFile() as f: f.write(b'x')",
+    ]
+    found = tried(START, *cells, WRITE, walls=walls)
+    assert found.runs[0].finished
+    for cell, what in ((2, "test/x.txt"), (3, "/tmp/cache"), (4, "sample_submission.csv")):
+        problem(found, f"cell {cell} ", what, "wrote outside of /kaggle/working")
+    assert not [p for p in found.problems if "cell 5" in p] and not os.path.exists("/tmp/cache/x")
+    assert before == {p: p.stat().st_mtime_ns for p in data.rglob("*")}
+
+
+@needs_walls
+def test_a_program_without_a_guard_writes_elsewhere(tried):
+    "By its name, though nothing is printed; and a program nobody knows, by what it prints."
+    quiet = "import subprocess\nfor c in ('touch /kaggle/input/marker', 'echo 1 > /kaggle/input/other'): subprocess.run(c, shell=True, capture_output=True)"
+    found = tried(
+        START,
+        quiet,
+        '!perl -e \'open(F, ">/kaggle/input/third") or print "$!\\n"\'',
+        "!cp /etc/hostname copy.txt",
+        WRITE,
+    )
+    for cell, what in ((2, "/kaggle/input/marker"), (2, "/kaggle/input/other"), (3, "Read-only file system")):
+        problem(found, f"cell {cell} ", "wrote outside of /kaggle/working", what)
+    assert not [p for p in found.problems if "cell 4" in p]
+
+
+@needs_walls
+def test_it_does_not_see_the_users_home(tried, tmp_path):
+    found = tried(
+        START,
+        f"print(os.path.exists({str(tmp_path)!r}), os.path.exists('/root/.bashrc'), os.listdir(os.path.expanduser('~')))",
+        WRITE,
+    )
+    book = nbformat.read(tmp_path / "out" / "hidden" / "executed.ipynb", 4)
+    assert found.ok and book.cells[1].outputs[0].text == "False False []\n"
+
+
+def test_it_eats_memory(tried):
+    found = tried(START, "x = []\nwhile True: x.append(bytearray(10_000_000))", WRITE, memory="600MB")
+    problem(found, "Notebook Exceeded Allowed Compute", "cell 2 ", "600MB")
+    assert 6e8 < found.runs[0].memory < 3e9 and "Submission CSV Not Found" in str(found)
+
+
+def test_its_children_eat_memory(tried):
+    "Four processes with 150 MB each."
+    eat = "import subprocess, sys\nps = [subprocess.Popen([sys.executable, '-c', 'import time; x = bytearray(150_000_000); time.sleep(60)']) for _ in range(4)]\n[p.wait() for p in ps]"
+    found = tried(START, eat, WRITE, memory="600MB")
+    problem(found, "Notebook Exceeded Allowed Compute", "cell 2 ")
+
+
+def test_it_never_ends_and_nothing_is_left_of_it(tried, tmp_path):
+    mark = f"audiotag-test-{os.getpid()}"
+    start = time.monotonic()
+    found = tried(
+        START,
+        f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)', '{mark}'], start_new_session=True)\nwhile True: pass",
+        limit="7s",
+        empty=True,
+    )
+    problem(found, "Notebook Timeout", "cell 2 ", "7s")
+    assert (
+        time.monotonic() - start < 30
+        and len(found.runs) == 1
+        and any("not tried with no test file" in n for n in found.notes)
+    )
+    time.sleep(0.2)
+    assert not [p for p in psutil.process_iter(["cmdline"]) if mark in (p.info["cmdline"] or [])]
+
+
+def test_nothing_is_left_without_a_pid_namespace_either(tried):
+    mark = f"audiotag-test-none-{os.getpid()}"
+    tried(
+        START,
+        f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)', '{mark}'], start_new_session=True)\nwhile True: pass",
+        limit="7s",
+        walls="none",
+    )
+    time.sleep(0.2)
+    assert not [p for p in psutil.process_iter(["cmdline"]) if mark in (p.info["cmdline"] or [])]
+
+
+def test_it_fills_the_disk(tried):
+    found = tried(
+        START,
+        "import time\nwith open('big.bin', 'wb') as f:\n    while True: f.write(bytes(5_000_000)); f.flush(); time.sleep(.05)",
+        limits={"disk": "40MB"},
+    )
+    problem(found, "Notebook Exceeded Allowed Compute", "40MB", "cell 2 ")
+
+
+def test_a_missing_row(tried):
+    found = tried(START, WRITE, "write(rows[1:])", empty=True)
+    problem(found, "with the hidden test: Submission Scoring Error", "missing")
+    problem(found, "with no test file at all: Submission Scoring Error")
+
+
+def test_rows_for_the_public_test_only(tried, data):
+    "The most common way to fail in the rerun: the rows of the template that was seen while committing."
+    public = f"open('submission.csv', 'w').write({(data / 'sample_submission.csv').read_text()!r})"
+    found = tried(START, public, empty=True)
+    assert [r.refused for r in found.runs] == [True, False]
+    problem(found, "with the hidden test: Submission Scoring Error")
+
+
+def test_no_submission(tried):
+    problem(tried(START), "Submission CSV Not Found")
+
+
+def test_it_dies_after_a_partial_file(tried):
+    found = tried(
+        START,
+        WRITE.replace("write(rows)", "write(rows[:3])").replace("def write(rows[:3])", "def write(rows)"),
+        "import signal\nos.kill(os.getpid(), signal.SIGKILL)",
+    )
+    problem(found, "Notebook Threw Exception", "its kernel died", "cell 3 ")
+    problem(found, "what it left behind would not be scored", "missing")
+
+
+def test_it_throws(tried):
+    found = tried(START, WRITE, "raise ValueError('odd')", "print('never')")
+    problem(found, "Notebook Threw Exception", "ValueError: odd", "cell 3 ")
+    assert found.runs[0].finished is False and found.runs[0].refused is False
+
+
+def test_an_odd_file_is_too_much_for_it(tried):
+    found = tried(
+        START, "import soundfile\nfor p in sorted((root/'test').iterdir()): soundfile.read(p)", WRITE, empty=True
+    )
+    problem(found, "with the hidden test: Notebook Threw Exception", "cell 2 ")
+
+
+def test_no_test_file_is_too_much_for_it(tried):
+    found = tried(START, "first = sorted((root/'test').glob('*.wav'))[0]", WRITE, empty=True)
+    assert [r.finished for r in found.runs] == [True, False]
+    problem(found, "with no test file at all: Notebook Threw Exception", "IndexError")
+
+
+def test_what_the_image_lacks(tried):
+    "audiotag itself is not there."
+    found = tried(
+        START,
+        "import importlib.util\nprint(importlib.util.find_spec('audiotag'))\ntry: import openvino\nexcept ImportError: pass",
+        "import audiotag",
+        WRITE,
+    )
+    problem(found, "ModuleNotFoundError: No module named 'audiotag'", "cell 3 ")
+    assert any("'audiotag'" in n and "no wheel brought it" in n for n in found.notes)
+    assert {"six", "torch", "ipykernel"} <= in_image() and "audiotag" not in in_image()
+
+
+def test_the_cell_says_where_a_wheel_is_installed(tried, tmp_path):
+    "The walls let pip install an attached wheel, and what it brings is found though it is not in the image."
+    from audiotag.kaggle.wheels import audiotag_wheel
+
+    wheels = tmp_path / "audiotag-wheels"
+    wheels.mkdir()
+    audiotag_wheel(wheels)
+    install = "import glob, importlib, subprocess, sys\nw = [p for h in homes if h for p in glob.glob(h+'/**/audiotag-*.whl', recursive=True)]\nsubprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-index', '--no-deps', w[0]], check=True)\nimportlib.invalidate_caches()\nimport audiotag\nprint(audiotag.__file__)"
+    found = tried(START, install, WRITE, bundles=[wheels])
+    assert found.runs[0].finished and not found.runs[0].attempts, found
+    book = nbformat.read(tmp_path / "out" / "hidden" / "executed.ipynb", 4)
+    assert "/.rehearse/site/audiotag/" in book.cells[1].outputs[-1].text
+
+
+def test_nonsense_is_one_sentence(tried, data, tmp_path):
+    for kwargs in (
+        dict(limit="soon"),
+        dict(memory="much"),
+        dict(mounts="newest"),
+        dict(walls="brick"),
+        dict(bundles=[tmp_path / "nowhere"]),
+        dict(layout="birds"),
+        dict(limits={"cores": 0}),
+        dict(parameters={"X": 1}),
+    ):
+        with pytest.raises(AudiotagError):
+            tried("print(1)", **kwargs)
+    (tmp_path / "book.ipynb").write_text("{")
+    with pytest.raises(AudiotagError, match="not a readable notebook"):
+        rehearse(tmp_path / "book.ipynb", competition=data, out=tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("words")
+    (tmp_path / "book.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook()))
+    with pytest.raises(AudiotagError, match="holds files"):
+        rehearse(tmp_path / "book.ipynb", competition=data, out=tmp_path / "mine")
+
+
+# --- as an ordinary user --------------------------------------------------------------------------
+
+AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+SITE = next((p for p in sys.path if p.endswith("site-packages")), "")
+
+
+def python_for_nobody():
+    "A Python that an ordinary user may run: this one, or the system's of the same version with this one's packages."
+    if os.getuid() or not shutil.which("setpriv"):
+        return None, {}
+    env = {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "PYTHONPATH": f"{SITE}:{Path(__file__).resolve().parent.parent.parent}",
+        "OMP_NUM_THREADS": "1",
+    }
+    for exe in (sys.executable, "/usr/bin/python%d.%d" % sys.version_info[:2]):
+        code = "import os, sys, audiotag.rehearse.rehearse, nbclient; raise SystemExit(os.path.realpath(sys.executable)!=os.path.realpath(os.readlink('/proc/self/exe')))"
+        if (
+            os.path.exists(exe)
+            and subprocess.run([*AS_NOBODY, exe, "-c", code], capture_output=True, cwd="/", env=env).returncode == 0
+        ):
+            return exe, env
+    return None, {}
+
+
+@pytest.mark.parametrize("walls", ["bwrap", "unshare"])
+def test_as_an_ordinary_user(data, walls):
+    import tempfile
+
+    exe, env = python_for_nobody()
+    if exe is None:
+        pytest.skip("only root can become somebody else, and that one must be able to run this Python")
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as tmp:
+        os.chmod(tmp, 0o777)
+        shutil.copytree(data, Path(tmp) / "birds-2024")
+        nb = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell(c) for c in (START, WRITE, "open('/kaggle/input/x', 'w')")]
+        )
+        nbformat.write(nb, Path(tmp) / "book.ipynb")
+        words = [
+            "-c",
+            "from audiotag.cli import main; raise SystemExit(main())",
+            "rehearse",
+            f"{tmp}/book.ipynb",
+            "--competition",
+            f"{tmp}/birds-2024",
+            "--walls",
+            walls,
+            "--no-empty",
+            "--limit",
+            "60s",
+            "--out",
+            f"{tmp}/out",
+        ]
+        done = subprocess.run(
+            [*AS_NOBODY, exe, *words], capture_output=True, text=True, cwd=tmp, env={**env, "HOME": tmp}
+        )
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert (
+            f"walls ({walls}): no network, read-only input" in done.stdout or "note: no namespaces (" in done.stdout
+        ), done.stdout + done.stderr
+        assert "Read-only file system" in done.stdout and "cell 3" in done.stdout
+
+
+# --- the parts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name,layout",
+    [
+        ("freesound", "freesound2019"),
+        ("speech", "universal2020"),
+        ("rainforest", "rainforest2021"),
+        ("soundscape", "birdclef2024"),
+    ],
+)
+def test_a_hidden_test_of_every_layout(sample_set, tmp_path, name, layout):
+    "Its template is accepted by the loader, asks for the files that are there, and all faults are in it."
+    comp = load_competition(sample_set(name), layout, train=False)
+    made = hidden_test(comp, tmp_path / "h", files=len({p for p in comp.of("test").path}) + 9)
+    view = tmp_path / "view"
+    view.mkdir()
+    for o in comp.root.iterdir():
+        if o.name not in (made.where, made.template_name):
+            os.symlink(o, view / o.name)
+    os.symlink(made.test, view / made.where)
+    os.symlink(made.template, view / made.template_name)
+    again = load_competition(view, layout, train=False)
+    assert {Path(p).name for p in again.of("test").path} == {p.name for p in made.test.iterdir()}
+    assert sorted(made.faults.values()) == sorted(FAULTS) and len(set(again.of("test").clip_id)) == len(
+        again.of("test")
+    )
+
+
+def test_a_hidden_test_is_the_same_again(data, tmp_path):
+    comp = load_competition(data, train=False)
+    one, two = (hidden_test(comp, tmp_path / n) for n in ("a", "b"))
+    assert {p.name: p.read_bytes() for p in one.test.iterdir()} == {p.name: p.read_bytes() for p in two.test.iterdir()}
+    assert hidden_test(comp, tmp_path / "c", files=5).files == 5
+
+
+def test_what_is_not_whole_in_the_log_is_left_out():
+    assert read_notes(b'{"cell": 1, "kind": "net", "what": "x"}\n[1]\n{"cell": 2, "ki') == [
+        {"cell": 1, "kind": "net", "what": "x"}
+    ]
+
+
+def test_walls_that_cannot_be_had_are_named(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    walls = find_walls()
+    assert (walls.tool, walls.net, walls.files) == ("none", False, False)
+    assert (
+        "bwrap is not installed; unshare is not installed" in walls.missing[0] and "AUDIOTAG_INPUT" in walls.missing[1]
+    )
+
+
+@needs_walls
+def test_root_cannot_undo_the_walls(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "work").mkdir()
+    for tool in WALLS:
+        room = Room([(tmp_path / "in", "/kaggle/input")], tmp_path / "work", {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"})
+        words = find_walls(tool).words(
+            room,
+            [
+                "/bin/sh",
+                "-c",
+                "mount -o remount,rw,bind /kaggle/input; echo 1 > /kaggle/input/x; mount -o remount,rw /kaggle/input; echo 1 > /kaggle/input/y; exit 0",
+            ],
+        )
+        subprocess.run(words, capture_output=True)
+        assert not list((tmp_path / "in").iterdir()), tool
+
+
+def test_a_family_that_is_gone():
+    p = subprocess.Popen([sys.executable, "-c", ""])
+    p.wait()
+    assert _family(p.pid) == []
