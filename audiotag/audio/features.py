@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 import numpy as np
 from fastcore.basics import patch
-from ..core.errors import AudiotagError
+from ..core.errors import AudiotagError, load_library
 from ..core.config import Config
 from .io import Reading, read_audio
 
@@ -172,6 +172,8 @@ class PCEN(Config):
     time_constant: float = 0.4  # seconds over which the slow loudness is measured
     eps: float = 1e-6  # the least loudness
     scale: float = 2.0**31  # multiplies the mel power first, as librosa advises for samples in -1…1
+
+    libraries = ("librosa.core.spectrum",)
 
     def check(self):
         for name in ("gain", "bias", "power", "time_constant", "eps", "scale"):
@@ -433,10 +435,8 @@ def _decibel(self: LogMel, x):
 
 @patch
 def _pcen(self: LogMel, x):
-    import librosa
-
     p = self.pcen
-    return librosa.pcen(
+    return load_library("librosa.core.spectrum").pcen(
         x * p.scale,
         sr=self.sample_rate,
         hop_length=self.hop_length,
