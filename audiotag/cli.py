@@ -11,7 +11,7 @@ __all__ = ['arg', 'command', 'contents', 'main', 'train', 'print_results', 'pack
 # %% ../nbs/01_cli.ipynb #bd4744ef
 import argparse, json, os, shlex, sys
 from pathlib import Path
-from .core.errors import AudiotagError, did_you_mean
+from .core.errors import AudiotagError, did_you_mean, library_error
 from .core.files import write_bytes
 from .core.progress import say
 
@@ -177,8 +177,10 @@ def main(
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
-    except OSError as e:
-        say(f"audiotag: {e.filename}: {e.strerror}")
+    except Exception as e:  # a library that cannot be loaded raises whatever it stumbles over
+        if not (broken := library_error(e)) and not isinstance(e, OSError):
+            raise
+        say(f"audiotag: {broken or f'{e.filename}: {e.strerror}'}")
         return 2
 
 # %% ../nbs/01_cli.ipynb #af896ab2

@@ -148,6 +148,18 @@ def kernel_modules():
     return sorted(m[9:] for k in KERNEL for m in {k, *graph.find_upstream_modules(k)} if m[9:] in MODULES)
 
 
+def test_the_package_does_without_torchaudio():
+    "A release of torchaudio that was built for another torch cannot be imported; it is for tests only."
+    wanted = [
+        line.strip()
+        for line in (REPO / "settings.ini").read_text(encoding="utf-8").split("dev_requirements")[0].splitlines()
+    ]
+    assert not [w for w in wanted if w.startswith("torchaudio")]
+    for path in (*(REPO / "audiotag").rglob("*.py"), *ALL):
+        text = path.read_text(encoding="utf-8") if path.suffix == ".py" else "\n".join(cells(path))
+        assert not re.search(r"^\s*(import|from)\b[^#\n]*\btorchaudio\b|import_module\(.torchaudio", text, re.M), path
+
+
 def test_inference_unpickles_nothing():
     modules = kernel_modules()
     assert {"core.errors", "audio.io", "audio.features", "infer.bundle", "infer.predict", "models.cnn"} <= set(modules)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 import numpy as np
 from fastcore.basics import patch
-from ..core.errors import AudiotagError
+from ..core.errors import AudiotagError, load_library
 from ..core.config import Config
 from .io import Reading, read_audio
 
@@ -172,6 +172,8 @@ class PCEN(Config):
     time_constant: float = 0.4  # seconds over which the slow loudness is measured
     eps: float = 1e-6  # the least loudness
     scale: float = 2.0**31  # multiplies the mel power first, as librosa advises for samples in -1…1
+
+    libraries = ("librosa.core.spectrum",)
 
     def check(self):
         for name in ("gain", "bias", "power", "time_constant", "eps", "scale"):
@@ -433,10 +435,8 @@ def _decibel(self: LogMel, x):
 
 @patch
 def _pcen(self: LogMel, x):
-    import librosa
-
     p = self.pcen
-    return librosa.pcen(
+    return load_library("librosa.core.spectrum").pcen(
         x * p.scale,
         sr=self.sample_rate,
         hop_length=self.hop_length,
@@ -526,7 +526,6 @@ def _constants(self: LogMel):
 @patch
 def _tensor(self: LogMel, wave, constants):
     import torch
-    from torchaudio.functional import spectrogram
 
     half, n = self.n_fft // 2, wave.shape[-1]
     self.n_frames(n)
@@ -535,7 +534,8 @@ def _tensor(self: LogMel, wave, constants):
         wave = torch.nn.functional.pad(wave, (half, half))
     elif self.center:
         wave = wave[:, torch.from_numpy(np.pad(np.arange(n), half, mode=self.pad_mode)).to(wave.device)]
-    x = spectrogram(wave, 0, constants.window, self.n_fft, self.hop_length, self.n_fft, self.power, False, center=False)
+    x = torch.stft(wave, self.n_fft, self.hop_length, window=constants.window, center=False, return_complex=True)
+    x = x.real.square() + x.imag.square() if self.power == 2 else x.abs()
     x = (constants.filters @ x.float())[:, None]
     return self._pcen_tensor(x) if self.pcen else self._decibel_tensor(x)
 
@@ -543,25 +543,46 @@ def _tensor(self: LogMel, wave, constants):
 @patch
 def _decibel_tensor(self: LogMel, x):
     "(B, 1, bands, frames) power to dB."
-    from torchaudio.functional import amplitude_to_DB
-
     reference = 1.0 if self.reference == "max" else self.reference
-    x = amplitude_to_DB(x, 10.0, self.amin, math.log10(max(self.amin, reference)), self.top_db)
+    x = 10 * x.clamp(min=self.amin).log10() - 10 * math.log10(max(self.amin, reference))
+    if self.top_db is not None:
+        x = x.maximum(_highest(x) - self.top_db)
     return x - _highest(x) if self.reference == "max" else x
 
+# %% ../../nbs/audio/02_features.ipynb #c81e5fa2
+def _smooth(x, keep: float, start: float, size: int = 32):
+    "`y[t] = keep*y[t-1] + x[t]` along the last axis, with `y[-1] = start`, exactly."
+    import torch
 
+    n = x.shape[-1]
+    if n <= size:
+        return _smooth_block(torch.full_like(x[..., 0], start), x, keep)
+    blocks = torch.nn.functional.pad(x, (0, -n % size)).unflatten(-1, (-1, size))
+    ends = blocks[..., :-1, :] @ keep ** torch.arange(size - 1, -1, -1, dtype=x.dtype, device=x.device)
+    handed_on = _smooth(ends, keep**size, start, size)
+    before = torch.cat([torch.full_like(handed_on[..., :1], start), handed_on], -1)
+    return _smooth_block(before, blocks, keep).flatten(-2)[..., :n]
+
+
+def _smooth_block(before, x, keep: float):
+    "The recursion over one block (…, n), where `before` (…) is the value ahead of it: a product with the powers of `keep`."
+    import torch
+
+    i = torch.arange(x.shape[-1] + 1, dtype=x.dtype, device=x.device)
+    steps = i[1:] - i[:, None]
+    powers = (keep ** steps.clamp(min=0)).where(steps >= 0, 0.0)
+    return torch.cat([before[..., None], x], -1) @ powers
+
+# %% ../../nbs/audio/02_features.ipynb #e40b7d93
 @patch
 def _pcen_tensor(self: LogMel, x):
     "(B, 1, bands, frames) power to PCEN; the slow loudness starts at 1, as librosa's does."
     import torch
-    from torchaudio.functional import lfilter
 
     p, t = self.pcen, self.pcen.time_constant * self.sample_rate / self.hop_length
     b = (math.sqrt(1 + 4 * t * t) - 1) / (2 * t * t)
     x = x * p.scale
-    with torch.backends.cudnn.flags(enabled=False):  # cuDNN would round the power to TF32: .003 off
-        slow = lfilter(x, x.new_tensor([1.0, b - 1]), x.new_tensor([b, 0.0]), clamp=False)
-    slow = slow + (1 - b) ** torch.arange(1, x.shape[-1] + 1, device=x.device)
+    slow = _smooth(b * x.double(), 1 - b, 1.0).float()
     gain = torch.exp(-p.gain * (math.log(p.eps) + torch.log1p(slow / p.eps)))
     return p.bias**p.power * torch.expm1(p.power * torch.log1p(x * gain / p.bias))
 

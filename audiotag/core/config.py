@@ -57,6 +57,8 @@ class Config:
             object.__setattr__(self, f.name, value)
         self.check()
 
+    libraries = ()  # what is imported only when these settings are used, for `load_library`
+
     def check(self):
         "Subclasses refuse bad ranges here, through `self.require`."
 
@@ -87,6 +89,19 @@ def _plain(value):
 def to_dict(self: Config) -> dict:
     "All fields as plain JSON values, with the class under `kind`."
     return {"kind": type(self).__name__, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
+
+
+@patch
+def needs(self: Config) -> list:  # names for `load_library`
+    "The libraries that these settings, and those inside of them, import only when they are used."
+    values = [v for f in fields(self) for v in _several(getattr(self, f.name))]
+    return list(
+        dict.fromkeys([*self.libraries, *(name for v in values if isinstance(v, Config) for name in v.needs())])
+    )
+
+
+def _several(value) -> tuple:
+    return value if isinstance(value, tuple) else (value,)
 
 
 @patch

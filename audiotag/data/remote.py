@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd
 from fastcore.basics import patch
-from ..core.errors import AudiotagError
+from ..core.errors import AudiotagError, library_error
 from ..core.files import atomic_path, claim_folder, read_json, write_bytes, write_json, write_text
 from ..core.progress import progress, say
 from .store import FeatureStore, build_store, build_stores, map_codes, open_store
@@ -46,7 +46,10 @@ def _at(url, doing):
         yield
     except (AudiotagError, KeyboardInterrupt):
         raise
-    except Exception as e:
+    except Exception as e:  # each service has errors of its own
+        missing = isinstance(e, ImportError) and isinstance(e.__cause__ or e, ModuleNotFoundError)
+        if not missing and (broken := library_error(e)):
+            raise broken from e
         raise AudiotagError(
             f"cannot be {doing} ({type(e).__name__}: {(str(e).strip() or 'no word about why').splitlines()[0]})",
             file=url,

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from fastcore.basics import patch
-from ..core.errors import AudiotagError, did_you_mean, missing_library
+from ..core.errors import AudiotagError, did_you_mean, library_error, load_library
 from ..core.config import Config, config_from_dict, require_same
 from audiotag.core.files import (
     atomic_path,
@@ -370,10 +370,10 @@ def _features(job, row) -> np.ndarray:
         x = job.settings.front_end.from_file(path, start_s=start, end_s=end)
     except UnicodeEncodeError:
         raise AudiotagError("has a name that is not UTF-8", fix="rename the file", kind="bad_name") from None
-    except (AudiotagError, MemoryError, ImportError):
-        raise  # the last two are no fault of the clip
+    except (AudiotagError, MemoryError):
+        raise  # the last one is no fault of the clip
     except Exception as e:
-        raise AudiotagError(f"{type(e).__name__}: {e}", kind="unexpected") from None
+        raise library_error(e) or AudiotagError(f"{type(e).__name__}: {e}", kind="unexpected") from None
     if not x.size:
         raise AudiotagError("gives no frames", kind="zero_frames")
     if not np.isfinite(x).all():
@@ -412,11 +412,11 @@ def _clip(job, row, old):
     try:
         x = _features(job, row)
     except AudiotagError as e:
+        if e.kind == "library":
+            raise
         return None, dict(**where, kind=e.kind or "error", what=f"{e.what}: {e.fix}" if e.fix else e.what)
     except MemoryError:
         raise AudiotagError("does not fit into memory", file=row[1], fix="give a smaller longest_s") from None
-    except ImportError as e:
-        raise missing_library(e) from None
     codes, entry = _encoded(job, row, x)
     return codes, {**where, **entry}
 
@@ -708,6 +708,7 @@ def build_store(
     rows = _clip_rows(clips)
     if workers < 1:
         raise AudiotagError(f"{workers} workers cannot work", field="workers", fix="give 1 or more")
+    load_library("torch", *front_end.needs())
     folder = claim_folder(folder, "store").absolute()
     with _at_work(folder):
         _check_settings(folder, settings, rebuild)

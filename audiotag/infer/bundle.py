@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Callable
 import numpy as np
 from fastcore.basics import patch
-from ..core.errors import AudiotagError, a_few
+from ..core.errors import AudiotagError, a_few, library_error
 from ..core.config import Config, config_from_dict
 from ..core.files import atomic_folder, file_sha256, read_json, write_bytes, write_json
 from ..core.seeding import rng
@@ -195,7 +195,8 @@ def _shapes(model: Config, n_classes: int) -> tuple:  # the network on torch's m
         with torch.device("meta"):
             net = model.build(n_classes)
     except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError, RecursionError) as e:
-        raise AudiotagError(f"{type(model).__name__} cannot be built ({e})", field="model") from None
+        error = AudiotagError(f"{type(model).__name__} cannot be built ({e})", field="model")
+        raise library_error(e) or error from None
     return net, {k: tuple(v.shape) for k, v in net.state_dict().items()}
 
 # %% ../../nbs/infer/05_bundle.ipynb #190a231d

@@ -28,7 +28,7 @@ from audiotag.infer.bundle import (
     torch_run,
 )
 from ..data.competitions import targets
-from ..core.errors import AudiotagError, did_you_mean
+from ..core.errors import AudiotagError, did_you_mean, library_error, load_library
 from ..core.config import Config, config_from_dict
 from ..core.files import file_sha256
 from ..core.progress import progress
@@ -66,9 +66,8 @@ def to_graph(
                 input=[ov.PartialShape(shape(i, o)) for i, o in enumerate(inputs)],
             )
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as e:
-        raise AudiotagError(
-            f"{type(net).__name__} cannot be exported ({str(e).strip().splitlines()[0][:200]})", field="model"
-        ) from None
+        error = f"{type(net).__name__} cannot be exported ({str(e).strip().splitlines()[0][:200]})"
+        raise library_error(e) or AudiotagError(error, field="model") from None
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #d2bf8b1f
 def _split(bundle: Bundle, i: int) -> tuple:  # front end or None, network without it
@@ -250,13 +249,7 @@ def to_int8(
     leave_out=None,  # names of operations that stay in 32 bits; None: `head_of(graph)` and `gates_of(graph)`
 ):
     "The graph with 8-bit convolutions (NNCF, post-training); raises `AudiotagError` when that is not possible."
-    try:
-        import nncf
-    except ImportError:
-        raise AudiotagError(
-            "int8 needs nncf, which is not installed",
-            fix="pip install 'audiotag[int8]' where you export; the kernel does not need it",
-        ) from None
+    nncf = load_library("nncf")
     import logging, sys
     from contextlib import redirect_stdout
 
@@ -296,9 +289,8 @@ def to_int8(
         nncf.errors.ValidationError,
         nncf.errors.UnsupportedModelError,
     ) as e:
-        raise AudiotagError(
-            f"nncf cannot quantise this network ({type(e).__name__}: {str(e).strip().splitlines()[0][:200]})"
-        ) from None
+        error = f"nncf cannot quantise this network ({type(e).__name__}: {str(e).strip().splitlines()[0][:200]})"
+        raise library_error(e) or AudiotagError(error) from None
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #95a488d8
 @dataclass(frozen=True, kw_only=True)
@@ -515,6 +507,8 @@ def _export_member(
     try:
         ways, front, refused = _ways(bundle, i, looks, **shape)
     except AudiotagError as e:
+        if e.kind == "library":
+            raise
         return [dict(member=i, precision="fp32", kept=False, said=str(e))], {}
     if refused:
         verdicts.append(dict(member=i, precision=wanted[0], shared=True, kept=False, said=refused))
@@ -524,6 +518,8 @@ def _export_member(
                 bundle, i, precision, front, ways[shared], torch_scores, evidence, gate, looks, folder, shared
             )
         except AudiotagError as e:
+            if e.kind == "library":
+                raise
             verdict, made = dict(precision=precision, shared=shared, kept=False, said=str(e)), None
         verdicts.append({"member": i, **verdict})
         if verdict["kept"]:
@@ -609,6 +605,7 @@ def export_bundle(
             raise AudiotagError(f"{p!r} is no precision", field="precision", fix=did_you_mean(p, PRECISIONS))
     if shared and (batch or fixed_time):
         raise AudiotagError("a shared pass needs open sizes", field="shared", fix="leave batch and fixed_time alone")
+    load_library("openvino", *(["nncf"] if "int8" in wanted else []))
     bundle.check_files()
     looks, verdicts, kept = bundle.replay_features(), [], {}
     with TemporaryDirectory() as folder:
@@ -871,9 +868,9 @@ def _by_graph(bundle, index: int, precision: str, looks, files: dict, threads, c
         return None, "torch", _why_not(tried, precision)
     entry = tried[wanted[0]]
     try:
-        import openvino
-    except ImportError as e:
-        return None, "torch", f"openvino is not installed ({e})"
+        load_library("openvino")
+    except AudiotagError as e:
+        return None, "torch", str(e)
     if entry["file"] not in files:
         files[entry["file"]] = _read_graph(bundle, entry["file"])
     front = _front_of(bundle, entry)

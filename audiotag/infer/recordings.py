@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..audio.io import audio_info, crop_or_pad, read_audio, trim_silence
-from ..core.errors import AudiotagError
+from ..core.errors import AudiotagError, library_error
 from ..core.config import Config
 from ..audio.features import FrontEnd, LogMel, Waveform, window_starts
 from .windows import Windows
@@ -413,12 +413,11 @@ def _do(self: Listener, job: Job):
         return self.kept[job]
     try:
         rows = hear(job, self.front_end, self.windows, note=self._note)
-    except AudiotagError as e:
-        rows = [(r, str(e)) for r in job.rows]
-    except Exception as e:
-        rows = [
-            (r, f"{job.path}: unexpected {type(e).__name__}: {e}") for r in job.rows
-        ]  # one odd file must not cost the submission
+    except Exception as e:  # one odd file must not cost the submission
+        if broken := library_error(e):
+            raise broken from None
+        why = str(e) if isinstance(e, AudiotagError) else f"{job.path}: unexpected {type(e).__name__}: {e}"
+        rows = [(r, why) for r in job.rows]
     size = sum(
         _bytes(x)
         for x in {id(_base(x)): _base(x) for _, seen in rows if not isinstance(seen, str) for _, x in seen}.values()

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 import torch
 from torch import nn
-from ..core.errors import AudiotagError, did_you_mean
+from ..core.errors import AudiotagError, did_you_mean, load_library
 from ..core.config import Config
 from ..audio.features import FrontEnd
 
@@ -354,8 +354,7 @@ def timm_backbone(
     size: tuple | None = None,  # (bands, frames); for networks that are built for one size, as transformers are
 ) -> tuple:  # (module, numbers n): (B, in_channels, bands, frames) -> (B, n), or (B, n, bands', frames') without `pool`
     "A network of timm without its classifier; raises `AudiotagError` on unknown names and files that do not fit."
-    import timm
-
+    timm = load_library("timm")
     if not timm.is_model(name):  # also what timm would download: 'hf-hub:…'
         near = get_close_matches(name, timm.list_models(), 1)
         raise AudiotagError(

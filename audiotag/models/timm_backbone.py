@@ -37,6 +37,8 @@ class Timm(Network):
     pretrained: str = ""  # a .safetensors file of timm's for this name; '' starts with fresh weights
     size: tuple[int, ...] | None = None  # (bands, frames) that the spectrogram is resized to; None: as it comes
 
+    libraries = ("timm",)
+
     def check(self):
         self.require(0 < self.in_channels <= 64, "in_channels", "give the number of channels of the front end")
         for o in ("drop_path", "dropout"):

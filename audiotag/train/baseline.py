@@ -14,7 +14,7 @@ import numpy as np, pandas as pd
 from sklearn.ensemble import RandomForestClassifier
 from ..audio.io import Reading, audio_info
 from ..data.competitions import Competition, class_prior, targets
-from ..core.errors import AudiotagError, missing_library
+from ..core.errors import AudiotagError, library_error
 from ..core.progress import progress
 from ..core.seeding import derive_seed
 from ..audio.features import FrontEnd, LogMel, Waveform, parts
@@ -157,12 +157,10 @@ def hear_statistics(
         span = {k: v for k, v in (("start_s", c.start_s), ("end_s", c.end_s)) if v == v}
         try:
             return clip_statistics(front_end.from_file(c.path, **span))
-        except AudiotagError as e:
-            return str(e)
-        except ImportError as e:
-            raise missing_library(e) from None
-        except Exception as e:
-            return f"{c.path}: unexpected {type(e).__name__}: {e}"  # one odd file must not cost the others
+        except Exception as e:  # one odd file must not cost the others
+            if broken := library_error(e):
+                raise broken from None
+            return str(e) if isinstance(e, AudiotagError) else f"{c.path}: unexpected {type(e).__name__}: {e}"
 
     with ThreadPoolExecutor(workers) as pool:
         heard = list(progress(pool.map(hear, clips.itertuples()), label=label, total=len(clips)))

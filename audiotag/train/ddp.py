@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, torch, torch.distributed as dist
 from fastai.torch_core import apply, to_detach
 from torch.nn.parallel import DistributedDataParallel
-from ..core.errors import AudiotagError
+from ..core.errors import AudiotagError, library_error, load_library
 from ..core.progress import say
 
 # %% ../../nbs/train/03_ddp.ipynb #b2ee861c
@@ -129,10 +129,9 @@ def _in_rank(i, n, folder, threads, function, args) -> tuple:  # value, None; or
             return function(*args), None
         except AudiotagError as e:
             return time.time(), e
-        except Exception as e:
-            return time.time(), AudiotagError(
-                f"process {i + 1} of {n} failed ({type(e).__name__}: {e})\n{traceback.format_exc()}"
-            )
+        except Exception as e:  # it has to reach the driver, whatever it is
+            error = f"process {i + 1} of {n} failed ({type(e).__name__}: {e})\n{traceback.format_exc()}"
+            return time.time(), library_error(e) or AudiotagError(error)
 
 # %% ../../nbs/train/03_ddp.ipynb #75f9b601
 def _watched(futures, lines):
@@ -199,17 +198,14 @@ def together(
     device,  # of the batches
 ):  # a fastai callback
     "fastai's `DistributedTrainer` for a group that `in_ranks` has made: the mean of all gradients, and a part of each batch."
-    try:
-        from accelerate import DistributedDataParallelKwargs
-    except ImportError as e:
-        raise AudiotagError(
-            f"training on several GPUs needs accelerate ({e})", fix="pip install 'audiotag[gpus]'"
-        ) from None
+    accelerate = load_library("accelerate")
     from fastai.distributed import DistributedTrainer
 
     cpu = torch.device(device).type == "cpu"
     made = DistributedTrainer(
-        sync_bn=not cpu, cpu=cpu, kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
+        sync_bn=not cpu,
+        cpu=cpu,
+        kwargs_handlers=[accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     made._wrap_dl = lambda dl: dl if isinstance(dl, Part) else Part(dl, rank(), n_ranks())
     return made

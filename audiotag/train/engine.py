@@ -16,7 +16,7 @@ from pathlib import Path
 from fastai.callback.core import Callback
 from fastcore.basics import patch
 import audiotag
-from ..core.errors import AudiotagError, a_few, did_you_mean
+from ..core.errors import AudiotagError, a_few, did_you_mean, library_error, load_library
 from ..core.files import file_sha256, locked, read_json, read_parquet, write_json, write_parquet
 from ..core.progress import say
 from ..data.remote import at_hand, is_url, origin, refresh
@@ -81,10 +81,12 @@ def work(
         torch.set_num_threads(job.threads)
         with contextlib.redirect_stderr(out) if out else contextlib.nullcontext():
             said["value"] = job.call(**job.inputs)
-    except Exception as e:
+    except Exception as e:  # it has to reach the driver, whatever it is
+        e = library_error(e) or e
         said.update(
             error=_cause(e),
             final=getattr(e, "kind", "") == "other code",
+            broken=e if getattr(e, "kind", "") == "library" else None,
             trace="" if isinstance(e, AudiotagError) else traceback.format_exc(),
         )
     finally:
@@ -123,6 +125,9 @@ class _Desk:
                 return self.held.pop()
 
     def failure(self, job, said):
+        if broken := said.get("broken"):  # every other job would meet the same
+            where = "" if said["place"] == "here" else f"on {said['place']} "
+            raise AudiotagError(where + broken.what, fix=broken.fix, kind="library")
         self.failures[job.name] += 1
         n, why = self.failures[job.name], said["error"]
         if n == 1 and said.get("trace"):
@@ -456,7 +461,7 @@ def folds(self: Engine, run: Run, todo, cbs=()):
     try:
         self.run(fold_jobs(run, todo, cbs=cbs))
     except AudiotagError as e:
-        raise AudiotagError(e.what, file=run.folder, fix=e.fix) from None
+        raise e if e.kind == "library" else AudiotagError(e.what, file=run.folder, fix=e.fix) from None
     finally:
         refresh(run.folder)
 
@@ -522,7 +527,7 @@ def _for_ray():
         place = f"{socket.gethostname()} {ray.get_runtime_context().get_node_id()[:6]}"
         try:
             engine = importlib.import_module("audiotag.train.engine")
-        except ImportError as e:
+        except Exception as e:  # a library that cannot be loaded there raises whatever it stumbles over
             return dict(
                 place=place,
                 began=time.time(),
@@ -553,11 +558,7 @@ def _for_ray():
 def _import_ray():
     # a job without GPU sees none; and no word about it
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
-    try:
-        import ray
-    except ImportError as e:
-        raise AudiotagError(f"the engine 'ray' needs Ray ({e})", fix="pip install 'audiotag[cluster]'") from None
-    return ray
+    return load_library("ray")
 
 # %% ../../nbs/train/09_engine.ipynb #2541f512
 class Ray(Engine):

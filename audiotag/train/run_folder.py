@@ -10,7 +10,7 @@ __all__ = ['PIECE', 'Run', 'known_clips', 'scored_clips', 'open_run', 'finish_fo
 import hashlib, json, shutil, numpy as np, pandas as pd, torch
 from pathlib import Path
 from fastcore.basics import patch
-from ..core.errors import AudiotagError, did_you_mean
+from ..core.errors import AudiotagError, did_you_mean, load_library
 from ..core.config import config_from_dict, require_same
 from audiotag.core.files import (
     claim_folder,
@@ -147,6 +147,7 @@ def open_run(
     scale: str = "",  # the preset's name, kept for the report
 ) -> Run:
     "Begin a run, or go on with it; raises `AudiotagError` when recipe or data are not those it was begun with."
+    load_library("iterstrat", *recipe.needs(), *(["accelerate"] if recipe.processes > 1 else []))
     folder = claim_folder(folder, "run")
     if (folder / "recipe.json").exists():
         require_same(

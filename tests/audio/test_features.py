@@ -32,6 +32,7 @@ from audiotag.audio.features import (
     Standardize,
     Waveform,
     _filters,
+    _smooth,
     crop_frames,
     parts,
     window_starts,
@@ -223,6 +224,87 @@ def test_layer_is_the_front_end(name, real):
         assert np.abs(x - fe.layer()(torch.from_numpy(clip).float()[None])[0].numpy()).max() <= 1e-4
 
 
+@pytest.fixture(scope="module")
+def torchaudio():
+    "torchaudio, or a skip where it is missing or was built for another torch."
+    try:
+        import torchaudio.functional
+    except (ImportError, OSError, RuntimeError, AttributeError) as e:
+        pytest.skip(f"torchaudio cannot be loaded here ({type(e).__name__}: {str(e)[:200]})")
+    return torchaudio
+
+
+@pytest.mark.parametrize(
+    "name",
+    [k for k, v in LAYERS.items() if type(v) is LogMel and v.pcen is None and v.n_channels == 1 and v.scaling is None],
+)
+def test_the_layer_is_torchaudios(name, torchaudio):
+    "Spectrogram and decibels, values and gradients, of clips whose levels differ; torchaudio takes a maximum for each item of the first axis."
+    fe = LAYERS[name]
+    if fe.center and fe.pad_mode in ("symmetric", "edge"):
+        pytest.skip("torchaudio does not pad like this")
+    waves = np.stack(
+        [synthetic()[k][:22050] * g for k, g in (("noise", 1), ("chirp", 0.01), ("decay", 3), ("silence", 1))]
+    )
+    layer = fe.layer()
+    ours, theirs = (torch.from_numpy(waves).requires_grad_() for _ in range(2))
+    power = torchaudio.functional.spectrogram(
+        theirs.to(layer.window.dtype),
+        0,
+        layer.window,
+        fe.n_fft,
+        fe.hop_length,
+        fe.n_fft,
+        fe.power,
+        False,
+        center=fe.center,
+        pad_mode=fe.pad_mode,
+    )
+    reference = 1.0 if fe.reference == "max" else fe.reference
+    want = torchaudio.functional.amplitude_to_DB(
+        (layer.filters @ power.float())[:, None], 10.0, fe.amin, np.log10(max(fe.amin, reference)), fe.top_db
+    )
+    if fe.reference == "max":
+        want = want - want.amax((-2, -1), keepdim=True)
+    got = layer(ours)
+    assert got.shape == want.shape and (got - want).abs().max() <= 1e-4
+    for x in (got, want):
+        x.square().sum().backward()
+    assert (ours.grad - theirs.grad).abs().max() <= 1e-4 * theirs.grad.abs().max()
+
+
+@pytest.mark.parametrize("frames", [1, 2, 31, 32, 33, 500, 1024, 20000])
+@pytest.mark.parametrize("keep", [0.0, 0.2, 0.96, 0.9999])
+def test_the_smoother_of_pcen_is_the_recursion(frames, keep):
+    "Blocks give what a loop gives, for any length; the gradient is the recursion run backwards."
+    x = torch.rand(2, 3, frames, generator=torch.Generator().manual_seed(frames), dtype=torch.float64).requires_grad_()
+    got, last, want = _smooth(x, keep, 1.0), torch.ones(2, 3, dtype=torch.float64), []
+    for t in range(frames):
+        last = keep * last + x[..., t].detach()
+        want.append(last)
+    torch.testing.assert_close(got, torch.stack(want, -1), rtol=1e-12, atol=0)
+    pull = torch.rand(2, 3, frames, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (got * pull).sum().backward()
+    torch.testing.assert_close(x.grad, _smooth(pull.flip(-1), keep, 0.0).flip(-1), rtol=1e-12, atol=0)
+
+
+def test_the_smoother_of_pcen_is_torchaudios(torchaudio):
+    x = 1e6 * torch.rand(2, 128, 3000, generator=torch.Generator().manual_seed(0)) ** 8
+    b = 0.04
+    with torch.backends.cudnn.flags(enabled=False):  # cuDNN rounds to TF32
+        want = torchaudio.functional.lfilter(x, x.new_tensor([1.0, b - 1]), x.new_tensor([b, 0.0]), clamp=False) + (
+            1 - b
+        ) ** torch.arange(1, 3001)
+    torch.testing.assert_close(_smooth(b * x.double(), 1 - b, 1.0).float(), want, rtol=1e-5, atol=0)
+
+
+def test_a_long_clip_keeps_pcens_precision():
+    "Ten minutes, where rounding could add up: the layer against librosa, frame by frame."
+    fe = LogMel(sample_rate=8000, n_fft=256, hop_length=80, n_mels=16, f_max=None, pcen=PCEN())
+    wave = (np.random.default_rng(0).standard_normal(600 * 8000) * np.linspace(1e-3, 1, 600 * 8000)).astype(np.float32)
+    assert np.abs(fe.layer()(torch.from_numpy(wave)[None])[0, 0].numpy() - fe(wave)).max() <= 2e-3
+
+
 @pytest.mark.parametrize(
     "fe",
     [
@@ -267,8 +349,9 @@ def test_layer_as_a_module():
 def test_layer_on_the_gpu(name):
     fe = LAYERS[name]
     clips = np.stack([synthetic()[k][:20000] for k in ("noise", "chirp", "decay")])
-    got = fe.layer().cuda()(torch.from_numpy(clips).cuda()).cpu().numpy()
-    assert np.abs(got - fe.layer()(torch.from_numpy(clips)).numpy()).max() <= 1e-3
+    got = fe.layer().cuda()(torch.from_numpy(clips).cuda())
+    assert got.dtype == torch.float32 and got.is_cuda
+    assert np.abs(got.cpu().numpy() - fe.layer()(torch.from_numpy(clips)).numpy()).max() <= 1e-3
 
 
 @pytest.mark.parametrize("power", [1.0, 2.0])

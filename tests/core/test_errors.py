@@ -1,0 +1,160 @@
+"A library that cannot be loaded, in every shape: one sentence that names versions and the command that mends it."
+
+import importlib
+import pickle
+import sys
+from importlib import metadata
+
+import pytest
+
+from audiotag.core.errors import AudiotagError, _partner_of_torch, library_error, load_library
+
+# name as imported -> name for pip
+LIBRARIES = {
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "timm": "timm",
+    "fastai": "fastai",
+    "librosa": "librosa",
+    "numba": "numba",
+    "openvino": "openvino",
+    "nncf": "nncf",
+    "sklearn": "scikit-learn",
+    "scipy": "scipy",
+    "pandas": "pandas",
+    "pyarrow": "pyarrow",
+    "soundfile": "soundfile",
+    "soxr": "soxr",
+    "safetensors": "safetensors",
+    "accelerate": "accelerate",
+    "fsspec": "fsspec",
+    "matplotlib": "matplotlib",
+    "iterstrat": "iterative-stratification",
+    "joblib": "joblib",
+}
+ERRORS = {
+    "symbol": "OSError('libfoo.so: undefined symbol: _ZN2at3bar')",
+    "shared object": "ImportError('libfoo.so.7: cannot open shared object file')",
+    "operator": "RuntimeError('operator foo::nms does not exist')",
+    "attribute": "AttributeError(\"module 'foo' has no attribute 'bar'\")",
+    "abi": "ValueError('numpy.dtype size changed, may indicate binary incompatibility')",
+    "name": "ImportError(\"cannot import name 'bar' from 'foo'\", name='foo')",
+    "two lines": "RuntimeError('first\\nsecond')",
+}
+
+
+@pytest.fixture
+def stub(tmp_path, monkeypatch):
+    "`stub('timm', 'OSError(…)')` puts a package in the way whose loading raises that; afterwards the real one is back."
+    kept = dict(sys.modules)
+
+    def make(name, source, before=""):
+        for m in [m for m in sys.modules if m.partition(".")[0] == name]:
+            del sys.modules[m]
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "__init__.py").write_text(f"{before}\nraise {source}" if source else before)
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield make
+    for m in set(sys.modules) - set(kept):
+        del sys.modules[m]
+    sys.modules.update(kept)
+
+
+def loaded(name):
+    importlib.invalidate_caches()
+    with pytest.raises(AudiotagError) as e:
+        load_library(name)
+    assert e.value.kind == "library"
+    return str(e.value)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_whatever_a_library_raises_becomes_one_sentence(name, error, stub):
+    stub(name, ERRORS[error].replace("foo", name))
+    said, version = loaded(name), metadata.version(LIBRARIES[name]).partition("+")[0]
+    assert "\n" not in said and said.startswith("audiotag 0.1.0 needs ")
+    assert f"needs {LIBRARIES[name]} {version}, which" in said and ERRORS[error].partition("(")[0] in said
+    assert "pip install" in said and LIBRARIES[name] in said.partition("pip install")[2]
+    assert ("beside numpy " + metadata.version("numpy") in said) == (error == "abi" and name not in ("torchvision",))
+    if name == "torchvision":
+        assert f"pip install --force-reinstall --no-deps torch==2.11.0 torchvision=={version}" in said
+    assert str(pickle.loads(pickle.dumps(pytest.raises(AudiotagError, load_library, name).value))) == said
+
+
+def test_the_sentence_names_the_library_that_asked(stub):
+    stub("torchvision", "RuntimeError('operator torchvision::nms does not exist')")
+    stub("timm", "", before="import torchvision")
+    said = loaded("timm")
+    assert said.startswith(
+        f"timm {metadata.version('timm')} needs torchvision {metadata.version('torchvision')}, which"
+    )
+
+
+@pytest.mark.parametrize("version, mate", [("0.27.0", False), ("0.26.0", True), (None, False)])
+def test_torchvision_for_another_torch(version, mate, stub, monkeypatch):
+    real = metadata.version
+
+    def versions(name):
+        if name == "torchvision" and version is None:
+            raise metadata.PackageNotFoundError(name)
+        return {"torch": "2.11.0+cu130", "torchvision": version}.get(name) or real(name)
+
+    monkeypatch.setattr(metadata, "version", versions)
+    stub("torchvision", "OSError('undefined symbol')" if version else "ModuleNotFoundError(name='torchvision')")
+    said = loaded("torchvision")
+    if version is None:
+        assert said.endswith("torchvision, which is not installed: pip install torch==2.11.0 torchvision==0.26.0"), said
+    elif mate:
+        assert "torchvision 0.26.0, which cannot be loaded beside torch 2.11.0 (OSError: undefined symbol)" in said
+        assert said.endswith("pip install --force-reinstall --no-deps torch==2.11.0 torchvision==0.26.0")
+    else:
+        assert "torchvision 0.27.0, which was built for another torch than 2.11.0 (OSError: undefined symbol)" in said
+        assert said.endswith(": pip install torch==2.11.0 torchvision==0.26.0")
+
+
+def test_partners_of_torch():
+    "Releases that were published together."
+    for torch, vision in (("2.4.1", "0.19.1"), ("2.5.0", "0.20.0"), ("2.7.1", "0.22.1"), ("2.11.0", "0.26.0")):
+        assert _partner_of_torch("torchvision", torch) == vision and _partner_of_torch("torchaudio", torch) == torch
+    assert _partner_of_torch("timm", "2.11.0") == _partner_of_torch("torchvision", None) == ""
+
+
+def test_a_missing_library_is_named_with_what_installs_it():
+    assert loaded("soundfyle").startswith("audiotag 0.1.0 needs soundfyle, which is not installed: pip install -c")
+    sys.modules["nncf"], kept = None, sys.modules.get("nncf")
+    try:
+        assert "nncf" in loaded("nncf")
+    finally:
+        sys.modules.pop("nncf")
+        sys.modules.update({"nncf": kept} if kept else {})
+
+
+def broken_somewhere():
+    "Errors that are no library's: raised by work, or by code of our own."
+    yield lambda: open("/nonexistent")
+    yield lambda: importlib.import_module("audiotag.core.nothing")
+    yield lambda: (_ for _ in ()).throw(RuntimeError("a cannot import name in a text"))
+    yield lambda: importlib.import_module("numpy").zeros(-1)
+    yield lambda: (_ for _ in ()).throw(MemoryError())
+
+
+@pytest.mark.parametrize("call", broken_somewhere())
+def test_other_errors_are_left_alone(call):
+    with pytest.raises(Exception) as e:
+        call()
+    assert library_error(e.value) is None
+    assert library_error(AudiotagError("a file is missing")) is None
+
+
+def test_a_cause_is_looked_at(stub):
+    "fsspec and others hide what an import raised behind an error of their own."
+    stub("s3fs", "OSError('undefined symbol')")
+    with pytest.raises(RuntimeError) as e:
+        try:
+            importlib.import_module("s3fs")
+        except OSError as cause:
+            raise RuntimeError("no file system") from cause
+    assert "s3fs" in str(library_error(e.value)) and "undefined symbol" in str(library_error(e.value))
