@@ -19,7 +19,7 @@ from tests.tiny import AUDIOTAG, SETS, train_words
 
 from audiotag.train import engine as engines
 from audiotag.data.competitions import load_competition
-from audiotag.core.errors import AudiotagError
+from audiotag.core.errors import AudiotagError, load_library
 from audiotag.core.files import locked, write_json
 from audiotag.train.engine import (
     Engine,
@@ -507,6 +507,10 @@ def odd():
     raise Odd(1, 2)
 
 
+def wants_a_library():
+    load_library("soundfyle")
+
+
 def fine(x):
     return x
 
@@ -573,6 +577,15 @@ def test_another_version_is_refused_and_not_tried_again(begin, capfd):
         made.run([Job(name="a", call=fine, inputs={"x": 1})])
     assert "attempt" not in capfd.readouterr().err
     assert work(Job(name="a", call=fine, inputs={"x": 1}), engines._loaded)["value"] == 1
+
+
+@pytest.mark.parametrize("made", [Here, lambda: Processes(1)], ids=["here", "processes"])
+def test_a_library_that_cannot_be_loaded_stops_all_jobs(made, capfd):
+    "Each fold would meet it, so it is said once, and nothing else is begun."
+    with made() as engine, pytest.raises(AudiotagError, match="needs soundfyle, which is not installed") as e:
+        engine.run([Job(name=name, call=wants_a_library, inputs={}) for name in "abc"])
+    assert e.value.kind == "library" and str(e.value).count("needs") == 1 and len(engine.log) == 1
+    assert "soundfyle" not in capfd.readouterr().err
 
 
 def test_what_is_missing_or_wrong_is_one_sentence(monkeypatch, tmp_path):
