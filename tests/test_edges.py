@@ -16,6 +16,8 @@ def test_the_packages_of_a_traceback_are_named_with_their_versions():
     assert checks.blamed(text) == [f"librosa {version('librosa')}", f"numba {version('numba')}"]
     assert checks.blamed("  File \"/x/audiotag/core.py\"\nAttributeError: module 'torch' has no attribute 'xyz'") == [f"torch {version('torch')}"]
     assert checks.blamed("ValueError: 3") == []
+    absent = 'File "/v/site-packages/torch/nn.py"\nModuleNotFoundError: No module named \'no_such.thing\'\n'
+    assert checks.blamed(absent) == ["no_such, which is not installed"]
 
 
 def test_a_check_that_fails_and_one_that_dies_are_one_line_each(tmp_path, monkeypatch):
