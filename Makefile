@@ -6,12 +6,13 @@ READY := $(VENV)/.ready
 # a worker that dies, or a test that hangs, ends the run and is named: xdist would wait for ever
 LOST := --max-worker-restart=0 -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true
 
-.PHONY: help demo test cluster docs
+.PHONY: help demo test cluster docs site
 
 help:
 	@echo 'make demo   features, four stages, sealed bundle, inference notebook, submission: on synthesised sounds'
 	@echo 'make test   export in sync, notebooks clean, nbdev_test, pytest'
 	@echo 'make cluster   the tests that want a Ray cluster and an S3 server, on this machine'
+	@echo 'make site   the documentation from the notebooks, in _docs/'
 	@echo 'make docs   format, export the package and README.md from nbs/, and clean the notebooks'
 
 $(READY): settings.ini setup.py constraints.txt
@@ -44,3 +45,9 @@ docs: $(READY)
 	@$(VENV)/bin/nbdev_export
 	@$(PY) tests/readme.py
 	@$(VENV)/bin/nbdev_clean
+
+# no notebook is executed: the pages show the stored outputs
+site: $(READY)
+	@$(INSTALL) --no-build-isolation --editable '.[dev,docs]'
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo 'Open _docs/index.html, or, for the search too, run: $(PY) -m http.server -d _docs'

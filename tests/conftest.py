@@ -29,6 +29,7 @@ def pytest_configure(config):
     config.addinivalue_line(
         "markers", "apart: wants Ray or an S3 server, and a process in which nothing else runs (`make cluster`)"
     )
+    config.addinivalue_line("markers", "long: repeats at full numbers what a shorter test has shown (`make test-long`)")
 
 
 @pytest.fixture(scope="session")
