@@ -113,6 +113,13 @@ def test_a_lesson_has_its_pictures_formulas_and_links(browser):
     assert not faults
 
 
+def test_a_tutorial_has_pictures_and_players(browser):
+    page, faults = browser("tutorials/look_and_listen.html")
+    assert page.title().startswith("Look and listen")
+    assert page.locator("article img").count() >= 5 and page.locator("article audio").count() >= 3
+    assert not faults
+
+
 def test_the_api_describes_parameters_by_their_comments(browser):
     page, faults = browser("audio/api.html")
     row = (

@@ -15,6 +15,7 @@ import nbformat
 from latex2mathml.converter import convert as mathml
 from mkdocs.structure.files import File
 from nbconvert import MarkdownExporter
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 NBS = Path(__file__).resolve().parent.parent
 REPO = NBS.parent
@@ -57,6 +58,7 @@ def plain_html(source):
 
 
 EXPORTER = MarkdownExporter(raw_template=TEMPLATE, filters={"plain_html": plain_html})
+EXPORTER.register_preprocessor(CoalesceStreamsPreprocessor(), enabled=True)
 
 
 def without_directives(nb):
