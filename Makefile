@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile $(LOST) --du
 UV := build/uv/bin/uv
 EDGES := newest oldest kaggle
 
-.PHONY: help demo test test-long test-edges constraints cluster docs
+.PHONY: help demo test test-long test-edges constraints cluster docs site
 
 help:
 	@echo 'make demo   features, four stages, sealed bundle, inference notebook, submission: on synthesised sounds'
@@ -22,6 +22,7 @@ help:
 	@echo 'make cluster   the tests that want a Ray cluster and an S3 server, on this machine'
 	@echo 'make constraints   constraints.txt anew: the newest versions that the ranges of settings.ini allow'
 	@echo 'make test-edges   do the newest, the oldest and Kaggle'"'"'s versions work? (EDGES=kaggle for one; an hour, 10 GB at a time)'
+	@echo 'make site   the documentation from the notebooks, in _docs/'
 	@echo 'make docs   format, export the package and README.md from nbs/, and clean the notebooks'
 
 $(READY): settings.ini setup.py constraints.txt
@@ -73,3 +74,9 @@ docs: $(READY)
 	@$(VENV)/bin/nbdev_export
 	@$(PY) tests/readme.py
 	@$(VENV)/bin/nbdev_clean
+
+# no notebook is executed: the pages show the stored outputs
+site: $(READY)
+	@$(INSTALL) --no-build-isolation --editable '.[dev,docs]'
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo 'Open _docs/index.html, or, for the search too, run: $(PY) -m http.server -d _docs'
