@@ -57,7 +57,7 @@ $(UV):
 # Everything is upgraded, and the pins of before do not count. Run `make test` with the new file before it is committed.
 # --refresh-package: uv remembers what setup.py asks for until setup.py itself changes, but the ranges stand in settings.ini
 constraints: $(UV)
-	@UV_CUSTOM_COMPILE_COMMAND='make constraints' $(UV) pip compile setup.py --extra dev --extra cluster --extra remote --universal --python-version 3.10 \
+	@UV_CUSTOM_COMPILE_COMMAND='make constraints' $(UV) pip compile setup.py --extra dev --extra docs --extra cluster --extra remote --universal --python-version 3.10 \
 	  --upgrade --refresh-package audiotag --no-config --quiet --output-file constraints.txt
 
 # not a part of `make test`: it downloads three versions of torch. Results: tests/bench/results/edges.md

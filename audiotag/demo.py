@@ -8,7 +8,7 @@ __all__ = ['settings', 'test_score', 'demo']
 # %% ../nbs/02_demo.ipynb #d80943c0
 import shlex, time
 from pathlib import Path
-from .cli import command, main, print_results
+from .cli import app, example, main, print_results
 from .core.errors import AudiotagError
 from .core.files import claim_folder, read_json, write_json
 
@@ -103,7 +103,7 @@ lwlrap of submission.csv on the hidden truth of the test clips: {facts["lwlrap_t
 {facts["seconds"]} s from the last start to the end""")
 
 # %% ../nbs/02_demo.ipynb #cd01b5cc
-@command("demo")
-def _demo(o):
-    "the main job on synthesised data"
+@app.command("demo", rich_help_panel="Begin", epilog=example("audiotag demo"))
+def _demo():
+    "Go all the way from synthesized recordings to a checked submission."
     demo()

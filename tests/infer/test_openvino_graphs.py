@@ -770,7 +770,7 @@ def test_the_command_exports_and_infer_takes_it(packed, weights, capsys, tmp_pat
                 "int8",
                 "--metric-loss",
                 "1",
-                "--calibrate-with",
+                "--calibration-clips",
                 "6",
             ]
         )

@@ -455,7 +455,7 @@ def test_as_an_ordinary_user(data, walls):
             f"{tmp}/book.ipynb",
             "--competition",
             f"{tmp}/birds-2024",
-            "--walls",
+            "--isolation",
             walls,
             "--no-empty",
             "--limit",

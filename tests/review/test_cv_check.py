@@ -272,7 +272,7 @@ def test_another_seed_is_luck_and_not_a_gain(home):
 
 def test_the_command_says_three_sentences_and_json(home):
     done = audiotag(
-        "trust", home["folder"] / "run", "--test", home["data"], "--against", home["folder"] / "seed", "--json"
+        "check-cv", home["folder"] / "run", "--test", home["data"], "--compare-with", home["folder"] / "seed", "--json"
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)

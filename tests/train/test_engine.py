@@ -132,7 +132,7 @@ def left_alone(run):
 # --- the same numbers whichever way --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["here", "processes", pytest.param("ray", marks=[apart, needs_ray])])
+@pytest.mark.parametrize("way", ["serial", "processes", pytest.param("ray", marks=[apart, needs_ray])])
 def test_the_same_bytes(way, begin, whole, request):
     made = (
         request.getfixturevalue("grid") if way == "ray" else get_engine(way, workers=2 if way == "processes" else None)
@@ -145,7 +145,7 @@ def test_the_same_bytes(way, begin, whole, request):
     assert len(log) == 8 and log.ok.all()
     first = log[log.job.str.contains("agreed")].began.min()
     assert (log[log.job.str.contains("noisy|curated")].ended <= first).all(), "the rule of stage 3 needs all folds"
-    assert log.place.nunique() == (1 if way == "here" else 2) or way == "ray"
+    assert log.place.nunique() == (1 if way == "serial" else 2) or way == "ray"
 
 
 def test_threads_belong_to_the_run(begin):
@@ -330,7 +330,7 @@ def files_of(folder):
     }
 
 
-@pytest.mark.parametrize("way", ["here", "processes", pytest.param("ray", marks=[apart, needs_ray])])
+@pytest.mark.parametrize("way", ["serial", "processes", pytest.param("ray", marks=[apart, needs_ray])])
 def test_the_same_store(way, home, plain, request):
     made = (
         request.getfixturevalue("grid") if way == "ray" else get_engine(way, workers=2 if way == "processes" else None)
@@ -374,7 +374,7 @@ def test_features_on_an_engine_by_the_command_line(home):
     for bad, said in (
         (["--workers", "0"], "0 workers"),
         (["--address", "auto"], "has no address"),
-        (["--engine", "slurm"], "no engine"),
+        (["--engine", "slurm"], "not one of 'serial', 'processes', 'ray'"),
     ):
         ran = subprocess.run(
             [*AUDIOTAG, *words, "--store", str(home / "cli c"), *bad], capture_output=True, text=True, env=ENV
@@ -592,7 +592,7 @@ def test_what_is_missing_or_wrong_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(AudiotagError, match=r"pip install 'audiotag\[cluster\]'"):
         get_engine("ray")
-    for bad in (dict(name="ry"), dict(name="processes", workers=0), dict(name="here", address="auto")):
+    for bad in (dict(name="ry"), dict(name="processes", workers=0), dict(name="serial", address="auto")):
         with pytest.raises(AudiotagError):
             get_engine(**bad)
     with pytest.raises(AudiotagError, match="not on this machine"):
