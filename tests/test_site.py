@@ -61,6 +61,7 @@ def browser(site):
                 "request", lambda r: faults.append(r.url) if not r.url.startswith((home, "data:", "blob:")) else None
             )
             page.goto(home + name, wait_until="networkidle")
+            page.wait_for_function("document.readyState === 'complete'")  # a long page may still be read by then
             return page, faults
 
         yield open_page
