@@ -102,13 +102,7 @@ def pack_ensemble(
     before,gathered = former_bundles(folder),gather(runs)
     name,combiner,table = fit_ensemble(gathered, way=way, seed=seed)
     with tempfile.TemporaryDirectory() as tmp:
-        places = [Path(tmp)/f'part-{i}' for i in range(len(runs))]
-        if bundles: packed = [_own(Bundle(b), before, p) for b,p in zip(bundles, places)]
-        else: packed = [Bundle(pack_weights(r, p)) for r,p in zip(runs, places)]
-        for b,r in zip(packed, runs):
-            if b.about.get('recipe')!=r.recipe.hash: raise AudiotagError(f'was not packed from {r.folder}', file=b.folder, fix='give the bundles in the order of the runs')
-        take_over_graphs(packed, before, folder, '`audiotag export` for each run, then this command with --bundle')
-        packed = [Bundle(b.folder) for b in packed]
+        packed = _packed(runs, bundles, before, folder, Path(tmp))
         readme = _readme(folder, gathered, name, table)
         oof = {k: round(float(v), 6) for k,v in table[gathered.metric].items()}
         with atomic_folder(folder, replace=True) as part:
@@ -118,12 +112,24 @@ def pack_ensemble(
             dataset_files(part)
     return folder, name, table
 
-# %% ../nbs/91_joint.ipynb #ec6afc28
+# %% ../nbs/91_joint.ipynb #88ebfbb3
+def _packed(runs, bundles, before, folder:Path, tmp:Path)->list: # of `Bundle`
+    "The bundles that were given, or new ones, with the graphs that the folder has had so far."
+    places = [tmp/f'part-{i}' for i in range(len(runs))]
+    if bundles: packed = [_own(Bundle(b), before, p) for b,p in zip(bundles, places)]
+    else: packed = [Bundle(pack_weights(r, p)) for r,p in zip(runs, places)]
+    for b,given,r in zip(packed, bundles or places, runs):
+        if b.about.get('recipe')!=r.recipe.hash:
+            raise AudiotagError(f'was not packed from {r.folder}', file=given, fix='give the bundles in the order of the runs')
+    take_over_graphs(packed, before, folder, '`audiotag export` for each run, then this command with --bundle')
+    return [Bundle(b.folder) for b in packed]
+
 def _own(bundle:Bundle, before, folder:Path)->Bundle:
     "A bundle that may be given graphs: itself if it has some or there are none to give, else a copy in `folder`."
     if bundle.graphs or not any(b.graphs for b in before): return bundle
     return Bundle(shutil.copytree(bundle.folder, folder))
 
+# %% ../nbs/91_joint.ipynb #ec6afc28
 def _readme(folder, gathered, name, table)->str:
     rows = '\n'.join(f"| {k} | {r[gathered.metric]:.4f} | {r['low']:.4f} to {r['high']:.4f} |" for k,r in table.iterrows())
     return f"""# {folder.name}

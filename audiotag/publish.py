@@ -251,6 +251,7 @@ def _not_edited(folder:Path, data:bytes):
     if edited: raise AudiotagError('was changed since it was packed', file=edited[0],
                                    fix='copy it over the notebook that you pack, or remove it')
 
+# %% ../nbs/91_publish.ipynb #7a159c8e
 def pack_kernel(
     notebook, # the inference notebook
     folder, # the kernel's folder, usually kaggle_datasets/NAME
