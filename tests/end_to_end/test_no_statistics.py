@@ -132,7 +132,7 @@ IMPORTS = {
 }
 
 
-@pytest.mark.parametrize("module", ["core", "openvino", "kaggle", "cli", "wheels"])
+@pytest.mark.parametrize("module", ["core.errors", "infer.openvino_graphs", "kaggle.pack", "cli", "kaggle.wheels"])
 @pytest.mark.parametrize("library", IMPORTS)
 def test_whatever_is_imported_first_openvino_and_nncf_find_a_stub(home, module, library):
     if library == "nncf":
