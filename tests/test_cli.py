@@ -7,7 +7,7 @@ import sys
 import pytest
 from typer.main import get_command
 
-from tests.tiny import audiotag
+from tests.tiny import called
 
 from audiotag.audio.synth import make_competition
 from audiotag.cli import _renamed, app, current_names, main
@@ -174,20 +174,20 @@ def test_a_store_keeps_its_number_format_and_is_replaced_only_when_asked(tmp_pat
         "--store",
         store,
     ]
-    done = audiotag(*words, "--dtype", "uint8")
+    done = called(*words, "--dtype", "uint8")
     assert done.returncode == 0 and "uint8, off by at most" in done.stdout, done.stderr
     # so `train --store` takes it, too
-    assert audiotag(*words).returncode == 0 and FeatureStore(store).settings.dtype == "uint8"
+    assert called(*words).returncode == 0 and FeatureStore(store).settings.dtype == "uint8"
     for other in (["--dtype", "float16"], ["--set", "front_end.top_db=60"]):
-        done = audiotag(*words, *other)
+        done = called(*words, *other)
         assert done.returncode == 2 and "differs" in done.stderr and "--rebuild" in done.stderr, done.stderr
-    done = audiotag(*words, "--set", "front_end.top_db=60", "--rebuild")
+    done = called(*words, "--set", "front_end.top_db=60", "--rebuild")
     assert (
         done.returncode == 0
         and FeatureStore(store).front_end.top_db == 60
         and FeatureStore(store).settings.dtype == "float16"
     )
-    assert audiotag("store", store, "--verify", "--audio").returncode == 0
+    assert called("store", store, "--verify", "--audio").returncode == 0
 
 
 @pytest.mark.parametrize("name", ["freesound", "speech", "rainforest", "soundscape"])
