@@ -6,8 +6,8 @@ PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint 
 READY := $(VENV)/.ready
 # a worker that dies, or a test that hangs, ends the run and is named: xdist would wait for ever
 LOST := --max-worker-restart=0 -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true
-# two files at a time, one thread each
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile $(LOST) --durations=10
+# two files at a time, one thread each, in the order of tests/conftest.py
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(LOST) --durations=10
 
 .PHONY: help demo test test-long cluster docs
 

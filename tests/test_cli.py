@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny import audiotag  # noqa: E402
+from tiny import called  # noqa: E402
 
 from audiotag.cli import _commands, main  # noqa: E402
 from audiotag.store import FeatureStore  # noqa: E402
@@ -38,15 +38,15 @@ def test_every_command_can_be_called_and_no_word_shows_the_contents(capsys):
 def test_a_store_keeps_its_number_format_and_is_replaced_only_when_asked(tmp_path):
     data, store = make_competition(tmp_path / "data", seed=3, n_curated=8, n_noisy=6, n_test=2), tmp_path / "store"
     words = ["features", "--recipe", "freesound2019", "--scale", "small", "--set", "front_end.n_mels=32", "--data", data, "--store", store]
-    done = audiotag(*words, "--dtype", "uint8")
+    done = called(*words, "--dtype", "uint8")
     assert done.returncode == 0 and "uint8, off by at most" in done.stdout, done.stderr
-    assert audiotag(*words).returncode == 0 and FeatureStore(store).settings.dtype == "uint8"  # so `train --store` takes it, too
+    assert called(*words).returncode == 0 and FeatureStore(store).settings.dtype == "uint8"  # so `train --store` takes it, too
     for other in (["--dtype", "float16"], ["--set", "front_end.top_db=60"]):
-        done = audiotag(*words, *other)
+        done = called(*words, *other)
         assert done.returncode == 2 and "differs" in done.stderr and "--rebuild" in done.stderr, done.stderr
-    done = audiotag(*words, "--set", "front_end.top_db=60", "--rebuild")
+    done = called(*words, "--set", "front_end.top_db=60", "--rebuild")
     assert done.returncode == 0 and FeatureStore(store).front_end.top_db == 60 and FeatureStore(store).settings.dtype == "float16"
-    assert audiotag("store", store, "--verify", "--audio").returncode == 0
+    assert called("store", store, "--verify", "--audio").returncode == 0
 
 
 @pytest.mark.parametrize("name", ["freesound", "speech", "rainforest", "soundscape"])

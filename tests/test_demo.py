@@ -1,9 +1,7 @@
-"The demo at a smaller size, and the notebooks that a user opens."
+"The demo at a smaller size."
 import sys
 from pathlib import Path
 
-import nbformat
-import pandas as pd
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -11,8 +9,6 @@ from tiny import SETS  # noqa: E402
 
 from audiotag.core import read_json  # noqa: E402
 from audiotag.demo import demo  # noqa: E402
-from audiotag.rehearse import run_notebook  # noqa: E402
-from audiotag.synth import make_competition  # noqa: E402
 
 NBS = Path(__file__).resolve().parent.parent / "nbs"
 
@@ -37,12 +33,3 @@ def test_finished_and_called_again_it_says_so(folder, capsys):
     said = capsys.readouterr().out
     assert "is finished" in said and "lwlrap curated" in said
     assert (folder / "demo" / "working" / "submission.csv").stat().st_mtime_ns == stamp
-
-
-def test_the_training_notebook_runs_from_top_to_bottom(tmp_path):
-    data = make_competition(tmp_path / "data", seed=3, n_curated=40, n_noisy=40, n_test=12)
-    done = run_notebook(NBS / "kaggle" / "train_freesound2019.ipynb", tmp_path / "work", timeout=600,
-                        parameters={"DATA": str(data), "CHANGES": SETS, "WEIGHTS": str(tmp_path / "tiny-weights")})
-    assert not [o for c in nbformat.read(done, 4).cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"]
-    assert (tmp_path / "tiny-weights" / "bundle.json").is_file()
-    assert len(pd.read_csv(tmp_path / "work" / "runs" / "freesound2019-small" / "submission.csv")) == 12

@@ -15,7 +15,7 @@ from fastai.callback.core import Callback
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bounds import bounded  # noqa: E402, F401
-from tiny import AUDIOTAG, SETS, train_words  # noqa: E402
+from tiny import AUDIOTAG, SETS, called, train_words  # noqa: E402
 
 from audiotag import engine as engines  # noqa: E402
 from audiotag.competitions import load_competition  # noqa: E402
@@ -24,21 +24,19 @@ from audiotag.engine import Engine, Here, Job, Lines, Processes, Ray, _alone, fo
 from audiotag.features import LogMel  # noqa: E402
 from audiotag.kaggle import pack_weights  # noqa: E402
 from audiotag.recipes import get_recipe  # noqa: E402
-from audiotag.stages import open_run, run_stages, stage_groups  # noqa: E402
+from audiotag.stages import Run, open_run, run_stages, stage_groups  # noqa: E402
 from audiotag.store import build_store  # noqa: E402
-from audiotag.synth import make_competition  # noqa: E402
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install 'audiotag[cluster]')")
 apart = pytest.mark.apart
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 SMALL = dict(object_store_memory=80 * 2**20, include_dashboard=False)
-ONE = [*SETS, "cpus=1"]
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tiny_data, tmp_path_factory):
     home = tmp_path_factory.mktemp("engine")
-    make_competition(home / "data", seed=3, n_curated=40, n_noisy=40, n_test=12)
+    (home / "data").symlink_to(tiny_data)
     return home
 
 
@@ -46,13 +44,13 @@ def home(tmp_path_factory):
 def begin(home):
     "`begin('name')` begins a tiny run; all share one store."
     competition = load_competition(home / "data")
-    return lambda name, sets=ONE: open_run(home / name, get_recipe("freesound2019", scale="small", changes=sets), competition, store=home / "store")
+    return lambda name, sets=SETS: open_run(home / name, get_recipe("freesound2019", scale="small", changes=sets), competition, store=home / "store")
 
 
 @pytest.fixture(scope="module")
-def whole(begin):
+def whole(tiny_run):
     "What a run without any engine ends with."
-    return content(run_stages(begin("whole")))
+    return content(Run(tiny_run / "run"))
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +118,7 @@ def test_the_same_bytes(way, begin, whole, request):
 
 def test_threads_belong_to_the_run(begin):
     "A run that was begun with three threads goes on with three, wherever that is."
-    run = begin("threads", SETS)
+    run = begin("threads", SETS[1:])
     write_json(run.folder / "threads.json", {"threads": 3})
     jobs = fold_jobs(run, [("noisy", 0), ("curated", 0), ("curated", 1)])
     assert [j.threads for j in jobs] == [3, 3, 3] and jobs[1].after == (jobs[0].name,) and jobs[2].after == ()
@@ -189,8 +187,7 @@ def test_a_killed_worker_is_replaced(begin, whole, capfd):
 
 
 def command(home, run, *words):
-    sets = [w for s in ("cpus=1",) for w in ("--set", s)]
-    return [*AUDIOTAG, *train_words(home / "data", run), *sets, "--store", str(home / "store"), *words]
+    return [*AUDIOTAG, *train_words(home / "data", run), "--store", str(home / "store"), *words]
 
 
 @pytest.mark.parametrize("way", [pytest.param("processes", marks=pytest.mark.long), pytest.param("ray", marks=[apart, needs_ray])])
@@ -297,12 +294,12 @@ def test_a_node_is_killed_while_it_makes_shards(home, plain, cluster, grid):
 def test_features_on_an_engine_by_the_command_line(home):
     words = ["features", "--recipe", "freesound2019", "--scale", "small", "--data", str(home / "data"), *[w for o in SETS for w in ("--set", o)]]
     for name, more in (("a", []), ("b", ["--engine", "processes", "--workers", "2"])):
-        ran = subprocess.run([*AUDIOTAG, *words, "--store", str(home / f"cli {name}"), *more], capture_output=True, text=True, env=ENV)
+        ran = called(*words, "--store", home / f"cli {name}", *more)
         assert ran.returncode == 0, ran.stderr[-2000:]
     assert files_of(home / "cli a") == files_of(home / "cli b")
     for bad, said in ((["--workers", "0"], "0 workers"), (["--address", "auto"], "has no address"), (["--engine", "slurm"], "no engine")):
-        ran = subprocess.run([*AUDIOTAG, *words, "--store", str(home / "cli c"), *bad], capture_output=True, text=True, env=ENV)
-        assert ran.returncode == 2 and said in ran.stderr and "Traceback" not in ran.stderr, ran.stderr[-2000:]
+        ran = called(*words, "--store", home / "cli c", *bad)
+        assert ran.returncode == 2 and said in ran.stderr, ran.stderr[-2000:]
 
 
 def test_a_machine_without_the_recordings_says_so(home, monkeypatch):
@@ -486,10 +483,10 @@ def test_what_is_missing_or_wrong_is_one_sentence(monkeypatch, tmp_path):
 @apart
 @needs_ray
 def test_a_cluster_that_cannot_do_it(begin, grid):
-    run = begin("gpus", [*ONE, "gpus=2"])
+    run = begin("gpus", [*SETS, "gpus=2"])
     with pytest.raises(AudiotagError, match="wants 2 GPUs, and no node of the cluster has more than 0"):
         run_stages(run, engine=grid)
-    wide = begin("wide", [*SETS, "cpus=64"])  # more threads than any node has CPUs: it is given a whole node
+    wide = begin("wide", [*SETS[1:], "cpus=64"])  # more threads than any node has CPUs: it is given a whole node
     assert grid.reserve(fold_jobs(wide, [("noisy", 0)])[0]) == dict(num_cpus=1, num_gpus=0)
 
 
@@ -506,13 +503,13 @@ def test_lines_are_whole():
 
 def test_each_line_is_said_once(begin, capfd):
     with Processes(2) as made:
-        run_stages(begin("lines", [*ONE, "stages.*.epochs=1"]), engine=made)
+        run_stages(begin("lines", [*SETS, "stages.*.epochs=1"]), engine=made)
     said = [s for s in capfd.readouterr().err.splitlines() if "epoch" in s]
     assert len(said) == len({s.split(":")[0] for s in said}) == 8 and all(s.startswith("stage ") for s in said)
 
 
-def test_chunks_are_predicted_once(begin, home, tmp_path):
-    run = run_stages(begin("whole"))
+def test_chunks_are_predicted_once(tiny_run, tmp_path):
+    run = Run(tiny_run / "run")
     ids = list(run.clips.clip_id)
     with Processes(2) as made:
         got = predict_chunks(run, "certain", ids, tmp_path, engine=made, chunk=30)

@@ -9,28 +9,23 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from browser import opened  # noqa: E402
-from tiny import audiotag, train_words  # noqa: E402
+from tiny import audiotag, called  # noqa: E402
 
 from audiotag.competitions import load_competition  # noqa: E402
-from audiotag.core import AudiotagError, write_json  # noqa: E402
+from audiotag.core import write_json  # noqa: E402
 from audiotag.desk import Desk, read_corrections  # noqa: E402
 from audiotag.page import page, table_html  # noqa: E402
 from audiotag.recipes import get_recipe  # noqa: E402
 from audiotag.report import calibration_table, confusion_table, report, report_html, round_labels, rounds_said  # noqa: E402
 from audiotag.stages import Run, open_run, run_stages  # noqa: E402
-from audiotag.synth import make_competition, make_soundscapes  # noqa: E402
+from audiotag.synth import make_soundscapes  # noqa: E402
 from audiotag.trust import trust  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("report")
-    make_competition(folder / "data", seed=3, n_curated=40, n_noisy=40, n_test=24)
-    done = audiotag(*train_words(folder / "data", folder / "run"))
-    assert done.returncode == 0, done.stderr
-    (folder / "log").write_text(done.stdout + done.stderr)
-    trust(Run(folder / "run"), load_competition(folder / "data").of("test"), n=50)
-    return Run(folder / "run")
+def run(tiny_data, tiny_run):
+    trust(Run(tiny_run / "run"), load_competition(tiny_data).of("test"), n=50)
+    return Run(tiny_run / "run")
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +147,7 @@ def test_an_unfinished_run_is_one_sentence(run, tmp_path):
     shutil.copytree(run.folder, tmp_path / "run")
     (tmp_path / "run" / "report.html").unlink(missing_ok=True)
     (tmp_path / "run" / "4-certain" / "fold-1" / "oof.parquet").unlink()
-    done = audiotag("report", tmp_path / "run")
+    done = called("report", tmp_path / "run")
     assert done.returncode == 2 and "not finished" in done.stderr and len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "run" / "report.html").exists()
 
@@ -187,14 +182,14 @@ def test_every_label_is_counted_once(run):
 
 @pytest.mark.parametrize("words", [["report", "RUN", "--json"], ["ledger", "RUN", "--json"], ["trust", "RUN", "--json"]])
 def test_json_is_json_and_a_pipe_gets_no_control_characters(run, words):
-    done = audiotag(*[run.folder if w == "RUN" else w for w in words])
+    done = called(*[run.folder if w == "RUN" else w for w in words])
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)
     assert not set(done.stdout + done.stderr) & set("\r\x1b\b")
 
 
-def test_training_in_a_pipe_prints_lines(run):
-    log = (run.folder.parent / "log").read_bytes()
+def test_training_in_a_pipe_prints_lines(tiny_run):
+    log = (tiny_run / "stdout").read_bytes() + (tiny_run / "stderr").read_bytes()
     assert b"epoch" in log and not set(log) & set(b"\r\x1b\b")
 
 

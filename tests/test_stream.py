@@ -119,7 +119,7 @@ def large(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("what", ["train", "predict"])
+@pytest.mark.parametrize("what", ["train", pytest.param("predict", marks=pytest.mark.long)])
 def test_memory_does_not_grow_with_20_gigabytes(large, what):
     out = subprocess.run([sys.executable, "-c", WORKER, str(large), what], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert out.returncode == 0, out.stderr
@@ -130,6 +130,7 @@ def test_memory_does_not_grow_with_20_gigabytes(large, what):
     assert opened < 10
 
 
+@pytest.mark.long
 def test_without_giving_back_it_would_grow(large):
     out = subprocess.run([sys.executable, "-c", "import audiotag.store as s; s.Pages.looked_at = lambda *o: None\n" + WORKER, str(large), "train"], capture_output=True, text=True)
     assert float(out.stdout.split()[1]) > 600, out.stderr

@@ -29,7 +29,7 @@ from audiotag.synth import make_competition  # noqa: E402
 from audiotag.together import Part, in_ranks, rank  # noqa: E402
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the processes do not import the tests
-TWO = [*SETS, "cpus=1", "gpus=2"]
+TWO = [*SETS, "gpus=2"]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_in_a_worker(begin, whole, capfd):
     said = capfd.readouterr().err
     assert said.count("epoch 2/2") == 1 and "stage 1/4 noisy, fold 1/2, epoch 1/2: loss" in said, "number 0 alone speaks, through its worker too"
     assert "no GPU here: 2 processes share the CPU" in said or torch.cuda.is_available()
-    assert weights(begin("alone", [*SETS, "cpus=1"])) != whole, "each half of a batch has its own chance"
+    assert weights(begin("alone", SETS)) != whole, "each half of a batch has its own chance"
 
 
 class Once(Callback):
@@ -264,5 +264,5 @@ def test_each_worker_has_gpus_of_its_own(begin, monkeypatch):
 def test_a_run_is_known_by_its_number_of_processes(begin):
     run = begin("number")
     with pytest.raises(AudiotagError, match="gpus"):
-        begin("number", [*SETS, "cpus=1", "gpus=3"])
+        begin("number", [*SETS, "gpus=3"])
     assert Run(run.folder).recipe.processes == 2

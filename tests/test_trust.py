@@ -10,7 +10,7 @@ import pytest
 import soundfile as sf
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny import SETS, audiotag  # noqa: E402
+from tiny import SETS, called  # noqa: E402
 
 from audiotag.audio import resample  # noqa: E402
 from audiotag.competitions import load_competition  # noqa: E402
@@ -216,7 +216,7 @@ def test_another_seed_is_luck_and_not_a_gain(home):
 
 
 def test_the_command_says_three_sentences_and_json(home):
-    done = audiotag("trust", home["folder"] / "run", "--test", home["data"], "--against", home["folder"] / "seed", "--json")
+    done = called("trust", home["folder"] / "run", "--test", home["data"], "--against", home["folder"] / "seed", "--json")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert len(said["advice"]) == 3 and len(said["duplicates"]) == 2 and said == read_json(home["folder"] / "run" / "trust.json")
