@@ -2,27 +2,36 @@
 # make test-long: the same promises at full numbers.
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL := $(VENV)/bin/uv pip install --python $(PY) --constraint constraints.txt
 READY := $(VENV)/.ready
 # a worker that dies, or a test that hangs, ends the run and is named: xdist would wait for ever
 LOST := --max-worker-restart=0 -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true
 # two files at a time, one thread each, in the order of tests/conftest.py
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(LOST) --durations=10
 
-.PHONY: help demo test test-long cluster docs
+# uv resolves and installs; in an environment of its own, as it is also wanted when the old constraints do not fit new ranges
+UV := build/uv/bin/uv
+EDGES := newest oldest kaggle
+
+.PHONY: help demo test test-long test-edges constraints cluster docs
 
 help:
 	@echo 'make demo   features, four stages, sealed bundle, inference notebook, submission: on synthesised sounds'
 	@echo 'make test   export in sync, notebooks clean, nbdev_test, pytest: ten minutes on two cores'
 	@echo 'make test-long   what takes long because it repeats: fuzz, kills, rehearsals, grids at full numbers'
 	@echo 'make cluster   the tests that want a Ray cluster and an S3 server, on this machine'
+	@echo 'make constraints   constraints.txt anew: the newest versions that the ranges of settings.ini allow'
+	@echo 'make test-edges   do the newest, the oldest and Kaggle'"'"'s versions work? (EDGES=kaggle for one; an hour, 10 GB at a time)'
 	@echo 'make docs   export the package and README.md from nbs/, and clean the notebooks'
 
 $(READY): settings.ini setup.py constraints.txt
-	@echo 'Installing audiotag and what it needs into $(VENV) (once; a few minutes)'
+	@echo 'Installing audiotag into $(VENV), once. Without a cache about 3.2 GB are downloaded (on Linux, PyTorch with CUDA'
+	@echo 'is most of it), which takes some minutes; 6 GB on disk. Versions are those of constraints.txt.'
 	@test -x $(PY) || python3 -m venv $(VENV)
-	@$(PIP) setuptools wheel
-	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@$(PY) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "audiotag needs Python 3.10 or later, and $(VENV) has %d.%d" % sys.version_info[:2])'
+	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	@$(INSTALL) setuptools wheel
+	@$(INSTALL) --no-build-isolation --editable '.[dev]'
 	@touch $(READY)
 
 demo: $(READY)
@@ -40,10 +49,23 @@ test: $(READY)
 test-long: $(READY)
 	@$(PYTEST) -m 'long and not apart' tests
 
+$(UV):
+	@python3 -m venv build/uv
+	@build/uv/bin/pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+
+# Everything is upgraded, and the pins of before do not count. Run `make test` with the new file before it is committed.
+# --refresh-package: uv remembers what setup.py asks for until setup.py itself changes, but the ranges stand in settings.ini
+constraints: $(UV)
+	@UV_CUSTOM_COMPILE_COMMAND='make constraints' $(UV) pip compile setup.py --extra dev --extra cluster --extra remote --universal --python-version 3.10 \
+	  --upgrade --refresh-package audiotag --no-config --quiet --output-file constraints.txt
+
+# not a part of `make test`: it downloads three versions of torch. Results: tests/bench/results/edges.md
+test-edges: $(READY) $(UV)
+	@$(PY) tests/edges/run.py --uv $(UV) $(EDGES)
+
 # the step that `make test` leaves out: it installs Ray and an S3 server, and nothing else may run in its process
 cluster: $(READY)
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev,cluster,remote]'
-	@$(VENV)/bin/pip install --quiet --disable-pip-version-check 'moto[server]>=5' s3fs # with all the rest, pip 23's resolver gives up; without s3fs it takes a botocore that s3fs cannot use
+	@$(INSTALL) --no-build-isolation --editable '.[dev,cluster,remote]' 'moto[server]>=5'
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=10 -m apart tests/test_engine.py tests/test_remote.py
 
 docs: $(READY)

@@ -254,7 +254,7 @@ _data_of_a_rehearsal = arg('--competition', required=True, metavar='DATA', help=
 
 @command('pack wheels', arg('folder', metavar='DIR', help='usually kaggle_datasets/audiotag-wheels'), _owner, _title,
          arg('--python', nargs='+', default=['3.12'], dest='pythons', metavar='3.12', help='Python versions of the kernel (default: 3.12)'),
-         arg('--carry', nargs='+', default=[], metavar='WHAT', help='requirements in place of openvino and openvino-telemetry'))
+         arg('--carry', nargs='+', default=[], metavar='WHAT', help='requirements in place of openvino'))
 def pack_wheels(o):
     "download the wheels that a kernel without internet needs, beside audiotag's own"
     from audiotag.wheels import pack_wheels
@@ -274,14 +274,15 @@ def pack_kernel(o):
          arg('--test-times', type=float, default=3., metavar='N', help='how many times the public number of test files (default: 3)'), arg('--test-files', type=int, metavar='N', help='or how many'),
          arg('--true-files', type=int, metavar='N', help='of the true hidden test, for the projection'), arg('--no-empty', action='store_true', help='do not also run it with no test file'),
          arg('--set', action='append', default=[], dest='changes', metavar='NAME=VALUE', help='change one parameter of the notebook; may be repeated'),
-         arg('--image', nargs='+', default=[], metavar='PACKAGE', help='further packages that the image holds'), arg('--walls', default='auto', help='bwrap, unshare, none (default: the best that works)'),
+         arg('--image', nargs='+', default=[], metavar='PACKAGE', help='further packages that the image holds'), arg('--python', metavar='PATH', help='interpreter that runs the notebook, such as one with the versions of the image (default: this one)'),
+         arg('--walls', default='auto', help='bwrap, unshare, none (default: the best that works)'),
          arg('--out', default='', metavar='DIR', help='for the report and what the notebook wrote (default: NOTEBOOK-rehearsal)'))
 def rehearse(o):
     "execute an inference notebook as the kernel would: mounts, walls, limits, a hidden test"
     from audiotag.rehearse import Limits, rehearse
     out = Path(o.out or f'{Path(o.notebook).stem}-rehearsal')
     found = rehearse(o.notebook, competition=o.competition, bundles=o.bundle, out=out, layout=o.layout, mounts=o.mounts, times=o.test_times, files=o.test_files, true_files=o.true_files,
-                     empty=not o.no_empty, parameters=dict(_change(c) for c in o.changes), image=o.image, walls=o.walls,
+                     empty=not o.no_empty, parameters=dict(_change(c) for c in o.changes), image=o.image, python=o.python, walls=o.walls,
                      limits=Limits(limit=o.limit, cores=o.cores, memory=o.memory, disk=o.disk, slower=o.slower))
     print(f"{found}\nreport: {out/'report.json'}")
     return 0 if found.ok else 2

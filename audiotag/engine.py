@@ -352,7 +352,6 @@ def _for_ray():
 
 def _import_ray():
     os.environ.setdefault('RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO', '1') # a job without GPU sees none; and no word about it
-    os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
     try: import ray
     except ImportError as e: raise AudiotagError(f"the engine 'ray' needs Ray ({e})", fix="pip install 'audiotag[cluster]'") from None
     return ray

@@ -6,7 +6,7 @@
 __all__ = ['Gathered', 'gather', 'fit_ensemble', 'pack_ensemble']
 
 # %% ../nbs/91_joint.ipynb #067896e1
-import tempfile
+import shutil, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -14,7 +14,7 @@ from .bundle import Bundle, join_bundles
 from .competitions import targets
 from .core import AudiotagError, a_few, atomic_folder, did_you_mean
 from .ensemble import WAYS, Combiner, Plain, ensemble_table, with_metric
-from .kaggle import check_replaceable, dataset_files, pack_weights, page, slug_of, write_manifest
+from .kaggle import check_replaceable, dataset_files, former_bundles, pack_weights, page, slug_of, take_over_graphs, write_manifest
 from .metrics import metric_named
 from .stages import is_finished
 
@@ -97,14 +97,18 @@ def pack_ensemble(
 )->tuple: # (folder, the way's name, table)
     "One dataset folder of several runs, with the way to combine them that was fitted out of fold."
     folder,runs = Path(folder).resolve(),list(runs)
-    check_replaceable(folder, ('.safetensors','.xml','.bin'), kind='bundle')
+    check_replaceable(folder, 'weights')
     if bundles and len(bundles)!=len(runs): raise AudiotagError(f'{len(bundles)} bundles for {len(runs)} runs', field='bundles', fix='give one for each run, in the same order')
-    gathered = gather(runs)
+    before,gathered = former_bundles(folder),gather(runs)
     name,combiner,table = fit_ensemble(gathered, way=way, seed=seed)
     with tempfile.TemporaryDirectory() as tmp:
-        packed = [Bundle(b) for b in bundles] or [Bundle(pack_weights(r, Path(tmp)/f'part-{i}')) for i,r in enumerate(runs)]
+        places = [Path(tmp)/f'part-{i}' for i in range(len(runs))]
+        if bundles: packed = [_own(Bundle(b), before, p) for b,p in zip(bundles, places)]
+        else: packed = [Bundle(pack_weights(r, p)) for r,p in zip(runs, places)]
         for b,r in zip(packed, runs):
             if b.about.get('recipe')!=r.recipe.hash: raise AudiotagError(f'was not packed from {r.folder}', file=b.folder, fix='give the bundles in the order of the runs')
+        take_over_graphs(packed, before, folder, '`audiotag export` for each run, then this command with --bundle')
+        packed = [Bundle(b.folder) for b in packed]
         readme = _readme(folder, gathered, name, table)
         oof = {k: round(float(v), 6) for k,v in table[gathered.metric].items()}
         with atomic_folder(folder, replace=True) as part:
@@ -115,6 +119,11 @@ def pack_ensemble(
     return folder, name, table
 
 # %% ../nbs/91_joint.ipynb #ec6afc28
+def _own(bundle:Bundle, before, folder:Path)->Bundle:
+    "A bundle that may be given graphs: itself if it has some or there are none to give, else a copy in `folder`."
+    if bundle.graphs or not any(b.graphs for b in before): return bundle
+    return Bundle(shutil.copytree(bundle.folder, folder))
+
 def _readme(folder, gathered, name, table)->str:
     rows = '\n'.join(f"| {k} | {r[gathered.metric]:.4f} | {r['low']:.4f} to {r['high']:.4f} |" for k,r in table.iterrows())
     return f"""# {folder.name}

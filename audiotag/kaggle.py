@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['NOBODY', 'MOST_FILES', 'MOST_BYTES', 'find_input', 'slug_of', 'dataset_metadata', 'check_metadata', 'dataset_files',
-           'write_manifest', 'read_manifest', 'changed_files', 'check_replaceable', 'page', 'pack_weights', 'where',
-           'with_what']
+           'write_manifest', 'read_manifest', 'changed_files', 'check_replaceable', 'page', 'former_bundles',
+           'take_over_graphs', 'missing_graphs', 'pack_weights', 'where', 'with_what']
 
 # %% ../nbs/90_kaggle.ipynb #d73d0fea
 import difflib, filecmp, hashlib, json, os, re, sys
 from pathlib import Path
-from .bundle import seal
-from .core import AudiotagError, a_few, atomic_folder, file_sha256, folder_kind, read_json, write_bytes, write_json
+from .bundle import Bundle, open_bundles, seal
+from .core import AudiotagError, a_few, atomic_folder, file_sha256, read_json, say, write_bytes, write_json
 
 # %% ../nbs/90_kaggle.ipynb #77f26b25
 _mounts = ('competitions','datasets','notebooks','models')
@@ -209,17 +209,16 @@ _page_files = ('dataset-metadata.json','README.md','manifest.json','audiotag.jso
 
 def check_replaceable(
     folder, # that is to be packed
-    suffixes, # of files that packing makes: ('.whl',)
-    *,
-    kind:str, # what its manifest or its audiotag.json must say for such files to be replaced
+    kind:str, # what is to be packed, as its manifest says it: 'weights', 'wheels' or 'kernel'
 ):
     "Raise `AudiotagError` if `folder` holds anything that packing did not make."
     folder = Path(folder)
     if not folder.exists(): return
     if not folder.is_dir(): raise AudiotagError('is a file', file=folder, fix='name a folder')
-    made = {*read_manifest(folder)['files'], *_sealed(folder)}
-    ours = kind in (read_manifest(folder)['kind'], folder_kind(folder))
-    strange = sorted(o.name for o in folder.iterdir() if o.is_dir() or not (o.name in _page_files or o.name in made or (ours and o.suffix in suffixes)))
+    manifest = read_manifest(folder)
+    if manifest['kind'] not in ('', kind): raise AudiotagError(f"holds {manifest['kind']} that were packed before, not {kind}", file=folder, fix='name another folder')
+    made = {*_page_files, *manifest['files'], *(_sealed(folder) if kind=='weights' else ())}
+    strange = sorted(o.name for o in folder.iterdir() if o.is_dir() or o.name not in made)
     if strange: raise AudiotagError(f"holds files that packing did not make: {a_few(strange)}", file=folder, fix='name another folder, or move them away')
 
 def _sealed(folder:Path)->set:
@@ -253,6 +252,53 @@ def _metadata(folder:Path, owner:str, title:str, readme:str, made)->bytes:
     return _json(check_metadata(new, file=path)) if new!=old else path.read_bytes()
 
 def _json(o)->bytes: return (json.dumps(o, indent=1, ensure_ascii=False)+'\n').encode()
+
+# %% ../nbs/90_kaggle.ipynb #bb68f5e7
+def former_bundles(folder)->list: # of `Bundle`
+    "The bundles that a folder holds before it is packed again; none where there is none, or none that can be opened."
+    folder = Path(folder)
+    if not (folder/'bundle.json').is_file(): return []
+    try: return open_bundles(folder).bundles
+    except AudiotagError as e:
+        if any(folder.glob('*.xml')): say(f'{folder}: its graphs go, as the bundle there cannot be opened ({e})')
+        return []
+
+def take_over_graphs(
+    bundles, # of `Bundle`, just sealed; those that have graphs of their own keep them
+    before, # of `former_bundles`
+    folder, # that is packed, for what is said
+    again:str, # what makes new graphs
+):
+    "Keep the graphs of an earlier export whose weights are the same; say which are kept, and which go."
+    from audiotag.openvino import keep_graphs
+    def weights(b): return {b.files[m['file']]['sha256'] for m in b.members}
+    for old in (o for o in before if o.graphs):
+        new = next((b for b in bundles if weights(b) & weights(old)), None)
+        if new is not None and new.graphs: continue
+        kept,lost = keep_graphs(new, old)
+        if kept: say(f'{folder}: keeps the graphs of {kept} networks of {old.name}: their weights are the same')
+        for why,names in lost.items():
+            say(f'{folder}: the graphs of {a_few(names, 9)} of {old.name} go: {why}; to make new ones: {again}')
+
+# %% ../nbs/90_kaggle.ipynb #598799ef
+def missing_graphs(
+    folder, # of a dataset
+)->str: # '' if every network has one, or if it is no bundle that can be opened
+    "One sentence about the networks of a bundle that have no graph, and what to do about it."
+    folder = Path(folder)
+    if not (folder/'bundle.json').is_file(): return ''
+    try: bundles = open_bundles(folder).bundles
+    except AudiotagError: return '' # whoever opens it for its work says what is wrong
+    verdicts = {(b.prefix, g['member'], g['kept']) for b in bundles for g in b.graphs}
+    made,tried = (len({o[:2] for o in some}) for some in ([v for v in verdicts if v[2]], verdicts))
+    members = sum(len(b.members) for b in bundles)
+    if made==members: return ''
+    what = f'{members-made} of {members} networks have no OpenVINO graph' if made else 'this bundle has no OpenVINO graphs'
+    slow = 'they run in torch, which took 4 to 6 times as long as int8 graphs where it was measured'
+    make = f'make them with `audiotag export RUN {folder}`'
+    if len(bundles)>1: make = 'make them with `audiotag export` for each run, then `audiotag ensemble --bundle`'
+    if tried==members: make = 'the gate of `audiotag export` refused them'
+    return f'{folder.name}: {what}: {slow if made else slow.replace("they run", "inference runs")}; {make}'
 
 # %% ../nbs/90_kaggle.ipynb #011c786c
 def _readme(run, table, slug)->str:
@@ -291,7 +337,8 @@ def pack_weights(
     folder,recipe = Path(folder).resolve(),run.recipe
     if after is None: after = steps_named(recipe.after)
     if not is_finished(run): raise AudiotagError('is not finished', file=run.folder, fix='run the same `audiotag train` again: it goes on where it stopped')
-    check_replaceable(folder, ('.safetensors','.xml','.bin'), kind='bundle')
+    check_replaceable(folder, 'weights')
+    before = former_bundles(folder)
     table = stage_table(run).filter(like=recipe.metric).round(6)
     scores = {f'{s}, {c}': float(v) for s,row in table.iterrows() for c,v in row.items() if v==v}
     readme = _readme(run, table, slug_of(folder.name))
@@ -300,6 +347,7 @@ def pack_weights(
     with atomic_folder(folder, replace=True) as part:
         seal(part, name=recipe.name, classes=run.classes, front_end=recipe.front_end, windows=recipe.windows, activation=recipe.activation, model=recipe.model,
              members=members, prior=class_prior(run.clips, run.classes), about={'recipe': recipe.hash, 'layout': recipe.layout, 'competition': run.competition, 'oof': scores} | ({'after': [s.to_dict() for s in after]} if after else {}), extra=files, replace=True)
+        take_over_graphs([Bundle(part)], before, folder, f'audiotag export {run.folder} {folder}')
         write_manifest(part, 'weights', readme=readme)
         dataset_files(part)
     return folder

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'to_graph', 'compiled', 'graph_run', 'head_of', 'gates_of', 'to_int8', 'Gate', 'Evidence', 'evidence_of',
-           'evidence_in', 'judge', 'export_bundle', 'graph_table', 'at_most_memory', 'open_members']
+           'evidence_in', 'judge', 'export_bundle', 'graph_table', 'at_most_memory', 'open_members', 'keep_graphs']
 
 # %% ../nbs/81_openvino.ipynb #7fa33ef1
 import math, re
@@ -18,7 +18,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from .bundle import Bundle, Ensemble, Member, _greedy, _network, by_front_end, open_bundles, reseal, torch_run
 from .competitions import targets
-from .core import AudiotagError, Config, config_from_dict, did_you_mean, keep_memory, progress, rng
+from .core import AudiotagError, Config, config_from_dict, did_you_mean, file_sha256, keep_memory, progress, rng
 from .features import FrontEnd, parts
 from .metrics import lwlrap, metric_named
 from .shared import shared_pass, strips
@@ -548,3 +548,55 @@ def _why_not(tried:dict, precision:str)->str:
     "Why no graph of a member can be taken."
     if refused := [f"{p}: {g['said']}" for p,g in tried.items() if not g['kept'] and precision in ('best', p)]: return '; '.join(refused)
     return 'it was not exported' if precision=='best' else f'{precision} was not exported'
+
+# %% ../nbs/81_openvino.ipynb #36038936
+def _same_member(new:Bundle, old:Bundle, i:int)->bool:
+    "Whether member `i` has the same weights and settings in both bundles."
+    def facts(b):
+        m = b.members[i]
+        mine = {k: m[k] for k in ('stage','fold','model','file','prefix')}
+        return mine, b.about['models'][m['model']], b.files[m['file']]['sha256'], [b.about[k] for k in _shared_facts]
+    return i<min(len(new.members), len(old.members)) and facts(new)==facts(old)
+
+_shared_facts = ('classes','front_end','windows','activation')
+
+def keep_graphs(
+    bundle:Bundle|None, # just sealed, without graphs; sealed again with those that are kept. None: nothing is kept
+    old:Bundle, # whose place it takes
+)->tuple: # number of members that have a graph again, {why: names of members whose graphs are lost}
+    "Take over the graphs of members with the same weights and settings, if they agree with the golden example again."
+    kept,lost = [],[]
+    for g in old.graphs:
+        why = _why_lost(bundle, old, g)
+        if not why: kept.append(g)
+        elif g['kept']: lost.append((why, g))
+    if kept:
+        reseal(bundle, files={f: old.file(f).read_bytes() for f in _files_of(kept)}, graphs=kept)
+        sealed = Bundle(bundle.folder)
+        broken = list(_not_agreeing(sealed))
+        kept,lost = [g for g in kept if g not in [o for _,o in broken]], lost+broken
+        if broken: reseal(sealed, drop=set(_files_of(sealed.graphs))-set(_files_of(kept)), graphs=kept)
+    names = {why: list(dict.fromkeys(old.called(g['member']) for w,g in lost if w==why)) for why,_ in lost}
+    return len({g['member'] for g in kept if g['kept']}), names
+
+# %% ../nbs/81_openvino.ipynb #5889d166
+def _files_of(verdicts)->list: # of str
+    return list(dict.fromkeys(f"{g['file'][:-4]}{kind}" for g in verdicts if g['kept'] for kind in ('.xml','.bin')))
+
+def _why_lost(new:Bundle|None, old:Bundle, g:dict)->str:
+    "Why a graph cannot be taken over; '' if it can."
+    if new is None or not _same_member(new, old, g['member']): return 'their weights or settings are others now'
+    def intact(name):
+        path,facts = old.file(name),old.files[name]
+        return path.is_file() and (path.stat().st_size, file_sha256(path))==(facts['size'], facts['sha256'])
+    return '' if all(map(intact, _files_of([g]))) else 'their files were changed since they were sealed'
+
+def _not_agreeing(bundle:Bundle):
+    "Yield (why, verdict) of each graph that does not run here, or not as it did when it was exported."
+    try: import openvino
+    except ImportError: return # whoever opens the bundle with OpenVINO replays the golden example
+    looks,files = bundle.replay_features(),{}
+    for g in (g for g in bundle.graphs if g['kept']):
+        try: run,_,why = _by_graph(bundle, g['member'], g['precision'], looks, files, None, None)
+        except AudiotagError as e: run,why = None,str(e)
+        if run is None: yield why, g

@@ -11,7 +11,7 @@ import csv, importlib.util, json, os, re, shutil, subprocess, sys, tempfile, thr
 from dataclasses import dataclass
 from pathlib import Path
 from .core import AudiotagError, a_few, atomic_folder, read_json, say, write_bytes, write_json
-from .kaggle import NOBODY, changed_files, check_metadata, check_replaceable, dataset_files, read_manifest, slug_of, write_manifest
+from .kaggle import NOBODY, changed_files, check_metadata, check_replaceable, dataset_files, missing_graphs, read_manifest, slug_of, write_manifest
 from .sources import notebook_sources, read_notebook
 
 # %% ../nbs/91_publish.ipynb #0b18180c
@@ -187,6 +187,7 @@ def publish(
     folder = Path(folder).resolve()
     dataset_files(folder)
     _sound(folder)
+    if lacks := missing_graphs(folder): say(lacks)
     ref,sent = _dataset(folder, owner),dataset_files(folder)
     exists = _exists(ref)
     before = remote_files(ref) if exists else None
@@ -243,6 +244,13 @@ def _small_enough(notebook):
     size = len(json.dumps([{k: v for k,v in c.items() if k!='outputs'} for c in nb.cells]).encode())
     if size>=MOST_SOURCE: raise AudiotagError(f'has {size/1e6:.1f} MB of source, Kaggle takes less than 1', file=notebook, fix='move attachments and long data out of it')
 
+def _not_edited(folder:Path, data:bytes):
+    "Raise `AudiotagError` if a notebook in a packed folder was changed there, and to something else than what is packed now."
+    books = [folder/n for n in changed_files(folder) if n.endswith('.ipynb')] if folder.is_dir() else []
+    edited = [b for b in books if b.is_file() and b.read_bytes()!=data]
+    if edited: raise AudiotagError('was changed since it was packed', file=edited[0],
+                                   fix='copy it over the notebook that you pack, or remove it')
+
 def pack_kernel(
     notebook, # the inference notebook
     folder, # the kernel's folder, usually kaggle_datasets/NAME
@@ -257,7 +265,8 @@ def pack_kernel(
         if c.cell_type=='code': c.outputs,c.execution_count = [],None
     data = (json.dumps(nb, indent=1, ensure_ascii=False)+'\n').encode()
     _small_enough(notebook)
-    check_replaceable(folder, ('.ipynb',), kind='kernel')
+    check_replaceable(folder, 'kernel')
+    _not_edited(folder, data)
     old = read_json(folder/'kernel-metadata.json') if (folder/'kernel-metadata.json').is_file() else {}
     owner = owner or (str(old.get('id')).split('/')[0] if old.get('id') else NOBODY)
     about = kernel_metadata(folder, nb, code_file=notebook.name, owner=owner, title=title, old={} if old.get('code_file', notebook.name)!=notebook.name else old)

@@ -7,10 +7,9 @@ __all__ = ['IMAGE_PYTHON', 'IMAGE', 'run_notebook', 'bytes_of', 'Limits', 'in_im
            'Outcome', 'Rehearsal', 'rehearse']
 
 # %% ../nbs/91_rehearse.ipynb #8c0a0aa0
-import json, os, platform, re, shutil, subprocess, sys, time
+import json, os, re, shutil, subprocess, sys, time
 from functools import lru_cache
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from .clock import seconds_of
 from .competitions import load_competition
@@ -18,9 +17,9 @@ from .core import AudiotagError, a_few, claim_folder, did_you_mean, locked, read
 from .doctor import check_submission, refused
 from .guard import equip, read_notes
 from .hidden import hidden_test
-from .kaggle import NOBODY, slug_of
+from .kaggle import NOBODY, missing_graphs, slug_of
 from .sources import code_cells, notebook_sources, read_notebook, with_parameters
-from .walls import Room, Walls, find_walls, site_folders
+from .walls import Python, Room, Walls, find_python, find_walls, this_python
 
 # %% ../nbs/91_rehearse.ipynb #c699d0df
 def run_notebook(
@@ -78,8 +77,8 @@ class Limits:
 # %% ../nbs/91_rehearse.ipynb #7b2debad
 IMAGE_PYTHON = '3.12.13'
 IMAGE = {'torch': '2.10.0', 'torchaudio': '2.10.0', 'fastai': '2.8.7', 'fastcore': '1.12.42', 'timm': '1.0.26', 'librosa': '0.11.0', 'soundfile': '0.13.1', 'numpy': '2.0.2',
-         'pandas': '2.2.2', 'scipy': '1.16.3', 'scikit-learn': '1.6.1',
-         **dict.fromkeys('''torchvision matplotlib seaborn plotly pillow opencv-python opencv-python-headless scikit-image tqdm joblib pyarrow polars fastparquet h5py tables numba
+         'pandas': '2.2.2', 'scipy': '1.16.3', 'scikit-learn': '1.6.1', 'torchvision': '0.25.0',
+         **dict.fromkeys('''matplotlib seaborn plotly pillow opencv-python opencv-python-headless scikit-image tqdm joblib pyarrow polars fastparquet h5py tables numba
          requests pyyaml psutil safetensors huggingface-hub transformers tokenizers datasets accelerate soxr audioread resampy pydub noisereduce tensorflow keras jax flax optax
          lightgbm xgboost catboost optuna statsmodels sympy networkx nltk spacy gensim albumentations kornia lightning pytorch-lightning torchmetrics einops wandb tensorboard
          beautifulsoup4 lxml openpyxl cython dask protobuf cloudpickle ipykernel ipython jupyter notebook jupyterlab nbclient nbconvert nbformat papermill ipywidgets traitlets
@@ -87,39 +86,38 @@ IMAGE = {'torch': '2.10.0', 'torchaudio': '2.10.0', 'fastai': '2.8.7', 'fastcore
 
 def _plain(name)->str: return re.sub('[-_.]+', '-', name).lower()
 
-def in_image(more=())->set: # names in lower case with hyphens
-    "The distributions that the image holds: those listed, `more`, and what they need, as far as it is installed here."
+def in_image(more=(), python:Python|None=None)->set: # names in lower case with hyphens
+    "The distributions that the image holds: those listed, `more`, and what they need, as far as it is installed for `python` (None: this one)."
+    python = python or this_python()
+    version = dict(python_version='.'.join(python.version.split('.')[:2]), python_full_version=python.version)
     from packaging.requirements import InvalidRequirement, Requirement
     todo,found = [(_plain(n), '') for n in (*IMAGE, *more)],set()
     while todo:
         name,extra = todo.pop()
         if (name, extra) in found: continue
         found.add((name, extra))
-        try: wants = metadata.requires(name) or []
-        except metadata.PackageNotFoundError: continue
-        for text in wants:
+        for text in python.packages.get(name, ('', ()))[1]:
             try: r = Requirement(text)
             except InvalidRequirement: continue
-            if r.marker is None or r.marker.evaluate({'extra': extra}): todo += [(_plain(r.name), e) for e in ('', *r.extras)]
+            if r.marker is None or r.marker.evaluate({**version, 'extra': extra}): todo += [(_plain(r.name), e) for e in ('', *r.extras)]
     return {n for n,_ in found}
 
 # %% ../nbs/91_rehearse.ipynb #2cd5df77
 @lru_cache
-def not_in_image(more=())->tuple: # (top-level modules, distributions)
-    "What is installed here and not in the image."
-    there = in_image(more)
-    tops = {top: {_plain(d) for d in dists} for top,dists in metadata.packages_distributions().items()}
-    lacks = {_plain(d.metadata['Name']) for d in metadata.distributions() if d.metadata['Name']}-there
-    return sorted({t for t,dists in tops.items() if not dists & there}|{'audiotag'}), sorted(lacks|{'audiotag'})
+def not_in_image(more=(), python:Python|None=None)->tuple: # (top-level modules, distributions)
+    "What is installed for `python` (None: this one) and not in the image."
+    python = python or this_python()
+    there = in_image(more, python)
+    tops = {top for top,names in python.modules.items() if not there.intersection(names)}
+    return sorted(tops|{'audiotag'}), sorted((set(python.packages)-there)|{'audiotag'})
 
-def image_differences()->dict: # {name: (here, in the image)}
-    "Versions that differ from the image's, of what is installed here."
-    here = {'Python': platform.python_version()}
-    for name in IMAGE:
-        try: here[name] = metadata.version(name)
-        except metadata.PackageNotFoundError: pass
+def image_differences(python:Python|None=None)->dict: # {name: (here, in the image)}
+    "Versions that differ from the image's, of what is installed for `python` (None: this one)."
+    python = python or this_python()
+    here = {'Python': python.version, **{n: python.packages[n][0] for n in IMAGE if n in python.packages}}
     image = {'Python': IMAGE_PYTHON, **IMAGE}
     return {n: (v, image[n]) for n,v in here.items() if image[n] and v.split('+')[0]!=image[n]}
+
 
 # %% ../nbs/91_rehearse.ipynb #f0319fba
 def _bundle_name(folder:Path)->str: # 'owner/slug'
@@ -156,23 +154,23 @@ def _view(folder:Path, mounts)->Path: # the competition's root in it
 # %% ../nbs/91_rehearse.ipynb #332208f7
 _SCRATCH = '.rehearse'
 
-def _environment(working:str, guard:str, token:str)->dict:
+def _environment(working:str, guard:str, token:str, python:Python)->dict:
     scratch = f'{working}/{_SCRATCH}'
     homes = {'HOME': 'home', 'TMPDIR': 'tmp', 'JUPYTER_RUNTIME_DIR': 'runtime', 'JUPYTER_CONFIG_DIR': 'jupyter', 'JUPYTER_DATA_DIR': 'jupyter', 'IPYTHONDIR': 'ipython', 'MPLCONFIGDIR': 'mpl',
              'NUMBA_CACHE_DIR': 'numba', 'XDG_CACHE_HOME': 'cache', 'XDG_CONFIG_HOME': 'config', 'XDG_DATA_HOME': 'data', 'JOBLIB_TEMP_FOLDER': 'tmp', 'PIP_TARGET': 'site', 'TORCH_HOME': 'cache', 'HF_HOME': 'cache'}
-    bins = [str(Path(sys.executable).parent), '/usr/local/bin', '/usr/bin', '/bin']
-    return {**{k: f'{scratch}/{v}' for k,v in homes.items()}, 'PATH': ':'.join(dict.fromkeys(bins)), 'LANG': 'C.UTF-8', 'PYTHONPATH': ':'.join([guard, f'{scratch}/site', *site_folders()]), 'PYTHONNOUSERSITE': '1',
+    bins = [str(Path(python.path).parent), '/usr/local/bin', '/usr/bin', '/bin']
+    return {**{k: f'{scratch}/{v}' for k,v in homes.items()}, 'PATH': ':'.join(dict.fromkeys(bins)), 'LANG': 'C.UTF-8', 'PYTHONPATH': ':'.join([guard, f'{scratch}/site', *python.sites]), 'PYTHONNOUSERSITE': '1',
             'PYTHONDONTWRITEBYTECODE': '1', 'PIP_DISABLE_PIP_VERSION_CHECK': '1', 'PIP_NO_CACHE_DIR': '1', 'KAGGLE_KERNEL_RUN_TYPE': 'Batch', 'AUDIOTAG_REHEARSAL': token}
 
-def _furnish(folder:Path, walls:Walls, mounts, nb, image)->tuple: # (room, words)
+def _furnish(folder:Path, walls:Walls, mounts, nb, image, python:Python)->tuple: # (room, words)
     "Lay out one run in `folder`: the guard, the working folder, and the command that executes the notebook."
     working,guard = folder/'working',folder/'guard'
     inside = '/kaggle/working' if walls.files else str(working)
     at = '/kaggle/lib/rehearse' if walls.files else str(guard)
-    env = _environment(inside, at, os.urandom(8).hex())
+    env = _environment(inside, at, os.urandom(8).hex(), python)
     for k,v in env.items():
         if f'/{_SCRATCH}/' in v and ':' not in v: (working/_SCRATCH/Path(v).name).mkdir(parents=True, exist_ok=True)
-    modules,packages = not_in_image(image)
+    modules,packages = not_in_image(image, python)
     log = f'{inside}/{_SCRATCH}/log.jsonl'
     settings = dict(log=log, writable=[inside], hidden=modules, hidden_packages=packages, overlay=[f'{inside}/{_SCRATCH}/site'], soft_net=not walls.net, soft_files=not walls.files)
     equip(guard, Path(sys.modules[equip.__module__].__file__).read_text(), settings)
@@ -180,8 +178,8 @@ def _furnish(folder:Path, walls:Walls, mounts, nb, image)->tuple: # (room, words
     if not walls.files:
         _view(folder/'input', mounts)
         env['AUDIOTAG_INPUT'] = str(folder/'input')
-    words = [sys.executable, '-c', 'import sys, audiotag_guard; audiotag_guard.run(*sys.argv[1:])', f'{at}/notebook.ipynb', f'{inside}/{_SCRATCH}', log]
-    return Room([*mounts, (guard, at)], working, env, inside), words
+    words = [python.path, '-c', 'import sys, audiotag_guard; audiotag_guard.run(*sys.argv[1:])', f'{at}/notebook.ipynb', f'{inside}/{_SCRATCH}', log]
+    return Room([*mounts, (guard, at)], working, env, inside, python), words
 
 # %% ../nbs/91_rehearse.ipynb #91743382
 def _family(pid:int)->list: # of psutil processes
@@ -322,13 +320,13 @@ def _judge(out:Outcome, watched:dict, notes, cells, limits:Limits):
         out.why = f"{end['ename']}: {end['evalue'].splitlines()[0] if end['evalue'] else ''}" if end['what']=='error' else 'its kernel died'
 
 # %% ../nbs/91_rehearse.ipynb #e76b3124
-def _run(folder:Path, competition, nb, bundles, limits:Limits, walls:Walls, *, layout, slug, style, image, **test)->Outcome:
+def _run(folder:Path, competition, nb, bundles, limits:Limits, walls:Walls, *, layout, slug, style, image, python, **test)->Outcome:
     "Execute the notebook once with a hidden test of its own; what is left stays in `folder`."
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     made = hidden_test(competition, folder/'test', **test)
     mounts = _mounts(competition.root, made, bundles, slug, style)
-    room,words = _furnish(folder, walls, mounts, nb, image)
+    room,words = _furnish(folder, walls, mounts, nb, image, python)
     cores = sorted(os.sched_getaffinity(0))[:limits.cores]
     log,out = room.working/_SCRATCH/'log.jsonl',Outcome('empty' if test.get('empty') else 'hidden', made.files, made.faults)
     with open(log, 'a+b') as notes, open(folder/'runner.log', 'w+b') as said:
@@ -369,6 +367,7 @@ class Rehearsal:
     runs:list # of `Outcome`
     problems:list=field(default_factory=list) # sentences; empty when all went well
     notes:list=field(default_factory=list) # what is good to know
+    differences:dict=field(default_factory=dict) # of versions from the image's: {name: (here, in the image)}
     projection:dict=field(default_factory=dict) # files, seconds_here, seconds_there, share
 
     @property
@@ -401,7 +400,7 @@ def _problems(r:Rehearsal):
     for module,cell,came in ours: r.notes.append(f"the image lacks {module!r}, asked for in cell {cell}: {'it came with a wheel' if came else 'no wheel brought it'}")
     r.notes = sorted(r.notes)+list(r.walls.missing)
     if (have := len(os.sched_getaffinity(0)))<r.limits.cores: r.notes.append(f'{have} cores here in place of {r.limits.cores}')
-    if other := image_differences(): r.notes.append('other versions than in the image: '+', '.join(f'{n} {a} ({b})' for n,(a,b) in other.items()))
+    if other := r.differences: r.notes.append('other versions than in the image: '+', '.join(f'{n} {a} ({b})' for n,(a,b) in other.items()))
     if r.projection.get('share', 0)>1: r.notes.append('BEYOND THE LIMIT on a slower core, by the projection; a deadline in `infer` would hold it')
 
 # %% ../nbs/91_rehearse.ipynb #f6c739ed
@@ -438,16 +437,18 @@ def rehearse(
     empty:bool=True, # also run it with no test file
     parameters:dict|None=None, # for the notebook's "# parameters" cell
     image=(), # further distributions that the image holds
+    python=None, # interpreter that runs the notebook, a path; None: this one
     walls:str='auto', # 'bwrap', 'unshare', 'none', or the best that works
 )->Rehearsal:
     "Execute a notebook as the kernel would, and say what went wrong; raises `AudiotagError` only when it cannot be tried."
     nb,comp,bundles,room = read_notebook(notebook),load_competition(competition, layout, train=False),_checked(bundles, mounts),find_walls(walls)
+    python = this_python() if python is None else find_python(python)
     if parameters: nb = with_parameters(nb, parameters, notebook)
     wanted = notebook_sources(nb)
     out = claim_folder(Path(out).absolute(), 'rehearsal')
-    found = Rehearsal(Path(notebook).name, limits.check(), room, [])
+    found = Rehearsal(Path(notebook).name, limits.check(), room, [], differences=image_differences(python))
     slug = wanted.competitions[0] if len(wanted.competitions)==1 else slug_of(comp.root.name)
-    how = dict(layout=layout, slug=slug, style=mounts, image=tuple(image))
+    how = dict(layout=layout, slug=slug, style=mounts, image=tuple(image), python=python)
     with locked(out):
         _execute(found, out, comp, nb, bundles, how, dict(times=times, files=files), empty)
         _finish(found, out, comp, wanted, bundles, true_files if true_files is not None else round(times*max(1, _public(comp))))
@@ -480,6 +481,7 @@ def _finish(found:Rehearsal, out:Path, comp, wanted, bundles, true_files:int):
     gone = [d for d in wanted.datasets if d.split('/')[-1] not in have]
     found.projection = _project(found.runs, found.limits, true_files)
     _problems(found)
+    found.notes += [o for o in map(missing_graphs, bundles) if o]
     if gone: found.notes.insert(0, f'the notebook names {a_few(gone)}, which was not given with --bundle')
     write_json(out/'report.json', found.to_dict())
     write_text(out/'report.txt', f'{found}\n')

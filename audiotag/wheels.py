@@ -9,7 +9,7 @@ __all__ = ['CARRIED', 'audiotag_wheel', 'pack_wheels']
 import base64, hashlib, os, re, subprocess, sys, zipfile
 from importlib import metadata
 from pathlib import Path
-from .core import AudiotagError, a_few, atomic_folder, write_bytes
+from .core import STATISTICS, AudiotagError, a_few, atomic_folder, say, write_bytes
 from .kaggle import check_replaceable, dataset_files, page, slug_of, write_manifest
 
 # %% ../nbs/91_wheels.ipynb #e4ccaa8f
@@ -60,20 +60,22 @@ def _installed(name:str)->str:
     except metadata.PackageNotFoundError: return name
 
 # %% ../nbs/91_wheels.ipynb #2d48e7d0
-CARRIED = ('openvino','openvino-telemetry') # what Kaggle's image lacks, beside audiotag
+CARRIED = ('openvino',) # what Kaggle's image lacks, beside audiotag
 
 def pack_wheels(
     folder, # the dataset's folder, usually kaggle_datasets/audiotag-wheels
     *,
     pythons=('3.12',), # versions that the kernel may run
-    carry=(), # requirements; empty: openvino and openvino-telemetry, in the versions that are installed here
+    carry=(), # requirements; empty: openvino, in the version that is installed here
     owner:str='', # Kaggle user name; empty: as in the metadata that is there
     title:str='',
 )->Path:
     "Download wheels for the kernel's Python, make audiotag's own, and pack them as a dataset; raises `AudiotagError` when one is missing."
     folder,wanted = Path(folder).resolve(),list(carry) or [_installed(n) for n in CARRIED]
+    if sends := [w for w in wanted if _package(w) in STATISTICS]:
+        raise AudiotagError(f'{sends[0]} only sends statistics', field='--carry', fix='leave it out: OpenVINO works without it')
     if not pythons: raise AudiotagError('no Python is named', field='--python', fix='give 3.12')
-    check_replaceable(folder, ('.whl',), kind='wheels')
+    check_replaceable(folder, 'wheels')
     slug_of(folder.name)
     with atomic_folder(folder, replace=True) as part:
         audiotag_wheel(part)
@@ -85,16 +87,26 @@ def pack_wheels(
         for name,data in page(folder, readme, owner=owner, title=title).items(): write_bytes(part/name, data)
         write_manifest(part, 'wheels', readme=readme, pythons=list(pythons), wanted=wanted)
         dataset_files(part)
+        _name_the_gone(folder, names)
     return folder
 
 # %% ../nbs/91_wheels.ipynb #0398f16d
 def _fits(wheel:str, wanted:str, python:str)->bool:
     "Whether a wheel's file name is of a requirement's package and for a Python."
-    plain = lambda o: re.sub(r'[-_.]+', '_', o).lower()
     parts = wheel[:-4].split('-')
     pys = parts[-3].split('.')
     stable = parts[-2]=='abi3' and any(re.fullmatch(r'cp3\d+', p) and int(p[3:])<=int(python[2:]) for p in pys)
-    return plain(parts[0])==plain(re.split(r'[=<>!~ \[]', wanted)[0]) and (stable or 'py3' in pys or 'cp'+python.replace('.', '') in pys)
+    return _package(parts[0])==_package(wanted) and (stable or 'py3' in pys or 'cp'+python.replace('.', '') in pys)
+
+def _package(requirement:str)->str:
+    "The package that a requirement names, as it stands in a wheel's file name."
+    return re.sub(r'[-_.]+', '_', re.split(r'[=<>!~ ;@\[]', requirement.strip())[0]).lower()
+
+def _name_the_gone(folder:Path, names):
+    "Say which wheels of an older packing are not in the folder any more."
+    for gone in sorted({o.name for o in folder.glob('*.whl')}-set(names)):
+        sends = _package(gone.split('-')[0]) in STATISTICS
+        say(f"{folder}: {gone} goes: {'it only sends statistics' if sends else 'it was not asked for this time'}")
 
 def _readme(names, pythons, slug)->str:
     rows = '\n'.join(f'- `{n}`' for n in names)

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from audiotag.core import AudiotagError, read_json, write_bytes, write_json, write_text
-from audiotag.kaggle import changed_files, check_metadata, dataset_files, dataset_metadata, find_input, page, read_manifest, slug_of, write_manifest
+from audiotag.kaggle import changed_files, check_metadata, check_replaceable, dataset_files, dataset_metadata, find_input, page, read_manifest, slug_of, write_manifest
 from audiotag.sources import notebook_sources, read_notebook
 from audiotag.synth import make_competition
 from audiotag.wheels import audiotag_wheel, pack_wheels
@@ -217,13 +217,13 @@ def index(tmp_path, monkeypatch):
     return tmp_path / "index"
 
 
-CARRY = ["openvino==2026.4.1", "openvino-telemetry==2025.2.0"]
+CARRY = ["openvino==2026.4.1"]
 
 
 def test_wheels_for_the_kernels_python(index, tmp_path):
     folder = pack_wheels(tmp_path / "audiotag-wheels", pythons=["3.12", "3.13"], carry=CARRY, owner="ann")
     names = {p.name for p in folder.glob("*.whl")}
-    assert {n.split("-")[0] for n in names} == {"audiotag", "openvino", "openvino_telemetry"} and len(names) == 4 and not any("macosx" in n for n in names)
+    assert {n.split("-")[0] for n in names} == {"audiotag", "openvino"} and len(names) == 3 and not any("macosx" in n for n in names)
     assert changed_files(folder) == [] and set(read_manifest(folder)["files"]) == names | {"README.md"} and read_json(folder / "dataset-metadata.json")["id"] == "ann/audiotag-wheels"
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     for pythons, carry, word in ((["3.11"], CARRY, "3.11"), (["3.12"], ["openvino==1.0"], "openvino==1.0"), (["2.7"], CARRY, "2.7"), ([], CARRY, "no Python")):
@@ -232,10 +232,40 @@ def test_wheels_for_the_kernels_python(index, tmp_path):
     assert before == {p.name: p.read_bytes() for p in folder.iterdir()}, "nothing half-done"
     assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".part")] == []
     pack_wheels(folder, pythons=["3.12"], carry=CARRY)
-    assert len(list(folder.glob("*.whl"))) == 3 and read_json(folder / "dataset-metadata.json")["id"] == "ann/audiotag-wheels"
+    assert len(list(folder.glob("*.whl"))) == 2 and read_json(folder / "dataset-metadata.json")["id"] == "ann/audiotag-wheels"
     write_text(folder / "notes.txt", "mine")
     with pytest.raises(AudiotagError, match="notes.txt"):
         pack_wheels(folder, pythons=["3.12"], carry=CARRY)
+
+
+def test_what_only_sends_statistics_is_never_carried(index, tmp_path, monkeypatch, capsys):
+    "Not unasked, not when it is asked for, and not from a folder that an older version has packed."
+    monkeypatch.setattr("audiotag.wheels._installed", lambda name: f"{name}==2026.4.1")
+    folder = pack_wheels(tmp_path / "audiotag-wheels", pythons=["3.12", "3.13"])
+    assert {p.name.split("-")[0] for p in folder.glob("*.whl")} == {"audiotag", "openvino"}
+    for name in ("openvino-telemetry", "OpenVINO.Telemetry==2025.2.0", " openvino_telemetry >= 1"):
+        with pytest.raises(AudiotagError, match="only sends statistics.*OpenVINO works without it"):
+            pack_wheels(folder, pythons=["3.12"], carry=[*CARRY, name])
+    shutil.copy(index / "openvino_telemetry-2025.2.0-py3-none-any.whl", folder)
+    write_manifest(folder, "wheels")
+    capsys.readouterr()
+    pack_wheels(folder, pythons=["3.12"])
+    said = capsys.readouterr().err
+    assert "openvino_telemetry-2025.2.0-py3-none-any.whl goes: it only sends statistics" in said
+    assert "cp313-manylinux_2_28_x86_64.whl goes: it was not asked for this time" in said and said.count("goes:") == 2
+    assert {p.name.split("-")[0] for p in folder.glob("*.whl")} == {"audiotag", "openvino"}
+
+
+def test_packing_replaces_only_what_packing_made(index, tmp_path):
+    "A wheel of the user's own, and a folder that holds something else, are left alone."
+    folder = pack_wheels(tmp_path / "audiotag-wheels", pythons=["3.12"], carry=CARRY)
+    fake_wheel(folder, "mine-1.0-py3-none-any.whl")
+    with pytest.raises(AudiotagError, match="mine-1.0-py3-none-any.whl"):
+        pack_wheels(folder, pythons=["3.12"], carry=CARRY)
+    (folder / "mine-1.0-py3-none-any.whl").unlink()
+    with pytest.raises(AudiotagError, match="holds wheels that were packed before, not weights"):
+        check_replaceable(folder, "weights")
+    pack_wheels(folder, pythons=["3.12"], carry=CARRY)
 
 
 def test_our_wheel_is_what_pip_installs(tmp_path):
@@ -306,10 +336,13 @@ def test_rehearsed_with_our_wheel_alone(toy, tmp_path, mounts):
         pytest.skip("no mounts without namespaces")
     (tmp_path / "audiotag-wheels").mkdir()
     audiotag_wheel(tmp_path / "audiotag-wheels")
+    fake_wheel(tmp_path / "audiotag-wheels", "openvino_telemetry-2025.2.0-py3-none-any.whl")  # an older version has packed it
     found = rehearse(INFER, competition=toy / "data", bundles=[toy / "freesound2019-weights", tmp_path / "audiotag-wheels"], out=tmp_path / "out", mounts=mounts, limits=Limits(limit="9min"), empty=mounts == "new")
     assert found.ok and "lacks 'audiotag', asked for in cell 1: it came with a wheel" in str(found), found
+    assert str(found).count("note: freesound2019-weights: this bundle has no OpenVINO graphs") == 1
     book = nbformat.read(tmp_path / "out" / "hidden" / "executed.ipynb", 4)
     said = book.cells[2].outputs[0].text
+    assert "openvino_telemetry" not in str(found)
     assert "Kaggle, Batch" in said and "openvino missing (torch takes its place)" in said
     assert found.runs[0].files == 18 and len(found.runs[0].faults) == 9
     table = pd.read_csv(tmp_path / "out" / "hidden" / "working" / "submission.csv", index_col=0)
@@ -320,7 +353,6 @@ def test_rehearsed_with_our_wheel_alone(toy, tmp_path, mounts):
 def test_what_an_export_adds_to_a_bundle_is_no_damage(toy, tmp_path):
     "The bundle's seal vouches for it: the manifest is brought up to date, and packing again may replace it."
     from audiotag.bundle import Bundle, reseal
-    from audiotag.kaggle import check_replaceable
     from audiotag.publish import _sound
 
     shutil.copytree(toy / "freesound2019-weights", tmp_path / "w")
@@ -329,7 +361,7 @@ def test_what_an_export_adds_to_a_bundle_is_no_damage(toy, tmp_path):
     assert changed_files(tmp_path / "w") == ["bundle.json", "fold-0.xml", "gate.json"]
     _sound(tmp_path / "w")
     assert changed_files(tmp_path / "w") == []
-    check_replaceable(tmp_path / "w", (".safetensors",), kind="bundle")
+    check_replaceable(tmp_path / "w", "weights")
     write_bytes(tmp_path / "w" / "gate.json", b"[]")
     with pytest.raises(AudiotagError, match="gate.json"):
         _sound(tmp_path / "w")

@@ -670,3 +670,145 @@ def test_weights_of_another_training_are_refused(packed, weights):
          prior=bundle.prior, about={"recipe": run.recipe.hash}, replace=True)
     with pytest.raises(AudiotagError, match="does not say what the run has written"):
         export_bundle(weights, ovmod.evidence_of(Bundle(weights), run), precision="fp32")
+
+
+# --- packing again --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def once_exported(packed, tmp_path_factory):
+    from audiotag.cli import main
+
+    run, folder = packed
+    made = shutil.copytree(folder / "toy-weights", tmp_path_factory.mktemp("exported") / "toy-weights")
+    assert main(["export", str(run.folder), str(made), "--precision", "fp32", "int8", "--metric-loss", "1", "--calibrate-with", "6"]) == 0
+    return made
+
+
+@pytest.fixture
+def with_graphs(once_exported, tmp_path):
+    return shutil.copytree(once_exported, tmp_path / "toy-weights")
+
+
+def content(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def pack_again(packed, folder, capsys, **kwargs):
+    "Pack the run again; what was said about graphs, and the names of the graph files that are there afterwards."
+    from audiotag.kaggle import changed_files, pack_weights
+
+    capsys.readouterr()
+    pack_weights(packed[0], folder, **kwargs)
+    said = "\n".join(line for line in capsys.readouterr().err.splitlines() if "graphs" in line)
+    assert changed_files(folder) == []
+    Bundle(folder).check_files()
+    return said, sorted(p.name for p in folder.iterdir() if p.suffix in (".xml", ".bin"))
+
+
+BOTH = [f"curated-{p}.{kind}" for p in ("fp32", "int8") for kind in ("bin", "xml")]
+
+
+def test_packing_again_keeps_the_graphs(packed, with_graphs, capsys):
+    from audiotag.kaggle import missing_graphs
+
+    before = content(with_graphs)
+    said, there = pack_again(packed, with_graphs, capsys)
+    assert said == f"{with_graphs}: keeps the graphs of 2 networks of toy: their weights are the same" and there == BOTH
+    assert content(with_graphs) == before, "the same run and the same graphs give the same bytes"
+    pack_again(packed, with_graphs, capsys, owner="ann", after=())
+    assert {m.precision for m in open_members(with_graphs)} == {"int8"} and missing_graphs(with_graphs) == ""
+
+
+def test_graphs_of_other_weights_are_named_before_they_go(packed, with_graphs, capsys):
+    from safetensors.numpy import load_file, save
+
+    from audiotag.bundle import reseal
+
+    weights = load_file(with_graphs / "curated.safetensors")
+    weights = {k: v + np.float32(1e-3) if v.dtype == np.float32 else v for k, v in weights.items()}
+    reseal(Bundle(with_graphs), files={"curated.safetensors": save(weights)})
+    assert len(Bundle(with_graphs).graphs) == 4
+    said, there = pack_again(packed, with_graphs, capsys)
+    assert there == [] and Bundle(with_graphs).graphs == []
+    again = f"audiotag export {packed[0].folder} {with_graphs}"
+    assert said == f"{with_graphs}: the graphs of curated fold 0, curated fold 1 of toy go: their weights or settings are others now; to make new ones: {again}"
+
+
+def test_graphs_of_other_settings_go(packed, with_graphs, capsys):
+    from audiotag.bundle import reseal
+
+    about = Bundle(with_graphs).about
+    reseal(Bundle(with_graphs), windows={**about["windows"], "hop": 16})
+    said, there = pack_again(packed, with_graphs, capsys)
+    assert there == [] and "their weights or settings are others now" in said
+
+
+def test_a_graph_that_was_changed_or_does_not_agree_goes_alone(packed, with_graphs, capsys):
+    "The others stay, and so does the verdict on one that was refused."
+    from audiotag.bundle import reseal
+
+    refused = {"member": 0, "precision": "fp16", "kept": False, "said": "loses .1 out of fold"}
+    graphs = [{**g, "golden": 0.0} if g["precision"] == "int8" else g for g in Bundle(with_graphs).graphs]
+    reseal(Bundle(with_graphs), graphs=[*graphs, refused])
+    said, there = pack_again(packed, with_graphs, capsys)
+    assert there == BOTH[:2] and "keeps the graphs of 2 networks" in said
+    assert "of toy go: its int8 graph does not run here as it did at home" in said and "golden example differs" in said
+    assert refused in Bundle(with_graphs).graphs and {g["precision"] for g in Bundle(with_graphs).graphs} == {"fp32", "fp16"}
+    (with_graphs / "curated-fp32.bin").write_bytes(b"x" + (with_graphs / "curated-fp32.bin").read_bytes()[1:])
+    said, there = pack_again(packed, with_graphs, capsys)
+    assert there == [] and "keeps" not in said and "their files were changed since they were sealed" in said
+
+
+def test_a_bundle_that_cannot_be_opened_takes_its_graphs_with_it(packed, with_graphs, capsys):
+    about = read_json(with_graphs / "bundle.json")
+    write_json(with_graphs / "bundle.json", {**about, "name": "other"})
+    said, there = pack_again(packed, with_graphs, capsys)
+    assert there == [] and "its graphs go, as the bundle there cannot be opened" in said and "changed since it was sealed" in said
+
+
+def test_a_graph_of_the_users_own_is_not_replaced(packed, with_graphs):
+    from audiotag.kaggle import pack_weights
+
+    (with_graphs / "mine.xml").write_text("<net/>")
+    before = content(with_graphs)
+    with pytest.raises(AudiotagError, match="mine.xml"):
+        pack_weights(packed[0], with_graphs)
+    assert content(with_graphs) == before
+
+
+def test_joining_again_keeps_the_graphs(packed, once_exported, tmp_path, capsys):
+    from audiotag.bundle import open_bundles
+    from audiotag.joint import pack_ensemble
+    from audiotag.kaggle import missing_graphs
+
+    run, folder = packed
+    joint = tmp_path / "both-weights"
+    pack_ensemble([run], joint)
+    assert "both-weights: this bundle has no OpenVINO graphs" in missing_graphs(joint)
+    pack_ensemble([run], joint, bundles=[once_exported])
+    before = content(joint)
+    assert "a.curated-int8.xml" in before and missing_graphs(joint) == ""
+    for bundles in ([], [folder / "toy-weights"], [once_exported]):
+        capsys.readouterr()
+        given = content(folder / "toy-weights")
+        pack_ensemble([run], joint, bundles=bundles)
+        assert content(joint) == before and given == content(folder / "toy-weights")
+        assert ("keeps the graphs of 2 networks of toy" in capsys.readouterr().err) == (bundles != [once_exported])
+    write_json(joint / "a.bundle.json", {})
+    pack_ensemble([run], joint)
+    assert "its graphs go" in capsys.readouterr().err and open_bundles(joint).bundles[0].graphs == []
+
+
+def test_networks_without_graphs_are_told(packed, with_graphs, tmp_path):
+    from audiotag.bundle import reseal
+    from audiotag.kaggle import missing_graphs
+
+    bare = packed[1] / "toy-weights"
+    assert re.fullmatch(f"toy-weights: this bundle has no OpenVINO graphs: inference runs in torch, .*; make them with `audiotag export RUN {bare}`", missing_graphs(bare))
+    graphs = Bundle(with_graphs).graphs
+    reseal(Bundle(with_graphs), graphs=[g for g in graphs if g["member"] == 0])
+    assert missing_graphs(with_graphs).startswith("toy-weights: 1 of 2 networks have no OpenVINO graph: they run in torch")
+    reseal(Bundle(with_graphs), graphs=[{**g, "kept": g["member"] == 0} for g in graphs])
+    assert "refused them" in missing_graphs(with_graphs) and "RUN" not in missing_graphs(with_graphs)
+    assert missing_graphs(tmp_path) == "" and missing_graphs(tmp_path / "nowhere") == ""

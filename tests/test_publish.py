@@ -326,3 +326,29 @@ def test_packing_a_kernel_again(server, kernel, tmp_path):
     refused("pack", "kernel", tmp_path / "big.ipynb", tmp_path / "big-kernel", says="less than 1")
     assert not (tmp_path / "big-kernel").exists()
     shutil.rmtree(kernel)
+
+
+def test_a_notebook_that_was_edited_in_its_packed_folder_is_not_overwritten(kernel, tmp_path):
+    packed = kernel / "infer.ipynb"
+    mine = packed.read_text().replace("hello", "my own words")
+    packed.write_text(mine)
+    refused("pack", "kernel", tmp_path / "infer.ipynb", kernel, says=["infer.ipynb", "changed since it was packed"])
+    assert packed.read_text() == mine
+    shutil.copy(packed, tmp_path / "infer.ipynb")
+    assert audiotag("pack", "kernel", tmp_path / "infer.ipynb", kernel)[0] == 0 and "my own words" in packed.read_text()
+
+
+def test_a_bundle_without_graphs_is_sent_and_told(server, tmp_path):
+    from audiotag.bundle import seal
+    from audiotag.features import LogMel
+    from audiotag.models.cnn import CNNModel1
+    from audiotag.windows import Windows
+
+    fe, net, folder = LogMel(sample_rate=16000, n_fft=512, hop_length=128, n_mels=32, f_max=None), CNNModel1(width=4), tmp_path / "bird-weights"
+    seal(folder, name="birds", classes=["a", "b"], front_end=fe, windows=Windows(frames=64, hop=32), activation="sigmoid", model=net, prior=[0.5, 0.5],
+         members=[dict(stage="curated", fold=0, oof={}, state=net.build(2).state_dict())])
+    write_json(folder / "dataset-metadata.json", dataset_metadata("bird-weights", owner="ann", description="# birds\n"))
+    write_manifest(folder, "weights")
+    code, out, err = audiotag("publish", folder, *FAST)
+    said = [line for line in err.splitlines() if "graphs" in line]
+    assert code == 0 and len(said) == 1 and f"make them with `audiotag export RUN {folder}`" in said[0], err

@@ -16,9 +16,9 @@ from audiotag.competitions import load_competition
 from audiotag.core import AudiotagError
 from audiotag.guard import read_notes
 from audiotag.hidden import FAULTS, hidden_test
-from audiotag.rehearse import Limits, _family, in_image, rehearse
+from audiotag.rehearse import IMAGE, Limits, _family, image_differences, in_image, not_in_image, rehearse
 from audiotag.synth import make_competition
-from audiotag.walls import Room, find_walls
+from audiotag.walls import Python, Room, find_python, find_walls
 
 WALLS = [w for w in ("bwrap", "unshare") if find_walls(w).files]
 FULL = [*WALLS, "none"]  # the first of them in `make test`, the others in `make test-long`
@@ -254,6 +254,53 @@ def test_nonsense_is_one_sentence(tried, data, tmp_path):
     (tmp_path / "book.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook()))
     with pytest.raises(AudiotagError, match="holds files"):
         rehearse(tmp_path / "book.ipynb", competition=data, out=tmp_path / "mine")
+
+
+# --- in another Python ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other_python(tmp_path):
+    "A Python in a folder of its own: `bare`, or with all that is installed here."
+
+    def make(bare=False):
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "other"], check=True)
+        site = next((tmp_path / "other" / "lib").glob("python3*")) / "site-packages"
+        if not bare:
+            (site / "all.pth").write_text("\n".join(p for p in sys.path if p.endswith("site-packages")))
+        return tmp_path / "other" / "bin" / "python"
+
+    return make
+
+
+@pytest.mark.parametrize("walls", [*WALLS, "none"])
+def test_another_python_runs_the_notebook(tried, other_python, tmp_path, walls):
+    where = "import subprocess, sys\nprint(sys.executable, subprocess.run(['python', '-c', 'import sys; print(sys.prefix)'], capture_output=True, text=True).stdout)"
+    found = tried(START, where, WRITE, python=other_python(), walls=walls)
+    assert found.ok, found
+    book = nbformat.read(tmp_path / "out" / "hidden" / "executed.ipynb", 4)
+    assert book.cells[1].outputs[0].text.split() == [str(tmp_path / "other/bin/python"), str(tmp_path / "other")]
+
+
+def test_what_is_no_python_for_a_notebook_is_one_sentence(tried, other_python, tmp_path):
+    old, text = tmp_path / "python3.9", tmp_path / "python.txt"
+    old.write_text("#!/bin/sh\necho Python 3.9\n")
+    old.chmod(0o755)
+    text.write_text("")
+    for path, said in ((tmp_path / "nowhere", "file not found"), (text, "may be run"), (tmp_path, "may be run"), ("/bin/true", "no Python"), (old, "Python 3.9"), (other_python(bare=True), "lacks ipykernel and nbclient")):
+        with pytest.raises(AudiotagError, match=said) as e:
+            tried("print(1)", python=path)
+        assert str(path) in str(e.value) and "--python" in str(e.value)
+    assert find_python(sys.executable).version == sys.version.split()[0]
+
+
+def test_the_image_is_told_from_what_another_python_has():
+    "Not from what is installed here; and markers are those of its version."
+    packages = {"torch": ("2.10.0+cpu", ["sympy", "old-thing; python_version<'3.12'"]), "sympy": ("1", []), "old-thing": ("1", []), "librosa": ("0.10.0", []), "audiotag": ("0.1", []), "fancy": ("1", [])}
+    python = Python("/p", "3.12.13", [], [], packages, {"torch": ["torch"], "sympy": ["sympy"], "frills": ["fancy"], "oldthing": ["old-thing"]})
+    assert not {"old-thing", "fancy", "audiotag"} & in_image((), python) and "fancy" in in_image(("fancy",), python)
+    assert not_in_image((), python) == (["audiotag", "frills", "oldthing"], ["audiotag", "fancy", "old-thing"])
+    assert image_differences(python) == {"librosa": ("0.10.0", IMAGE["librosa"])}
 
 
 # --- as an ordinary user --------------------------------------------------------------------------

@@ -11,27 +11,18 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_run import content, kill_when  # noqa: E402
-from tiny import called  # noqa: E402
+from tiny import SYSTEMS, called  # noqa: E402
 
 from audiotag.competitions import load_competition  # noqa: E402
 from audiotag.doctor import check_submission  # noqa: E402
 from audiotag.recipes import recipes, universal2020_ladder  # noqa: E402
 from audiotag.rehearse import run_notebook  # noqa: E402
-from audiotag.synth import make_competition, make_rainforest, make_soundscapes, make_universal  # noqa: E402
 
 KAGGLE = Path(__file__).resolve().parent.parent / "nbs" / "kaggle"
-SYSTEMS = {  # recipe -> (how a competition is made, what makes it tiny, its layout)
-    "freesound2019_waveform": (lambda d: make_competition(d, seed=3, n_curated=32, n_noisy=24, n_test=6), ["model.width=0.0625", "model.stem_channels=4",
-                               "model.rnn=4", "windows.frames=22050", "windows.hop=22050", "stages.*.epochs=2", "stages.*.batch_size=8", "n_folds=2"], "freesound2019"),
-    "rainforest2021": (lambda d: make_rainforest(d, seed=3, n_train=6, n_test=6, seconds=12.), ["model.backbone.width=2", "front_end.n_mels=32", "windows.frames=64",
-                       "windows.hop=64", "crops.shift=[4,24]", "stages.*.steps=8", "stages.*.batch_size=8", "n_folds=2"], "rainforest2021"),
-    "birdclef2024": (lambda d: make_soundscapes(d, seed=3, n_train=24, n_test=1, seconds=30.), ["model.width=2", "front_end.n_mels=32", "front_end.hop_length=1280", "windows.frames=125",
-                     "windows.hop=125", "windows.views.1.offset=62", "rounds=[]", "members=[\"round2\"]", "stages.*.steps=6", "stages.*.batch_size=8", "n_folds=2"], "birdclef2024"),
-    "universal2020": (lambda d: make_universal(d, seed=3, n_train=24, n_test=6), ["model.width=4", "stages.*.epochs=2", "stages.*.batch_size=8", "n_folds=2"], "universal2020"),
-}
+TESTED = [name for name in SYSTEMS if name != "freesound2019"]
 
 
-@pytest.fixture(scope="module", params=SYSTEMS)
+@pytest.fixture(scope="module", params=TESTED)
 def system(request, tmp_path_factory):
     "(name, data, the words of `train`, folder of a finished run, its bundle)."
     make, sets, layout = SYSTEMS[request.param]
@@ -67,7 +58,7 @@ def test_killed_and_restarted_it_ends_with_the_same_bytes(system, tmp_path):
     assert content(tmp_path / "tiny-weights") == content(bundle)
 
 
-@pytest.mark.parametrize("system", [pytest.param(n, marks=() if n == "birdclef2024" else pytest.mark.long) for n in SYSTEMS], indirect=True)
+@pytest.mark.parametrize("system", [pytest.param(n, marks=() if n == "birdclef2024" else pytest.mark.long) for n in TESTED], indirect=True)
 def test_exported_it_says_the_same(system, tmp_path):
     "Through OpenVINO in fp32, or a reason why not; either way the rows are those of torch."
     import shutil

@@ -1,4 +1,4 @@
-"A recipe and a competition that are small enough to be trained, killed and trained again in a test."
+"Recipes and competitions that are small enough to be trained, killed and trained again in a test."
 import io
 import os
 import subprocess
@@ -6,8 +6,20 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+from audiotag.synth import make_competition, make_rainforest, make_soundscapes, make_universal
+
 SETS = ["cpus=1", "n_folds=2", "model.width=4", "front_end.n_mels=32", "windows.frames=64", "windows.hop=32", "stages.*.epochs=2",
         "stages.*.batch_size=16", "stages.agreed.train_on.1.at_least=0.2", "stages.certain.train_on.1.at_least=0.4"]
+SYSTEMS = {  # recipe -> (how a competition is made, what makes it tiny, its layout)
+    "freesound2019": (lambda d: make_competition(d, seed=3, n_curated=32, n_noisy=24, n_test=6), SETS, "freesound2019"),
+    "freesound2019_waveform": (lambda d: make_competition(d, seed=3, n_curated=32, n_noisy=24, n_test=6), ["model.width=0.0625", "model.stem_channels=4",
+                               "model.rnn=4", "windows.frames=22050", "windows.hop=22050", "stages.*.epochs=2", "stages.*.batch_size=8", "n_folds=2"], "freesound2019"),
+    "rainforest2021": (lambda d: make_rainforest(d, seed=3, n_train=6, n_test=6, seconds=12.), ["model.backbone.width=2", "front_end.n_mels=32", "windows.frames=64",
+                       "windows.hop=64", "crops.shift=[4,24]", "stages.*.steps=8", "stages.*.batch_size=8", "n_folds=2"], "rainforest2021"),
+    "birdclef2024": (lambda d: make_soundscapes(d, seed=3, n_train=24, n_test=1, seconds=30.), ["model.width=2", "front_end.n_mels=32", "front_end.hop_length=1280", "windows.frames=125",
+                     "windows.hop=125", "windows.views.1.offset=62", "rounds=[]", "members=[\"round2\"]", "stages.*.steps=6", "stages.*.batch_size=8", "n_folds=2"], "birdclef2024"),
+    "universal2020": (lambda d: make_universal(d, seed=3, n_train=24, n_test=6), ["model.width=4", "stages.*.epochs=2", "stages.*.batch_size=8", "n_folds=2"], "universal2020"),
+}
 AUDIOTAG = [str(Path(sys.executable).parent / "audiotag")]
 
 
