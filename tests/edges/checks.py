@@ -240,6 +240,9 @@ def installed(name):
 def blamed(text):
     "The packages that a traceback, as text, runs through, from the outermost to the innermost; else those that its last line names."
     known = modules()
+    absent = re.search(r"ModuleNotFoundError: No module named '([A-Za-z0-9_]+)", text)
+    if absent and absent[1] not in known:
+        return [f"{absent[1]}, which is not installed"]
     tops = re.findall(r"site-packages[/\\]([A-Za-z0-9_]+)", text)
     found = [known[top] for top in tops if top in known]
     if not found:

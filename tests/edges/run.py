@@ -249,9 +249,6 @@ def make_bundles():
     wheels = home / "audiotag-wheels"
     shutil.rmtree(wheels, ignore_errors=True)
     must(audiotag("pack", "wheels", wheels), "packing wheels")
-    for wheel in wheels.glob("openvino_telemetry*"):
-        # OpenVINO works without it, and with it asks a statistics host, which is a problem in a rehearsal
-        wheel.unlink()
     return made, wheels
 
 
