@@ -37,7 +37,12 @@ def _conform(value, hint, where: str):
     elif hint is int and isinstance(value, np.integer):
         return int(value)
     # for Python 3.10 `tuple[str, ...]` is a type as well
-    elif origin is None and isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    elif (
+        origin is None
+        and isinstance(hint, type)
+        and isinstance(value, hint)
+        and not (hint is int and isinstance(value, bool))
+    ):
         return value
     wanted = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
     raise AudiotagError(f"{value!r} is not a valid value", field=where, fix=f"give {wanted}")
