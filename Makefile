@@ -6,14 +6,14 @@ INSTALL := $(VENV)/bin/uv pip install --python $(PY) --constraint constraints.tx
 READY := $(VENV)/.ready
 # a worker that dies, or a test that hangs, ends the run and is named: xdist would wait for ever
 LOST := --max-worker-restart=0 -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true
-# two files at a time, one thread each
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile $(LOST) --durations=10
+# two files at a time, one thread each, in the order of tests/conftest.py
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(LOST) --durations=10
 
 # uv resolves and installs; in an environment of its own, as it is also wanted when the old constraints do not fit new ranges
 UV := build/uv/bin/uv
 EDGES := newest oldest kaggle
 
-.PHONY: help demo test test-long test-edges constraints cluster docs
+.PHONY: help demo test test-long test-edges constraints cluster docs site
 
 help:
 	@echo 'make demo   features, four stages, sealed bundle, inference notebook, submission: on synthesised sounds'
@@ -22,6 +22,7 @@ help:
 	@echo 'make cluster   the tests that want a Ray cluster and an S3 server, on this machine'
 	@echo 'make constraints   constraints.txt anew: the newest versions that the ranges of settings.ini allow'
 	@echo 'make test-edges   do the newest, the oldest and Kaggle'"'"'s versions work? (EDGES=kaggle for one; an hour, 10 GB at a time)'
+	@echo 'make site   the documentation from the notebooks, in _docs/'
 	@echo 'make docs   format, export the package and README.md from nbs/, and clean the notebooks'
 
 $(READY): settings.ini setup.py constraints.txt
@@ -56,7 +57,7 @@ $(UV):
 # Everything is upgraded, and the pins of before do not count. Run `make test` with the new file before it is committed.
 # --refresh-package: uv remembers what setup.py asks for until setup.py itself changes, but the ranges stand in settings.ini
 constraints: $(UV)
-	@UV_CUSTOM_COMPILE_COMMAND='make constraints' $(UV) pip compile setup.py --extra dev --extra cluster --extra remote --universal --python-version 3.10 \
+	@UV_CUSTOM_COMPILE_COMMAND='make constraints' $(UV) pip compile setup.py --extra dev --extra docs --extra cluster --extra remote --universal --python-version 3.10 \
 	  --upgrade --refresh-package audiotag --no-config --quiet --output-file constraints.txt
 
 # not a part of `make test`: it downloads three versions of torch. Results: tests/bench/results/edges.md
@@ -73,3 +74,9 @@ docs: $(READY)
 	@$(VENV)/bin/nbdev_export
 	@$(PY) tests/readme.py
 	@$(VENV)/bin/nbdev_clean
+
+# no notebook is executed: the pages show the stored outputs
+site: $(READY)
+	@$(INSTALL) --no-build-isolation --editable '.[dev,docs]'
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo 'Open _docs/index.html, or, for the search too, run: $(PY) -m http.server -d _docs'

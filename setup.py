@@ -16,7 +16,9 @@ def lines(name):
     return [line.strip() for line in cfg.get(name, "").splitlines() if line.strip() and not line.startswith("#")]
 
 
-extras = {name: lines(f"{name}_requirements") for name in ("dev", "int8", "kaggle", "gpus", "cluster", "remote")}
+extras = {
+    name: lines(f"{name}_requirements") for name in ("dev", "int8", "kaggle", "gpus", "cluster", "remote", "docs")
+}
 
 setup(
     name=cfg["lib_name"],

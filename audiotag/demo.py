@@ -8,14 +8,9 @@ __all__ = ['settings', 'test_score', 'demo']
 # %% ../nbs/02_demo.ipynb #d80943c0
 import shlex, time
 from pathlib import Path
-import numpy as np, pandas as pd
-from .cli import command, main, print_results
+from .cli import app, example, main, print_results
 from .core.errors import AudiotagError
 from .core.files import claim_folder, read_json, write_json
-from .core.metrics import lwlrap
-from .rehearse.rehearse import run_notebook
-from .train.run_folder import Run
-from .audio.synth import make_competition, read_truth
 
 # %% ../nbs/02_demo.ipynb #208c891c
 def test_score(
@@ -23,6 +18,10 @@ def test_score(
     data,  # the folder of `make_competition`
 ) -> float:  # lwlrap
     "Score a submission against the truth that was kept aside."
+    import numpy as np, pandas as pd
+    from audiotag.audio.synth import read_truth
+    from audiotag.core.metrics import lwlrap
+
     truth, table = read_truth(data, "test"), pd.read_csv(submission, index_col=0)
     if truth is None:
         raise AudiotagError("its truth is not known", file=data, fix="only synthesised competitions can be scored here")
@@ -40,6 +39,8 @@ def _shell(*words):
 
 def _data(folder: Path) -> Path:
     "The synthesised competition, made on the first call."
+    from audiotag.audio.synth import make_competition
+
     if not (folder / "data").exists():
         print(f"\n$ audiotag synth {folder / 'data'}", flush=True)
         make_competition(folder / "data")
@@ -58,6 +59,8 @@ def demo(
     changes=settings,  # 'field=value', on top of --scale small
 ):
     "Features → four stages over folds → sealed bundle → the inference notebook → a checked submission, resumable."
+    from audiotag.rehearse.rehearse import run_notebook
+
     start, folder = time.monotonic(), claim_folder(folder, "demo")
     if (folder / "done.json").exists():
         print(f"The demo is finished; remove {folder}/ and {bundle}/ to see it again.\n")
@@ -85,6 +88,8 @@ def demo(
 def _show(folder: Path, bundle, facts, *, table=True):
     "The last words of the demo: scores, and where the files are."
     if table:
+        from audiotag.train.run_folder import Run
+
         print_results(Run(folder / "run"))
     print(f"""
 lwlrap of submission.csv on the hidden truth of the test clips: {facts["lwlrap_test"]:.3f}
@@ -98,7 +103,7 @@ lwlrap of submission.csv on the hidden truth of the test clips: {facts["lwlrap_t
 {facts["seconds"]} s from the last start to the end""")
 
 # %% ../nbs/02_demo.ipynb #cd01b5cc
-@command("demo")
-def _demo(o):
-    "the main job on synthesised data"
+@app.command("demo", rich_help_panel="Begin", epilog=example("audiotag demo"))
+def _demo():
+    "Go all the way from synthesized recordings to a checked submission."
     demo()

@@ -1,6 +1,8 @@
 "Fixtures that several test files share."
 
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +34,36 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "long: repeats at full numbers what a shorter test has shown (`make test-long`)")
 
 
+# the files that take longest, in this order: begun first, they do not keep one worker busy while the other has nothing left
+LONGEST = (
+    "test_systems",
+    "test_rehearse",
+    "test_run",
+    "test_engine",
+    "test_inference",
+    "test_openvino",
+    "test_kaggle",
+    "test_remote",
+    "test_publish",
+    "test_together",
+    "test_tutorials",
+    "test_birdclef",
+    "test_demo",
+    "test_store",
+    "test_models",
+    "test_trust",
+    "test_report",
+    "test_stream",
+    "test_bundle",
+    "test_audio_fuzz",
+)
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
 @pytest.fixture(scope="session")
 def sample_set():
     "`sample_set('freesound')` gives the folder of an unpacked sample set, and skips the test where there is none."
@@ -43,3 +75,53 @@ def sample_set():
         return folder
 
     return get
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    "`shared('name', make)`: a folder that `make(folder)` has filled, once for all processes of a test run. Nobody may change it."
+    base = tmp_path_factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    home.mkdir(exist_ok=True)
+
+    def get(name, make):
+        folder, made = home / name, home / f"{name}.made"
+        with open(home / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of somebody who failed half way
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny_data(shared):
+    "A competition for the recipe of `tiny.py`: 40 curated, 40 noisy, 30 test clips."
+    from audiotag.audio.synth import make_competition
+
+    return (
+        shared(
+            "tiny-data", lambda folder: make_competition(folder / "data", seed=3, n_curated=40, n_noisy=40, n_test=30)
+        )
+        / "data"
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny_run(shared, tiny_data, tmp_path_factory):
+    "This module's own copy of a finished run of the recipe of `tiny.py` (`run`), its bundle (`tiny-weights`), and what was printed (`stdout`, `stderr`)."
+    from tests import tiny
+
+    def train(folder):
+        done = tiny.audiotag(*tiny.train_words(tiny_data, folder / "run"))
+        assert done.returncode == 0, done.stderr
+        for name in ("stdout", "stderr"):
+            (folder / name).write_text(getattr(done, name).replace(str(folder), "HERE"))
+        packed = tiny.audiotag("pack", "weights", folder / "run", folder / "tiny-weights")
+        assert packed.returncode == 0, packed.stderr
+
+    return Path(shutil.copytree(shared("tiny-run", train), tmp_path_factory.mktemp("tiny-run") / "whole"))

@@ -21,7 +21,7 @@ def test_the_packages_of_a_traceback_are_named_with_their_versions():
         f"torch {version('torch')}"
     ]
     assert checks.blamed("ValueError: 3") == []
-    absent = "File '/v/site-packages/torch/nn.py'\nModuleNotFoundError: No module named 'no_such.thing'\n"
+    absent = "File \"/v/site-packages/torch/nn.py\"\nModuleNotFoundError: No module named 'no_such.thing'\n"
     assert checks.blamed(absent) == ["no_such, which is not installed"]
 
 

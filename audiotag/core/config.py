@@ -36,7 +36,7 @@ def _conform(value, hint, where: str):
         return float(value)
     elif hint is int and isinstance(value, np.integer):
         return int(value)
-    # for Python 3.10 `tuple[str, ...]` is a type as well
+    # on Python 3.10, `tuple[str, ...]` is an instance of `type` too
     elif (
         origin is None
         and isinstance(hint, type)

@@ -122,14 +122,15 @@ def _cannot_load(asks: str, library: str, e: BaseException) -> AudiotagError:
     name, version = _installed(library)
     text = " ".join(str(e).split())[:200]
     beside, theirs, fitting = partner = _partner(library, text)
-    why = f"which cannot be loaded {f'beside {beside} {theirs}' if beside else 'here'}"
-    if fitting and version != fitting:
-        why = f"which was built for another {beside} than {theirs}"
-    if not version and isinstance(e, ModuleNotFoundError):
-        why = "which is not installed"
-    said = "" if why == "which is not installed" else f" ({type(e).__name__}: {text})"
     who, what = (" ".join(o for o in pair if o) for pair in (_installed(asks), (name, version)))
-    return AudiotagError(f"{who} needs {what}, {why}{said}", fix=_mend(name, version, partner), kind="library")
+    if isinstance(e, ModuleNotFoundError) and e.name == library:
+        version, why = None, f"needs {name}, which is not installed"
+    elif fitting and version != fitting:
+        why = f"needs {what}, which was built for another {beside} than {theirs} ({type(e).__name__}: {text})"
+    else:
+        place = f"beside {beside} {theirs}" if beside else "here"
+        why = f"needs {what}, which cannot be loaded {place} ({type(e).__name__}: {text})"
+    return AudiotagError(f"{who} {why}", fix=_mend(name, version, partner), kind="library")
 
 # %% ../../nbs/core/01_errors.ipynb #a1f4c8d7
 def library_error(

@@ -469,7 +469,7 @@ def _judge(out: Outcome, watched: dict, notes, cells, limits: Limits):
         out.why = why.format(**asdict(limits))
     elif end is None:
         raise AudiotagError(
-            "the rehearsal could not be carried out", fix=(watched.get("said") or "try --walls none")[-600:]
+            "the rehearsal could not be carried out", fix=(watched.get("said") or "try --isolation none")[-600:]
         )
     elif end["what"] == "ok":
         out.finished, out.cell, out.line = True, 0, ""

@@ -269,7 +269,9 @@ def find_walls(
     "The best walls that this machine gives to this user."
     tools = ("auto", "bwrap", "unshare", "none")
     if tool not in tools:
-        raise AudiotagError(f"there is no way {tool!r} to put up walls", field="--walls", fix=did_you_mean(tool, tools))
+        raise AudiotagError(
+            f"there is no way {tool!r} to put up walls", field="--isolation", fix=did_you_mean(tool, tools)
+        )
     tried = []
     for name, net, pid in (w for w in _ways if tool in ("auto", w[0])):
         walls = Walls(

@@ -517,11 +517,11 @@ def _rounds_html(run):
 
 # %% ../../nbs/review/05_report.ipynb #0a53bd69
 def _trust_html(run, scores, found):
-    "Whether the scores can be trusted: in full after `audiotag trust`, otherwise the part that needs no sounds."
+    "Whether the scores can be trusted: in full after `audiotag check-cv`, otherwise the part that needs no sounds."
     if found is None:
         return (
             (
-                f"<p>The intervals and gains below treat clips of one group as one observation. <code>audiotag trust {esc(run.folder)} --test DATA</code> also looks for near-duplicates, "
+                f"<p>The intervals and gains below treat clips of one group as one observation. <code>audiotag check-cv {esc(run.folder)} --test DATA</code> also looks for near-duplicates, "
                 f"leaks, and test clips of another kind.</p>{table_html(scores, bars=('score',))}<h3>What each stage has brought</h3>{table_html(gains(run, n=300))}"
             )
             .replace("lowest_fold", "lowest fold")

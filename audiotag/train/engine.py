@@ -725,11 +725,11 @@ def predict_chunks(
     ) / len(folds)
 
 # %% ../../nbs/train/09_engine.ipynb #937d2ef1
-ENGINES = {"here": Here, "processes": Processes, "ray": Ray}
+ENGINES = {"serial": Here, "processes": Processes, "ray": Ray}
 
 
 def get_engine(
-    name: str,  # 'here', 'processes' or 'ray'
+    name: str,  # 'serial', 'processes' or 'ray'
     *,
     address: str | None = None,  # of a Ray cluster
     workers: int | None = None,  # jobs at the same time
@@ -741,4 +741,4 @@ def get_engine(
         raise AudiotagError(
             f"the engine {name!r} has no address", field="address", fix="leave it out, or choose the engine 'ray'"
         )
-    return Here() if name == "here" else Processes(workers) if name == "processes" else Ray(address, workers=workers)
+    return Here() if name == "serial" else Processes(workers) if name == "processes" else Ray(address, workers=workers)

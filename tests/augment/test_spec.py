@@ -369,6 +369,7 @@ def test_mixup_takes_feature_maps_too():
 # speed and GPU
 
 
+@pytest.mark.long
 def test_less_than_five_per_cent_of_a_training_step(capsys):
     from audiotag.train.losses import BCE
     from audiotag.models.cnn import CNNModel1

@@ -5,8 +5,16 @@ import pickle
 import sys
 from importlib import metadata
 
+import numpy as np
 import pytest
 
+from audiotag.audio.features import PCEN, LogMel
+from audiotag.audio.synth import make_competition
+from audiotag.data.competitions import load_competition
+from audiotag.data.store import build_store
+from audiotag.infer.recordings import Listener
+from audiotag.infer.windows import Windows
+from audiotag.train.baseline import hear_statistics
 from audiotag.core.errors import AudiotagError, _partner_of_torch, library_error, load_library
 
 # name as imported -> name for pip
@@ -132,6 +140,33 @@ def test_a_missing_library_is_named_with_what_installs_it():
         sys.modules.update({"nncf": kept} if kept else {})
 
 
+def test_no_clip_is_blamed_for_it(stub, tmp_path):
+    "Store, baseline and inference write down what is wrong with a clip, and go on; here they stop."
+    data = load_competition(make_competition(tmp_path / "data", n_curated=6, n_noisy=4, n_test=2))
+    fe = LogMel(n_fft=512, hop_length=512, n_mels=16, pcen=PCEN())
+    clips = data.of("test")
+    stub("librosa", "OSError('undefined symbol')")
+    for work in (
+        lambda: build_store(clips, fe, tmp_path / "store"),
+        lambda: hear_statistics(clips, fe, workers=1),
+        lambda: list(Listener(clips, fe, Windows(frames=8, hop=8)).listen()),
+        lambda: fe(np.ones(9000, np.float32)),
+    ):
+        with pytest.raises(
+            AudiotagError, match=r"needs librosa [\d.]+, which cannot be loaded here \(OSError: und"
+        ) as e:
+            work()
+        assert e.value.kind == "library"
+    assert not (tmp_path / "store" / "quarantine.csv").exists()
+
+
+def test_settings_say_what_they_import_late():
+    from audiotag.train.recipes import get_recipe
+
+    assert LogMel().needs() == [] and LogMel(pcen=PCEN()).needs() == ["librosa.core.spectrum"]
+    assert get_recipe("freesound2019").needs() == [] and get_recipe("universal2020").needs() == ["timm"]
+
+
 def broken_somewhere():
     "Errors that are no library's: raised by work, or by code of our own."
     yield lambda: open("/nonexistent")
@@ -141,7 +176,7 @@ def broken_somewhere():
     yield lambda: (_ for _ in ()).throw(MemoryError())
 
 
-@pytest.mark.parametrize("call", broken_somewhere())
+@pytest.mark.parametrize("call", list(broken_somewhere()))
 def test_other_errors_are_left_alone(call):
     with pytest.raises(Exception) as e:
         call()

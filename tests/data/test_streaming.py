@@ -160,7 +160,7 @@ def large(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("what", ["train", "predict"])
+@pytest.mark.parametrize("what", ["train", pytest.param("predict", marks=pytest.mark.long)])
 def test_memory_does_not_grow_with_20_gigabytes(large, what):
     out = subprocess.run(
         [sys.executable, "-c", WORKER, str(large), what],
@@ -176,6 +176,7 @@ def test_memory_does_not_grow_with_20_gigabytes(large, what):
     assert opened < 10
 
 
+@pytest.mark.long
 def test_without_giving_back_it_would_grow(large):
     out = subprocess.run(
         [

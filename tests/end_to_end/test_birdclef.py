@@ -399,6 +399,7 @@ def test_a_series_ends_when_a_round_does_not_gain(data, tmp_path, monkeypatch):
         begin(tmp_path / "run", data, "min_gain=0.2")
 
 
+@pytest.mark.long
 def test_a_round_whose_teachers_hear_nothing_is_a_round_without_windows(data, tmp_path, rising):
     run = run_stages(begin(tmp_path / "run", data, "stages.round1.train_on.1.keep=0.999"))
     assert not run.ledger("round1").picked.any() and set(run.training_clips(run.recipe.stages[1], 0).source) == {
@@ -407,6 +408,7 @@ def test_a_round_whose_teachers_hear_nothing_is_a_round_without_windows(data, tm
     assert is_finished(run)
 
 
+@pytest.mark.long
 def test_min_gain(data, tmp_path, monkeypatch, rising):
     run = run_stages(begin(tmp_path / "run", data, "min_gain=0.02"))
     assert run.recipe.members == ("labelled",) and "round2" not in [s.name for s in run.recipe.stages]

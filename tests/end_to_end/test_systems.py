@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from tests.end_to_end.test_run import content, kill_when
-from tests.tiny import SYSTEMS, audiotag
+from tests.tiny import SYSTEMS, called
 
 from audiotag.data.competitions import load_competition
 from audiotag.data.submission import check_submission
@@ -35,19 +35,19 @@ def system(request, tmp_path_factory):
         "small",
         "--data",
         str(data),
-        *(w for s in sets for w in ("--set", s)),
+        *(w for s in ("cpus=1", *sets) for w in ("--set", s)),
     ]
-    done = audiotag(*words, "--run", where / "run")
+    done = called(*words, "--run", where / "run")
     assert done.returncode == 0, done.stderr
     assert "curated" in done.stdout and "random forest" in done.stdout
-    packed = audiotag("pack", "weights", where / "run", where / "tiny-weights")
+    packed = called("pack", "weights", where / "run", where / "tiny-weights")
     assert packed.returncode == 0, packed.stderr
     return request.param, data, words, where / "run", where / "tiny-weights"
 
 
 def test_from_the_bundle_to_a_submission(system, tmp_path):
     name, data, _, _, bundle = system
-    done = audiotag("infer", "--bundle", bundle, "--data", data, "--out", tmp_path / "submission.csv")
+    done = called("infer", "--bundle", bundle, "--data", data, "--out", tmp_path / "submission.csv")
     assert done.returncode == 0, done.stderr
     competition = load_competition(data, SYSTEMS[name][2], train=False)
     assert not [f for f in check_submission(tmp_path / "submission.csv", competition) if f.kaggle]
@@ -64,13 +64,13 @@ def test_killed_and_restarted_it_ends_with_the_same_bytes(system, tmp_path):
         kill_when(words, lambda: (tmp_path / "run" / stage / "fold-0" / "checkpoint.safetensors").exists(), tmp_path)
         == -signal.SIGKILL
     )
-    assert audiotag(*words).returncode == 0
-    assert audiotag("pack", "weights", tmp_path / "run", tmp_path / "tiny-weights").returncode == 0
+    assert called(*words).returncode == 0
+    assert called("pack", "weights", tmp_path / "run", tmp_path / "tiny-weights").returncode == 0
     assert content(tmp_path / "tiny-weights") == content(bundle)
 
 
 @pytest.mark.parametrize(
-    "system", [pytest.param(n, marks=() if n == "birdclef2024" else pytest.mark.long) for n in SYSTEMS], indirect=True
+    "system", [pytest.param(n, marks=() if n == "birdclef2024" else pytest.mark.long) for n in TESTED], indirect=True
 )
 def test_exported_it_says_the_same(system, tmp_path):
     "Through OpenVINO in fp32, or a reason why not; either way the rows are those of torch."
@@ -79,14 +79,14 @@ def test_exported_it_says_the_same(system, tmp_path):
     name, data, _, run, bundle = system
     copy = tmp_path / bundle.name
     shutil.copytree(bundle, copy)
-    done = audiotag("export", run, copy, "--precision", "fp32")
+    done = called("export", run, copy, "--precision", "fp32")
     assert done.returncode == 0, done.stderr
     graphs = json.loads((copy / "bundle.json").read_text())["graphs"]
     assert graphs and list(copy.glob("*.xml")), done.stdout
     tables = []
     for b in (bundle, copy):
         out = tmp_path / f"{b.parent.name}.csv"
-        assert audiotag("infer", "--bundle", b, "--data", data, "--out", out).returncode == 0
+        assert called("infer", "--bundle", b, "--data", data, "--out", out).returncode == 0
         tables.append(pd.read_csv(out, index_col=0))
     if name == "universal2020":
         assert tables[0].equals(tables[1])
@@ -123,7 +123,7 @@ def test_the_training_notebook_runs_from_top_to_bottom(system, tmp_path):
 def test_the_report(system):
     "With one label a clip it has each class's F1."
     name, _, _, run, _ = system
-    done = audiotag("report", run, "--out", run / "page.html")
+    done = called("report", run, "--out", run / "page.html")
     assert done.returncode == 0, done.stderr
     page = (run / "page.html").read_text()
     assert ("recall" in page) == (name == "universal2020") and len(page) < 15e6

@@ -1,5 +1,6 @@
 "Every tutorial runs from its first cell to its last, on data that the project makes itself."
 
+import functools
 import sys
 from pathlib import Path
 
@@ -15,19 +16,32 @@ def test_they_are_there():
     assert {"look_and_listen", "noise_audit", "reading_oof", "new_competition"} <= {p.stem for p in TUTORIALS}
 
 
-@pytest.mark.parametrize("path", TUTORIALS, ids=lambda p: p.stem)
-def test_it_runs(path, tmp_path):
-    done = nbformat.read(run_notebook(path, tmp_path, timeout=300, env={"OMP_NUM_THREADS": "1"}), 4)
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    "`executed('scale')`: the tutorial of this name as it was executed, once."
+
+    @functools.cache
+    def get(name):
+        path = next(p for p in TUTORIALS if p.stem == name)
+        return nbformat.read(
+            run_notebook(path, tmp_path_factory.mktemp(name), timeout=300, env={"OMP_NUM_THREADS": "1"}), 4
+        )
+
+    return get
+
+
+@pytest.mark.parametrize("name", [p.stem for p in TUTORIALS])
+def test_it_runs(name, executed):
+    done = executed(name)
     code = [c for c in done.cells if c.cell_type == "code"]
     assert all(c.execution_count for c in code if c.source.strip())
     assert not [o for c in code for o in c.outputs if o.output_type == "error"]
     assert done.metadata.get("kernelspec") and "skip_exec: true" in done.cells[0].source
 
 
-def test_pictures_and_players(tmp_path):
+def test_pictures_and_players(executed):
     "The tutorial about looking and listening shows both."
-    path = next(p for p in TUTORIALS if p.stem == "look_and_listen")
-    done = nbformat.read(run_notebook(path, tmp_path, timeout=300, env={"OMP_NUM_THREADS": "1"}), 4)
+    done = executed("look_and_listen")
     data = [o.get("data", {}) for c in done.cells if c.cell_type == "code" for o in c.outputs]
     assert sum("image/png" in d for d in data) >= 6
     assert sum("<audio" in d.get("text/html", "") for d in data) >= 3

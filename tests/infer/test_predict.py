@@ -535,6 +535,7 @@ print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, report.scored,
 """
 
 
+@pytest.mark.long
 def test_three_hours_in_little_memory(tmp_path):
     "A recorder's file: as one wave at the front end's rate it would take 690 MB, and as many features 100 MB."
     write_long(tmp_path / "short.flac", 10)
@@ -762,7 +763,7 @@ def test_two_processes_that_write_one_file(data, bundle, comp, tmp_path):
         if (tmp_path / "s.csv").exists():
             states += 1
             assert not refused(check_submission(tmp_path / "s.csv", comp))
-        time.sleep(0.01)
+        time.sleep(0.03)
     said = [p.communicate()[1] for p in both]
     assert [p.returncode for p in both] == [0, 0] and states > 10, said
     infer(bundle, comp, tmp_path / "alone.csv")
@@ -883,6 +884,7 @@ def test_opening_does_not_eat_the_time(comp, tmp_path, monkeypatch, combined):
     assert not combined or {k for k in late if k.startswith("other")} == {f"other: curated fold {k}" for k in range(3)}
 
 
+@pytest.mark.long
 def test_compiled_graphs_can_be_kept(comp, tmp_path):
     from audiotag.infer.openvino_graphs import Evidence, Gate, export_bundle
 

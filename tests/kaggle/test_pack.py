@@ -488,28 +488,26 @@ def test_what_an_export_adds_to_a_bundle_is_no_damage(toy, tmp_path):
         _sound(tmp_path / "w")
 
 
-def test_the_training_notebook_from_the_first_cell_to_the_last(tmp_path):
+def test_the_training_notebook_from_the_first_cell_to_the_last(tiny_data, tmp_path):
     "On a competition that is small enough; its last cell packs the weights and opens them."
     from tests.tiny import SETS
 
     from audiotag.rehearse.rehearse import run_notebook
 
-    data = make_competition(tmp_path / "data", seed=3, n_curated=40, n_noisy=40, n_test=12)
-    parameters = {
-        "DATA": str(data),
-        "RUN": str(tmp_path / "run"),
-        "WEIGHTS": str(tmp_path / "tiny-weights"),
-        "CHANGES": SETS,
-    }
-    done = run_notebook(
-        INFER.with_name("train_freesound2019.ipynb"),
-        tmp_path / "work",
-        parameters=parameters,
-        env={"OMP_NUM_THREADS": "1"},
+    parameters = {"DATA": str(tiny_data), "WEIGHTS": str(tmp_path / "tiny-weights"), "CHANGES": SETS}
+    done = nbformat.read(
+        run_notebook(
+            INFER.with_name("train_freesound2019.ipynb"),
+            tmp_path / "work",
+            timeout=600,
+            parameters=parameters,
+            env={"OMP_NUM_THREADS": "1"},
+        ),
+        4,
     )
-    assert "12 rows, 12 scored by 6 networks" in "".join(
-        o.get("text", "") for o in nbformat.read(done, 4).cells[-1].outputs
-    )
+    assert "30 rows, 30 scored by 6 networks" in "".join(o.get("text", "") for o in done.cells[-1].outputs)
+    assert not [o for c in done.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"]
+    assert len(pd.read_csv(tmp_path / "work" / "runs" / "freesound2019-small" / "submission.csv")) == 30
     made = tmp_path / "tiny-weights"
     assert changed_files(made) == [] and "bundle.json" in dataset_files(made)
     readme = (made / "README.md").read_text()

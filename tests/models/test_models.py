@@ -228,7 +228,9 @@ def test_settings_round_trip_and_rebuild(settings):
         assert torch.equal(a.eval()(x), b.eval()(x))
 
 
-@pytest.mark.parametrize("settings", SETTINGS[:4], ids=repr)
+@pytest.mark.parametrize(
+    "settings", [SETTINGS[0], *(pytest.param(s, marks=pytest.mark.long) for s in SETTINGS[1:4])], ids=repr
+)
 def test_openvino_takes_it_with_any_batch_and_any_time(settings):
     ov = pytest.importorskip("openvino")
     net, c = build(settings).eval(), settings.in_channels
@@ -525,7 +527,10 @@ def test_wave_cnn_refuses_bad_settings(bad):
         WaveCNN(**bad)
 
 
-@pytest.mark.parametrize("settings", WAVE[1:], ids=WAVE_IDS[1:])
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param(s, id=i, marks=() if i == "concat" else pytest.mark.long) for s, i in zip(WAVE[1:], WAVE_IDS[1:])],
+)
 def test_openvino_takes_the_graph_of_the_wave_net(settings):
     ov = pytest.importorskip("openvino")
     settings = settings.replace(front=None)
@@ -702,19 +707,23 @@ def test_timm_refuses_bad_settings(bad):
         Timm(**bad)
 
 
-def test_openvino_takes_timm_with_any_batch_and_any_time():
+@pytest.mark.parametrize(
+    "settings",
+    [Timm(name="resnet10t", size=(64, 64)), pytest.param(Timm(name="mobilenetv3_small_050"), marks=pytest.mark.long)],
+    ids=lambda s: s.name,
+)
+def test_openvino_takes_timm_with_any_batch_and_any_time(settings):
     ov = pytest.importorskip("openvino")
-    for settings in (Timm(name="mobilenetv3_small_050"), Timm(name="resnet10t", size=(64, 64))):
-        net = build(settings).eval()
-        compiled = ov.Core().compile_model(
-            ov.convert_model(net, example_input=clips(2, 1, 64, 96), input=[ov.PartialShape([-1, 1, 64, -1])]),
-            "CPU",
-            {"INFERENCE_PRECISION_HINT": "f32"},
-        )
-        for n, frames in ((1, 64), (3, 130)):
-            x = clips(n, 1, 64, frames)
-            with torch.no_grad():
-                torch.testing.assert_close(torch.from_numpy(compiled(x.numpy())[0]), net(x), rtol=1e-3, atol=1e-4)
+    net = build(settings).eval()
+    compiled = ov.Core().compile_model(
+        ov.convert_model(net, example_input=clips(2, 1, 64, 96), input=[ov.PartialShape([-1, 1, 64, -1])]),
+        "CPU",
+        {"INFERENCE_PRECISION_HINT": "f32"},
+    )
+    for n, frames in ((1, 64), (3, 130)):
+        x = clips(n, 1, 64, frames)
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(compiled(x.numpy())[0]), net(x), rtol=1e-3, atol=1e-4)
 
 
 def test_any_network_hears_waves_with_its_front_end_inside():

@@ -1,5 +1,6 @@
 "Notebooks that misbehave, one each: what they do is stopped, and named with the cell that did it."
 
+import functools
 import json
 import os
 import shutil
@@ -96,6 +97,7 @@ def test_a_notebook_that_behaves(tried, walls, mounts):
     assert found.to_dict()["ok"] is True and "submission" in str(found)
 
 
+@pytest.mark.long
 def test_in_the_mounts_are_what_kaggle_mounts(tried, data, tmp_path, monkeypatch):
     bundle = tmp_path / "bird-weights"
     bundle.mkdir()
@@ -247,6 +249,7 @@ def test_a_missing_row(tried):
     problem(found, "with no test file at all: Submission Scoring Error")
 
 
+@pytest.mark.long
 def test_rows_for_the_public_test_only(tried, data):
     "The most common way to fail in the rerun: the rows of the template that was seen while committing."
     public = f"open('submission.csv', 'w').write({(data / 'sample_submission.csv').read_text()!r})"
@@ -260,6 +263,7 @@ def test_no_submission(tried):
     problem(tried(START), "Submission CSV Not Found")
 
 
+@pytest.mark.long
 def test_it_dies_after_a_partial_file(tried):
     found = tried(
         START,
@@ -277,6 +281,7 @@ def test_it_throws(tried):
     assert found.runs[0].finished is False and found.runs[0].refused is False
 
 
+@pytest.mark.long
 def test_an_odd_file_is_too_much_for_it(tried):
     found = tried(
         START, "import soundfile\nfor p in sorted((root/'test').iterdir()): soundfile.read(p)", WRITE, empty=True
@@ -291,6 +296,7 @@ def test_no_test_file_is_too_much_for_it(tried):
     problem(found, "with no test file at all: Notebook Threw Exception", "IndexError")
 
 
+@pytest.mark.long
 def test_what_the_image_lacks(tried):
     "audiotag itself is not there."
     found = tried(
@@ -415,6 +421,7 @@ AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 SITE = next((p for p in sys.path if p.endswith("site-packages")), "")
 
 
+@functools.cache
 def python_for_nobody():
     "A Python that an ordinary user may run: this one, or the system's of the same version with this one's packages."
     if os.getuid() or not shutil.which("setpriv"):
@@ -434,7 +441,7 @@ def python_for_nobody():
     return None, {}
 
 
-@pytest.mark.parametrize("walls", ["bwrap", "unshare"])
+@pytest.mark.parametrize("walls", [pytest.param("bwrap", marks=pytest.mark.long), "unshare"])
 def test_as_an_ordinary_user(data, walls):
     import tempfile
 
@@ -455,7 +462,7 @@ def test_as_an_ordinary_user(data, walls):
             f"{tmp}/book.ipynb",
             "--competition",
             f"{tmp}/birds-2024",
-            "--walls",
+            "--isolation",
             walls,
             "--no-empty",
             "--limit",

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import soundfile as sf
 
-from tests.tiny import SETS, audiotag
+from tests.tiny import SETS, called
 
 from audiotag.audio.io import resample
 from audiotag.data.competitions import load_competition
@@ -271,8 +271,8 @@ def test_another_seed_is_luck_and_not_a_gain(home):
 
 
 def test_the_command_says_three_sentences_and_json(home):
-    done = audiotag(
-        "trust", home["folder"] / "run", "--test", home["data"], "--against", home["folder"] / "seed", "--json"
+    done = called(
+        "check-cv", home["folder"] / "run", "--test", home["data"], "--compare-with", home["folder"] / "seed", "--json"
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.tiny import SETS, audiotag, train_words
+from tests.tiny import SETS, called, train_words
 
 from audiotag.cli import main
 from audiotag.data.competitions import load_competition
@@ -21,12 +21,11 @@ from audiotag.review.label_review import (
 )
 from audiotag.data.folds import assign_folds
 from audiotag.train.run_folder import Run
-from audiotag.audio.synth import make_competition
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_competition(tmp_path_factory.mktemp("desk") / "data", seed=3, n_curated=40, n_noisy=40, n_test=4)
+def data(tiny_data):
+    return tiny_data
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +176,7 @@ def test_a_recipe_trains_on_the_corrected_labels_and_remembers_the_given_ones(da
     a, b = comp.of("curated").clip_id[:2]
     path = corrections(tmp_path / "c.csv", f"{a},relabel,Siren,ann,2026,", f"{b},drop,,ann,2026,")
     words = [*train_words(data, tmp_path / "run", [*SETS, "stages.*.epochs=1"]), "--corrections", str(path)]
-    done = audiotag(*words)
+    done = called(*words)
     assert done.returncode == 0 and "1 clips relabelled" in done.stderr, done.stderr
     run = Run(tmp_path / "run")
     row = run.clips.set_index("clip_id").loc[a]
@@ -194,7 +193,7 @@ def test_a_recipe_trains_on_the_corrected_labels_and_remembers_the_given_ones(da
 
 
 def test_audit_lists_without_training(data, tmp_path):
-    done = audiotag("audit", "--data", data, "--out", tmp_path / "a.html", "--clips", 6)
+    done = called("audit", "--data", data, "--out", tmp_path / "a.html", "--clips", 6)
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(tmp_path / "a.csv")
     assert len(table) == 6 and (tmp_path / "a.html").read_text().count("<audio") == 6

@@ -29,7 +29,7 @@ from audiotag.audio.synth import make_competition
 from audiotag.train.ddp import Part, in_ranks, rank
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the processes do not import the tests
-TWO = [*SETS, "cpus=1", "gpus=2"]
+TWO = [*SETS, "gpus=2"]
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_in_a_worker(begin, whole, capfd):
         "number 0 alone speaks, through its worker too"
     )
     assert "no GPU here: 2 processes share the CPU" in said or torch.cuda.is_available()
-    assert weights(begin("alone", [*SETS, "cpus=1"])) != whole, "each half of a batch has its own chance"
+    assert weights(begin("alone", SETS)) != whole, "each half of a batch has its own chance"
 
 
 class Once(Callback):
@@ -287,5 +287,5 @@ def test_each_worker_has_gpus_of_its_own(begin, monkeypatch):
 def test_a_run_is_known_by_its_number_of_processes(begin):
     run = begin("number")
     with pytest.raises(AudiotagError, match="gpus"):
-        begin("number", [*SETS, "cpus=1", "gpus=3"])
+        begin("number", [*SETS, "gpus=3"])
     assert Run(run.folder).recipe.processes == 2

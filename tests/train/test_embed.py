@@ -155,7 +155,8 @@ def test_runs_of_other_front_ends_and_folds_become_one_bundle(run, data, tmp_pat
         windows=Windows(frames=32, hop=16),
     )
     assert (
-        main(["ensemble", str(run.folder), str(other.folder), "--out", str(tmp_path / "both"), "--way", "stack"]) == 0
+        main(["ensemble", str(run.folder), str(other.folder), "--out", str(tmp_path / "both"), "--method", "stack"])
+        == 0
     )
     said = capsys.readouterr().out
     assert "combined by: stack" in said and "weighted geometric" in said

@@ -15,11 +15,11 @@ import pytest
 from fastai.callback.core import Callback
 
 from tests.bounds import bounded  # noqa: F401
-from tests.tiny import AUDIOTAG, SETS, train_words
+from tests.tiny import AUDIOTAG, SETS, called, train_words
 
 from audiotag.train import engine as engines
 from audiotag.data.competitions import load_competition
-from audiotag.core.errors import AudiotagError
+from audiotag.core.errors import AudiotagError, load_library
 from audiotag.core.files import locked, write_json
 from audiotag.train.engine import (
     Engine,
@@ -38,9 +38,8 @@ from audiotag.train.engine import (
 from audiotag.audio.features import LogMel
 from audiotag.kaggle.pack import pack_weights
 from audiotag.train.recipes import get_recipe
-from audiotag.train.run_folder import open_run, run_stages, stage_groups
+from audiotag.train.run_folder import Run, open_run, run_stages, stage_groups
 from audiotag.data.store import build_store
-from audiotag.audio.synth import make_competition
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install 'audiotag[cluster]')"
@@ -48,13 +47,12 @@ needs_ray = pytest.mark.skipif(
 apart = pytest.mark.apart
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 SMALL = dict(object_store_memory=80 * 2**20, include_dashboard=False)
-ONE = [*SETS, "cpus=1"]
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tiny_data, tmp_path_factory):
     home = tmp_path_factory.mktemp("engine")
-    make_competition(home / "data", seed=3, n_curated=40, n_noisy=40, n_test=12)
+    (home / "data").symlink_to(tiny_data)
     return home
 
 
@@ -62,15 +60,15 @@ def home(tmp_path_factory):
 def begin(home):
     "`begin('name')` begins a tiny run; all share one store."
     competition = load_competition(home / "data")
-    return lambda name, sets=ONE: open_run(
+    return lambda name, sets=SETS: open_run(
         home / name, get_recipe("freesound2019", scale="small", changes=sets), competition, store=home / "store"
     )
 
 
 @pytest.fixture(scope="module")
-def whole(begin):
+def whole(tiny_run):
     "What a run without any engine ends with."
-    return content(run_stages(begin("whole")))
+    return content(Run(tiny_run / "run"))
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +130,7 @@ def left_alone(run):
 # --- the same numbers whichever way --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", ["here", "processes", pytest.param("ray", marks=[apart, needs_ray])])
+@pytest.mark.parametrize("way", ["serial", "processes", pytest.param("ray", marks=[apart, needs_ray])])
 def test_the_same_bytes(way, begin, whole, request):
     made = (
         request.getfixturevalue("grid") if way == "ray" else get_engine(way, workers=2 if way == "processes" else None)
@@ -145,12 +143,12 @@ def test_the_same_bytes(way, begin, whole, request):
     assert len(log) == 8 and log.ok.all()
     first = log[log.job.str.contains("agreed")].began.min()
     assert (log[log.job.str.contains("noisy|curated")].ended <= first).all(), "the rule of stage 3 needs all folds"
-    assert log.place.nunique() == (1 if way == "here" else 2) or way == "ray"
+    assert log.place.nunique() == (1 if way == "serial" else 2) or way == "ray"
 
 
 def test_threads_belong_to_the_run(begin):
     "A run that was begun with three threads goes on with three, wherever that is."
-    run = begin("threads", SETS)
+    run = begin("threads", SETS[1:])
     write_json(run.folder / "threads.json", {"threads": 3})
     jobs = fold_jobs(run, [("noisy", 0), ("curated", 0), ("curated", 1)])
     assert [j.threads for j in jobs] == [3, 3, 3] and jobs[1].after == (jobs[0].name,) and jobs[2].after == ()
@@ -232,8 +230,7 @@ def test_a_killed_worker_is_replaced(begin, whole, capfd):
 
 
 def command(home, run, *words):
-    sets = [w for s in ("cpus=1",) for w in ("--set", s)]
-    return [*AUDIOTAG, *train_words(home / "data", run), *sets, "--store", str(home / "store"), *words]
+    return [*AUDIOTAG, *train_words(home / "data", run), "--store", str(home / "store"), *words]
 
 
 @pytest.mark.parametrize(
@@ -330,7 +327,7 @@ def files_of(folder):
     }
 
 
-@pytest.mark.parametrize("way", ["here", "processes", pytest.param("ray", marks=[apart, needs_ray])])
+@pytest.mark.parametrize("way", ["serial", "processes", pytest.param("ray", marks=[apart, needs_ray])])
 def test_the_same_store(way, home, plain, request):
     made = (
         request.getfixturevalue("grid") if way == "ray" else get_engine(way, workers=2 if way == "processes" else None)
@@ -366,20 +363,16 @@ def test_features_on_an_engine_by_the_command_line(home):
         *[w for o in SETS for w in ("--set", o)],
     ]
     for name, more in (("a", []), ("b", ["--engine", "processes", "--workers", "2"])):
-        ran = subprocess.run(
-            [*AUDIOTAG, *words, "--store", str(home / f"cli {name}"), *more], capture_output=True, text=True, env=ENV
-        )
+        ran = called(*words, "--store", home / f"cli {name}", *more)
         assert ran.returncode == 0, ran.stderr[-2000:]
     assert files_of(home / "cli a") == files_of(home / "cli b")
     for bad, said in (
         (["--workers", "0"], "0 workers"),
         (["--address", "auto"], "has no address"),
-        (["--engine", "slurm"], "no engine"),
+        (["--engine", "slurm"], "not one of 'serial', 'processes', 'ray'"),
     ):
-        ran = subprocess.run(
-            [*AUDIOTAG, *words, "--store", str(home / "cli c"), *bad], capture_output=True, text=True, env=ENV
-        )
-        assert ran.returncode == 2 and said in ran.stderr and "Traceback" not in ran.stderr, ran.stderr[-2000:]
+        ran = called(*words, "--store", home / "cli c", *bad)
+        assert ran.returncode == 2 and said in ran.stderr, ran.stderr[-2000:]
 
 
 def test_a_machine_without_the_recordings_says_so(home, monkeypatch):
@@ -507,6 +500,10 @@ def odd():
     raise Odd(1, 2)
 
 
+def wants_a_library():
+    load_library("soundfyle")
+
+
 def fine(x):
     return x
 
@@ -575,11 +572,20 @@ def test_another_version_is_refused_and_not_tried_again(begin, capfd):
     assert work(Job(name="a", call=fine, inputs={"x": 1}), engines._loaded)["value"] == 1
 
 
+@pytest.mark.parametrize("made", [Here, lambda: Processes(1)], ids=["here", "processes"])
+def test_a_library_that_cannot_be_loaded_stops_all_jobs(made, capfd):
+    "Each fold would meet it, so it is said once, and nothing else is begun."
+    with made() as engine, pytest.raises(AudiotagError, match="needs soundfyle, which is not installed") as e:
+        engine.run([Job(name=name, call=wants_a_library, inputs={}) for name in "abc"])
+    assert e.value.kind == "library" and str(e.value).count("needs") == 1 and len(engine.log) == 1
+    assert "soundfyle" not in capfd.readouterr().err
+
+
 def test_what_is_missing_or_wrong_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(AudiotagError, match=r"pip install 'audiotag\[cluster\]'"):
         get_engine("ray")
-    for bad in (dict(name="ry"), dict(name="processes", workers=0), dict(name="here", address="auto")):
+    for bad in (dict(name="ry"), dict(name="processes", workers=0), dict(name="serial", address="auto")):
         with pytest.raises(AudiotagError):
             get_engine(**bad)
     with pytest.raises(AudiotagError, match="not on this machine"):
@@ -589,10 +595,10 @@ def test_what_is_missing_or_wrong_is_one_sentence(monkeypatch, tmp_path):
 @apart
 @needs_ray
 def test_a_cluster_that_cannot_do_it(begin, grid):
-    run = begin("gpus", [*ONE, "gpus=2"])
+    run = begin("gpus", [*SETS, "gpus=2"])
     with pytest.raises(AudiotagError, match="wants 2 GPUs, and no node of the cluster has more than 0"):
         run_stages(run, engine=grid)
-    wide = begin("wide", [*SETS, "cpus=64"])  # more threads than any node has CPUs: it is given a whole node
+    wide = begin("wide", [*SETS[1:], "cpus=64"])  # more threads than any node has CPUs: it is given a whole node
     assert grid.reserve(fold_jobs(wide, [("noisy", 0)])[0]) == dict(num_cpus=1, num_gpus=0)
 
 
@@ -609,13 +615,13 @@ def test_lines_are_whole():
 
 def test_each_line_is_said_once(begin, capfd):
     with Processes(2) as made:
-        run_stages(begin("lines", [*ONE, "stages.*.epochs=1"]), engine=made)
+        run_stages(begin("lines", [*SETS, "stages.*.epochs=1"]), engine=made)
     said = [s for s in capfd.readouterr().err.splitlines() if "epoch" in s]
     assert len(said) == len({s.split(":")[0] for s in said}) == 8 and all(s.startswith("stage ") for s in said)
 
 
-def test_chunks_are_predicted_once(begin, home, tmp_path):
-    run = run_stages(begin("whole"))
+def test_chunks_are_predicted_once(tiny_run, tmp_path):
+    run = Run(tiny_run / "run")
     ids = list(run.clips.clip_id)
     with Processes(2) as made:
         got = predict_chunks(run, "certain", ids, tmp_path, engine=made, chunk=30)
