@@ -43,7 +43,7 @@ test: $(READY)
 	@echo '1/3 the house: export in sync, notebooks clean, formatted, imports in order'
 	@$(PY) -m pytest -q tests/test_house.py
 	@echo '2/3 nbdev_test: every lesson runs'
-	@$(VENV)/bin/nbdev_test --n_workers 0
+	@printf '%s\n' $(LESSONS) | OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(VENV)/bin/nbdev_test --n_workers 0 --path
 	@echo '3/3 pytest: parity, faults, end to end'
 	@$(PYTEST) -m 'not apart and not long' --ignore tests/test_house.py tests
 
