@@ -6,6 +6,9 @@ INSTALL := $(VENV)/bin/uv pip install --python $(PY) --constraint constraints.tx
 READY := $(VENV)/.ready
 # a worker that dies, or a test that hangs, ends the run and is named: xdist would wait for ever
 LOST := --max-worker-restart=0 -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true
+# A folder a process, two at a time, the longest first. A lesson defines its module's classes anew, so no lesson before it in the process
+# may have imported them: the notebooks of a folder are in an order in which each imports only those before it.
+LESSONS := $(addprefix nbs/,train infer data review rehearse audio kaggle models augment core 01_cli.ipynb 02_demo.ipynb index.ipynb)
 # two files at a time, one thread each, in the order of tests/conftest.py
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(LOST) --durations=10
 
