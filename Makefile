@@ -6,6 +6,9 @@ INSTALL := $(VENV)/bin/uv pip install --python $(PY) --constraint constraints.tx
 READY := $(VENV)/.ready
 # a worker that dies, or a test that hangs, ends the run and is named: xdist would wait for ever
 LOST := --max-worker-restart=0 -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true
+# A folder a process, two at a time, the longest first. A lesson defines its module's classes anew, so no lesson before it in the process
+# may have imported them: the notebooks of a folder are in an order in which each imports only those before it.
+LESSONS := $(addprefix nbs/,train infer data review rehearse audio kaggle models augment core 01_cli.ipynb 02_demo.ipynb index.ipynb)
 # two files at a time, one thread each, in the order of tests/conftest.py
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(LOST) --durations=10
 
@@ -43,7 +46,7 @@ test: $(READY)
 	@echo '1/3 the house: export in sync, notebooks clean, formatted, imports in order'
 	@$(PY) -m pytest -q tests/test_house.py
 	@echo '2/3 nbdev_test: every lesson runs'
-	@$(VENV)/bin/nbdev_test --n_workers 0
+	@printf '%s\n' $(LESSONS) | OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(VENV)/bin/nbdev_test --n_workers 0 --path
 	@echo '3/3 pytest: parity, faults, end to end'
 	@$(PYTEST) -m 'not apart and not long' --ignore tests/test_house.py tests
 

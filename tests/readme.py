@@ -15,7 +15,7 @@ def readme():
     nb.metadata["language_info"] = {"name": "python"}
     text, resources = MarkdownExporter().from_notebook_node(nb)
     assert not resources.get("outputs"), "index.ipynb has pictures as outputs: put them into files"
-    return text.strip() + "\n"
+    return text.strip().replace("](pictures/", "](nbs/pictures/") + "\n"
 
 
 if __name__ == "__main__":

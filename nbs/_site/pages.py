@@ -189,6 +189,8 @@ def on_files(files, config):
     for page in pages:
         for file in page.files(config, names):
             files.append(file)
+    for picture in sorted((NBS / "pictures").glob("*.png")):
+        files.append(File.generated(config, f"pictures/{picture.name}", content=picture.read_bytes()))
     if unknown := set(titles) - {page.module for page in pages}:
         log.warning("mkdocs.yml has titles of modules that do not exist: %s", ", ".join(sorted(unknown)))
     return files

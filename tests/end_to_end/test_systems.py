@@ -135,7 +135,7 @@ def test_the_inference_notebooks_are_one_notebook():
     for path in sorted(KAGGLE.glob("infer_*.ipynb")):
         cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"][:-1]
         code[path.stem] = [
-            re.sub(r"'[a-z0-9_]+', train=False|sentinel='[a-z_]+\.csv'", "LAYOUT", c)
+            re.sub(r'"[a-z0-9_]+", train=False|sentinel="[a-z_]+\.csv"', "LAYOUT", c)
             for c in cells
             if not c.startswith("# parameters")
         ]
