@@ -305,7 +305,7 @@ def test_a_graph_that_went_wrong_is_not_kept_and_the_next_precision_is(world, tm
     assert [m.precision for m in members] == ["torch"] * 2 and "int8: loses" in members[0].why
 
 
-@pytest.mark.parametrize("by,kept", [(0.3, True), (0.6, False)])
+@pytest.mark.parametrize("by,kept", [pytest.param(0.3, True, marks=pytest.mark.long), (0.6, False)])
 def test_a_graph_that_says_something_else_of_the_golden_example(world, tmp_path, monkeypatch, by, kept):
     "However wide the gate, what is written is a bundle that can be opened."
     folder = make(tmp_path / "b", world[0])
@@ -316,6 +316,7 @@ def test_a_graph_that_says_something_else_of_the_golden_example(world, tmp_path,
     assert first["kept"] == kept and (kept and first["golden"] == 0.5 or "golden example" in first["said"]), table
 
 
+@pytest.mark.long
 def test_a_plain_graph_may_be_kept_twice(world, tmp_path, monkeypatch):
     nets, _, evidence = world
     folder, calls = make(tmp_path / "b", nets), []

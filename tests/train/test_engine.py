@@ -213,6 +213,7 @@ def test_a_killed_node_costs_nothing_that_was_finished(moment, begin, whole, clu
     assert "its worker was lost" in capfd.readouterr().err
 
 
+@pytest.mark.long
 def test_a_killed_worker_is_replaced(begin, whole, capfd):
     run = begin("worker")
     with Processes(2) as made:
