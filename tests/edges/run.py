@@ -272,7 +272,7 @@ def rehearse(python, name, data, bundle, wheels, out):
         f"WEIGHTS={bundle.name}",
     )
     if not (out / "report.json").is_file():
-        return [f"{notebook.name}: {' '.join(done.stderr.split())[-400:]}"]
+        return [f"{notebook.name}: no report, it ended with {done.returncode}: {' '.join(done.stderr.split())[-400:]}"]
     report, text = json.loads((out / "report.json").read_text()), (out / "hidden/executed.ipynb").read_text()
     wrong = [
         line(notebook.name, died(python, text.replace("\\n", "\n")) if "site-packages" in text else [], p)
