@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "edges"))
-import checks  # noqa: E402
-import run  # noqa: E402
+from tests.edges import checks, run
 
 
 def test_the_packages_of_a_traceback_are_named_with_their_versions():

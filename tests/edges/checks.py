@@ -17,7 +17,8 @@ from inspect import getmodulename
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(REPO), str(REPO / "tests")]
+# not tests/ too: its folder kaggle/ would hide the package kaggle
+sys.path.insert(0, str(REPO))
 RECIPES = ("freesound2019", "freesound2019_waveform", "rainforest2021", "birdclef2024", "universal2020")
 
 

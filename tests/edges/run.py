@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(REPO), str(REPO / "tests"), str(REPO / "tests/edges")]
-from checks import RECIPES, plain  # noqa: E402
+sys.path.insert(0, str(REPO))
+from tests.edges.checks import RECIPES, plain  # noqa: E402
 
 BUILD = REPO / "build" / "edges"
 RESULTS = REPO / "tests" / "bench" / "results" / "edges.md"
@@ -182,7 +182,7 @@ def run_checks(edge, python, folder, timeout=3600):
 
 def died(python, stderr):
     "Who is named in the traceback that faulthandler leaves, from the outermost to the innermost."
-    code = f"import sys, json; sys.path.insert(0, {str(REPO / 'tests/edges')!r}); from checks import blamed; print(json.dumps(blamed(sys.argv[1])))"
+    code = f"import sys, json; sys.path.insert(0, {str(REPO)!r}); from tests.edges.checks import blamed; print(json.dumps(blamed(sys.argv[1])))"
     frames = "\n".join(reversed([o for o in stderr.splitlines() if "File " in o][:100]))
     done = run([python, "-c", code, frames], env=environment())
     return json.loads(done.stdout or "[]")

@@ -1116,16 +1116,17 @@ def test_what_the_import_and_the_first_file_do_not_load(data, bundle, tmp_path):
     assert done.stdout.split("\n")[:2] == ["[]", "[]"] and (tmp_path / "s.csv").exists()
 
 
-def test_importing_takes_less_than_two_and_a_half_seconds():
-    "Of the processor's time: others may be using this machine."
+def test_importing_takes_little_longer_than_importing_pandas():
+    "pandas is 1.7 of 2 s of it. Processor seconds, as others may be using this machine, and a ratio, as machines differ."
 
-    def seconds():
+    def seconds(module):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-c", "import audiotag.infer.predict"], check=True)
+        subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    assert min(seconds() for _ in range(2)) < 2.5
+    ours, pandas = zip(*((seconds("audiotag.infer.predict"), seconds("pandas")) for _ in range(3)))
+    assert min(ours) < 1.6 * min(pandas), (ours, pandas)
 
 
 def test_the_kernels_notebook_takes_several_bundles_in_one_folder(data, comp, bundle, tmp_path, monkeypatch):
