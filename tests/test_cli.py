@@ -7,16 +7,17 @@ import sys
 import pytest
 from typer.main import get_command
 
-from tests.tiny import called
+from tests.tiny import SETS, called, train_words
 
-from audiotag.audio.synth import make_competition
+from audiotag.audio.synth import SynthSettings, make_competition
 from audiotag.cli import _renamed, app, current_names, main
-from audiotag.data.competitions import layouts
+from audiotag.data.competitions import layouts, load_competition
 from audiotag.data.store import DTYPES, FeatureStore
 from audiotag.infer.ensemble import WAYS
 from audiotag.infer.openvino_graphs import PRECISIONS
 from audiotag.train.engine import ENGINES
 from audiotag.train.recipes import recipes
+from audiotag.train.run_folder import Run
 
 COMMANDS = dict(get_command(app).visible())
 WRONG = {
@@ -198,3 +199,27 @@ def test_the_doctor_knows_the_layout_by_the_template(name, sample_set, tmp_path,
     (tmp_path / "submission.csv").write_bytes(template.read_bytes())
     assert main(["doctor", str(tmp_path / "submission.csv"), "--data", str(folder)]) == 0
     assert "Kaggle would score this file" in capsys.readouterr().out
+
+
+def test_synth_makes_as_many_clips_as_asked(tmp_path, capsys):
+    assert main(["synth", str(tmp_path / "toy"), "--curated", "6", "--noisy", "4", "--test", "3"]) == 0
+    assert [len(list((tmp_path / "toy" / d).glob("*.wav"))) for d in ("train_curated", "train_noisy", "test")] == [6, 4, 3]
+    assert main(["synth", str(tmp_path / "none"), "--curated", "0"]) == 2 and not (tmp_path / "none").exists()
+    default, settings = {p.name: p.default for p in COMMANDS["synth"].params}, SynthSettings()
+    for name in ("curated", "noisy", "test"):
+        assert default[name] == getattr(settings, f"n_{name}"), "the numbers stand in two places"
+
+
+@pytest.mark.long
+def test_corrections_are_kept_in_the_run_and_bar_an_ensemble_with_others(tiny_run, tiny_data, tmp_path):
+    "One clip is dropped, one has another label."
+    first, second = load_competition(tiny_data).clips.clip_id[:2]
+    (tmp_path / "c.csv").write_text(f"clip_id,action,labels\n{first},drop,\n{second},relabel,{Run(tiny_run / 'run').classes[0]}\n")
+    words = train_words(tiny_data, tmp_path / "run", [*SETS, "stages.*.epochs=1"])
+    done = called(*words, "--corrections", tmp_path / "c.csv")
+    assert done.returncode == 0, done.stderr
+    clips = Run(tmp_path / "run").clips.set_index("clip_id")
+    assert first not in clips.index and clips.corrected[second] == "relabel"
+    assert (tmp_path / "run" / "corrections.csv").read_bytes() == (tmp_path / "c.csv").read_bytes()
+    done = called("ensemble", tiny_run / "run", tmp_path / "run", "--out", tmp_path / "both")
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr

@@ -432,7 +432,11 @@ def python_for_nobody():
         "OMP_NUM_THREADS": "1",
     }
     for exe in (sys.executable, "/usr/bin/python%d.%d" % sys.version_info[:2]):
-        code = "import os, sys, audiotag.rehearse.rehearse, nbclient; raise SystemExit(os.path.realpath(sys.executable)!=os.path.realpath(os.readlink('/proc/self/exe')))"
+        # it must be able to start itself again, as a rehearsal does: a link into a home of somebody else cannot
+        code = (
+            "import os, subprocess, sys, audiotag.rehearse.rehearse, nbclient; subprocess.run([sys.executable, '-c', ''], check=True); "
+            "raise SystemExit(os.path.realpath(sys.executable)!=os.path.realpath(os.readlink('/proc/self/exe')))"
+        )
         if (
             os.path.exists(exe)
             and subprocess.run([*AS_NOBODY, exe, "-c", code], capture_output=True, cwd="/", env=env).returncode == 0

@@ -251,7 +251,8 @@ def test_a_killed_driver_goes_on_where_it_stopped(way, home, begin, whole, reque
     assert not (run / "4-certain").exists()
     again = subprocess.run(command(home, run, *words), capture_output=True, text=True, env=ENV, timeout=200)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert "stage 1/4" not in again.stderr and content(begin(run.name)) == whole
+    # the other fold may have been slower, and in its first stage yet
+    assert "stage 1/4 noisy, fold 2/2" not in again.stderr and content(begin(run.name)) == whole
     left_alone(begin(run.name))
 
 
@@ -398,7 +399,7 @@ def test_ctrl_c_stops_the_workers_and_leaves_checkpoints(home, begin, whole):
         lambda: os.killpg(driver.pid, signal.SIGINT),
     ).join()
     _, said = driver.communicate(timeout=60)
-    assert driver.returncode == 130 and "Traceback" not in said and "goes on where it was" in said, said[-3000:]
+    assert driver.returncode == 130 and "Traceback" not in said and "the same command resumes the work" in said, said[-3000:]
     for _ in range(100):  # they look every fifth of a second whether their driver is there
         workers = subprocess.run(
             ["pgrep", "-g", str(driver.pid), "-f", "LokyProcess"], capture_output=True, text=True

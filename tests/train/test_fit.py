@@ -1,0 +1,77 @@
+"One fold that is killed in the middle and started again: the same bytes, whatever else has a state of its own."
+
+import pytest
+import torch
+from fastai.callback.core import Callback
+
+from audiotag.audio.features import LogMel, Standardize
+from audiotag.audio.synth import make_competition
+from audiotag.augment.manifold import ManifoldMixUp
+from audiotag.data.competitions import load_competition
+from audiotag.data.crops import fold_loaders
+from audiotag.data.store import build_store
+from audiotag.models.cnn import CNNModel1
+from audiotag.train.fit import BestEpoch, Ema, Milestones, train_fold
+from audiotag.train.losses import BCE
+
+WEIGHTS = "weights.safetensors"
+OPTIONS = {
+    "ema": lambda: dict(keeper=Ema(0.9)),
+    "best epoch": lambda: dict(keeper=BestEpoch(patience=2)),
+    "nadam, milestones": lambda: dict(schedule=Milestones(epochs=(2, 3)), optimizer="nadam"),
+    "manifold mixup": lambda: dict(augment=(ManifoldMixUp(alpha=0.4, last=3),)),
+}
+
+
+class Kill(Callback):
+    "Ctrl-C in the third epoch, behind the forward pass of its second batch."
+
+    order = 20
+
+    def after_pred(self):
+        if self.training and self.epoch == 2 and self.iter == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    tmp = tmp_path_factory.mktemp("fit")
+    make_competition(tmp / "data", seed=1, n_curated=40, n_noisy=4, n_test=4)
+    comp = load_competition(tmp / "data")
+    store = build_store(comp.clips, LogMel(n_mels=32, hop_length=1388, scaling=Standardize()), tmp / "store")
+    curated = comp.clips[comp.clips.source == "curated"]
+
+    def train(folder, cbs=(), epochs=4, **options):
+        torch.manual_seed(0)
+        model = CNNModel1(width=4).build(len(comp.classes))
+        dls = fold_loaders(curated[8:], curated[:8], store, comp.classes, frames=32, batch_size=8, seed=5)
+        options = dict(loss=BCE(), epochs=epochs, lr=3e-3, seed=5, label="example", cbs=cbs) | options
+        return train_fold(model, dls, folder, **options)
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def plain(training, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    return training(folder), (folder / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_killed_fold_goes_on_to_the_same_bytes(training, plain, tmp_path, name):
+    history = training(tmp_path / "whole", **OPTIONS[name]())
+    with pytest.raises(KeyboardInterrupt):
+        training(tmp_path / "killed", cbs=[Kill()], **OPTIONS[name]())
+    assert not (tmp_path / "killed" / WEIGHTS).exists()
+    again = training(tmp_path / "killed", **OPTIONS[name]())
+    whole = (tmp_path / "whole" / WEIGHTS).read_bytes()
+    assert (tmp_path / "killed" / WEIGHTS).read_bytes() == whole
+    assert [o["train_loss"] for o in again] == [o["train_loss"] for o in history]
+    if name != "best epoch":  # where the last epoch is the best one, its weights are those without a keeper
+        assert whole != plain[1], f"{name} changes nothing"
+
+
+@pytest.mark.long  # a backend that only records the network, as a compiler takes minutes
+def test_a_compiled_network_learns_the_same(training, plain, tmp_path):
+    compiled = training(tmp_path / "compiled", compile="aot_eager")
+    assert compiled[-1]["valid_loss"] == pytest.approx(plain[0][-1]["valid_loss"], abs=1e-3)
