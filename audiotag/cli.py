@@ -208,11 +208,14 @@ AsJson = Annotated[bool, Option("--json", help="Print the result as JSON.")]
 def synth(
     folder: Annotated[str, Argument(metavar="DIR", help="Folder to create.")],
     seed: Annotated[int, Option(help="Random seed.")] = 0,
+    curated: Annotated[int, Option(min=1, help="Number of curated training clips.")] = 96,
+    noisy: Annotated[int, Option(min=0, help="Number of noisy training clips.")] = 144,
+    test: Annotated[int, Option(min=0, help="Number of test clips.")] = 64,
 ):
     "Make a small competition of synthesized sounds in the Freesound 2019 layout."
     from audiotag.audio.synth import make_competition
 
-    print(make_competition(folder, seed=seed))
+    print(make_competition(folder, seed=seed, n_curated=curated, n_noisy=noisy, n_test=test))
 
 
 @app.command(

@@ -65,7 +65,9 @@ TRAIN = {
 }
 
 
-@pytest.mark.parametrize("name", TRAIN)
+@pytest.mark.parametrize(
+    "name", [n if n in ("torch", "sklearn") else pytest.param(n, marks=pytest.mark.long) for n in TRAIN]
+)
 def test_training_says_so_before_it_begins(name, broken, data, tmp_path):
     error, asks, package, sets = TRAIN[name]
     done = broken(name, error, *train_words(data, tmp_path / "run", sets))
@@ -75,6 +77,7 @@ def test_training_says_so_before_it_begins(name, broken, data, tmp_path):
         assert f"torch=={version('torch')} torchvision==" in line
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name, sets", [("timm", SETS), ("librosa", SETS), ("torchaudio", [*SETS, PCEN])])
 def test_what_a_recipe_does_not_use_may_be_broken(name, sets, broken, data, tmp_path):
     words = ["features", *train_words(data, tmp_path / "run", sets)[1:]]
@@ -107,6 +110,7 @@ def sealed(data, tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name, error, precision", [("openvino", SYMBOL, "fp32"), ("nncf", OWN, "int8")])
 def test_export_says_so_before_it_begins(name, error, precision, broken, sealed, tmp_path):
     shutil.copytree(sealed / "bundle", tmp_path / "bundle")
@@ -116,7 +120,7 @@ def test_export_says_so_before_it_begins(name, error, precision, broken, sealed,
         assert p.read_bytes() == (tmp_path / "bundle" / p.name).read_bytes()
 
 
-@pytest.mark.parametrize("error", [SYMBOL, MISSING, OWN])
+@pytest.mark.parametrize("error", [SYMBOL, *(pytest.param(e, marks=pytest.mark.long) for e in (MISSING, OWN))])
 def test_inference_goes_on_with_torch(error, broken, sealed, data, tmp_path):
     "The kernel has to hand in a file: without OpenVINO the networks are slower, and the report says why, once."
     words = ["infer", "--bundle", sealed / "bundle", "--data", data, "--out", tmp_path / "submission.csv"]

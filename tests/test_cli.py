@@ -203,7 +203,11 @@ def test_the_doctor_knows_the_layout_by_the_template(name, sample_set, tmp_path,
 
 def test_synth_makes_as_many_clips_as_asked(tmp_path, capsys):
     assert main(["synth", str(tmp_path / "toy"), "--curated", "6", "--noisy", "4", "--test", "3"]) == 0
-    assert [len(list((tmp_path / "toy" / d).glob("*.wav"))) for d in ("train_curated", "train_noisy", "test")] == [6, 4, 3]
+    assert [len(list((tmp_path / "toy" / d).glob("*.wav"))) for d in ("train_curated", "train_noisy", "test")] == [
+        6,
+        4,
+        3,
+    ]
     assert main(["synth", str(tmp_path / "none"), "--curated", "0"]) == 2 and not (tmp_path / "none").exists()
     default, settings = {p.name: p.default for p in COMMANDS["synth"].params}, SynthSettings()
     for name in ("curated", "noisy", "test"):
@@ -214,7 +218,9 @@ def test_synth_makes_as_many_clips_as_asked(tmp_path, capsys):
 def test_corrections_are_kept_in_the_run_and_bar_an_ensemble_with_others(tiny_run, tiny_data, tmp_path):
     "One clip is dropped, one has another label."
     first, second = load_competition(tiny_data).clips.clip_id[:2]
-    (tmp_path / "c.csv").write_text(f"clip_id,action,labels\n{first},drop,\n{second},relabel,{Run(tiny_run / 'run').classes[0]}\n")
+    (tmp_path / "c.csv").write_text(
+        f"clip_id,action,labels\n{first},drop,\n{second},relabel,{Run(tiny_run / 'run').classes[0]}\n"
+    )
     words = train_words(tiny_data, tmp_path / "run", [*SETS, "stages.*.epochs=1"])
     done = called(*words, "--corrections", tmp_path / "c.csv")
     assert done.returncode == 0, done.stderr

@@ -24,6 +24,7 @@ def folder(tmp_path_factory):
     return where
 
 
+@pytest.mark.long
 def test_the_demo_leaves_what_it_promises(folder):
     facts = read_json(folder / "demo" / "done.json")
     assert 0.2 < facts["lwlrap_test"] <= 1

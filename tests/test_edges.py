@@ -23,6 +23,7 @@ def test_the_packages_of_a_traceback_are_named_with_their_versions():
     assert checks.blamed(absent) == ["no_such, which is not installed"]
 
 
+@pytest.mark.long
 def test_a_check_that_fails_and_one_that_dies_are_one_line_each(tmp_path, monkeypatch):
     "What comes behind them is tried all the same; without its run there is no export."
     source = Path(checks.__file__).read_text()

@@ -173,6 +173,7 @@ def _written(folder, files):
     return folder
 
 
+@pytest.mark.long
 def test_killed_while_it_sends(clips, reference, url, tmp_path):
     remote, shards = Remote(url), lambda: [k for k in Remote(url).files() if k.endswith(".npy")]
     for i, want in enumerate((1, 4, 8)):
@@ -192,6 +193,7 @@ def test_killed_while_it_sends(clips, reference, url, tmp_path):
     assert had.items() <= {k: v for k, v in Remote(url).files().items()}.items(), "what was there was not sent again"
 
 
+@pytest.mark.long
 def test_two_builders_at_once(clips, reference, url, tmp_path):
     both = [start_build(clips, url, tmp_path / f"machine{i}", slow=0.003 * i) for i in range(2)]
     for p in both:
@@ -295,6 +297,7 @@ def held(cache):
         return n
 
 
+@pytest.mark.long
 def test_the_bound_holds_with_three_readers(clips, reference, url, tmp_path):
     build_remote(clips, FRONT_END, url, **SETTINGS)
     here = _written(tmp_path / "here", reference)
@@ -319,6 +322,7 @@ def test_the_bound_holds_with_three_readers(clips, reference, url, tmp_path):
     assert largest < most <= limit + largest
 
 
+@pytest.mark.long
 def test_killed_while_it_fetches(clips, reference, own_cache, tmp_path):
     url = f"file://{tmp_path}/far"
     build_remote(clips, FRONT_END, url, **SETTINGS)
@@ -717,6 +721,7 @@ def train(data, run, cache, **kwargs):
     )
 
 
+@pytest.mark.long
 def test_another_machine_goes_on_with_a_run(url, tmp_path):
     from audiotag.audio.synth import make_competition
 
@@ -755,6 +760,7 @@ train_job(sys.argv[1], 'noisy', 1)
 """
 
 
+@pytest.mark.long
 def test_a_worker_without_the_disk_of_the_driver(url, own_cache, tmp_path):
     from audiotag.data.competitions import load_competition
     from audiotag.train.recipes import get_recipe

@@ -160,6 +160,7 @@ def test_the_order_of_the_table_does_not_matter(clips, tmp_path):
     assert shards.groupby(shards.path).shard.nunique().max() == 1, "the clips of a file lie together"
 
 
+@pytest.mark.long
 def test_killed_again_and_again(clips, reference, tmp_path):
     folder = tmp_path / "store"
     for moment in (
@@ -182,6 +183,7 @@ def test_killed_again_and_again(clips, reference, tmp_path):
     assert not list(folder.rglob("*.part"))
 
 
+@pytest.mark.long
 def test_killed_with_workers(clips, reference, tmp_path):
     folder = tmp_path / "store"
     process = start(clips, folder, workers=2)
@@ -217,6 +219,7 @@ def test_torn_notes_are_ignored(clips, reference, copy):
 # --- two writers, a full disk
 
 
+@pytest.mark.long
 def test_two_builders(clips, reference, tmp_path):
     folder = tmp_path / "store"
     first = start(clips, folder)
@@ -257,7 +260,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_full_disk(clips, reference, small_disk, workers):
     folder = small_disk / "store"
     with pytest.raises(AudiotagError, match="No space left on device.*free some space") as e:
@@ -531,6 +534,7 @@ def deadly(on):
     )
 
 
+@pytest.mark.long
 def test_a_worker_that_dies_names_the_file(clips, tmp_path):
     with pytest.raises(AudiotagError, match=r"worker process died while it read .*005\.wav"):
         build(clips, tmp_path / "store", front_end=deadly("crash"), workers=2)
@@ -546,7 +550,7 @@ def test_a_front_end_that_does_not_fit_stops_the_build(clips, tmp_path, on, word
     assert "005.wav" in str(e.value)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_missing_library_is_no_fault_of_the_clips(clips, tmp_path, workers):
     with pytest.raises(AudiotagError, match="needs soxr, which is not installed: pip install") as e:
         build(clips, tmp_path / "store", front_end=deadly("library"), workers=workers)
@@ -781,6 +785,7 @@ def test_describe(reference):
 # --- memory
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_corpus(tmp_path):
     sf.write(tmp_path / "a.wav", sound(1, 10), RATE)
 

@@ -160,6 +160,7 @@ def large(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", ["train", pytest.param("predict", marks=pytest.mark.long)])
 def test_memory_does_not_grow_with_20_gigabytes(large, what):
     out = subprocess.run(
@@ -370,6 +371,7 @@ score_store(score, FeatureStore(sys.argv[1]), sys.argv[2], ['a', 'b'], by='x', p
 """
 
 
+@pytest.mark.long
 def test_killed_while_scoring(small, tmp_path):
     whole, again = tmp_path / "whole", tmp_path / "again"
     subprocess.run([sys.executable, "-c", SCORE, str(small.folder), str(whole)], check=True, stderr=subprocess.DEVNULL)

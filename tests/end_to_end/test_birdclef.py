@@ -364,6 +364,7 @@ class Kill(Callback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("after", [3, pytest.param(9, marks=pytest.mark.long)])
 def test_killed_and_resumed_it_ends_with_the_same_bytes(whole, data, tmp_path, after):
     with pytest.raises(KeyboardInterrupt):

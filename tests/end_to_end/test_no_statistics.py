@@ -133,7 +133,7 @@ IMPORTS = {
 
 
 @pytest.mark.parametrize("module", ["core.errors", "infer.openvino_graphs", "kaggle.pack", "cli", "kaggle.wheels"])
-@pytest.mark.parametrize("library", IMPORTS)
+@pytest.mark.parametrize("library", [pytest.param(n, marks=pytest.mark.long if n == "nncf" else ()) for n in IMPORTS])
 def test_whatever_is_imported_first_openvino_and_nncf_find_a_stub(home, module, library):
     if library == "nncf":
         pytest.importorskip("nncf")
@@ -208,6 +208,7 @@ def packed(home):
     return data, weights, tmp / "audiotag-wheels"
 
 
+@pytest.mark.long
 def test_at_home(home, packed):
     data, weights, wheels = packed
     assert len(list(weights.glob("*.xml"))) == 3
@@ -215,6 +216,7 @@ def test_at_home(home, packed):
     home.quiet(*AUDIOTAG, "infer", "--bundle", weights, "--data", data, "--out", home.tmp / "submission.csv")
 
 
+@pytest.mark.long
 def test_in_a_rehearsal_with_graphs(home, packed):
     "What it finds is in its own report: it has walls of its own. Among the wheels is one that an older version has packed."
     data, weights, wheels = packed

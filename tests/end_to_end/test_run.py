@@ -98,9 +98,8 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "moment", [pytest.param(m, marks=() if "second stage" in m else pytest.mark.long) for m in MOMENTS]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_and_restarted_it_ends_with_the_same_bytes(data, whole, tmp_path, moment):
     run, words = tmp_path / "run", train_words(data, tmp_path / "run")
     assert kill_when(words, lambda: MOMENTS[moment](run), tmp_path) == -signal.SIGKILL, (

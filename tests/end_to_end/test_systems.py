@@ -94,6 +94,7 @@ def test_exported_it_says_the_same(system, tmp_path):
         assert abs(tables[0] - tables[1]).max().max() < 1e-3
 
 
+@pytest.mark.long  # test_kaggle_pack runs that of system 1, which differs in its parameters alone
 def test_the_inference_notebook_runs_from_top_to_bottom(system, tmp_path):
     name, data, _, _, bundle = system
     run_notebook(

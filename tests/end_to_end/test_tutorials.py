@@ -30,6 +30,7 @@ def executed(tmp_path_factory):
     return get
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [p.stem for p in TUTORIALS])
 def test_it_runs(name, executed):
     done = executed(name)

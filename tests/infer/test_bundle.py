@@ -526,6 +526,7 @@ def test_a_golden_example_that_is_too_large(copy):
     refused(copy, "too large")
 
 
+@pytest.mark.long
 def test_nothing_is_loaded_before_the_shapes_are_known(copy):
     "A file whose tensors are not the network's is refused without reading them."
     big = {f"fold-{k}.w": np.zeros(20_000_000, np.float32) for k in (0, 1)}

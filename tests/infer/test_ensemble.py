@@ -38,7 +38,9 @@ def planted(n=300, classes=8, skill=(4.0, 1.0, 0.5), seed=0):
 
 
 @pytest.mark.parametrize("how", ["mean", "geometric", "rank"])
-@pytest.mark.parametrize("metric", ["lwlrap", "accuracy", "macro_auc", "padded_cmap", "lrap"])
+@pytest.mark.parametrize(
+    "metric", ["lwlrap", "accuracy", "macro_auc", "padded_cmap", pytest.param("lrap", marks=pytest.mark.long)]
+)
 def test_weights_find_the_one_member_that_knows(how, metric):
     truth, p = planted(skill=(0.0, 6.0, 0.0))
     found = Weighted(how=how, metric=metric, draws=3, rounds=8).fit(p, truth)

@@ -731,6 +731,7 @@ print(Path(full+'/s.csv').read_text()==Path(full+'.csv').read_text(), os.listdir
 """
 
 
+@pytest.mark.long
 def test_a_disk_that_is_full_and_one_that_cannot_be_written(data, bundle, tmp_path):
     "Real ones: a disk that has room for one file and not for a second beside it, and a read-only one."
     probe = subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, text=True)
@@ -751,6 +752,7 @@ def test_a_disk_that_is_full_and_one_that_cannot_be_written(data, bundle, tmp_pa
     assert same == "True ['s.csv']", "the first file is there, and nothing half-written beside it"
 
 
+@pytest.mark.long
 def test_two_processes_that_write_one_file(data, bundle, comp, tmp_path):
     code = "import sys; from audiotag.infer.predict import infer; infer(*sys.argv[1:], every=0., batch_size=4)"
     words = [sys.executable, "-c", code, str(bundle), str(data), str(tmp_path / "s.csv")]
@@ -971,7 +973,8 @@ for kind in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
 """
 
 
-@pytest.mark.parametrize("n", [3, pytest.param(9, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("n", [5])
 def test_a_kill_at_any_moment_leaves_a_valid_file(data, comp, tmp_path, n):
     "At moments that are spread over the work and not over the time: the machine may be busy."
     sealed(tmp_path / "b", comp.classes, n=4)

@@ -105,6 +105,7 @@ def test_an_upload_that_fails_is_an_error_though_the_client_exits_0(server, fold
     assert "b.safetensors" not in server.datasets.get(REF, {"files": {}})["files"]
 
 
+@pytest.mark.long
 def test_an_upload_that_fails_for_a_moment_is_tried_again(server, folder):
     server.fail_put["b.safetensors"] = (503, 1)
     code, _, err = audiotag("publish", folder, *FAST)
@@ -112,6 +113,7 @@ def test_an_upload_that_fails_for_a_moment_is_tried_again(server, folder):
     assert server.calls.count("PUT b.safetensors") == 3, "no, how much is there, and again"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("again", [False, True])
 def test_a_file_that_is_lost_after_its_upload(server, folder, again):
     if again:
@@ -120,11 +122,13 @@ def test_a_file_that_is_lost_after_its_upload(server, folder, again):
     refused("publish", folder, *FAST, says=("1 of 5 files did not arrive", "a.safetensors"))
 
 
+@pytest.mark.long
 def test_a_file_that_arrives_short(server, folder):
     server.resize["a.safetensors"] = 4999
     refused("publish", folder, *FAST, says=("a.safetensors (4999 bytes instead of 5000)",))
 
 
+@pytest.mark.long
 def test_the_list_may_be_that_of_the_former_version_for_a_while(server, folder):
     assert audiotag("publish", folder, *FAST)[0] == 0
     (folder / "c.bin").write_bytes(b"new")
@@ -134,6 +138,7 @@ def test_the_list_may_be_that_of_the_former_version_for_a_while(server, folder):
     assert code == 0 and err.count("still the former version") == 2, err
 
 
+@pytest.mark.long
 def test_many_files_come_in_pages(server, folder):
     for i in range(45):
         (folder / f"more-{i}.bin").write_bytes(b"x" * i)
@@ -148,12 +153,14 @@ def test_many_files_come_in_pages(server, folder):
     assert len(server.calls) == before, "nothing is sent"
 
 
+@pytest.mark.long
 def test_a_dataset_that_takes_its_time(server, folder):
     server.states = ["NOT_YET_PERSISTED", "BLOBS_RECEIVED", "READY"]
     assert audiotag("publish", folder, *FAST)[0] == 0
     assert counted(server.calls)["GetDatasetStatus"] >= 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("state", ["BLOBS_RECEIVED", "PENDING"])
 def test_a_dataset_that_never_gets_ready(server, folder, state):
     "PENDING is a state that the client does not know: it ends with a stack trace, which is not shown."
@@ -162,11 +169,13 @@ def test_a_dataset_that_never_gets_ready(server, folder, state):
     assert code == 2 and "did not become ready" in err and "publish again later" in err
 
 
+@pytest.mark.long
 def test_a_dataset_that_fails(server, folder):
     server.states = ["BLOBS_RECEIVED", "FAILED"]
     refused("publish", folder, *FAST, says="failed")
 
 
+@pytest.mark.long
 def test_a_slug_that_exists_and_is_not_ours(server, folder):
     "The status is denied, as for somebody else's dataset, and creating says that the title is taken."
     server.datasets[REF] = {"files": {}, "versions": 1, "asked": 0}
@@ -200,6 +209,7 @@ def test_without_the_client(server, folder, monkeypatch):
     refused("publish", folder, *FAST, says="pip install 'audiotag[kaggle]'")
 
 
+@pytest.mark.long
 def test_the_placeholder_becomes_who_is_signed_in(server, folder):
     about = read_json(folder / "dataset-metadata.json")
     write_json(folder / "dataset-metadata.json", {**about, "id": "your-kaggle-name/bird-weights"})
@@ -299,6 +309,7 @@ def test_a_push_that_fails_though_the_client_exits_0(server, kernel, reply, word
     refused("submit", kernel, says="--version")
 
 
+@pytest.mark.long
 def test_follow_fetches_log_and_output(server, kernel, tmp_path):
     assert audiotag("push", kernel)[0] == 0
     server.kernel_states = ["QUEUED", "RUNNING", "COMPLETE"]
@@ -312,6 +323,7 @@ def test_follow_fetches_log_and_output(server, kernel, tmp_path):
     assert (tmp_path / "out" / "submission.csv").read_bytes() == server.output["submission.csv"]
 
 
+@pytest.mark.long
 def test_follow_a_kernel_that_fails(server, kernel, tmp_path):
     assert audiotag("push", kernel)[0] == 0
     server.kernel_states, server.failure, server.output = (
@@ -387,6 +399,7 @@ def test_a_notebook_that_was_edited_in_its_packed_folder_is_not_overwritten(kern
     assert audiotag("pack", "kernel", tmp_path / "infer.ipynb", kernel)[0] == 0 and "my own words" in packed.read_text()
 
 
+@pytest.mark.long
 def test_a_bundle_without_graphs_is_sent_and_told(server, tmp_path):
     from audiotag.infer.bundle import seal
     from audiotag.audio.features import LogMel

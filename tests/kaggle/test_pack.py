@@ -436,6 +436,7 @@ def toy(tmp_path_factory):
     return tmp
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mounts", ["new", pytest.param("old", marks=pytest.mark.long)])
 def test_rehearsed_with_our_wheel_alone(toy, tmp_path, mounts):
     "As on Kaggle: audiotag is not there but as a wheel, openvino is missing, nine of the files are odd, and then there is none."
@@ -488,6 +489,7 @@ def test_what_an_export_adds_to_a_bundle_is_no_damage(toy, tmp_path):
         _sound(tmp_path / "w")
 
 
+@pytest.mark.long
 def test_the_training_notebook_from_the_first_cell_to_the_last(tiny_data, tmp_path):
     "On a competition that is small enough; its last cell packs the weights and opens them."
     from tests.tiny import SETS
@@ -517,6 +519,7 @@ def test_the_training_notebook_from_the_first_cell_to_the_last(tiny_data, tmp_pa
     )
 
 
+@pytest.mark.long
 def test_at_home_unchanged_but_for_the_paths(toy, tmp_path):
     from audiotag.rehearse.rehearse import run_notebook
 

@@ -682,6 +682,7 @@ def test_drop_path_drops_only_in_training():
         assert not torch.equal(net(x), net(x))
 
 
+@pytest.mark.long
 def test_timm_is_imported_when_a_network_is_built():
     code = "import sys, audiotag.models.timm_backbone as m; m.Timm(); print('timm' in sys.modules); m.Timm(name='resnet10t').build(2); print('timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split() == [

@@ -132,6 +132,7 @@ def test_it_reaches_for_the_network(tried, walls):
         problem(found, f"cell {cell} ", what, "reached for the network")
 
 
+@pytest.mark.long
 @needs_walls
 def test_a_program_without_a_guard_reaches_for_the_network(tried):
     "bash itself connects: no Python is asked, the kernel's count of unroutable packets tells."
@@ -160,6 +161,7 @@ def test_it_writes_elsewhere(tried, data, walls):
     assert before == {p: p.stat().st_mtime_ns for p in data.rglob("*")}
 
 
+@pytest.mark.long
 @needs_walls
 def test_a_program_without_a_guard_writes_elsewhere(tried):
     "By its name, though nothing is printed; and a program nobody knows, by what it prints."
@@ -187,6 +189,7 @@ def test_it_does_not_see_the_users_home(tried, tmp_path):
     assert found.ok and book.cells[1].outputs[0].text == "False False []\n"
 
 
+@pytest.mark.long
 def test_it_eats_memory(tried):
     found = tried(START, "x = []\nwhile True: x.append(bytearray(10_000_000))", WRITE, memory="600MB")
     problem(found, "Notebook Exceeded Allowed Compute", "cell 2 ", "600MB")
@@ -201,6 +204,7 @@ def test_its_children_eat_memory(tried):
     problem(found, "Notebook Exceeded Allowed Compute", "cell 2 ")
 
 
+@pytest.mark.long
 def test_it_never_ends_and_nothing_is_left_of_it(tried, tmp_path):
     mark = f"audiotag-test-{os.getpid()}"
     start = time.monotonic()
@@ -445,7 +449,8 @@ def python_for_nobody():
     return None, {}
 
 
-@pytest.mark.parametrize("walls", [pytest.param("bwrap", marks=pytest.mark.long), "unshare"])
+@pytest.mark.long
+@pytest.mark.parametrize("walls", ["bwrap", "unshare"])
 def test_as_an_ordinary_user(data, walls):
     import tempfile
 
@@ -487,6 +492,7 @@ def test_as_an_ordinary_user(data, walls):
 # --- the parts ------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name,layout",
     [

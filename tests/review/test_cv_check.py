@@ -76,6 +76,7 @@ def judged(clips, plan):
     return share, wrong, found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 1])
 def test_planted_copies_of_synthesised_clips(tmp_path, seed):
     "Every clip is a take of its own, so every other pair is false."
@@ -87,6 +88,7 @@ def test_planted_copies_of_synthesised_clips(tmp_path, seed):
     assert len(false) <= 0.01 * len(found), false
 
 
+@pytest.mark.long
 def test_planted_copies_of_real_recordings(sample_set, tmp_path):
     "Some recordings of this set are there several times already; a copy may be paired with those that its original is paired with."
     clips = load_competition(sample_set("freesound")).of("curated")
@@ -305,11 +307,13 @@ def alike(tmp_path_factory):
     ).clips
 
 
+@pytest.mark.long
 def test_sets_that_are_alike_cannot_be_told_apart(alike):
     auc, low, high = separability(facts_table(alike), (alike.source == "test").to_numpy())
     assert low < 0.6 and auc < 0.7  # of 60 and 60 clips the AUC strays by about .05
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("fact", [*CHANGES, "codec"])
 def test_what_was_changed_is_named(alike, tmp_path, fact):
     def changed(path):

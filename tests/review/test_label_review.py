@@ -33,7 +33,7 @@ def comp(data):
     return load_competition(data)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_planted_wrong_labels_are_on_the_list(sample_set, seed):
     "40 of the 260 curated labels of real recordings are made wrong; the first 20 curated clips of the list are mostly those."
     found = load_competition(sample_set("freesound"))

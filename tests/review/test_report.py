@@ -183,6 +183,7 @@ def test_sounds_that_are_gone_leave_a_sentence(run, tmp_path):
     assert "<audio" not in text and text.count("class=card") == 4 and "no such file" in text
 
 
+@pytest.mark.long
 def test_too_many_sounds_are_left_out_until_it_fits(run, tmp_path):
     whole, small = (
         report(run, tmp_path / "a.html", clips=8).stat().st_size,
@@ -310,6 +311,7 @@ def flock(tmp_path_factory):
     return run
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "scores, best, said, gone",
     [

@@ -115,6 +115,7 @@ def test_a_part_of_both_loaders(begin, tmp_path):
 # --- the same bytes
 
 
+@pytest.mark.long
 def test_in_a_worker(begin, whole, capfd):
     "The worker is no member of the group either: it starts one."
     run = begin("worker")
@@ -146,9 +147,8 @@ class Once(Callback):
 ALL = ["stream_from=1", "stages.noisy.ema=0.9", "stages.noisy.optimizer=nadam", "stages.noisy.epochs=3"]
 
 
-@pytest.mark.parametrize(
-    "n,who,more", [pytest.param(2, 1, [], id="two"), pytest.param(3, 0, ALL, id="three", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("n,who,more", [pytest.param(2, 1, [], id="two"), pytest.param(3, 0, ALL, id="three")])
 def test_one_of_them_is_killed_and_the_training_goes_on(n, who, more, begin, whole, tmp_path):
     "With three, the order of a sum could differ: a resumed training has new buckets."
     sets = [*TWO, f"gpus={n}", *more]
@@ -216,6 +216,7 @@ def seen():
     return [p.detach().numpy() for p in learn.model.parameters()], learn.recorder.log[3]
 
 
+@pytest.mark.long
 def test_gradients_and_metrics_are_those_of_one_process():
     (alone, score), (shared, score2) = seen(), in_ranks(2, seen)
     assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(alone, shared))  # the sums have another order
@@ -237,6 +238,7 @@ def test_the_first_error_is_told(capfd):
     assert "\n" not in str(e.value) and "in fails" in capfd.readouterr().err
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_them():
     "In the process that waits; those that compute do not hear it."
 

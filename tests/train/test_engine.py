@@ -329,6 +329,7 @@ def files_of(folder):
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["serial", "processes", pytest.param("ray", marks=[apart, needs_ray])])
 def test_the_same_store(way, home, plain, request):
     made = (
@@ -353,6 +354,7 @@ def test_a_node_is_killed_while_it_makes_shards(home, plain, cluster, grid):
     assert files_of(folder) == files_of(plain.folder)
 
 
+@pytest.mark.long
 def test_features_on_an_engine_by_the_command_line(home):
     words = [
         "features",
@@ -399,7 +401,9 @@ def test_ctrl_c_stops_the_workers_and_leaves_checkpoints(home, begin, whole):
         lambda: os.killpg(driver.pid, signal.SIGINT),
     ).join()
     _, said = driver.communicate(timeout=60)
-    assert driver.returncode == 130 and "Traceback" not in said and "the same command resumes the work" in said, said[-3000:]
+    assert driver.returncode == 130 and "Traceback" not in said and "the same command resumes the work" in said, said[
+        -3000:
+    ]
     for _ in range(100):  # they look every fifth of a second whether their driver is there
         workers = subprocess.run(
             ["pgrep", "-g", str(driver.pid), "-f", "LokyProcess"], capture_output=True, text=True
@@ -422,6 +426,7 @@ get_engine(sys.argv[1], address=sys.argv[3] or None).run([Job(name='tick', call=
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["processes", pytest.param("ray", marks=[apart, needs_ray])])
 def test_workers_of_a_killed_driver_stop_writing(way, tmp_path, request):
     (tmp_path / "driver.py").write_text(TICK)
@@ -471,6 +476,7 @@ def test_a_worker_that_was_given_up_leaves_to_the_next_one(tmp_path):
 # --- jobs that fail ------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["processes", pytest.param("ray", marks=[apart, needs_ray])])
 def test_a_job_that_fails_three_times_is_named_and_the_others_finish(way, begin, whole, request, capfd):
     made = request.getfixturevalue("grid") if way == "ray" else Processes(2)
@@ -565,6 +571,7 @@ def test_a_dead_node_that_still_takes_jobs_is_given_time(capfd):
     assert "goes on from its last checkpoint in 1 s" in capfd.readouterr().err
 
 
+@pytest.mark.long
 def test_another_version_is_refused_and_not_tried_again(begin, capfd):
     made = Processes(1)
     made.mark = {**made.mark, "audiotag": "0.0.9 (12345678)"}
@@ -574,6 +581,7 @@ def test_another_version_is_refused_and_not_tried_again(begin, capfd):
     assert work(Job(name="a", call=fine, inputs={"x": 1}), engines._loaded)["value"] == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("made", [Here, lambda: Processes(1)], ids=["here", "processes"])
 def test_a_library_that_cannot_be_loaded_stops_all_jobs(made, capfd):
     "Each fold would meet it, so it is said once, and nothing else is begun."
@@ -615,6 +623,7 @@ def test_lines_are_whole():
     assert got == ["ab", "c", "de"] and not out.isatty()
 
 
+@pytest.mark.long
 def test_each_line_is_said_once(begin, capfd):
     with Processes(2) as made:
         run_stages(begin("lines", [*SETS, "stages.*.epochs=1"]), engine=made)
@@ -622,6 +631,7 @@ def test_each_line_is_said_once(begin, capfd):
     assert len(said) == len({s.split(":")[0] for s in said}) == 8 and all(s.startswith("stage ") for s in said)
 
 
+@pytest.mark.long
 def test_chunks_are_predicted_once(tiny_run, tmp_path):
     run = Run(tiny_run / "run")
     ids = list(run.clips.clip_id)
