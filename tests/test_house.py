@@ -114,6 +114,16 @@ def test_everything_is_formatted():
     assert not done.returncode, "run `make docs`: " + done.stdout
 
 
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_a_conditional_expression_holds_no_other(path):
+    "`a if p else b if q else c` hides what an `if` would show."
+    for source in exported(path):
+        for node in ast.walk(ast.parse(re.sub(r"(?m)^[%!].*$", "", source))):
+            if isinstance(node, ast.IfExp):
+                nested = [o for o in (node.test, node.body, node.orelse) if isinstance(o, ast.IfExp)]
+                assert not nested, f"{path.name}: {ast.unparse(node)[:100]}"
+
+
 def test_readme_is_made_from_the_index():
     assert (REPO / "README.md").read_text(encoding="utf-8") == readme(), "run `make docs`"
 

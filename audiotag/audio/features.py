@@ -402,13 +402,9 @@ def _mel(self: LogMel, wave):
 
     x, level = self._power(wave, "float32")
     x = np.ascontiguousarray(x.T)
-    floor = (
-        0
-        if self.pcen
-        else self.amin
-        if self.top_db is None
-        else max(self.amin, float(x.max()) * 10 ** (-self.top_db / 10))
-    )
+    floor = 0 if self.pcen else self.amin
+    if not self.pcen and self.top_db is not None:
+        floor = max(self.amin, float(x.max()) * 10 ** (-self.top_db / 10))
     torch.from_numpy(x).clamp_(min=floor)  # the same memory; NumPy's maximum takes longer than its logarithm
     heard, factor = _faintness(self.power, *self._bank())
     faintest = (x[heard] * factor).min(0) ** (2 / self.power)

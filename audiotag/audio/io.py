@@ -494,7 +494,9 @@ _LOST_SYNC = 158  # libsndfile's number for 'flac decoder lost sync'
 def _undecodable(f, path, says, at, code=0):
     "The error for a decoder that gave up at frame `at` or somewhat later."
     ends = code == _LOST_SYNC and os.lseek(f.name, 0, os.SEEK_CUR) == os.fstat(f.name).st_size
-    kind = "io_error" if code == 2 else "truncated" if ends else "corrupt_data"
+    kind = "truncated" if ends else "corrupt_data"
+    if code == 2:
+        kind = "io_error"
     sound = _readable(at if f.pipe else _count(f.name), f.samplerate)
     return AudiotagError(f"breaks off in the middle (libsndfile: {says}); {sound}", file=path, kind=kind, fix=_FIX)
 

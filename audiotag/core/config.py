@@ -154,14 +154,15 @@ def hash(self: Config) -> str:
 
 def _flat(value, prefix=""):
     "Yield (dotted name, leaf) for nested dicts and lists."
-    items = (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) and value else None
-    )
-    if items is None:
-        yield prefix, value
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list) and value:
+        items = enumerate(value)
     else:
-        for k, v in items:
-            yield from _flat(v, f"{prefix}.{k}" if prefix else str(k))
+        yield prefix, value
+        return
+    for k, v in items:
+        yield from _flat(v, f"{prefix}.{k}" if prefix else str(k))
 
 
 @patch

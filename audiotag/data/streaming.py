@@ -306,20 +306,16 @@ def stream_loaders(
     if not hasattr(store, "clips"):
         raise AudiotagError("a joined front end cannot be streamed", fix="use one with a single part, or fewer clips")
 
+    def pieces(table, y):
+        for i in range(0, len(table), 50_000):
+            piece = table.iloc[i : i + 50_000]
+            if callable(y):
+                yield piece, y(piece)
+            else:
+                yield piece, None if y is None else y[i : i + 50_000]
+
     def written(table, name, y=None):
-        at = range(0, len(table), 50_000)
-        return write_clips(
-            Path(folder) / name,
-            (
-                (
-                    table.iloc[i : i + 50_000],
-                    y(table.iloc[i : i + 50_000]) if callable(y) else None if y is None else y[i : i + 50_000],
-                )
-                for i in at
-            ),
-            store,
-            classes,
-        )
+        return write_clips(Path(folder) / name, pieces(table, y), store, classes)
 
     return DataLoaders(
         StreamLoader(written(train, "train", y), store, train=True, **options),

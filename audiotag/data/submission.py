@@ -210,6 +210,16 @@ def _numbers(column: list) -> np.ndarray:
     return values
 
 
+def _why_no_number(cell: str) -> str:  # '' if there is nothing to add
+    if not cell:
+        return "it is empty"
+    if re.fullmatch(r"-?\d*,\d+", cell):
+        return "write a point for the decimal comma"
+    if cell.lower() in ("true", "false"):
+        return "it is text: write numbers"
+    return "too large for a number" if re.fullmatch(r"[\d.e+-]+", cell, re.I) else ""
+
+
 def _check_numbers(rows, header, columns) -> list:
     "Findings about the cells of score columns."
     at = [header.index(c) for c in columns]
@@ -219,17 +229,7 @@ def _check_numbers(rows, header, columns) -> list:
         return _look_at(values, columns)
     row, col = wrong[0]
     cell = rows[row][at[col]]
-    why = (
-        "it is empty"
-        if not cell.strip()
-        else "write a point for the decimal comma"
-        if re.fullmatch(r"\s*-?\d*,\d+\s*", cell)
-        else "it is text: write numbers"
-        if cell.strip().lower() in ("true", "false")
-        else "too large for a number"
-        if re.fullmatch(r"[\d.e+-]+", cell.strip(), re.I)
-        else ""
-    )
+    why = _why_no_number(cell.strip())
     return [
         _bad(
             f"{len(wrong)} values are no finite numbers, the first is {cell[:40]!r} in row {row + 1}, {columns[col]!r}"

@@ -355,9 +355,10 @@ def _check_seal(about: dict, path: Path):
 # %% ../../nbs/infer/05_bundle.ipynb #c9d030c2
 def _depth_within(o, limit: int) -> bool:
     "Whether dicts and lists are nested at most so deep."
-    return limit >= 0 and all(
-        _depth_within(v, limit - 1) for v in (o.values() if isinstance(o, dict) else o if isinstance(o, list) else ())
-    )
+    if isinstance(o, dict):
+        o = list(o.values())
+    inner = o if isinstance(o, list) else ()
+    return limit >= 0 and all(_depth_within(v, limit - 1) for v in inner)
 
 
 @patch

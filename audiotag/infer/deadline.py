@@ -76,13 +76,18 @@ class Deadline:
     ):
         self.limit = math.inf if limit is None else seconds_of(limit)
         share = isinstance(margin, (int, float)) and 0 <= margin < 1
-        self.margin = 0.0 if limit is None else margin * self.limit if share else seconds_of(margin)
+        if limit is None:
+            self.margin = 0.0
+        else:
+            self.margin = margin * self.limit if share else seconds_of(margin)
         if self.margin >= self.limit:
             raise AudiotagError(
                 f"the margin {margin!r} leaves nothing of {limit!r}", field="margin", fix="give a smaller one"
             )
         self.clock = clock
-        self.started = process_started() if started == "process" else clock() if started is None else started
+        if started == "process":
+            started = process_started()
+        self.started = clock() if started is None else started
         if not isinstance(self.started, (int, float)) or not self.started <= clock() + 1:
             raise AudiotagError(
                 f"{started!r} is no moment in the past",

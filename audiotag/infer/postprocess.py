@@ -308,19 +308,16 @@ def _told(name, family, able, chosen, before, after, truth, group, of, metric, d
     same = same_order(before, after, metric=metric)
     both = np.hstack([before, after])
     low, high = (0.0, 0.0) if same else bootstrap_interval(gain, truth, both, groups=group, n=draws, seed=seed)
-    said = (
-        f"cannot change {metric}: it keeps every order"
-        if not able
-        else "not chosen in any fold"
-        if not any(chosen)
-        else "kept every order here"
-        if same
-        else ""
-        if low > 0
-        else "worse"
-        if high < 0
-        else "the interval holds 0"
-    )
+    if not able:
+        said = f"cannot change {metric}: it keeps every order"
+    elif not any(chosen):
+        said = "not chosen in any fold"
+    elif same:
+        said = "kept every order here"
+    elif high < 0:
+        said = "worse"
+    else:
+        said = "" if low > 0 else "the interval holds 0"
     if able and len(able) < len(family):
         said = "; ".join(o for o in (said, f"{len(family) - len(able)} alternatives cannot change {metric}") if o)
     return {

@@ -175,11 +175,9 @@ def _count(x):
 
 
 def _join(xs):
-    return (
-        (tuple(np.concatenate(o) for o in zip(*xs)) if isinstance(xs[0], tuple) else np.concatenate(xs))
-        if len(xs) > 1
-        else xs[0]
-    )
+    if len(xs) == 1:
+        return xs[0]
+    return tuple(np.concatenate(o) for o in zip(*xs)) if isinstance(xs[0], tuple) else np.concatenate(xs)
 
 # %% ../../nbs/infer/09_predict.ipynb #db81d2f5
 def _cuts(entry, lost):

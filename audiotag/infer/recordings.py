@@ -80,7 +80,9 @@ def samples_per_frame(front_end: FrontEnd) -> int | None:
     r = front_end.reading
     if r.trim_db is not None or not (r.pad_to_s is None or r.pad_at == "start"):
         return None
-    return front_end.hop_length if isinstance(front_end, LogMel) else 1 if isinstance(front_end, Waveform) else None
+    if isinstance(front_end, LogMel):
+        return front_end.hop_length
+    return 1 if isinstance(front_end, Waveform) else None
 
 
 def _spare(front_end) -> int:
@@ -107,11 +109,10 @@ def _in_pieces(path, row, start, end, open_end, front_end, windows, piece_s):
     for i in range(0, len(starts), per):
         last, size = i + per >= len(starts), starts[min(i + per, len(starts)) - 1] + windows.frames - starts[i]
         a, b = max(0, starts[i] - spare), n if last else min(n, starts[i] + size + most + spare)
-        till = (
-            (None if open_end else end)
-            if b == n
-            else min(end, start + (b * hop + getattr(front_end, "n_fft", 0)) / rate)
-        )
+        if b == n:
+            till = None if open_end else end
+        else:
+            till = min(end, start + (b * hop + getattr(front_end, "n_fft", 0)) / rate)
         out.append(
             Job(
                 path,

@@ -66,17 +66,21 @@ _secret_words = re.compile(
 )
 
 
+def _blotted(m: re.Match) -> str:
+    "What stands in the place of a credential that `_secret_words` has found; the words before it stay."
+    if m[0].startswith("://"):
+        return "://•••@"
+    if m[1]:
+        return f"{m[1]} •••"
+    return f"{m[2]}{m[3]}•••" if m[2] else "•••"
+
+
 def scrub(text: str) -> str:
     "`text` without what looks like a credential: keys, tokens, Authorization headers, the queries of signed addresses."
     for name, value in os.environ.items():  # only to be blotted out
         if re.fullmatch("KAGGLE_.*(KEY|TOKEN|SECRET).*", name) and len(value) > 3:
             text = text.replace(value, "•••")
-    return _secret_words.sub(
-        lambda m: (
-            "://•••@" if m[0].startswith("://") else f"{m[1]} •••" if m[1] else f"{m[2]}{m[3]}•••" if m[2] else "•••"
-        ),
-        text,
-    )
+    return _secret_words.sub(_blotted, text)
 
 
 def kaggle(
@@ -490,7 +494,10 @@ def _status(kernel: str) -> tuple:  # state in lower case, failure message
     said = kaggle("kernels", "status", kernel)
     found = re.search(r'has status "(?:\w+\.)?(\w+)"', said.text)
     why = re.search(r'Failure message: "(.*)"', said.text, re.S)
-    return (found[1].lower() if found and not said.code else ""), (why[1] if why else "" if found else said.last)
+    state = found[1].lower() if found and not said.code else ""
+    if why:
+        return state, why[1]
+    return state, "" if found else said.last
 
 # %% ../../nbs/kaggle/06_client.ipynb #3d11a9db
 def follow(

@@ -133,8 +133,13 @@ def notebook_sources(
     for node in (o for t in trees for o in t.body if isinstance(o, ast.Assign)):
         known.update({o.id: _names(node.value, known) for o in node.targets if isinstance(o, ast.Name)})
     for t, names in known.items():
-        kind = "competitions" if _is_competition.match(t) else "datasets" if _is_dataset.match(t) else ""
-        for name in names if kind else []:
+        if _is_competition.match(t):
+            kind = "competitions"
+        elif _is_dataset.match(t):
+            kind = "datasets"
+        else:
+            continue
+        for name in names:
             _enter(found, kind, name)
     for kind, name in (o for c, t in zip(cells, trees) for o in (*_calls(t, known), *_mounted(c.source))):
         _enter(found, kind, name)

@@ -160,8 +160,10 @@ def hidden_test(
 def _fill(made: Hidden, public: Path, names, competition, n: int, g) -> list:
     "Put `n` sound files into the test folder."
     ids = competition.template[competition.id_column]
-    example = names[0] if names else (str(ids.iloc[0]) if len(ids) else "hidden_000000")
-    if not names and not os.path.splitext(example)[1]:
+    example = str(ids.iloc[0]) if len(ids) else "hidden_000000"
+    if names:
+        example = names[0]
+    elif not os.path.splitext(example)[1]:
         example = re.sub(r"_\d+$", "", example) + (".ogg" if "soundscape" in made.where else ".wav")
     kept = names[: max(1, n - len(FAULTS))] if n > 1 else []
     for name in kept:

@@ -131,11 +131,11 @@ def _on_program(command):
         name = os.path.basename(said[0]) if said else ""
         if name in _reaching or (name == "git" and {"clone", "fetch", "pull", "push", "ls-remote"} & set(said)):
             return "net", text
-        touched += [
-            w
-            for w in (said[-1:] if name in ("cp", "ln") else said[1:] if name in _changing else [])
-            if w.startswith("/")
-        ]
+        if name in ("cp", "ln"):
+            changed = said[-1:]
+        else:
+            changed = said[1:] if name in _changing else []
+        touched += [w for w in changed if w.startswith("/")]
     return next((("write", _outside(p)) for p in touched if _outside(p)), None)
 
 

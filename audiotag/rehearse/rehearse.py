@@ -356,7 +356,8 @@ def _supervise(p, room: Room, limits: Limits, *, every: float = 0.1) -> dict:
             if passed - looked > 1:
                 disk, looked = max(disk, _used(room.working)), passed
             peak = max(peak, held)
-            stopped = "memory" if held > most else "time" if passed > seconds else "disk" if disk > room_for else ""
+            reached = {"memory": held > most, "time": passed > seconds, "disk": disk > room_for}
+            stopped = next((limit for limit, too_much in reached.items() if too_much), "")
             if stopped:
                 break
             time.sleep(min(every, max(0.01, seconds - passed)))

@@ -90,7 +90,9 @@ def compare(
         _or_nan(f, truth[fold == i], after[fold == i]) - _or_nan(f, truth[fold == i], before[fold == i])
         for i in np.unique(fold)
     ]
-    verdict = "a gain" if low > 0 else "a loss" if high < 0 else "within the noise"
+    verdict = "within the noise"
+    if low > 0 or high < 0:
+        verdict = "a gain" if low > 0 else "a loss"
     return dict(
         gain=f(truth, after) - f(truth, before),
         low=low,
@@ -396,10 +398,13 @@ def trust(
 
 def _records(table):
     named = table.reset_index() if table.index.name else table
-    return [
-        {k: (None if v is None or v != v else v.item() if isinstance(v, np.generic) else v) for k, v in r.items()}
-        for r in named.to_dict("records")
-    ]
+
+    def plain(v):
+        if v is None or v != v:  # NaN
+            return None
+        return v.item() if isinstance(v, np.generic) else v
+
+    return [{k: plain(v) for k, v in r.items()} for r in named.to_dict("records")]
 
 
 def trust_as_json(t: Trust) -> dict:  # lists of rows, and the advice

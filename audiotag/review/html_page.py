@@ -60,7 +60,10 @@ def table_html(
     def cell(c, v):
         text, key = _shown(v, digits)
         bar = f' style="--w:{min(1, max(0, float(v))):.3f}"' if c in bars and key != "" else ""
-        return f'<td class="{"n" if number[c] else "t s" if len(text) <= 30 else "t"}{" bar" if bar else ""}" data-v="{esc(key)}"{bar}>{esc(text)}</td>'
+        kind = "t s" if len(text) <= 30 else "t"
+        if number[c]:
+            kind = "n"
+        return f'<td class="{kind}{" bar" if bar else ""}" data-v="{esc(key)}"{bar}>{esc(text)}</td>'
 
     lines = [
         f"<tr>{''.join(cell(c, v) for c, v in zip(table.columns, r))}</tr>"

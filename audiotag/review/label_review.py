@@ -56,7 +56,9 @@ def _rejected(doubt, n_stages):
         if not (r.doubt > 0 and r.best_lwlrap < 1):
             continue
         curated = r.source != "noisy"
-        who = "the scores rank" if n_stages == 1 else "all stages rank" if not curated else "the stages together rank"
+        who = "the stages together rank" if curated else "all stages rank"
+        if n_stages == 1:
+            who = "the scores rank"
         rows.append(
             (
                 r.Index,

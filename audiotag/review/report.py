@@ -34,9 +34,13 @@ def as_text(
     digits: int = 3,
 ) -> str:
     "A table as lines of text; missing numbers are a dash."
-    cells = table.reset_index().map(
-        lambda v: "–" if pd.isna(v) else f"{v:.{digits}f}" if isinstance(v, float) else str(v)
-    )
+
+    def shown(v):
+        if pd.isna(v):
+            return "–"
+        return f"{v:.{digits}f}" if isinstance(v, float) else str(v)
+
+    cells = table.reset_index().map(shown)
     head = [str(c) for c in cells.columns]
     wide = [max(len(o) for o in [h, *cells.iloc[:, i]]) for i, h in enumerate(head)]
     line = lambda row: "  ".join(
@@ -588,7 +592,7 @@ def report_html(
     "The report of a run as one self-contained page; raises `AudiotagError` when the run is not finished."
     if not is_finished(run):
         raise AudiotagError(
-            "the run is not finished", file=run.folder, fix="call `audiotag train` again: it goes on where it was"
+            "the run is not finished", file=run.folder, fix="call `audiotag train` again: it resumes the work"
         )
     found, scores = _known(run, "trust.json"), score_intervals(run, n=300)
     baseline = run.folder / "baseline.parquet"

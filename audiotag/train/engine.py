@@ -741,4 +741,6 @@ def get_engine(
         raise AudiotagError(
             f"the engine {name!r} has no address", field="address", fix="leave it out, or choose the engine 'ray'"
         )
-    return Here() if name == "serial" else Processes(workers) if name == "processes" else Ray(address, workers=workers)
+    if name == "serial":
+        return Here()
+    return Processes(workers) if name == "processes" else Ray(address, workers=workers)

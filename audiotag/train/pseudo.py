@@ -93,14 +93,10 @@ def judge_rounds(
     for name, score in scores.items():
         gain = np.nan if best is None else score - scores[best]
         gained = best is None or (gain > 0 and gain >= min_gain - 1e-12)
-        rows.append(
-            dict(
-                round=name,
-                score=score,
-                gain=gain,
-                then="the start" if best is None else "goes on" if gained else "stops here",
-            )
-        )
+        then = "goes on" if gained else "stops here"
+        if best is None:
+            then = "the start"
+        rows.append(dict(round=name, score=score, gain=gain, then=then))
         if not gained:
             stopped = True
             break

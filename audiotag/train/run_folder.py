@@ -307,7 +307,9 @@ def _train(self: Run, stage: Stage, fold: int, label: str, cbs=()):
     if torch.cuda.is_available():
         dls.to(f"cuda:{torch.cuda.current_device()}")
     epochs = max(1, round(stage.steps / len(dls.train))) if stage.steps else stage.epochs
-    keeper = Ema(stage.ema) if stage.ema else BestEpoch(stage.patience) if stage.best_epoch else None
+    keeper = BestEpoch(stage.patience) if stage.best_epoch else None
+    if stage.ema:
+        keeper = Ema(stage.ema)
     train_fold(
         model,
         dls,

@@ -57,14 +57,10 @@ def tune_run(
 
     def caveat(name):
         kinds = {type(o) for o in families[name]}
-        return (
-            ""
-            if found.table.note[name].startswith("cannot")
-            else _FLATTERED
-            if kinds <= {Smooth, NeighbourMax, FileMax}
-            else "clips say little about minutes without the species"
-            if Halve in kinds
-            else ""
-        )
+        if found.table.note[name].startswith("cannot"):
+            return ""
+        if kinds <= {Smooth, NeighbourMax, FileMax}:
+            return _FLATTERED
+        return "clips say little about minutes without the species" if Halve in kinds else ""
 
     return Tuned(found.steps, found.table.assign(caveat=[caveat(o) for o in found.table.index]), found.scores)
