@@ -20,7 +20,11 @@ def sample_folder(name):
     if not (SAMPLES / name / ".unpacked").is_file():
         if not unpack.is_file():
             return None, f"the sample set {name!r} is not on this machine ({unpack} is missing)"
-        subprocess.run([sys.executable, str(unpack), str(SAMPLES), name], check=True, stdout=subprocess.DEVNULL)
+        SAMPLES.mkdir(parents=True, exist_ok=True)
+        with open(SAMPLES / f"{name}.lock", "w") as lock:  # one worker unpacks, the others wait for it
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (SAMPLES / name / ".unpacked").is_file():
+                subprocess.run([sys.executable, str(unpack), str(SAMPLES), name], check=True, stdout=subprocess.DEVNULL)
     return SAMPLES / name, ""
 
 
