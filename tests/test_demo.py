@@ -37,6 +37,7 @@ def test_the_demo_leaves_what_it_promises(folder):
         assert (folder / path).is_file()
 
 
+@pytest.mark.long
 def test_finished_and_called_again_it_says_so(folder, capsys):
     stamp = (folder / "demo" / "working" / "submission.csv").stat().st_mtime_ns
     demo(folder / "demo", bundle=folder / "demo-weights", changes=SETS)

@@ -40,6 +40,7 @@ def test_it_runs(name, executed):
     assert done.metadata.get("kernelspec") and "skip_exec: true" in done.cells[0].source
 
 
+@pytest.mark.long
 def test_pictures_and_players(executed):
     "The tutorial about looking and listening shows both."
     done = executed("look_and_listen")
