@@ -9,7 +9,6 @@ __all__ = ['Config', 'config_from_dict', 'require_same', 'set_fields']
 import hashlib, json, types, typing
 from dataclasses import dataclass, fields, replace
 import numpy as np
-from fastcore.basics import patch
 from .errors import AudiotagError, did_you_mean
 
 # %% ../../nbs/core/02_config.ipynb #52be0770
@@ -48,40 +47,6 @@ def _conform(value, hint, where: str):
     raise AudiotagError(f"{value!r} is not a valid value", field=where, fix=f"give {wanted}")
 
 # %% ../../nbs/core/02_config.ipynb #7a8aebfe
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    "Base of every settings dataclass: checked when made, JSON round trip, content hash, field-wise diff."
-
-    def __init_subclass__(cls, **kwargs):
-        super().__init_subclass__(**kwargs)
-        _kinds[cls.__name__] = cls
-
-    def __post_init__(self):
-        hints = typing.get_type_hints(type(self))
-        for f in fields(self):
-            value = _conform(getattr(self, f.name), hints[f.name], f"{type(self).__name__}.{f.name}")
-            object.__setattr__(self, f.name, value)
-        self.check()
-
-    libraries = ()  # what is imported only when these settings are used, for `load_library`
-
-    def check(self):
-        "Subclasses refuse bad ranges here, through `self.require`."
-
-    def require(self, ok, name: str, fix: str):
-        "Raise `AudiotagError` about the field `name` unless `ok`."
-        if not ok:
-            raise AudiotagError(
-                f"{getattr(self, name)!r} is out of range", field=f"{type(self).__name__}.{name}", fix=fix
-            )
-
-    def replace(self, **changes):
-        return replace(self, **changes)
-
-
-_kinds = {}
-
-# %% ../../nbs/core/02_config.ipynb #bdceff87
 def _plain(value):
     "`value` in terms of dict, list, str, int, float, bool and None."
     if isinstance(value, Config):
@@ -91,29 +56,81 @@ def _plain(value):
     return value
 
 
-@patch
-def to_dict(self: Config) -> dict:
-    "All fields as plain JSON values, with the class under `kind`."
-    return {"kind": type(self).__name__, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
+def _flat(value, prefix=""):
+    "Yield (dotted name, leaf) for nested dicts and lists."
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list) and value:
+        items = enumerate(value)
+    else:
+        yield prefix, value
+        return
+    for k, v in items:
+        yield from _flat(v, f"{prefix}.{k}" if prefix else str(k))
 
 
-@patch
-def needs(self: Config) -> list:  # names for `load_library`
-    "The libraries that these settings, and those inside of them, import only when they are used."
-    values = [v for f in fields(self) for v in _several(getattr(self, f.name))]
-    return list(
-        dict.fromkeys([*self.libraries, *(name for v in values if isinstance(v, Config) for name in v.needs())])
-    )
+_kinds = {}  # the word under `kind` in JSON -> class
 
+# %% ../../nbs/core/02_config.ipynb #4b1ff169
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    "Base of every settings dataclass: checked when created, JSON round trip, content hash, field-wise diff."
 
-def _several(value) -> tuple:
-    return value if isinstance(value, tuple) else (value,)
+    libraries = ()  # names for `load_library` of what is imported only when these settings are used
 
+    def __init_subclass__(cls, kind: str = "", **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.kind = kind or cls.__name__
+        _kinds[cls.kind] = cls
 
-@patch
-def to_json(self: Config) -> str:
-    "`to_dict` as indented text."
-    return json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
+    def __post_init__(self):
+        hints = typing.get_type_hints(type(self))
+        for f in fields(self):
+            value = _conform(getattr(self, f.name), hints[f.name], f"{type(self).__name__}.{f.name}")
+            object.__setattr__(self, f.name, value)
+        self.check()
+
+    def check(self):
+        "Overridden by subclasses to refuse values out of range, through `self.require`."
+
+    def require(self, ok, name: str, fix: str):
+        "Raise `AudiotagError` about the field `name` unless `ok`."
+        if not ok:
+            raise AudiotagError(
+                f"{getattr(self, name)!r} is out of range", field=f"{type(self).__name__}.{name}", fix=fix
+            )
+
+    def replace(self, **changes):
+        "A copy with some fields changed, checked again."
+        return replace(self, **changes)
+
+    def needs(self) -> list:  # names for `load_library`
+        "The libraries that these settings, and the settings nested in them, import only when they are used."
+        names = list(self.libraries)
+        for f in fields(self):
+            value = getattr(self, f.name)
+            for v in value if isinstance(value, tuple) else (value,):
+                names += v.needs() if isinstance(v, Config) else []
+        return list(dict.fromkeys(names))
+
+    def to_dict(self) -> dict:
+        "All fields as plain JSON values, with the registered name of the class under `kind`."
+        return {"kind": self.kind, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
+
+    def to_json(self) -> str:
+        "`to_dict` as indented text."
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
+
+    @property
+    def hash(self) -> str:
+        "The first 16 hexadecimal digits of the SHA-256 of all fields."
+        text = json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def diff(self, other: "Config") -> dict:  # {dotted field: (mine, theirs)}
+        "The fields in which two settings differ; `None` stands where one of them lacks the field."
+        a, b = dict(_flat(self.to_dict())), dict(_flat(other.to_dict()))
+        return {k: (a.get(k), b.get(k)) for k in [*a, *(k for k in b if k not in a)] if a.get(k) != b.get(k)}
 
 # %% ../../nbs/core/02_config.ipynb #2b4cb24f
 def config_from_dict(
@@ -143,33 +160,6 @@ def config_from_dict(
         raise AudiotagError(f"{d['kind']} is incomplete ({e})", file=where) from None
     except RecursionError:
         raise AudiotagError("is nested too deeply", file=where) from None
-
-# %% ../../nbs/core/02_config.ipynb #017c71c8
-@patch(as_prop=True)
-def hash(self: Config) -> str:
-    "The first 16 hexadecimal digits of the SHA-256 of all fields."
-    text = json.dumps(self.to_dict(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _flat(value, prefix=""):
-    "Yield (dotted name, leaf) for nested dicts and lists."
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list) and value:
-        items = enumerate(value)
-    else:
-        yield prefix, value
-        return
-    for k, v in items:
-        yield from _flat(v, f"{prefix}.{k}" if prefix else str(k))
-
-
-@patch
-def diff(self: Config, other: Config) -> dict:  # {dotted field: (mine, theirs)}
-    "The fields in which two settings differ; `None` stands where one of them lacks the field."
-    a, b = dict(_flat(self.to_dict())), dict(_flat(other.to_dict()))
-    return {k: (a.get(k), b.get(k)) for k in [*a, *(k for k in b if k not in a)] if a.get(k) != b.get(k)}
 
 # %% ../../nbs/core/02_config.ipynb #902c28dc
 def require_same(
