@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PERCENTILES', 'PRESETS', 'Scaling', 'Standardize', 'MinMax', 'FixedStats', 'FrontEnd', 'PCEN', 'LogMel',
-           'crop_frames', 'window_starts', 'GlobalFeatures', 'RawFold', 'Waveform', 'Length', 'Joined', 'parts']
+           'crop_frames', 'window_starts', 'GlobalFeatures', 'RawFold', 'Waveform', 'Length', 'Joined',
+           'front_end_parts']
 
 # %% ../../nbs/audio/02_features.ipynb #3e5ed01f
 import math
@@ -14,7 +15,7 @@ import numpy as np
 from fastcore.basics import patch
 from ..core.errors import AudiotagError, load_library
 from ..core.config import Config
-from .io import Reading, read_audio
+from .io import ReadOptions, read_audio
 
 # %% ../../nbs/audio/02_features.ipynb #d4eefe69
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ class FrontEnd(Config):
     "Base of the front ends: `fe(wave)` maps (samples,) to float32 (n_bands, frames), or (n_channels, n_bands, frames)."
 
     sample_rate: int = 44100  # Hz; `read` resamples to it
-    reading: Reading = Reading()  # how `read` turns a file into a wave
+    reading: ReadOptions = ReadOptions()  # how `read` turns a file into a wave
     scaling: Scaling | None = None  # of each image
 
     fill = None  # what `crop_frames` pads with; None is the least value of the image
@@ -142,7 +143,7 @@ def read(
 
 
 @patch
-def from_file(self: FrontEnd, path, *, start_s: float | None = None, end_s: float | None = None) -> np.ndarray:
+def read_features(self: FrontEnd, path, *, start_s: float | None = None, end_s: float | None = None) -> np.ndarray:
     "`self(self.read(path))`: from a file to what the network sees."
     return self(self.read(path, start_s=start_s, end_s=end_s))
 
@@ -824,10 +825,10 @@ class Joined(FrontEnd):
         return self.main.samples_for(n_frames)
 
     def __call__(self, wave):
-        return tuple(o(wave) for o in parts(self))
+        return tuple(o(wave) for o in front_end_parts(self))
 
 
-def parts(
+def front_end_parts(
     front_end: FrontEnd,  # joined or not
 ) -> tuple:  # of front ends, the main one first
     "The front ends that a front end is made of."
@@ -843,35 +844,37 @@ def layer(self: Joined):  # torch.nn.Module
         def forward(self, wave):
             return tuple(o(wave) for o in self)
 
-    return JoinedLayer([o.layer() for o in parts(self)])
+    return JoinedLayer([o.layer() for o in front_end_parts(self)])
 
 # %% ../../nbs/audio/02_features.ipynb #a628b054
 def _preset(**kwargs):
     return LogMel(**{"top_db": 80.0, "n_fft": 2048, "hop_length": 512, "f_max": None, **kwargs})
 
 
-_freesound = dict(n_fft=2560, f_max=22050.0, scaling=Standardize(), reading=Reading(trim_db=60.0, pad_to_s=2.0))
-_universal = dict(sample_rate=16000, f_min=0.0, scaling=MinMax(), reading=Reading(pad_to_s=1.0))
+_freesound = dict(n_fft=2560, f_max=22050.0, scaling=Standardize(), reading=ReadOptions(trim_db=60.0, pad_to_s=2.0))
+_universal = dict(sample_rate=16000, f_min=0.0, scaling=MinMax(), reading=ReadOptions(pad_to_s=1.0))
 
 PRESETS = {
     "freesound_writeup": _preset(hop_length=347, **_freesound),  # system 1, as its text says
     "freesound_kernel": _preset(hop_length=694, **_freesound),  # system 1, as its inference code says
-    "waveform": Waveform(reading=Reading(trim_db=60.0)),  # system 2, what goes into the network
+    "waveform": Waveform(reading=ReadOptions(trim_db=60.0)),  # system 2, what goes into the network
     # system 2, inside of it
-    "waveform_mel": _preset(n_fft=1024, n_mels=64, f_min=0.0, reference="max", reading=Reading(trim_db=60.0)),
+    "waveform_mel": _preset(n_fft=1024, n_mels=64, f_min=0.0, reference="max", reading=ReadOptions(trim_db=60.0)),
     "waveform_mel_441": _preset(
-        n_fft=1024, hop_length=500, n_mels=64, f_min=0.0, reference="max", reading=Reading(trim_db=60.0)
+        n_fft=1024, hop_length=500, n_mels=64, f_min=0.0, reference="max", reading=ReadOptions(trim_db=60.0)
     ),
-    "global": GlobalFeatures(reading=Reading(trim_db=60.0)),  # system 2, beside it; also the one-minute baseline
+    "global": GlobalFeatures(reading=ReadOptions(trim_db=60.0)),  # system 2, beside it; also the one-minute baseline
     "rainforest": _preset(sample_rate=32000, scaling=MinMax()),  # system 3
     "universal_64": _preset(n_mels=64, hop_length=253, **_universal),  # system 4
     "universal_128": _preset(n_mels=128, hop_length=125, **_universal),
     "universal_224": _preset(n_mels=224, hop_length=71, **_universal),
     # system 5 (a)
-    "birdclef_mel": _preset(sample_rate=32000, scaling=Standardize(), reading=Reading(pad_to_s=5.0, pad_at="start")),
-    "birdclef_fold_2x1000x80": RawFold(reading=Reading(pad_to_s=5.0, pad_at="start")),  # system 5 (b), fifth
+    "birdclef_mel": _preset(
+        sample_rate=32000, scaling=Standardize(), reading=ReadOptions(pad_to_s=5.0, pad_at="start")
+    ),
+    "birdclef_fold_2x1000x80": RawFold(reading=ReadOptions(pad_to_s=5.0, pad_at="start")),  # system 5 (b), fifth
     # fourth
     "birdclef_fold_625x128": RawFold(
-        sample_rate=16000, channels=1, rows=625, columns=128, reading=Reading(pad_to_s=5.0, pad_at="start")
+        sample_rate=16000, channels=1, rows=625, columns=128, reading=ReadOptions(pad_to_s=5.0, pad_at="start")
     ),
 }

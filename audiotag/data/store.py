@@ -43,7 +43,7 @@ from audiotag.data.mmap import (
     write_lookup,
 )
 from ..audio.io import audio_info, write_quarantine
-from ..audio.features import FrontEnd, Joined, Waveform, crop_frames, parts
+from ..audio.features import FrontEnd, Joined, Waveform, crop_frames, front_end_parts
 
 # %% ../../nbs/data/06_store.ipynb #a7ea6aea
 DTYPES = "float16", "float32", "uint8", "int16"
@@ -367,7 +367,7 @@ def _features(job, row) -> np.ndarray:
         )
     try:
         path.encode()
-        x = job.settings.front_end.from_file(path, start_s=start, end_s=end)
+        x = job.settings.front_end.read_features(path, start_s=start, end_s=end)
     except UnicodeEncodeError:
         raise AudiotagError("has a name that is not UTF-8", fix="rename the file", kind="bad_name") from None
     except (AudiotagError, MemoryError):
@@ -1116,7 +1116,7 @@ class JoinedStore:
 
 def _part_folders(folder, front_end):
     "The folder itself, and one next to it for each further part."
-    return [f"{folder}-{type(o).__name__.lower()}" if i else folder for i, o in enumerate(parts(front_end))]
+    return [f"{folder}-{type(o).__name__.lower()}" if i else folder for i, o in enumerate(front_end_parts(front_end))]
 
 # %% ../../nbs/data/06_store.ipynb #a075a325
 def build_stores(
@@ -1130,7 +1130,7 @@ def build_stores(
     **options,  # of `build_store`
 ) -> "FeatureStore|JoinedStore":
     "`build_store` for each part of a front end; what goes beside the windows is kept in float32."
-    for i, (part, where) in enumerate(zip(parts(front_end), _part_folders(folder, front_end))):
+    for i, (part, where) in enumerate(zip(front_end_parts(front_end), _part_folders(folder, front_end))):
         build(clips, part, where, workers=workers, **{**options, **({"dtype": "float32"} if i else {})})
     return open_store(folder, front_end, opened=opened)
 
@@ -1143,6 +1143,6 @@ def open_store(
 ) -> "FeatureStore|JoinedStore":
     "The store of a front end; raises `AudiotagError` when it was made with another one."
     stores = [opened(o) for o in _part_folders(folder, front_end)]
-    for s, part in zip(stores, parts(front_end)):
+    for s, part in zip(stores, front_end_parts(front_end)):
         require_same(s.front_end, part, where=str(getattr(s, "url", s.folder)), fix="name another folder")
     return JoinedStore(front_end, stores) if isinstance(front_end, Joined) else stores[0]

@@ -20,7 +20,7 @@ from ..core.config import Config, config_from_dict
 from ..core.files import atomic_folder, file_sha256, read_json, write_bytes, write_json
 from ..core.seeding import rng
 from .ensemble import Combiner
-from ..audio.features import FrontEnd, parts
+from ..audio.features import FrontEnd, front_end_parts
 from .windows import Windows, probabilities
 
 # %% ../../nbs/infer/05_bundle.ipynb #83deb45f
@@ -169,7 +169,7 @@ def _network(d, where: str) -> Config:
 def _front_ends(spec) -> list:
     "The front ends that a network's settings hold, at any depth."
     inner = [getattr(spec, f.name) for f in fields(spec)]
-    return [p for o in inner if isinstance(o, FrontEnd) for p in parts(o)] + [
+    return [p for o in inner if isinstance(o, FrontEnd) for p in front_end_parts(o)] + [
         p for o in inner if isinstance(o, Config) and not isinstance(o, FrontEnd) for p in _front_ends(o)
     ]
 
@@ -454,9 +454,9 @@ def _bounded(self: Bundle):
             fix="do not use a bundle whose origin you do not know",
         )
 
-    if any(map(_greedy, parts(self.front_end))):
+    if any(map(_greedy, front_end_parts(self.front_end))):
         refuse("front end")
-    main, w = parts(self.front_end)[0], self.windows
+    main, w = front_end_parts(self.front_end)[0], self.windows
     many = max(1, -(-(main.n_frames(int(2.5 * main.sample_rate)) - w.frames) // w.hop) + 1)
     if many * w.frames * main.n_bands * main.n_channels > 2**23:
         refuse("windows")

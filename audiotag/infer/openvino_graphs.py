@@ -34,7 +34,7 @@ from ..core.files import file_sha256
 from ..core.progress import progress
 from ..core.seeding import rng
 from ..core.memory import keep_memory
-from ..audio.features import FrontEnd, parts
+from ..audio.features import FrontEnd, front_end_parts
 from ..core.metrics import lwlrap, metric_named
 from .overlap import shared_pass, strips
 from .windows import batches
@@ -83,7 +83,7 @@ def _heard(front, x):
     if front is None:
         return x
     waves, *beside = x if isinstance(x, tuple) else (x,)
-    each = [[p(np.ascontiguousarray(w[0, 0])) for w in waves] for p in parts(front)]
+    each = [[p(np.ascontiguousarray(w[0, 0])) for w in waves] for p in front_end_parts(front)]
 
     def image(p, out):
         return (
@@ -92,7 +92,7 @@ def _heard(front, x):
             else np.zeros((0, p.n_channels, p.n_bands, 1), np.float32)
         )
 
-    y = tuple(map(image, parts(front), each))
+    y = tuple(map(image, front_end_parts(front), each))
     return (*y, *beside) if beside or len(y) > 1 or isinstance(x, tuple) else y[0]
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #307c8ae3
@@ -897,7 +897,7 @@ def _front_of(bundle, entry: dict):
     if entry.get("front") is None:
         return None
     front = config_from_dict(entry["front"], where=str(bundle.path))
-    if not isinstance(front, FrontEnd) or any(type(p) == FrontEnd or _greedy(p) for p in parts(front)):
+    if not isinstance(front, FrontEnd) or any(type(p) == FrontEnd or _greedy(p) for p in front_end_parts(front)):
         raise AudiotagError(
             "a graph of this bundle comes behind a front end that is none", file=bundle.path, fix="export it again"
         )

@@ -92,7 +92,7 @@ def embeddings(
             rows[r.clip_id] = embedding(
                 store[r.clip_id]
                 if store is not None and r.clip_id in store
-                else front_end.from_file(r.path, start_s=none(r.start_s), end_s=none(r.end_s))
+                else front_end.read_features(r.path, start_s=none(r.start_s), end_s=none(r.end_s))
             )
         except AudiotagError:
             pass

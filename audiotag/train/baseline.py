@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 import numpy as np, pandas as pd
 from sklearn.ensemble import RandomForestClassifier
-from ..audio.io import Reading, audio_info
+from ..audio.io import ReadOptions, audio_info
 from ..data.competitions import Competition, class_prior, targets
 from ..core.errors import AudiotagError, library_error
 from ..core.progress import progress
 from ..core.seeding import derive_seed
-from ..audio.features import FrontEnd, LogMel, Waveform, parts
+from ..audio.features import FrontEnd, LogMel, Waveform, front_end_parts
 from ..data.folds import assign_folds
 from ..core.metrics import metric_named
 from .run_folder import Run
@@ -113,7 +113,7 @@ def baseline_table(
 def _heard(run, clip_id):
     "What the store has of a clip, a wave as its log-mel: a forest cannot hear waves."
     x = run.store[clip_id] if isinstance(run.store[clip_id], tuple) else (run.store[clip_id],)
-    if not isinstance(parts(run.recipe.stored)[0], Waveform):
+    if not isinstance(front_end_parts(run.recipe.stored)[0], Waveform):
         return x
     return baseline_front_end(run.recipe.front_end.sample_rate)(x[0][0]), *x[1:]
 
@@ -128,7 +128,7 @@ def baseline_front_end(
         hop_length=round(0.016 * sample_rate),
         n_mels=64,
         f_max=None,
-        reading=Reading(trim_db=60.0),
+        reading=ReadOptions(trim_db=60.0),
     )
 
 
@@ -156,7 +156,7 @@ def hear_statistics(
     def hear(c):
         span = {k: v for k, v in (("start_s", c.start_s), ("end_s", c.end_s)) if v == v}
         try:
-            return clip_statistics(front_end.from_file(c.path, **span))
+            return clip_statistics(front_end.read_features(c.path, **span))
         except Exception as e:  # one odd file must not cost the others
             if broken := library_error(e):
                 raise broken from None

@@ -8,7 +8,7 @@ __all__ = ['recipes', 'freesound2019', 'freesound2019_waveform', 'rainforest2021
 
 # %% ../../nbs/train/10_recipes.ipynb #0203cdcd
 from functools import partial
-from ..audio.io import Reading
+from ..audio.io import ReadOptions
 from ..augment.manifold import ManifoldMixUp
 from ..augment.spec import Gamma, Lighting, MixUp, SpecAugment, SpecMix, ZoomCrop
 from ..augment.wave import Gain, Noise, Shift
@@ -94,7 +94,7 @@ def freesound2019_waveform(
         loss=BCE(label_smoothing=0.02),
         stages=stages,
         members=("curated",),
-        front_end=Joined(main=Waveform(), beside=(GlobalFeatures(), Length()), reading=Reading(trim_db=60.0)),
+        front_end=Joined(main=Waveform(), beside=(GlobalFeatures(), Length()), reading=ReadOptions(trim_db=60.0)),
         windows=Windows(frames=seconds * 44100, hop=seconds * 22050, train_at="random", views=places),
         model=WaveCNN(width=0.25, stem_channels=16, rnn=32) if small else WAVE_CNNS["v1mix"],
         n_folds=5 if small else 10,

@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from ..core.errors import AudiotagError, did_you_mean
 from ..core.config import Config
 from ..core.metrics import METRICS
-from ..audio.features import FrontEnd, Joined, Waveform, parts
+from ..audio.features import FrontEnd, Joined, Waveform, front_end_parts
 from ..data.competitions import target_weights
 from ..data.sampling import Sampler
 from ..data.crops import Crops
@@ -217,7 +217,7 @@ def _check_hearing(recipe):
     augments = [o for s in (recipe, *recipe.stages) for o in s.augment or ()]
     recipe.require(all(isinstance(o, spec.Augment) for o in augments), "augment", "give settings of augmentations")
     recipe.require(recipe.features in ("stored", "computed"), "features", "choose 'stored' or 'computed'")
-    hears = isinstance(parts(recipe.front_end)[0], Waveform)
+    hears = isinstance(front_end_parts(recipe.front_end)[0], Waveform)
     fits = recipe.features == "stored" or not (hears or isinstance(recipe.front_end, Joined))
     recipe.require(fits, "features", "choose 'stored' for a network that takes the wave, or several inputs")
     inside = getattr(recipe.model, "front", None)

@@ -14,7 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from audiotag.audio.io import Reading, crop_or_pad
+from audiotag.audio.io import ReadOptions, crop_or_pad
 from audiotag.core.errors import AudiotagError
 from audiotag.core.config import Config, config_from_dict
 from audiotag.audio.features import (
@@ -34,7 +34,7 @@ from audiotag.audio.features import (
     _filters,
     _smooth,
     crop_frames,
-    parts,
+    front_end_parts,
     window_starts,
 )
 
@@ -156,7 +156,7 @@ def test_presets_are_librosas(name, sample_set):
         }[type(fe.scaling)]()
         assert np.abs(fe.replace(scaling=None)(wave) - x).max() <= 0.01
         assert np.abs(fe(wave) - want).max() <= 0.01
-        assert np.array_equal(fe.from_file(path, end_s=1.0), fe(fe.read(path, end_s=1.0)))
+        assert np.array_equal(fe.read_features(path, end_s=1.0), fe(fe.read(path, end_s=1.0)))
 
 
 def test_any_float_and_stride(real):
@@ -553,7 +553,7 @@ OTHER = dict(
     deltas=1,
     frequency_channel=True,
     scaling=MinMax(),
-    reading=Reading(trim_db=60.0),
+    reading=ReadOptions(trim_db=60.0),
 )
 
 
@@ -569,7 +569,7 @@ def test_every_field_changes_the_hash():
         LogMel(scaling=Standardize(eps=1e-5)),
         LogMel(scaling=FixedStats(std=2.0)),
         LogMel(pcen=PCEN(power=0.3)),
-        LogMel(reading=Reading(channel=1)),
+        LogMel(reading=ReadOptions(channel=1)),
     ]
     assert len({fe.hash for fe in deep}) == len(deep)
     assert LogMel(f_min=20).hash == LogMel().hash and len({fe.hash for fe in PRESETS.values()}) == len(PRESETS)
@@ -625,8 +625,8 @@ def test_joined_front_ends():
         sample_rate=32000,
     )
     wave = np.random.default_rng(0).standard_normal(48000).astype(np.float32)
-    assert [o.sample_rate for o in parts(fe)] == [32000] * 3 and parts(Length()) == (Length(),)
-    for whole, part, layer in zip(fe(wave), parts(fe), fe.layer()(torch.from_numpy(np.stack([wave, -wave])))):
+    assert [o.sample_rate for o in front_end_parts(fe)] == [32000] * 3 and front_end_parts(Length()) == (Length(),)
+    for whole, part, layer in zip(fe(wave), front_end_parts(fe), fe.layer()(torch.from_numpy(np.stack([wave, -wave])))):
         assert np.array_equal(whole, part(wave)) and whole.shape == (part.n_bands, part.n_frames(len(wave)))
         np.testing.assert_allclose(layer[0, 0], whole, atol=2e-3)
     assert fe(wave)[2].item() == 48000 / 32000 / 2

@@ -19,8 +19,8 @@ from audiotag.audio import io as audio
 from audiotag.audio.io import (
     KINDS,
     QUARANTINE_COLUMNS,
-    READINGS,
-    Reading,
+    READ_PRESETS,
+    ReadOptions,
     audio_info,
     crop_or_pad,
     quarantine_row,
@@ -137,8 +137,8 @@ def test_same_samples_as_soundfile(tmp_path, suffix, container, subtype, channel
     x = sf.read(path, dtype="float32", always_2d=True)[0]
     assert np.array_equal(read_audio(path), librosa.to_mono(x.T))
     for c in range(channels):
-        assert np.array_equal(read_audio(path, reading=Reading(channel=c)), x[:, c])
-    assert fault(path, reading=Reading(channel=channels)).kind == "no_channel"
+        assert np.array_equal(read_audio(path, reading=ReadOptions(channel=c)), x[:, c])
+    assert fault(path, reading=ReadOptions(channel=channels)).kind == "no_channel"
 
 
 def test_long_files_are_the_same_in_blocks(tmp_path):
@@ -176,7 +176,7 @@ def test_as_librosa_load_and_trim(tmp_path):
         "VORBIS",
     )
     theirs = librosa.effects.trim(librosa.load(path, sr=16000, res_type="soxr_hq")[0], top_db=40)[0]
-    ours = read_audio(path, sample_rate=16000, reading=Reading(trim_db=40))
+    ours = read_audio(path, sample_rate=16000, reading=ReadOptions(trim_db=40))
     assert len(ours) == len(theirs) < 3 * 16000
     assert np.abs(ours - theirs).max() < 1e-6
 
@@ -237,14 +237,14 @@ def test_padding_after_reading(tmp_path):
     path = write(tmp_path / "a.wav", sound(0.5, 16000), 16000, "WAV", "PCM_16")
     x = read_audio(path)
     for at, first in (("start", 0), ("middle", 4000), ("end", 8000)):
-        y = read_audio(path, reading=Reading(pad_to_s=1, pad_at=at))
+        y = read_audio(path, reading=ReadOptions(pad_to_s=1, pad_at=at))
         assert (
             len(y) == 16000
             and np.array_equal(y[first : first + 8000], x)
             and np.count_nonzero(y) == np.count_nonzero(x)
         )
-    assert len(read_audio(path, sample_rate=8000, reading=Reading(pad_to_s=0.25))) == 4000
-    assert len(read_audio(path, sample_rate=32000, reading=READINGS["birdclef"])) == 160000
+    assert len(read_audio(path, sample_rate=8000, reading=ReadOptions(pad_to_s=0.25))) == 4000
+    assert len(read_audio(path, sample_rate=32000, reading=READ_PRESETS["birdclef"])) == 160000
 
 
 def test_settings_are_checked():
@@ -259,7 +259,7 @@ def test_settings_are_checked():
         dict(pad_to_s=float("inf")),
     ):
         with pytest.raises(AudiotagError):
-            Reading(**bad)
+            ReadOptions(**bad)
     for bad in (0, -8000, 16000.5, "16000", True, float("nan"), 10**8):
         with pytest.raises(AudiotagError):
             resample(np.zeros(10, np.float32), 16000, bad)
@@ -610,7 +610,7 @@ def test_not_finite(tmp_path, container, subtype, value):
     path = write(tmp_path / "a", x, 16000, container, subtype)
     e = fault(path)
     assert e.kind == "non_finite" and "3 of 16000" in e.what and "0.500 s" in e.what
-    assert len(read_audio(path, reading=Reading(channel=0))) == 16000
+    assert len(read_audio(path, reading=ReadOptions(channel=0))) == 16000
     assert len(read_audio(path, end_s=0.5)) == 8000
 
 
@@ -632,7 +632,7 @@ def test_odd_but_sound(tmp_path):
     ):
         path = write(tmp_path / name, x, 8000, "WAV", "FLOAT")
         assert np.array_equal(read_audio(path), x[:, 0])
-        assert len(read_audio(path, sample_rate=16000, reading=Reading(trim_db=60))) == 2 * len(x)
+        assert len(read_audio(path, sample_rate=16000, reading=ReadOptions(trim_db=60))) == 2 * len(x)
     path = write(tmp_path / "dc24", np.full((8000, 1), 40.0, np.float32), 8000, "WAV", "FLOAT")
     assert read_audio(path).max() == 40
 

@@ -22,11 +22,13 @@ SECONDS, MEGABYTES = 5, 500
 
 def judge(path, sample_rate=None, start_s=None, end_s=None, trim_db=None):
     "(kind of answer, what is wrong with it): nothing may be."
-    from audiotag.audio.io import KINDS, Reading, read_audio
+    from audiotag.audio.io import KINDS, ReadOptions, read_audio
     from audiotag.core.errors import AudiotagError
 
     try:
-        x = read_audio(path, sample_rate=sample_rate, start_s=start_s, end_s=end_s, reading=Reading(trim_db=trim_db))
+        x = read_audio(
+            path, sample_rate=sample_rate, start_s=start_s, end_s=end_s, reading=ReadOptions(trim_db=trim_db)
+        )
     except AudiotagError as e:
         return e.kind, "" if e.kind in KINDS and str(e.file) == path and e.what else f"a poor error: {e!r}"
     except BaseException as e:

@@ -202,7 +202,7 @@ def mels(table, waves, n):
 
 def image_all(front_end, some):
     for path in some:
-        front_end.from_file(path)
+        front_end.read_features(path)
 
 
 def paths(table, files, seconds, n):
@@ -214,7 +214,7 @@ def paths(table, files, seconds, n):
         for kind in ("wav", "flac", "ogg"):
             some = files[kind]
             halves = some[::2], some[1::2]
-            off = max(agree(ours.from_file(p), entrants_image(p), 0.01, kind) for p in some[:12])
+            off = max(agree(ours.read_features(p), entrants_image(p), 0.01, kind) for p in some[:12])
             list(processes.map(image_all, [ours] * 2, halves))
             t = rounds(
                 {

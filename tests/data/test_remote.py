@@ -17,7 +17,7 @@ import pytest
 import soundfile as sf
 
 from audiotag.data import remote as remote_module
-from audiotag.audio.io import Reading
+from audiotag.audio.io import ReadOptions
 from audiotag.core.errors import AudiotagError
 from audiotag.core.files import file_sha256, write_json, write_text
 from audiotag.audio.features import GlobalFeatures, Joined, LogMel, Waveform
@@ -261,7 +261,7 @@ def test_joined_front_ends(clips, own_cache, tmp_path):
     assert [o.tobytes() for o in far["003"]] == [o.tobytes() for o in here["003"]]
     assert list(open_store_at(f"file://{tmp_path}/far", fe)) == list(here)
     with pytest.raises(AudiotagError, match="trim_db"):
-        open_store_at(f"file://{tmp_path}/far", fe.replace(reading=Reading(trim_db=40.0)))
+        open_store_at(f"file://{tmp_path}/far", fe.replace(reading=ReadOptions(trim_db=40.0)))
 
 
 # --- the cache

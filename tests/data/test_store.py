@@ -311,7 +311,7 @@ def test_a_changed_file(own, tmp_path):
     gone = before.keys() - identity(folder).keys()
     assert gone == {f"{shard}.npy"}
     assert {k: v for k, v in before.items() if k not in gone}.items() <= identity(folder).items()
-    np.testing.assert_allclose(store["005"], FRONT_END.from_file(clips.path[5]), atol=0.04)
+    np.testing.assert_allclose(store["005"], FRONT_END.read_features(clips.path[5]), atol=0.04)
     assert content(folder) == fresh(clips, tmp_path)
 
 
@@ -325,7 +325,7 @@ def test_a_changed_file_of_the_same_size_and_time(own, tmp_path):
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert (os.stat(path).st_size, os.stat(path).st_mtime_ns) == (times.st_size, times.st_mtime_ns)
     store = build(clips, folder)
-    np.testing.assert_allclose(store["005"], FRONT_END.from_file(path), atol=0.04)
+    np.testing.assert_allclose(store["005"], FRONT_END.read_features(path), atol=0.04)
     assert content(folder) == fresh(clips, tmp_path)
 
 
@@ -346,8 +346,8 @@ def test_touched_and_moved_files_are_the_same_files(own, tmp_path):
 
 def test_only_the_changed_clip_is_read(own, monkeypatch):
     clips, folder = own
-    read, real = [], LogMel.from_file
-    monkeypatch.setattr(LogMel, "from_file", lambda self, path, **k: read.append(path) or real(self, path, **k))
+    read, real = [], LogMel.read_features
+    monkeypatch.setattr(LogMel, "read_features", lambda self, path, **k: read.append(path) or real(self, path, **k))
     sf.write(clips.path[5], sound(99, 1.6), RATE)
     build(clips, folder)
     bad = set(clips.path[-3:])  # what is in quarantine is tried again when its shard is made again
@@ -406,13 +406,13 @@ def test_a_missing_file_that_comes_back(own, tmp_path):
 
 
 def test_a_file_that_vanishes_while_it_is_read(clips, reference, tmp_path, monkeypatch):
-    def from_file(self, path, **k):
+    def read_features(self, path, **k):
         if path == clips.path[7]:
             raise AudiotagError("file not found", file=path, kind="missing")
         return real(self, path, **k)
 
-    real = LogMel.from_file
-    monkeypatch.setattr(LogMel, "from_file", from_file)
+    real = LogMel.read_features
+    monkeypatch.setattr(LogMel, "read_features", read_features)
     assert "007" not in build(clips, tmp_path / "store")
     monkeypatch.undo()
     assert "007" in build(clips, tmp_path / "store"), "a passing fault must not stay"
@@ -484,7 +484,9 @@ def test_ranges_names_and_lengths(tmp_path):
         "beyond": "too_long",
         "bytes": "too_long",
     }
-    np.testing.assert_allclose(store["part"], FRONT_END.from_file(tmp_path / names[0], start_s=1, end_s=2), atol=0.04)
+    np.testing.assert_allclose(
+        store["part"], FRONT_END.read_features(tmp_path / names[0], start_s=1, end_s=2), atol=0.04
+    )
     store = build(clips, tmp_path / "store")
     assert set(store.quarantine.clip_id) == {"beyond", "bytes"} and set(names) <= set(store)
     assert len(pd.read_csv(tmp_path / "store" / "quarantine.csv")) == 2
@@ -512,7 +514,7 @@ class Deadly(LogMel):
 
     on: str = "crash"
 
-    def from_file(self, path, **kwargs):
+    def read_features(self, path, **kwargs):
         if path.endswith("005.wav"):
             if self.on == "crash":
                 os.kill(os.getpid(), signal.SIGSEGV)
@@ -525,7 +527,7 @@ class Deadly(LogMel):
             if self.on == "library":
                 raise ModuleNotFoundError("No module named 'soxr'", name="soxr")
             raise KeyError("bug")
-        return LogMel.from_file(self, path, **kwargs)
+        return LogMel.read_features(self, path, **kwargs)
 
 
 def deadly(on):
@@ -606,7 +608,7 @@ def test_a_wave_of_16_bits_comes_back_bit_for_bit(tmp_path):
 def test_stated_errors_and_levels(clips, tmp_path, dtype):
     store = build(clips.head(8), tmp_path / "store", dtype=dtype)
     for r in store.index.itertuples():
-        x = FRONT_END.from_file(r.path)
+        x = FRONT_END.read_features(r.path)
         assert np.abs(store[r.clip_id] - x).max() == pytest.approx(r.error, rel=1e-5)
         np.testing.assert_allclose([r.mean, r.std, r.min, r.max], [x.mean(), x.std(), x.min(), x.max()], rtol=1e-4)
         assert (r.frames, r.channels, r.bands) == (x.shape[1], 1, 32) and r.audio == file_sha256(r.path)
@@ -735,8 +737,8 @@ def test_every_damage_is_named_and_repaired(clips, reference, copy):
 
 
 def test_repair_reads_only_what_is_damaged(clips, reference, copy, monkeypatch):
-    store, read, real = FeatureStore(copy), [], LogMel.from_file
-    monkeypatch.setattr(LogMel, "from_file", lambda self, path, **k: read.append(path) or real(self, path, **k))
+    store, read, real = FeatureStore(copy), [], LogMel.read_features
+    monkeypatch.setattr(LogMel, "read_features", lambda self, path, **k: read.append(path) or real(self, path, **k))
     r = store.index.iloc[9]
     flip(copy / "shards" / f"{r.shard}.npy", 128 + r.offset * 64 + 5)
     store.repair()

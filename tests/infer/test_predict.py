@@ -356,7 +356,7 @@ def test_rows_of_a_recording_see_what_they_would_see_alone(tmp_path):
         for o in got
     ):
         c = comp.clips.iloc[row]
-        alone = FE.from_file(c.path, start_s=c.start_s, end_s=c.end_s)
+        alone = FE.read_features(c.path, start_s=c.start_s, end_s=c.end_s)
         x = seen[0][1]
         if i >= len(comp.clips):
             assert np.array_equal(x, alone)
@@ -419,7 +419,7 @@ def test_front_ends_without_a_time_axis_hear_clip_by_clip(tmp_path, front_end):
     for _, got in Listener(comp.clips, front_end, W).listen():
         for row, seen in got:
             c = comp.clips.iloc[row]
-            alone = front_end.from_file(c.path, start_s=c.start_s, end_s=c.end_s)
+            alone = front_end.read_features(c.path, start_s=c.start_s, end_s=c.end_s)
             for a, b in zip(*[o if isinstance(o, tuple) else (o,) for o in (seen[0][1], alone)]):
                 assert np.array_equal(a, b)
 
@@ -624,8 +624,8 @@ def tampered(monkeypatch, change):
 
 def test_a_network_that_stumbles_over_one_clip(comp, bundle, tmp_path, monkeypatch):
     infer(bundle, comp, tmp_path / "good.csv")
-    loud = max(comp.of("test").itertuples(), key=lambda c: float(FE.from_file(c.path).max()))
-    top = float(FE.from_file(loud.path).max()) - 1e-4
+    loud = max(comp.of("test").itertuples(), key=lambda c: float(FE.read_features(c.path).max()))
+    top = float(FE.read_features(loud.path).max()) - 1e-4
 
     def change(m, x, run):
         p = run(x).copy()
