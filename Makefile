@@ -80,6 +80,7 @@ docs: $(READY)
 	@$(VENV)/bin/nbdev_export
 	@$(PY) tests/readme.py
 	@$(VENV)/bin/nbdev_clean
+	@$(PY) tests/outputs.py
 
 # no notebook is executed: the pages show the stored outputs
 site: $(READY)

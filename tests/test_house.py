@@ -13,6 +13,7 @@ from pathlib import Path
 import grimp
 import pytest
 
+from tests.outputs import clean_notebook
 from tests.readme import REPO, readme
 
 NBS = REPO / "nbs"
@@ -72,12 +73,35 @@ def test_a_notebook_imports_only_what_comes_before_it(path):
                 assert place(module) < place(own), f"{path.name} imports {module}, which comes after it"
 
 
+def lines_of(node):
+    "Lines of a piece of code without the blank ones."
+    return sum(1 for line in ast.unparse(node).splitlines() if line.strip())
+
+
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
 def test_exported_cells_are_short(path):
-    "Two screens at most, formatted."
+    "A cell has two screens at most; a class, which stands in one body, has more, and its methods are short."
     for source in exported(path):
+        body = ast.parse(source).body
+        classes = [node for node in body if isinstance(node, ast.ClassDef)]
         n = sum(1 for line in source.splitlines() if line.strip())
+        n -= sum(node.end_lineno - node.lineno + 1 for node in classes)
         assert n <= 90, f"{path.name}: {n} lines in the cell that begins with {source.splitlines()[1]!r}"
+        for node in classes:
+            assert lines_of(node) <= 400, f"{path.name}: {node.name} has {lines_of(node)} lines"
+            for method in node.body:
+                assert lines_of(method) <= 60, f"{path.name}: {node.name}.{getattr(method, 'name', '')} is too long"
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda p: p.stem)
+def test_stored_outputs_do_not_show_where_they_were_made(path):
+    notebook = json.loads(path.read_text())
+    assert not clean_notebook(notebook), f"{path.name}: `make docs` takes paths of this machine and warnings out"
+    for cell in notebook["cells"]:
+        for output in cell.get("outputs", ()):
+            text = re.sub(r'"image/png": "[^"]*"', "", json.dumps(output))
+            found = re.search(r"/(?:root|home|Users)/\w+|/site-packages/|\w+Warning: ", text)
+            assert not found, f"{path.name} shows {found[0]!r}: execute it again, then `make docs`"
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
