@@ -509,6 +509,7 @@ def pack_weights(
 
     steps = steps_named(postprocess) if postprocess else None
     _print_folder(pack_weights(Run(run), folder, owner=owner, title=title, after=steps))
+    print(f"next: audiotag export {shlex.quote(run)} {shlex.quote(folder)}")
 
 # %% ../nbs/01_cli.ipynb #7d31c0be
 @app.command(
@@ -629,6 +630,7 @@ def export(
     table = export_bundle(opened, evidence, precision=precisions, gate=gate, shared=share_overlap)
     print(as_text(table, digits=4))
     _update_manifest(opened.folder)
+    print(f"next: audiotag rehearse NOTEBOOK --competition DATA --bundle {shlex.quote(bundle)}")
 
 
 def _update_manifest(folder):
@@ -795,8 +797,8 @@ def rehearse(
         true_files=hidden_test_files,
         empty=not no_empty,
         parameters=dict(_parameter(c) for c in changes),
-        image=extra_packages,
-        walls=isolation,
+        extra_packages=extra_packages,
+        isolation=isolation,
         python=python,
     )
     print(f"{found}\nreport: {folder / 'report.json'}")
@@ -830,7 +832,7 @@ def pack_wheels(
     "Download the wheels that a kernel without internet needs, and add audiotag's own."
     from audiotag.kaggle.wheels import pack_wheels
 
-    _print_folder(pack_wheels(folder, pythons=pythons, carry=requirements, owner=owner, title=title))
+    _print_folder(pack_wheels(folder, pythons=pythons, requirements=requirements, owner=owner, title=title))
 
 
 @pack.command("kernel", rich_help_panel="Kaggle", epilog=example("audiotag pack kernel infer.ipynb kernel"))

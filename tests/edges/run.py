@@ -279,7 +279,7 @@ def rehearse(python, name, data, bundle, wheels, out):
         for p in report["problems"]
     ]
     if not report["walls"]["net"] or not report["walls"]["files"]:
-        wrong.append(f"{notebook.name}: this machine gives no walls: {'; '.join(report['walls']['missing'])}")
+        wrong.append(f"{notebook.name}: this machine allows no sandbox: {'; '.join(report['walls']['missing'])}")
     lacks = [
         o["module"] for o in report["runs"][0]["lacking"] if o["module"] in ("audiotag", "openvino") and not o["came"]
     ]

@@ -1,4 +1,4 @@
-"The real kaggle client against a stand-in server: what it sends, and what happens when something is lost on the way."
+"The real kaggle client against a local server: what it sends, and what happens when uploads fail or files are lost."
 
 import importlib.util
 import io
@@ -129,13 +129,13 @@ def test_a_file_that_arrives_short(server, folder):
 
 
 @pytest.mark.long
-def test_the_list_may_be_that_of_the_former_version_for_a_while(server, folder):
+def test_the_remote_list_may_lag_behind(server, folder):
     assert audiotag("publish", folder, *FAST)[0] == 0
     (folder / "c.bin").write_bytes(b"new")
     write_manifest(folder, "weights")
     server.stale = 2
     code, _, err = audiotag("publish", folder, *FAST)
-    assert code == 0 and err.count("still the former version") == 2, err
+    assert code == 0 and err.count("still the previous version") == 2, err
 
 
 @pytest.mark.long
@@ -154,7 +154,7 @@ def test_many_files_come_in_pages(server, folder):
 
 
 @pytest.mark.long
-def test_a_dataset_that_takes_its_time(server, folder):
+def test_a_dataset_that_is_slow(server, folder):
     server.states = ["NOT_YET_PERSISTED", "BLOBS_RECEIVED", "READY"]
     assert audiotag("publish", folder, *FAST)[0] == 0
     assert counted(server.calls)["GetDatasetStatus"] >= 4
@@ -184,13 +184,13 @@ def test_a_slug_that_exists_and_is_not_ours(server, folder):
 
 
 @pytest.mark.parametrize("method", ["StartBlobUpload", "CreateDataset"])
-def test_a_server_that_says_no(server, folder, method):
+def test_a_server_that_refuses(server, folder, method):
     server.errors[method] = 403, {"code": 403, "message": "Permission denied for Basic YW5uOjBmMWUyZDNjNGI1YTY5Nzg="}
     said = refused("publish", folder, *FAST, says="Permission denied")
     assert "YW5u" not in said
 
 
-def test_nobody_there(server, folder, monkeypatch):
+def test_the_server_cannot_be_reached(server, folder, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     refused("publish", folder, *FAST, says="cannot be reached")
 
@@ -210,14 +210,14 @@ def test_without_the_client(server, folder, monkeypatch):
 
 
 @pytest.mark.long
-def test_the_placeholder_becomes_who_is_signed_in(server, folder):
+def test_the_placeholder_becomes_the_signed_in_user(server, folder):
     about = read_json(folder / "dataset-metadata.json")
     write_json(folder / "dataset-metadata.json", {**about, "id": "your-kaggle-name/bird-weights"})
     assert audiotag("publish", folder, *FAST)[0] == 0
     assert REF in server.datasets and read_json(folder / "dataset-metadata.json")["id"] == REF
 
 
-def test_what_was_changed_since_it_was_packed_is_not_sent(server, folder):
+def test_a_folder_that_changed_after_packing_is_not_sent(server, folder):
     (folder / "a.safetensors").write_bytes(b"a" * 4999 + b"x")
     refused("publish", folder, *FAST, says=("a.safetensors", "changed since"))
     assert not server.calls
@@ -343,11 +343,9 @@ def test_follow_does_not_write_into_a_folder_of_the_users(server, kernel, tmp_pa
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "words"
 
 
-def test_follow_what_is_not_there(server, kernel, tmp_path):
+def test_follow_a_kernel_that_does_not_exist(server, kernel, tmp_path):
     server.errors["GetKernelSessionStatus"] = 403, {"code": 403, "message": "denied"}
-    refused(
-        "follow", "ann/no-such-kernel", "--out", tmp_path / "out", "--every", "0.05", says="status could not be had"
-    )
+    refused("follow", "ann/no-such-kernel", "--out", tmp_path / "out", "--every", "0.05", says="cannot read its status")
     refused("follow", "nonsense", "--out", tmp_path / "out", says="neither")
 
 
@@ -400,7 +398,7 @@ def test_a_notebook_that_was_edited_in_its_packed_folder_is_not_overwritten(kern
 
 
 @pytest.mark.long
-def test_a_bundle_without_graphs_is_sent_and_told(server, tmp_path):
+def test_a_bundle_without_graphs_is_sent_with_a_warning(server, tmp_path):
     from audiotag.infer.bundle import seal
     from audiotag.audio.features import LogMel
     from audiotag.models.cnn import CNNModel1

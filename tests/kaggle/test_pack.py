@@ -23,7 +23,7 @@ from audiotag.kaggle.pack import (
     check_replaceable,
     dataset_files,
     dataset_metadata,
-    page,
+    dataset_page,
     read_manifest,
     slug_of,
     write_manifest,
@@ -47,10 +47,10 @@ MOUNTS = {
     "a dataset, old, with its owner": ("weights", "ann/weights"),
     "a dataset by its kind": ("datasets/ann/weights", "datasets/ann/weights"),
     "a notebook's output": ("notebooks/ann/features", "ann/features"),
-    "a model": ("models/ann/ears/pytorch/small/3", "ann/ears"),
-    "a model in full": ("models/ann/ears/pytorch/small/3", "ann/ears/pytorch/small/3"),
-    "a model, old": ("ears/pytorch/small/3", "ann/ears/pytorch/small/3"),
-    "a model, old, by its slug": ("ears/pytorch/small/3", "ears"),
+    "a model": ("models/ann/birdnet/pytorch/small/3", "ann/birdnet"),
+    "a model in full": ("models/ann/birdnet/pytorch/small/3", "ann/birdnet/pytorch/small/3"),
+    "a model, old": ("birdnet/pytorch/small/3", "ann/birdnet/pytorch/small/3"),
+    "a model, old, by its slug": ("birdnet/pytorch/small/3", "birdnet"),
 }
 
 
@@ -88,7 +88,7 @@ def test_at_home(tmp_path, monkeypatch):
     assert find_input("birds", sentinel="sample_submission.csv", root=tmp_path / "none") == tmp_path / "data" / "birds"
 
 
-def test_never_a_guess(tmp_path):
+def test_two_candidates_are_an_error(tmp_path):
     root = tmp_path / "in"
     a, b = root / "datasets/ann/weights", root / "datasets/bob/weights"
     for f in (a, b):
@@ -100,7 +100,7 @@ def test_never_a_guess(tmp_path):
     assert find_input("bob/weights", sentinel="bundle.json", root=root) == b, "the owner is written on one of them only"
 
 
-def test_one_thing_in_both_layouts_is_no_guess(tmp_path):
+def test_one_input_in_both_layouts_is_found(tmp_path):
     root = tmp_path / "in"
     new, old = root / "competitions/birds", root / "birds"
     for f in (new, old):
@@ -122,7 +122,7 @@ def test_the_same_names_and_sizes_with_other_bytes_are_two(tmp_path):
         find_input("w", sentinel="bundle.json", root=tmp_path)
 
 
-def test_an_archive_that_was_unpacked_one_floor_deeper(tmp_path):
+def test_an_archive_that_was_unpacked_into_a_subfolder(tmp_path):
     write_text(tmp_path / "datasets/ann/weights/weights/bundle.json", "{}")
     assert (
         find_input("weights", sentinel="bundle.json", root=tmp_path).name == "weights"
@@ -133,7 +133,7 @@ def test_an_archive_that_was_unpacked_one_floor_deeper(tmp_path):
         find_input("weights", sentinel="bundle.json", root=tmp_path)
 
 
-def test_what_is_not_there_is_told_with_what_was_looked_at_and_what_is_near(tmp_path):
+def test_the_error_lists_searched_places_and_similar_names(tmp_path):
     write_text(tmp_path / "datasets/ann/bird-weights/bundle.json", "{}")
     write_text(tmp_path / "competitions/birdclef-2024/sample_submission.csv", "")
     with pytest.raises(AudiotagError) as e:
@@ -222,7 +222,7 @@ def test_the_manifest_is_the_same_again_and_sees_every_change(tmp_path):
     (tmp_path / "s" / "b").unlink()
     assert changed_files(tmp_path / "s") == ["a", "b"]
     write_text(tmp_path / "s" / "manifest.json", "[]")
-    with pytest.raises(AudiotagError, match="no manifest"):
+    with pytest.raises(AudiotagError, match="not a manifest"):
         read_manifest(tmp_path / "s")
 
 
@@ -233,12 +233,15 @@ def test_the_users_metadata_stays(tmp_path):
         "keywords": ["birds"],
     }
     write_json(tmp_path / "weights" / "dataset-metadata.json", mine)
-    made = page(tmp_path / "weights", "new words")
+    made = dataset_page(tmp_path / "weights", "new words")
     assert json.loads(made["dataset-metadata.json"]) == mine and made["README.md"] == b"new words"
-    assert json.loads(page(tmp_path / "weights", "new", owner="bob")["dataset-metadata.json"])["id"] == "bob/weights"
+    assert (
+        json.loads(dataset_page(tmp_path / "weights", "new", owner="bob")["dataset-metadata.json"])["id"]
+        == "bob/weights"
+    )
     write_text(tmp_path / "weights" / "dataset-metadata.json", "{}")
     with pytest.raises(AudiotagError, match="dataset-metadata.json"):
-        page(tmp_path / "weights", "new words")
+        dataset_page(tmp_path / "weights", "new words")
 
 
 # --- wheels ---------------------------------------------------------------------------------------
@@ -272,11 +275,11 @@ def index(tmp_path, monkeypatch):
     return tmp_path / "index"
 
 
-CARRY = ["openvino==2026.4.1"]
+REQUIREMENTS = ["openvino==2026.4.1"]
 
 
 def test_wheels_for_the_kernels_python(index, tmp_path):
-    folder = pack_wheels(tmp_path / "audiotag-wheels", pythons=["3.12", "3.13"], carry=CARRY, owner="ann")
+    folder = pack_wheels(tmp_path / "audiotag-wheels", pythons=["3.12", "3.13"], requirements=REQUIREMENTS, owner="ann")
     names = {p.name for p in folder.glob("*.whl")}
     assert (
         {n.split("-")[0] for n in names} == {"audiotag", "openvino"}
@@ -289,54 +292,54 @@ def test_wheels_for_the_kernels_python(index, tmp_path):
         and read_json(folder / "dataset-metadata.json")["id"] == "ann/audiotag-wheels"
     )
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    for pythons, carry, word in (
-        (["3.11"], CARRY, "3.11"),
+    for pythons, requirements, word in (
+        (["3.11"], REQUIREMENTS, "3.11"),
         (["3.12"], ["openvino==1.0"], "openvino==1.0"),
-        (["2.7"], CARRY, "2.7"),
-        ([], CARRY, "no Python"),
+        (["2.7"], REQUIREMENTS, "2.7"),
+        ([], REQUIREMENTS, "no Python version"),
     ):
         with pytest.raises(AudiotagError, match=word):
-            pack_wheels(folder, pythons=pythons, carry=carry)
+            pack_wheels(folder, pythons=pythons, requirements=requirements)
     assert before == {p.name: p.read_bytes() for p in folder.iterdir()}, "nothing half-done"
     assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".part")] == []
-    pack_wheels(folder, pythons=["3.12"], carry=CARRY)
+    pack_wheels(folder, pythons=["3.12"], requirements=REQUIREMENTS)
     assert (
         len(list(folder.glob("*.whl"))) == 2
         and read_json(folder / "dataset-metadata.json")["id"] == "ann/audiotag-wheels"
     )
     write_text(folder / "notes.txt", "mine")
     with pytest.raises(AudiotagError, match="notes.txt"):
-        pack_wheels(folder, pythons=["3.12"], carry=CARRY)
+        pack_wheels(folder, pythons=["3.12"], requirements=REQUIREMENTS)
 
 
 def test_what_only_sends_statistics_is_never_carried(index, tmp_path, monkeypatch, capsys):
     "Not unasked, not when it is asked for, and not from a folder that an older version has packed."
-    monkeypatch.setattr("audiotag.kaggle.wheels._installed", lambda name: f"{name}==2026.4.1")
+    monkeypatch.setattr("audiotag.kaggle.wheels._pinned_requirement", lambda name: f"{name}==2026.4.1")
     folder = pack_wheels(tmp_path / "audiotag-wheels", pythons=["3.12", "3.13"])
     assert {p.name.split("-")[0] for p in folder.glob("*.whl")} == {"audiotag", "openvino"}
     for name in ("openvino-telemetry", "OpenVINO.Telemetry==2025.2.0", " openvino_telemetry >= 1"):
         with pytest.raises(AudiotagError, match="only sends statistics.*OpenVINO works without it"):
-            pack_wheels(folder, pythons=["3.12"], carry=[*CARRY, name])
+            pack_wheels(folder, pythons=["3.12"], requirements=[*REQUIREMENTS, name])
     shutil.copy(index / "openvino_telemetry-2025.2.0-py3-none-any.whl", folder)
     write_manifest(folder, "wheels")
     capsys.readouterr()
     pack_wheels(folder, pythons=["3.12"])
     said = capsys.readouterr().err
-    assert "openvino_telemetry-2025.2.0-py3-none-any.whl goes: it only sends statistics" in said
-    assert "cp313-manylinux_2_28_x86_64.whl goes: it was not asked for this time" in said and said.count("goes:") == 2
+    assert "removed openvino_telemetry-2025.2.0-py3-none-any.whl: it only sends statistics" in said
+    assert "cp313-manylinux_2_28_x86_64.whl: not requested this time" in said and said.count("removed ") == 2
     assert {p.name.split("-")[0] for p in folder.glob("*.whl")} == {"audiotag", "openvino"}
 
 
 def test_packing_replaces_only_what_packing_made(index, tmp_path):
     "A wheel of the user's own, and a folder that holds something else, are left alone."
-    folder = pack_wheels(tmp_path / "audiotag-wheels", pythons=["3.12"], carry=CARRY)
+    folder = pack_wheels(tmp_path / "audiotag-wheels", pythons=["3.12"], requirements=REQUIREMENTS)
     fake_wheel(folder, "mine-1.0-py3-none-any.whl")
     with pytest.raises(AudiotagError, match="mine-1.0-py3-none-any.whl"):
-        pack_wheels(folder, pythons=["3.12"], carry=CARRY)
+        pack_wheels(folder, pythons=["3.12"], requirements=REQUIREMENTS)
     (folder / "mine-1.0-py3-none-any.whl").unlink()
-    with pytest.raises(AudiotagError, match="holds wheels that were packed before, not weights"):
+    with pytest.raises(AudiotagError, match="holds packed wheels, not weights"):
         check_replaceable(folder, "weights")
-    pack_wheels(folder, pythons=["3.12"], carry=CARRY)
+    pack_wheels(folder, pythons=["3.12"], requirements=REQUIREMENTS)
 
 
 def test_our_wheel_is_what_pip_installs(tmp_path):
@@ -355,7 +358,7 @@ def test_our_wheel_is_what_pip_installs(tmp_path):
     ]
     done = subprocess.run(pip, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import audiotag.kaggle.paths, audiotag.infer.predict; print(audiotag.kaggle.paths.__file__, audiotag.kaggle.paths.with_what())"
+    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import audiotag.kaggle.paths, audiotag.infer.predict; print(audiotag.kaggle.paths.__file__, audiotag.kaggle.paths.describe_environment())"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert str(tmp_path / "site") in out.stdout and "audiotag 0." in out.stdout, out.stderr
     made = {
@@ -441,9 +444,9 @@ def toy(tmp_path_factory):
 def test_rehearsed_with_our_wheel_alone(toy, tmp_path, mounts):
     "As on Kaggle: audiotag is not there but as a wheel, openvino is missing, nine of the files are odd, and then there is none."
     from audiotag.rehearse.rehearse import Limits, rehearse
-    from audiotag.rehearse.sandbox import find_walls
+    from audiotag.rehearse.sandbox import find_sandbox
 
-    if not find_walls().files:
+    if not find_sandbox().files:
         pytest.skip("no mounts without namespaces")
     (tmp_path / "audiotag-wheels").mkdir()
     audiotag_wheel(tmp_path / "audiotag-wheels")
@@ -458,7 +461,7 @@ def test_rehearsed_with_our_wheel_alone(toy, tmp_path, mounts):
         limits=Limits(limit="9min"),
         empty=mounts == "new",
     )
-    assert found.ok and "lacks 'audiotag', asked for in cell 1: it came with a wheel" in str(found), found
+    assert found.ok and "lacks 'audiotag', imported in cell 1: installed from a wheel" in str(found), found
     assert str(found).count("note: freesound2019-weights: this bundle has no OpenVINO graphs") == 1
     book = nbformat.read(tmp_path / "out" / "hidden" / "executed.ipynb", 4)
     said = book.cells[2].outputs[0].text
@@ -472,21 +475,21 @@ def test_rehearsed_with_our_wheel_alone(toy, tmp_path, mounts):
     assert len(table) == 18 and not (scored.to_numpy() == pytest.approx(1 / table.shape[1], abs=1e-6))
 
 
-def test_what_an_export_adds_to_a_bundle_is_no_damage(toy, tmp_path):
-    "The bundle's seal vouches for it: the manifest is brought up to date, and packing again may replace it."
+def test_files_that_an_export_adds_are_accepted(toy, tmp_path):
+    "The bundle lists them: the manifest is updated, and packing again may replace them."
     from audiotag.infer.bundle import Bundle, reseal
-    from audiotag.kaggle.client import _sound
+    from audiotag.kaggle.client import _check_packed
 
     shutil.copytree(toy / "freesound2019-weights", tmp_path / "w")
     write_manifest(tmp_path / "w", "weights")
     reseal(Bundle(tmp_path / "w"), files={"fold-0.xml": b"<net/>", "gate.json": b"{}"})
     assert changed_files(tmp_path / "w") == ["bundle.json", "fold-0.xml", "gate.json"]
-    _sound(tmp_path / "w")
+    _check_packed(tmp_path / "w")
     assert changed_files(tmp_path / "w") == []
     check_replaceable(tmp_path / "w", "weights")
     write_bytes(tmp_path / "w" / "gate.json", b"[]")
     with pytest.raises(AudiotagError, match="gate.json"):
-        _sound(tmp_path / "w")
+        _check_packed(tmp_path / "w")
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"Notebooks that misbehave, one each: what they do is stopped, and named with the cell that did it."
+"Notebooks with one fault each: it is stopped, and reported with its cell."
 
 import functools
 import json
@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,17 +16,25 @@ import pytest
 
 from audiotag.data.competitions import load_competition
 from audiotag.core.errors import AudiotagError
-from audiotag.rehearse.monitor import read_notes
+from audiotag.rehearse.monitor import read_events
 from audiotag.rehearse.hidden_test import FAULTS, hidden_test
-from audiotag.rehearse.rehearse import IMAGE, Limits, _family, image_differences, in_image, not_in_image, rehearse
+from audiotag.rehearse.rehearse import (
+    IMAGE,
+    Limits,
+    _process_tree,
+    image_differences,
+    image_packages,
+    not_in_image,
+    rehearse,
+)
 from audiotag.audio.synth import make_competition
-from audiotag.rehearse.sandbox import Python, Room, find_python, find_walls
+from audiotag.rehearse.sandbox import Python, SandboxSpec, find_python, find_sandbox
 
-WALLS = [w for w in ("bwrap", "unshare") if find_walls(w).files]
-FULL = [*WALLS, "none"]  # the first of them in `make test`, the others in `make test-long`
-EACH = [FULL[0], *(pytest.param(w, marks=pytest.mark.long) for w in FULL[1:])]
-needs_walls = pytest.mark.skipif(
-    not WALLS, reason="this machine gives no user namespaces: " + "; ".join(find_walls().missing)
+TOOLS = [w for w in ("bwrap", "unshare") if find_sandbox(w).files]
+ALL_TOOLS = [*TOOLS, "none"]  # the first of them in `make test`, the others in `make test-long`
+EACH_TOOL = [ALL_TOOLS[0], *(pytest.param(w, marks=pytest.mark.long) for w in ALL_TOOLS[1:])]
+needs_sandbox = pytest.mark.skipif(
+    not TOOLS, reason="this machine gives no user namespaces: " + "; ".join(find_sandbox().missing)
 )
 START = """import csv, os, pathlib
 homes = ['/kaggle/input', *os.environ.get('AUDIOTAG_INPUT', '').split(':')]
@@ -50,7 +59,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def tried(data, tmp_path):
+def rehearsed(data, tmp_path):
     "Write a notebook of these cells and rehearse it; quick, without the empty test unless asked for."
 
     def run(*cells, limit="40s", memory="3GB", empty=False, **kwargs):
@@ -73,16 +82,19 @@ def problem(found, *words):
 
 
 @pytest.mark.parametrize(
-    "walls,mounts",
-    [pytest.param(w, "old" if w == "none" else "new", marks=() if w == FULL[0] else pytest.mark.long) for w in FULL],
+    "tool,mounts",
+    [
+        pytest.param(w, "old" if w == "none" else "new", marks=() if w == ALL_TOOLS[0] else pytest.mark.long)
+        for w in ALL_TOOLS
+    ],
 )
-def test_a_notebook_that_behaves(tried, walls, mounts):
-    found = tried(
+def test_a_notebook_that_behaves(rehearsed, tool, mounts):
+    found = rehearsed(
         START,
         WRITE,
         "import os, sys\nprint(sorted(k for k in os.environ if 'KEY' in k or 'TOKEN' in k), len(os.sched_getaffinity(0)))",
         empty=True,
-        walls=walls,
+        isolation=tool,
         mounts=mounts,
         limits={"cores": 1},
     )
@@ -93,12 +105,12 @@ def test_a_notebook_that_behaves(tried, walls, mounts):
         and found.runs[1].files == 0
     )
     assert len(found.runs[0].faults) == 9 and found.projection["files"] == 12 and found.runs[0].memory > 5e7
-    assert found.walls.tool == walls and bool(found.walls.missing) == (walls == "none")
+    assert found.sandbox.tool == tool and bool(found.sandbox.missing) == (tool == "none")
     assert found.to_dict()["ok"] is True and "submission" in str(found)
 
 
 @pytest.mark.long
-def test_in_the_mounts_are_what_kaggle_mounts(tried, data, tmp_path, monkeypatch):
+def test_mounts_are_kaggles(rehearsed, data, tmp_path, monkeypatch):
     bundle = tmp_path / "bird-weights"
     bundle.mkdir()
     (bundle / "bundle.json").write_text("{}")
@@ -110,42 +122,42 @@ def test_in_the_mounts_are_what_kaggle_mounts(tried, data, tmp_path, monkeypatch
         ("new", "/kaggle/input/datasets/ann/bird-weights/bundle.json"),
         ("old", "/kaggle/input/bird-weights/bundle.json"),
     ):
-        if not WALLS:
+        if not TOOLS:
             pytest.skip("no mounts without namespaces")
-        tried("DATA = 'other-name'", START, look, WRITE, bundles=[bundle], mounts=mounts)
+        rehearsed("DATA = 'other-name'", START, look, WRITE, bundles=[bundle], mounts=mounts)
         book = nbformat.read(tmp_path / "out" / "hidden" / "executed.ipynb", 4)
         printed = book.cells[2].outputs[0].text
         assert at in printed and ("other-name" in printed or "competitions" in printed), printed
 
 
-@pytest.mark.parametrize("walls", EACH)
-def test_it_reaches_for_the_network(tried, walls):
+@pytest.mark.parametrize("tool", EACH_TOOL)
+def test_it_uses_the_network(rehearsed, tool):
     "In Python, behind a `try`; by another program; in a Python of its own."
     cells = [
         "import socket\ntry: socket.create_connection(('8.8.8.8', 53), timeout=1)\nexcept OSError as e: print(e)",
         "import urllib.request\ntry: urllib.request.urlopen('http://example.com/x', timeout=2)\nexcept OSError as e: print(e)",
         "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'import socket\\ntry: socket.create_connection((\"9.9.9.9\", 80), 1)\\nexcept OSError: pass'])",
     ]
-    found = tried(START, *cells, WRITE, walls=walls)
+    found = rehearsed(START, *cells, WRITE, isolation=tool)
     assert found.runs[0].finished
     for cell, what in ((2, "8.8.8.8:53"), (3, "example.com"), (4, "9.9.9.9:80")):
-        problem(found, f"cell {cell} ", what, "reached for the network")
+        problem(found, f"cell {cell} ", what, "tried to reach the network")
 
 
 @pytest.mark.long
-@needs_walls
-def test_a_program_without_a_guard_reaches_for_the_network(tried):
+@needs_sandbox
+def test_a_program_without_a_monitor_uses_the_network(rehearsed):
     "bash itself connects: no Python is asked, the kernel's count of unroutable packets tells."
-    found = tried(
+    found = rehearsed(
         START,
         "import subprocess\nsubprocess.run(['bash', '-c', 'echo x > /dev/tcp/9.9.9.9/80'], stderr=subprocess.DEVNULL)",
         WRITE,
     )
-    problem(found, "cell 2 ", "reached for the network", "/dev/tcp")
+    problem(found, "cell 2 ", "tried to reach the network", "/dev/tcp")
 
 
-@pytest.mark.parametrize("walls", EACH)
-def test_it_writes_elsewhere(tried, data, walls):
+@pytest.mark.parametrize("tool", EACH_TOOL)
+def test_it_writes_elsewhere(rehearsed, data, tool):
     before = {p: p.stat().st_mtime_ns for p in data.rglob("*")}
     cells = [
         "try: open(root/'test'/'x.txt', 'w')\nexcept OSError as e: print(e)",
@@ -153,20 +165,20 @@ def test_it_writes_elsewhere(tried, data, walls):
         "try: os.remove(root/'sample_submission.csv')\nexcept OSError as e: print(e)",
         "import tempfile\nwith tempfile.NamedTemporaryFile() as f: f.write(b'x')",
     ]
-    found = tried(START, *cells, WRITE, walls=walls)
+    found = rehearsed(START, *cells, WRITE, isolation=tool)
     assert found.runs[0].finished
     for cell, what in ((2, "test/x.txt"), (3, "/tmp/cache"), (4, "sample_submission.csv")):
-        problem(found, f"cell {cell} ", what, "wrote outside of /kaggle/working")
+        problem(found, f"cell {cell} ", what, "tried to write outside of /kaggle/working")
     assert not [p for p in found.problems if "cell 5" in p] and not os.path.exists("/tmp/cache/x")
     assert before == {p: p.stat().st_mtime_ns for p in data.rglob("*")}
 
 
 @pytest.mark.long
-@needs_walls
-def test_a_program_without_a_guard_writes_elsewhere(tried):
+@needs_sandbox
+def test_a_program_without_a_monitor_writes_elsewhere(rehearsed):
     "By its name, though nothing is printed; and a program nobody knows, by what it prints."
     quiet = "import subprocess\nfor c in ('touch /kaggle/input/marker', 'echo 1 > /kaggle/input/other'): subprocess.run(c, shell=True, capture_output=True)"
-    found = tried(
+    found = rehearsed(
         START,
         quiet,
         '!perl -e \'open(F, ">/kaggle/input/third") or print "$!\\n"\'',
@@ -174,13 +186,13 @@ def test_a_program_without_a_guard_writes_elsewhere(tried):
         WRITE,
     )
     for cell, what in ((2, "/kaggle/input/marker"), (2, "/kaggle/input/other"), (3, "Read-only file system")):
-        problem(found, f"cell {cell} ", "wrote outside of /kaggle/working", what)
+        problem(found, f"cell {cell} ", "tried to write outside of /kaggle/working", what)
     assert not [p for p in found.problems if "cell 4" in p]
 
 
-@needs_walls
-def test_it_does_not_see_the_users_home(tried, tmp_path):
-    found = tried(
+@needs_sandbox
+def test_it_does_not_see_the_users_home(rehearsed, tmp_path):
+    found = rehearsed(
         START,
         f"print(os.path.exists({str(tmp_path)!r}), os.path.exists('/root/.bashrc'), os.listdir(os.path.expanduser('~')))",
         WRITE,
@@ -190,25 +202,25 @@ def test_it_does_not_see_the_users_home(tried, tmp_path):
 
 
 @pytest.mark.long
-def test_it_eats_memory(tried):
-    found = tried(START, "x = []\nwhile True: x.append(bytearray(10_000_000))", WRITE, memory="600MB")
+def test_it_exceeds_the_memory(rehearsed):
+    found = rehearsed(START, "x = []\nwhile True: x.append(bytearray(10_000_000))", WRITE, memory="600MB")
     problem(found, "Notebook Exceeded Allowed Compute", "cell 2 ", "600MB")
     assert 6e8 < found.runs[0].memory < 3e9 and "Submission CSV Not Found" in str(found)
 
 
 @pytest.mark.long
-def test_its_children_eat_memory(tried):
+def test_its_children_exceed_the_memory(rehearsed):
     "Four processes with 150 MB each."
     eat = "import subprocess, sys\nps = [subprocess.Popen([sys.executable, '-c', 'import time; x = bytearray(150_000_000); time.sleep(60)']) for _ in range(4)]\n[p.wait() for p in ps]"
-    found = tried(START, eat, WRITE, memory="600MB")
+    found = rehearsed(START, eat, WRITE, memory="600MB")
     problem(found, "Notebook Exceeded Allowed Compute", "cell 2 ")
 
 
 @pytest.mark.long
-def test_it_never_ends_and_nothing_is_left_of_it(tried, tmp_path):
+def test_it_never_ends_and_nothing_is_left_of_it(rehearsed, tmp_path):
     mark = f"audiotag-test-{os.getpid()}"
     start = time.monotonic()
-    found = tried(
+    found = rehearsed(
         START,
         f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)', '{mark}'], start_new_session=True)\nwhile True: pass",
         limit="7s",
@@ -218,28 +230,28 @@ def test_it_never_ends_and_nothing_is_left_of_it(tried, tmp_path):
     assert (
         time.monotonic() - start < 30
         and len(found.runs) == 1
-        and any("not tried with no test file" in n for n in found.notes)
+        and any("not run without test files" in n for n in found.notes)
     )
     time.sleep(0.2)
     assert not [p for p in psutil.process_iter(["cmdline"]) if mark in (p.info["cmdline"] or [])]
 
 
 @pytest.mark.long
-def test_nothing_is_left_without_a_pid_namespace_either(tried):
+def test_nothing_is_left_without_a_pid_namespace_either(rehearsed):
     mark = f"audiotag-test-none-{os.getpid()}"
-    tried(
+    rehearsed(
         START,
         f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)', '{mark}'], start_new_session=True)\nwhile True: pass",
         limit="7s",
-        walls="none",
+        isolation="none",
     )
     time.sleep(0.2)
     assert not [p for p in psutil.process_iter(["cmdline"]) if mark in (p.info["cmdline"] or [])]
 
 
 @pytest.mark.long
-def test_it_fills_the_disk(tried):
-    found = tried(
+def test_it_fills_the_disk(rehearsed):
+    found = rehearsed(
         START,
         "import time\nwith open('big.bin', 'wb') as f:\n    while True: f.write(bytes(5_000_000)); f.flush(); time.sleep(.05)",
         limits={"disk": "40MB"},
@@ -247,100 +259,131 @@ def test_it_fills_the_disk(tried):
     problem(found, "Notebook Exceeded Allowed Compute", "40MB", "cell 2 ")
 
 
-def test_a_missing_row(tried):
-    found = tried(START, WRITE, "write(rows[1:])", empty=True)
+def test_a_killed_runner_is_one_sentence(rehearsed):
+    "The kernel kills its parent, as the system does when it runs out of memory."
+    with pytest.raises(AudiotagError, match=r"was killed by another process \(SIGKILL\) in cell 2 .*out of memory"):
+        rehearsed(START, "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)", WRITE, isolation="none")
+
+
+def kill_runner():
+    "Kill the process that executes the notebook of this test, once its kernel is there."
+    for _ in range(300):
+        time.sleep(0.1)
+        for p in psutil.Process().children(recursive=True):
+            try:
+                if "audiotag_guard.run" in " ".join(p.cmdline()[:3]) and p.children():
+                    p.kill()
+                    return
+            except psutil.Error:
+                pass
+
+
+@needs_sandbox
+@pytest.mark.long
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_killed_sandbox_is_one_sentence(rehearsed, tool):
+    "The first process inside is killed from outside."
+    killer = threading.Thread(target=kill_runner)
+    killer.start()
+    with pytest.raises(AudiotagError, match=r"was killed by another process \(SIGKILL\)"):
+        rehearsed(START, "import time\ntime.sleep(30)", WRITE, isolation=tool)
+    killer.join()
+
+
+def test_a_missing_row(rehearsed):
+    found = rehearsed(START, WRITE, "write(rows[1:])", empty=True)
     problem(found, "with the hidden test: Submission Scoring Error", "missing")
-    problem(found, "with no test file at all: Submission Scoring Error")
+    problem(found, "without test files: Submission Scoring Error")
 
 
 @pytest.mark.long
-def test_rows_for_the_public_test_only(tried, data):
+def test_rows_for_the_public_test_only(rehearsed, data):
     "The most common way to fail in the rerun: the rows of the template that was seen while committing."
     public = f"open('submission.csv', 'w').write({(data / 'sample_submission.csv').read_text()!r})"
-    found = tried(START, public, empty=True)
+    found = rehearsed(START, public, empty=True)
     assert [r.refused for r in found.runs] == [True, False]
     problem(found, "with the hidden test: Submission Scoring Error")
 
 
 @pytest.mark.long
-def test_no_submission(tried):
-    problem(tried(START), "Submission CSV Not Found")
+def test_no_submission(rehearsed):
+    problem(rehearsed(START), "Submission CSV Not Found")
 
 
 @pytest.mark.long
-def test_it_dies_after_a_partial_file(tried):
-    found = tried(
+def test_it_dies_after_a_partial_file(rehearsed):
+    found = rehearsed(
         START,
         WRITE.replace("write(rows)", "write(rows[:3])").replace("def write(rows[:3])", "def write(rows)"),
         "import signal\nos.kill(os.getpid(), signal.SIGKILL)",
     )
     problem(found, "Notebook Threw Exception", "its kernel died", "cell 3 ")
-    problem(found, "what it left behind would not be scored", "missing")
+    problem(found, "Kaggle would refuse the submission that it left", "missing")
 
 
 @pytest.mark.long
-def test_it_throws(tried):
-    found = tried(START, WRITE, "raise ValueError('odd')", "print('never')")
+def test_it_throws(rehearsed):
+    found = rehearsed(START, WRITE, "raise ValueError('odd')", "print('never')")
     problem(found, "Notebook Threw Exception", "ValueError: odd", "cell 3 ")
     assert found.runs[0].finished is False and found.runs[0].refused is False
 
 
 @pytest.mark.long
-def test_an_odd_file_is_too_much_for_it(tried):
-    found = tried(
+def test_an_odd_file_is_too_much_for_it(rehearsed):
+    found = rehearsed(
         START, "import soundfile\nfor p in sorted((root/'test').iterdir()): soundfile.read(p)", WRITE, empty=True
     )
     problem(found, "with the hidden test: Notebook Threw Exception", "cell 2 ")
 
 
 @pytest.mark.long
-def test_no_test_file_is_too_much_for_it(tried):
-    found = tried(START, "first = sorted((root/'test').glob('*.wav'))[0]", WRITE, empty=True)
+def test_no_test_file_is_too_much_for_it(rehearsed):
+    found = rehearsed(START, "first = sorted((root/'test').glob('*.wav'))[0]", WRITE, empty=True)
     assert [r.finished for r in found.runs] == [True, False]
-    problem(found, "with no test file at all: Notebook Threw Exception", "IndexError")
+    problem(found, "without test files: Notebook Threw Exception", "IndexError")
 
 
 @pytest.mark.long
-def test_what_the_image_lacks(tried):
+def test_what_the_image_lacks(rehearsed):
     "audiotag itself is not there."
-    found = tried(
+    found = rehearsed(
         START,
         "import importlib.util\nprint(importlib.util.find_spec('audiotag'))\ntry: import openvino\nexcept ImportError: pass",
         "import audiotag",
         WRITE,
     )
     problem(found, "ModuleNotFoundError: No module named 'audiotag'", "cell 3 ")
-    assert any("'audiotag'" in n and "no wheel brought it" in n for n in found.notes)
-    assert {"six", "torch", "ipykernel"} <= in_image() and "audiotag" not in in_image()
+    assert any("'audiotag'" in n and "no wheel installed it" in n for n in found.notes)
+    assert {"six", "torch", "ipykernel"} <= image_packages() and "audiotag" not in image_packages()
 
 
-def test_the_cell_says_where_a_wheel_is_installed(tried, tmp_path):
-    "The walls let pip install an attached wheel, and what it brings is found though it is not in the image."
+def test_a_wheel_is_installed_in_the_scratch_folder(rehearsed, tmp_path):
+    "pip installs an attached wheel inside the sandbox, and its modules are found though the image lacks them."
     from audiotag.kaggle.wheels import audiotag_wheel
 
     wheels = tmp_path / "audiotag-wheels"
     wheels.mkdir()
     audiotag_wheel(wheels)
     install = "import glob, importlib, subprocess, sys\nw = [p for h in homes if h for p in glob.glob(h+'/**/audiotag-*.whl', recursive=True)]\nsubprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-index', '--no-deps', w[0]], check=True)\nimportlib.invalidate_caches()\nimport audiotag\nprint(audiotag.__file__)"
-    found = tried(START, install, WRITE, bundles=[wheels])
+    found = rehearsed(START, install, WRITE, bundles=[wheels])
     assert found.runs[0].finished and not found.runs[0].attempts, found
     book = nbformat.read(tmp_path / "out" / "hidden" / "executed.ipynb", 4)
     assert "/.rehearse/site/audiotag/" in book.cells[1].outputs[-1].text
 
 
-def test_nonsense_is_one_sentence(tried, data, tmp_path):
+def test_wrong_arguments_are_one_sentence(rehearsed, data, tmp_path):
     for kwargs in (
         dict(limit="soon"),
         dict(memory="much"),
         dict(mounts="newest"),
-        dict(walls="brick"),
+        dict(isolation="brick"),
         dict(bundles=[tmp_path / "nowhere"]),
         dict(layout="birds"),
         dict(limits={"cores": 0}),
         dict(parameters={"X": 1}),
     ):
         with pytest.raises(AudiotagError):
-            tried("print(1)", **kwargs)
+            rehearsed("print(1)", **kwargs)
     (tmp_path / "book.ipynb").write_text("{")
     with pytest.raises(AudiotagError, match="not a readable notebook"):
         rehearse(tmp_path / "book.ipynb", competition=data, out=tmp_path / "out")
@@ -368,35 +411,35 @@ def other_python(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("walls", [*WALLS, "none"])
-def test_another_python_runs_the_notebook(tried, other_python, tmp_path, walls):
+@pytest.mark.parametrize("tool", [*TOOLS, "none"])
+def test_another_python_runs_the_notebook(rehearsed, other_python, tmp_path, tool):
     where = "import subprocess, sys\nprint(sys.executable, subprocess.run(['python', '-c', 'import sys; print(sys.prefix)'], capture_output=True, text=True).stdout)"
-    found = tried(START, where, WRITE, python=other_python(), walls=walls)
+    found = rehearsed(START, where, WRITE, python=other_python(), isolation=tool)
     assert found.ok, found
     book = nbformat.read(tmp_path / "out" / "hidden" / "executed.ipynb", 4)
     assert book.cells[1].outputs[0].text.split() == [str(tmp_path / "other/bin/python"), str(tmp_path / "other")]
 
 
-def test_what_is_no_python_for_a_notebook_is_one_sentence(tried, other_python, tmp_path):
+def test_an_unusable_python_is_one_sentence(rehearsed, other_python, tmp_path):
     old, text = tmp_path / "python3.9", tmp_path / "python.txt"
     old.write_text("#!/bin/sh\necho Python 3.9\n")
     old.chmod(0o755)
     text.write_text("")
     for path, said in (
         (tmp_path / "nowhere", "file not found"),
-        (text, "may be run"),
-        (tmp_path, "may be run"),
-        ("/bin/true", "no Python"),
+        (text, "not an executable"),
+        (tmp_path, "not an executable"),
+        ("/bin/true", "not a Python"),
         (old, "Python 3.9"),
         (other_python(bare=True), "lacks ipykernel and nbclient"),
     ):
         with pytest.raises(AudiotagError, match=said) as e:
-            tried("print(1)", python=path)
+            rehearsed("print(1)", python=path)
         assert str(path) in str(e.value) and "--python" in str(e.value)
     assert find_python(sys.executable).version == sys.version.split()[0]
 
 
-def test_the_image_is_told_from_what_another_python_has():
+def test_the_image_is_compared_with_another_python():
     "Not from what is installed here; and markers are those of its version."
     packages = {
         "torch": ("2.10.0+cpu", ["sympy", "old-thing; python_version<'3.12'"]),
@@ -414,7 +457,9 @@ def test_the_image_is_told_from_what_another_python_has():
         packages,
         {"torch": ["torch"], "sympy": ["sympy"], "frills": ["fancy"], "oldthing": ["old-thing"]},
     )
-    assert not {"old-thing", "fancy", "audiotag"} & in_image((), python) and "fancy" in in_image(("fancy",), python)
+    assert not {"old-thing", "fancy", "audiotag"} & image_packages((), python) and "fancy" in image_packages(
+        ("fancy",), python
+    )
     assert not_in_image((), python) == (["audiotag", "frills", "oldthing"], ["audiotag", "fancy", "old-thing"])
     assert image_differences(python) == {"librosa": ("0.10.0", IMAGE["librosa"])}
 
@@ -450,8 +495,8 @@ def python_for_nobody():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("walls", ["bwrap", "unshare"])
-def test_as_an_ordinary_user(data, walls):
+@pytest.mark.parametrize("tool", ["bwrap", "unshare"])
+def test_as_an_ordinary_user(data, tool):
     import tempfile
 
     exe, env = python_for_nobody()
@@ -472,7 +517,7 @@ def test_as_an_ordinary_user(data, walls):
             "--competition",
             f"{tmp}/birds-2024",
             "--isolation",
-            walls,
+            tool,
             "--no-empty",
             "--limit",
             "60s",
@@ -484,7 +529,7 @@ def test_as_an_ordinary_user(data, walls):
         )
         assert done.returncode == 2, done.stdout + done.stderr
         assert (
-            f"walls ({walls}): no network, read-only input" in done.stdout or "note: no namespaces (" in done.stdout
+            f"sandbox ({tool}): no network, read-only input" in done.stdout or "note: no namespaces (" in done.stdout
         ), done.stdout + done.stderr
         assert "Read-only file system" in done.stdout and "cell 3" in done.stdout
 
@@ -509,9 +554,9 @@ def test_a_hidden_test_of_every_layout(sample_set, tmp_path, name, layout):
     view = tmp_path / "view"
     view.mkdir()
     for o in comp.root.iterdir():
-        if o.name not in (made.where, made.template_name):
+        if o.name not in (made.folder_name, made.template_name):
             os.symlink(o, view / o.name)
-    os.symlink(made.test, view / made.where)
+    os.symlink(made.test, view / made.folder_name)
     os.symlink(made.template, view / made.template_name)
     again = load_competition(view, layout, train=False)
     assert {Path(p).name for p in again.of("test").path} == {p.name for p in made.test.iterdir()}
@@ -527,28 +572,31 @@ def test_a_hidden_test_is_the_same_again(data, tmp_path):
     assert hidden_test(comp, tmp_path / "c", files=5).files == 5
 
 
-def test_what_is_not_whole_in_the_log_is_left_out():
-    assert read_notes(b'{"cell": 1, "kind": "net", "what": "x"}\n[1]\n{"cell": 2, "ki') == [
+def test_incomplete_events_are_skipped():
+    assert read_events(b'{"cell": 1, "kind": "net", "what": "x"}\n[1]\n{"cell": 2, "ki') == [
         {"cell": 1, "kind": "net", "what": "x"}
     ]
 
 
-def test_walls_that_cannot_be_had_are_named(monkeypatch):
+def test_missing_tools_are_named(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    walls = find_walls()
-    assert (walls.tool, walls.net, walls.files) == ("none", False, False)
+    sandbox = find_sandbox()
+    assert (sandbox.tool, sandbox.net, sandbox.files) == ("none", False, False)
     assert (
-        "bwrap is not installed; unshare is not installed" in walls.missing[0] and "AUDIOTAG_INPUT" in walls.missing[1]
+        "bwrap is not installed; unshare is not installed" in sandbox.missing[0]
+        and "AUDIOTAG_INPUT" in sandbox.missing[1]
     )
 
 
-@needs_walls
-def test_root_cannot_undo_the_walls(tmp_path):
+@needs_sandbox
+def test_root_cannot_make_the_input_writable(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "work").mkdir()
-    for tool in WALLS:
-        room = Room([(tmp_path / "in", "/kaggle/input")], tmp_path / "work", {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"})
-        words = find_walls(tool).words(
+    for tool in TOOLS:
+        room = SandboxSpec(
+            [(tmp_path / "in", "/kaggle/input")], tmp_path / "work", {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
+        )
+        words = find_sandbox(tool).command(
             room,
             [
                 "/bin/sh",
@@ -560,7 +608,7 @@ def test_root_cannot_undo_the_walls(tmp_path):
         assert not list((tmp_path / "in").iterdir()), tool
 
 
-def test_a_family_that_is_gone():
+def test_the_tree_of_a_process_that_has_ended():
     p = subprocess.Popen([sys.executable, "-c", ""])
     p.wait()
-    assert _family(p.pid) == []
+    assert _process_tree(p.pid) == []
