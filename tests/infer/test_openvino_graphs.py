@@ -902,7 +902,7 @@ def test_graphs_of_other_weights_are_named_before_they_go(packed, with_graphs, c
     again = f"audiotag export {packed[0].folder} {with_graphs}"
     assert (
         said
-        == f"{with_graphs}: the graphs of curated fold 0, curated fold 1 of toy go: their weights or settings are others now; to make new ones: {again}"
+        == f"{with_graphs}: deletes the graphs of curated fold 0, curated fold 1 of toy: their weights or settings are others now; to make new ones: {again}"
     )
 
 
@@ -924,7 +924,7 @@ def test_a_graph_that_was_changed_or_does_not_agree_goes_alone(packed, with_grap
     reseal(Bundle(with_graphs), graphs=[*graphs, refused])
     said, there = pack_again(packed, with_graphs, capsys)
     assert there == BOTH[:2] and "keeps the graphs of 2 networks" in said
-    assert "of toy go: its int8 graph does not run here as it did at home" in said and "golden example differs" in said
+    assert "of toy: its int8 graph does not run here as it did at home" in said and "golden example differs" in said
     assert refused in Bundle(with_graphs).graphs and {g["precision"] for g in Bundle(with_graphs).graphs} == {
         "fp32",
         "fp16",
@@ -940,7 +940,7 @@ def test_a_bundle_that_cannot_be_opened_takes_its_graphs_with_it(packed, with_gr
     said, there = pack_again(packed, with_graphs, capsys)
     assert (
         there == []
-        and "its graphs go, as the bundle there cannot be opened" in said
+        and "its graphs are deleted, because the existing bundle cannot be opened" in said
         and "changed since it was sealed" in said
     )
 
@@ -975,7 +975,7 @@ def test_joining_again_keeps_the_graphs(packed, once_exported, tmp_path, capsys)
         assert ("keeps the graphs of 2 networks of toy" in capsys.readouterr().err) == (bundles != [once_exported])
     write_json(joint / "a.bundle.json", {})
     pack_ensemble([run], joint)
-    assert "its graphs go" in capsys.readouterr().err and open_bundles(joint).bundles[0].graphs == []
+    assert "its graphs are deleted" in capsys.readouterr().err and open_bundles(joint).bundles[0].graphs == []
 
 
 def test_networks_without_graphs_are_told(packed, with_graphs, tmp_path):

@@ -67,11 +67,11 @@ def audiotag(*words):
 
 def refused(*words, says=()):
     code, out, err = audiotag(*words)
-    said = [line for line in err.splitlines() if line.startswith("audiotag: ")]
-    assert code == 2 and len(said) == 1, (code, out, err)
+    errors = [line for line in err.splitlines() if line.startswith("audiotag: ")]
+    assert code == 2 and len(errors) == 1, (code, out, err)
     for word in [says] if isinstance(says, str) else says:
-        assert word in said[0], said[0]
-    return said[0]
+        assert word in errors[0], errors[0]
+    return errors[0]
 
 
 FAST = ("--every", "0.05", "--wait", "20")
@@ -100,8 +100,8 @@ def test_a_new_dataset_and_then_a_version_of_it(server, folder):
 def test_an_upload_that_fails_is_an_error_though_the_client_exits_0(server, folder, status):
     server.fail_put["b.safetensors"] = status
     # kaggle 2.2.4 makes the dataset all the same, 2.2.5 gives up
-    said = refused("publish", folder, *FAST, says="b.safetensors")
-    assert "did not arrive" in said or "Upload unsuccessful" in said
+    message = refused("publish", folder, *FAST, says="b.safetensors")
+    assert "did not arrive" in message or "Upload unsuccessful" in message
     assert "b.safetensors" not in server.datasets.get(REF, {"files": {}})["files"]
 
 
@@ -186,8 +186,8 @@ def test_a_slug_that_exists_and_is_not_ours(server, folder):
 @pytest.mark.parametrize("method", ["StartBlobUpload", "CreateDataset"])
 def test_a_server_that_refuses(server, folder, method):
     server.errors[method] = 403, {"code": 403, "message": "Permission denied for Basic YW5uOjBmMWUyZDNjNGI1YTY5Nzg="}
-    said = refused("publish", folder, *FAST, says="Permission denied")
-    assert "YW5u" not in said
+    message = refused("publish", folder, *FAST, says="Permission denied")
+    assert "YW5u" not in message
 
 
 def test_the_server_cannot_be_reached(server, folder, monkeypatch):
@@ -199,8 +199,8 @@ def test_not_signed_in(server, folder, monkeypatch):
     monkeypatch.delenv("KAGGLE_KEY")
     refused("publish", folder, *FAST, says="not signed in")
     monkeypatch.setenv("KAGGLE_KEY", "wrong-key-of-ann-12345")
-    said = refused("publish", folder, *FAST, says="not signed in")
-    assert "wrong-key" not in said
+    message = refused("publish", folder, *FAST, says="not signed in")
+    assert "wrong-key" not in message
 
 
 def test_without_the_client(server, folder, monkeypatch):
@@ -423,5 +423,5 @@ def test_a_bundle_without_graphs_is_sent_with_a_warning(server, tmp_path):
     write_json(folder / "dataset-metadata.json", dataset_metadata("bird-weights", owner="ann", description="# birds\n"))
     write_manifest(folder, "weights")
     code, out, err = audiotag("publish", folder, *FAST)
-    said = [line for line in err.splitlines() if "graphs" in line]
-    assert code == 0 and len(said) == 1 and f"make them with `audiotag export RUN {folder}`" in said[0], err
+    message = [line for line in err.splitlines() if "graphs" in line]
+    assert code == 0 and len(message) == 1 and f"make them with `audiotag export RUN {folder}`" in message[0], err

@@ -324,9 +324,9 @@ def test_what_only_sends_statistics_is_never_carried(index, tmp_path, monkeypatc
     write_manifest(folder, "wheels")
     capsys.readouterr()
     pack_wheels(folder, pythons=["3.12"])
-    said = capsys.readouterr().err
-    assert "removed openvino_telemetry-2025.2.0-py3-none-any.whl: it only sends statistics" in said
-    assert "cp313-manylinux_2_28_x86_64.whl: not requested this time" in said and said.count("removed ") == 2
+    printed = capsys.readouterr().err
+    assert "removed openvino_telemetry-2025.2.0-py3-none-any.whl: it only sends statistics" in printed
+    assert "cp313-manylinux_2_28_x86_64.whl: not requested this time" in printed and printed.count("removed ") == 2
     assert {p.name.split("-")[0] for p in folder.glob("*.whl")} == {"audiotag", "openvino"}
 
 
@@ -464,9 +464,9 @@ def test_rehearsed_with_our_wheel_alone(toy, tmp_path, mounts):
     assert found.ok and "lacks 'audiotag', imported in cell 1: installed from a wheel" in str(found), found
     assert str(found).count("note: freesound2019-weights: this bundle has no OpenVINO graphs") == 1
     book = nbformat.read(tmp_path / "out" / "hidden" / "executed.ipynb", 4)
-    said = book.cells[2].outputs[0].text
+    printed = book.cells[2].outputs[0].text
     assert "openvino_telemetry" not in str(found)
-    assert "Kaggle, Batch" in said and "openvino missing (torch takes its place)" in said
+    assert "Kaggle, Batch" in printed and "openvino missing (torch takes its place)" in printed
     assert found.runs[0].files == 18 and len(found.runs[0].faults) == 9
     table = pd.read_csv(tmp_path / "out" / "hidden" / "working" / "submission.csv", index_col=0)
     scored = table.drop(
@@ -532,5 +532,5 @@ def test_at_home_unchanged_but_for_the_paths(toy, tmp_path):
         parameters={"DATA": str(toy / "data"), "WEIGHTS": str(toy / "freesound2019-weights"), "LIMIT": "9min"},
         env={"OMP_NUM_THREADS": "1"},
     )
-    said = nbformat.read(done, 4).cells[2].outputs[0].text
-    assert said.startswith("home: Python") and len(pd.read_csv(tmp_path / "work" / "submission.csv")) == 6
+    printed = nbformat.read(done, 4).cells[2].outputs[0].text
+    assert printed.startswith("home: Python") and len(pd.read_csv(tmp_path / "work" / "submission.csv")) == 6

@@ -59,7 +59,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def rehearsed(data, tmp_path):
+def rehearse_cells(data, tmp_path):
     "Write a notebook of these cells and rehearse it; quick, without the empty test unless asked for."
 
     def run(*cells, limit="40s", memory="3GB", empty=False, **kwargs):
@@ -76,9 +76,9 @@ def rehearsed(data, tmp_path):
 
 def problem(found, *words):
     assert not found.ok
-    said = [p for p in found.problems if all(w in p for w in words)]
-    assert said, f"{words} are not in {found.problems}"
-    return said[0]
+    matching = [p for p in found.problems if all(w in p for w in words)]
+    assert matching, f"{words} are not in {found.problems}"
+    return matching[0]
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ def problem(found, *words):
         for w in ALL_TOOLS
     ],
 )
-def test_a_notebook_that_behaves(rehearsed, tool, mounts):
-    found = rehearsed(
+def test_a_notebook_that_behaves(rehearse_cells, tool, mounts):
+    found = rehearse_cells(
         START,
         WRITE,
         "import os, sys\nprint(sorted(k for k in os.environ if 'KEY' in k or 'TOKEN' in k), len(os.sched_getaffinity(0)))",
@@ -106,11 +106,12 @@ def test_a_notebook_that_behaves(rehearsed, tool, mounts):
     )
     assert len(found.runs[0].faults) == 9 and found.projection["files"] == 12 and found.runs[0].memory > 5e7
     assert found.sandbox.tool == tool and bool(found.sandbox.missing) == (tool == "none")
-    assert found.to_dict()["ok"] is True and "submission" in str(found)
+    report = found.to_dict()
+    assert report["ok"] is True and report["walls"]["tool"] == tool and "submission" in str(found)
 
 
 @pytest.mark.long
-def test_mounts_are_kaggles(rehearsed, data, tmp_path, monkeypatch):
+def test_mounts_are_kaggles(rehearse_cells, data, tmp_path, monkeypatch):
     bundle = tmp_path / "bird-weights"
     bundle.mkdir()
     (bundle / "bundle.json").write_text("{}")
@@ -124,21 +125,21 @@ def test_mounts_are_kaggles(rehearsed, data, tmp_path, monkeypatch):
     ):
         if not TOOLS:
             pytest.skip("no mounts without namespaces")
-        rehearsed("DATA = 'other-name'", START, look, WRITE, bundles=[bundle], mounts=mounts)
+        rehearse_cells("DATA = 'other-name'", START, look, WRITE, bundles=[bundle], mounts=mounts)
         book = nbformat.read(tmp_path / "out" / "hidden" / "executed.ipynb", 4)
         printed = book.cells[2].outputs[0].text
         assert at in printed and ("other-name" in printed or "competitions" in printed), printed
 
 
 @pytest.mark.parametrize("tool", EACH_TOOL)
-def test_it_uses_the_network(rehearsed, tool):
+def test_it_uses_the_network(rehearse_cells, tool):
     "In Python, behind a `try`; by another program; in a Python of its own."
     cells = [
         "import socket\ntry: socket.create_connection(('8.8.8.8', 53), timeout=1)\nexcept OSError as e: print(e)",
         "import urllib.request\ntry: urllib.request.urlopen('http://example.com/x', timeout=2)\nexcept OSError as e: print(e)",
         "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'import socket\\ntry: socket.create_connection((\"9.9.9.9\", 80), 1)\\nexcept OSError: pass'])",
     ]
-    found = rehearsed(START, *cells, WRITE, isolation=tool)
+    found = rehearse_cells(START, *cells, WRITE, isolation=tool)
     assert found.runs[0].finished
     for cell, what in ((2, "8.8.8.8:53"), (3, "example.com"), (4, "9.9.9.9:80")):
         problem(found, f"cell {cell} ", what, "tried to reach the network")
@@ -146,9 +147,9 @@ def test_it_uses_the_network(rehearsed, tool):
 
 @pytest.mark.long
 @needs_sandbox
-def test_a_program_without_a_monitor_uses_the_network(rehearsed):
+def test_a_program_without_a_monitor_uses_the_network(rehearse_cells):
     "bash itself connects: no Python is asked, the kernel's count of unroutable packets tells."
-    found = rehearsed(
+    found = rehearse_cells(
         START,
         "import subprocess\nsubprocess.run(['bash', '-c', 'echo x > /dev/tcp/9.9.9.9/80'], stderr=subprocess.DEVNULL)",
         WRITE,
@@ -157,7 +158,7 @@ def test_a_program_without_a_monitor_uses_the_network(rehearsed):
 
 
 @pytest.mark.parametrize("tool", EACH_TOOL)
-def test_it_writes_elsewhere(rehearsed, data, tool):
+def test_it_writes_elsewhere(rehearse_cells, data, tool):
     before = {p: p.stat().st_mtime_ns for p in data.rglob("*")}
     cells = [
         "try: open(root/'test'/'x.txt', 'w')\nexcept OSError as e: print(e)",
@@ -165,7 +166,7 @@ def test_it_writes_elsewhere(rehearsed, data, tool):
         "try: os.remove(root/'sample_submission.csv')\nexcept OSError as e: print(e)",
         "import tempfile\nwith tempfile.NamedTemporaryFile() as f: f.write(b'x')",
     ]
-    found = rehearsed(START, *cells, WRITE, isolation=tool)
+    found = rehearse_cells(START, *cells, WRITE, isolation=tool)
     assert found.runs[0].finished
     for cell, what in ((2, "test/x.txt"), (3, "/tmp/cache"), (4, "sample_submission.csv")):
         problem(found, f"cell {cell} ", what, "tried to write outside of /kaggle/working")
@@ -175,10 +176,10 @@ def test_it_writes_elsewhere(rehearsed, data, tool):
 
 @pytest.mark.long
 @needs_sandbox
-def test_a_program_without_a_monitor_writes_elsewhere(rehearsed):
+def test_a_program_without_a_monitor_writes_elsewhere(rehearse_cells):
     "By its name, though nothing is printed; and a program nobody knows, by what it prints."
     quiet = "import subprocess\nfor c in ('touch /kaggle/input/marker', 'echo 1 > /kaggle/input/other'): subprocess.run(c, shell=True, capture_output=True)"
-    found = rehearsed(
+    found = rehearse_cells(
         START,
         quiet,
         '!perl -e \'open(F, ">/kaggle/input/third") or print "$!\\n"\'',
@@ -191,8 +192,8 @@ def test_a_program_without_a_monitor_writes_elsewhere(rehearsed):
 
 
 @needs_sandbox
-def test_it_does_not_see_the_users_home(rehearsed, tmp_path):
-    found = rehearsed(
+def test_it_does_not_see_the_users_home(rehearse_cells, tmp_path):
+    found = rehearse_cells(
         START,
         f"print(os.path.exists({str(tmp_path)!r}), os.path.exists('/root/.bashrc'), os.listdir(os.path.expanduser('~')))",
         WRITE,
@@ -202,25 +203,25 @@ def test_it_does_not_see_the_users_home(rehearsed, tmp_path):
 
 
 @pytest.mark.long
-def test_it_exceeds_the_memory(rehearsed):
-    found = rehearsed(START, "x = []\nwhile True: x.append(bytearray(10_000_000))", WRITE, memory="600MB")
+def test_it_exceeds_the_memory(rehearse_cells):
+    found = rehearse_cells(START, "x = []\nwhile True: x.append(bytearray(10_000_000))", WRITE, memory="600MB")
     problem(found, "Notebook Exceeded Allowed Compute", "cell 2 ", "600MB")
     assert 6e8 < found.runs[0].memory < 3e9 and "Submission CSV Not Found" in str(found)
 
 
 @pytest.mark.long
-def test_its_children_exceed_the_memory(rehearsed):
+def test_its_children_exceed_the_memory(rehearse_cells):
     "Four processes with 150 MB each."
     eat = "import subprocess, sys\nps = [subprocess.Popen([sys.executable, '-c', 'import time; x = bytearray(150_000_000); time.sleep(60)']) for _ in range(4)]\n[p.wait() for p in ps]"
-    found = rehearsed(START, eat, WRITE, memory="600MB")
+    found = rehearse_cells(START, eat, WRITE, memory="600MB")
     problem(found, "Notebook Exceeded Allowed Compute", "cell 2 ")
 
 
 @pytest.mark.long
-def test_it_never_ends_and_nothing_is_left_of_it(rehearsed, tmp_path):
+def test_it_never_ends_and_nothing_is_left_of_it(rehearse_cells, tmp_path):
     mark = f"audiotag-test-{os.getpid()}"
     start = time.monotonic()
-    found = rehearsed(
+    found = rehearse_cells(
         START,
         f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)', '{mark}'], start_new_session=True)\nwhile True: pass",
         limit="7s",
@@ -237,9 +238,9 @@ def test_it_never_ends_and_nothing_is_left_of_it(rehearsed, tmp_path):
 
 
 @pytest.mark.long
-def test_nothing_is_left_without_a_pid_namespace_either(rehearsed):
+def test_nothing_is_left_without_a_pid_namespace_either(rehearse_cells):
     mark = f"audiotag-test-none-{os.getpid()}"
-    rehearsed(
+    rehearse_cells(
         START,
         f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)', '{mark}'], start_new_session=True)\nwhile True: pass",
         limit="7s",
@@ -250,8 +251,8 @@ def test_nothing_is_left_without_a_pid_namespace_either(rehearsed):
 
 
 @pytest.mark.long
-def test_it_fills_the_disk(rehearsed):
-    found = rehearsed(
+def test_it_fills_the_disk(rehearse_cells):
+    found = rehearse_cells(
         START,
         "import time\nwith open('big.bin', 'wb') as f:\n    while True: f.write(bytes(5_000_000)); f.flush(); time.sleep(.05)",
         limits={"disk": "40MB"},
@@ -259,10 +260,10 @@ def test_it_fills_the_disk(rehearsed):
     problem(found, "Notebook Exceeded Allowed Compute", "40MB", "cell 2 ")
 
 
-def test_a_killed_runner_is_one_sentence(rehearsed):
+def test_a_killed_runner_is_one_sentence(rehearse_cells):
     "The kernel kills its parent, as the system does when it runs out of memory."
     with pytest.raises(AudiotagError, match=r"was killed by another process \(SIGKILL\) in cell 2 .*out of memory"):
-        rehearsed(START, "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)", WRITE, isolation="none")
+        rehearse_cells(START, "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)", WRITE, isolation="none")
 
 
 def kill_runner():
@@ -281,38 +282,38 @@ def kill_runner():
 @needs_sandbox
 @pytest.mark.long
 @pytest.mark.parametrize("tool", TOOLS)
-def test_a_killed_sandbox_is_one_sentence(rehearsed, tool):
+def test_a_killed_sandbox_is_one_sentence(rehearse_cells, tool):
     "The first process inside is killed from outside."
     killer = threading.Thread(target=kill_runner)
     killer.start()
     with pytest.raises(AudiotagError, match=r"was killed by another process \(SIGKILL\)"):
-        rehearsed(START, "import time\ntime.sleep(30)", WRITE, isolation=tool)
+        rehearse_cells(START, "import time\ntime.sleep(30)", WRITE, isolation=tool)
     killer.join()
 
 
-def test_a_missing_row(rehearsed):
-    found = rehearsed(START, WRITE, "write(rows[1:])", empty=True)
+def test_a_missing_row(rehearse_cells):
+    found = rehearse_cells(START, WRITE, "write(rows[1:])", empty=True)
     problem(found, "with the hidden test: Submission Scoring Error", "missing")
     problem(found, "without test files: Submission Scoring Error")
 
 
 @pytest.mark.long
-def test_rows_for_the_public_test_only(rehearsed, data):
+def test_rows_for_the_public_test_only(rehearse_cells, data):
     "The most common way to fail in the rerun: the rows of the template that was seen while committing."
     public = f"open('submission.csv', 'w').write({(data / 'sample_submission.csv').read_text()!r})"
-    found = rehearsed(START, public, empty=True)
+    found = rehearse_cells(START, public, empty=True)
     assert [r.refused for r in found.runs] == [True, False]
     problem(found, "with the hidden test: Submission Scoring Error")
 
 
 @pytest.mark.long
-def test_no_submission(rehearsed):
-    problem(rehearsed(START), "Submission CSV Not Found")
+def test_no_submission(rehearse_cells):
+    problem(rehearse_cells(START), "Submission CSV Not Found")
 
 
 @pytest.mark.long
-def test_it_dies_after_a_partial_file(rehearsed):
-    found = rehearsed(
+def test_it_dies_after_a_partial_file(rehearse_cells):
+    found = rehearse_cells(
         START,
         WRITE.replace("write(rows)", "write(rows[:3])").replace("def write(rows[:3])", "def write(rows)"),
         "import signal\nos.kill(os.getpid(), signal.SIGKILL)",
@@ -322,31 +323,31 @@ def test_it_dies_after_a_partial_file(rehearsed):
 
 
 @pytest.mark.long
-def test_it_throws(rehearsed):
-    found = rehearsed(START, WRITE, "raise ValueError('odd')", "print('never')")
+def test_it_throws(rehearse_cells):
+    found = rehearse_cells(START, WRITE, "raise ValueError('odd')", "print('never')")
     problem(found, "Notebook Threw Exception", "ValueError: odd", "cell 3 ")
     assert found.runs[0].finished is False and found.runs[0].refused is False
 
 
 @pytest.mark.long
-def test_an_odd_file_is_too_much_for_it(rehearsed):
-    found = rehearsed(
+def test_an_odd_file_is_too_much_for_it(rehearse_cells):
+    found = rehearse_cells(
         START, "import soundfile\nfor p in sorted((root/'test').iterdir()): soundfile.read(p)", WRITE, empty=True
     )
     problem(found, "with the hidden test: Notebook Threw Exception", "cell 2 ")
 
 
 @pytest.mark.long
-def test_no_test_file_is_too_much_for_it(rehearsed):
-    found = rehearsed(START, "first = sorted((root/'test').glob('*.wav'))[0]", WRITE, empty=True)
+def test_no_test_file_is_too_much_for_it(rehearse_cells):
+    found = rehearse_cells(START, "first = sorted((root/'test').glob('*.wav'))[0]", WRITE, empty=True)
     assert [r.finished for r in found.runs] == [True, False]
     problem(found, "without test files: Notebook Threw Exception", "IndexError")
 
 
 @pytest.mark.long
-def test_what_the_image_lacks(rehearsed):
+def test_what_the_image_lacks(rehearse_cells):
     "audiotag itself is not there."
-    found = rehearsed(
+    found = rehearse_cells(
         START,
         "import importlib.util\nprint(importlib.util.find_spec('audiotag'))\ntry: import openvino\nexcept ImportError: pass",
         "import audiotag",
@@ -357,7 +358,7 @@ def test_what_the_image_lacks(rehearsed):
     assert {"six", "torch", "ipykernel"} <= image_packages() and "audiotag" not in image_packages()
 
 
-def test_a_wheel_is_installed_in_the_scratch_folder(rehearsed, tmp_path):
+def test_a_wheel_is_installed_in_the_scratch_folder(rehearse_cells, tmp_path):
     "pip installs an attached wheel inside the sandbox, and its modules are found though the image lacks them."
     from audiotag.kaggle.wheels import audiotag_wheel
 
@@ -365,13 +366,13 @@ def test_a_wheel_is_installed_in_the_scratch_folder(rehearsed, tmp_path):
     wheels.mkdir()
     audiotag_wheel(wheels)
     install = "import glob, importlib, subprocess, sys\nw = [p for h in homes if h for p in glob.glob(h+'/**/audiotag-*.whl', recursive=True)]\nsubprocess.run([sys.executable, '-m', 'pip', 'install', '-q', '--no-index', '--no-deps', w[0]], check=True)\nimportlib.invalidate_caches()\nimport audiotag\nprint(audiotag.__file__)"
-    found = rehearsed(START, install, WRITE, bundles=[wheels])
+    found = rehearse_cells(START, install, WRITE, bundles=[wheels])
     assert found.runs[0].finished and not found.runs[0].attempts, found
     book = nbformat.read(tmp_path / "out" / "hidden" / "executed.ipynb", 4)
     assert "/.rehearse/site/audiotag/" in book.cells[1].outputs[-1].text
 
 
-def test_wrong_arguments_are_one_sentence(rehearsed, data, tmp_path):
+def test_wrong_arguments_are_one_sentence(rehearse_cells, data, tmp_path):
     for kwargs in (
         dict(limit="soon"),
         dict(memory="much"),
@@ -383,7 +384,7 @@ def test_wrong_arguments_are_one_sentence(rehearsed, data, tmp_path):
         dict(parameters={"X": 1}),
     ):
         with pytest.raises(AudiotagError):
-            rehearsed("print(1)", **kwargs)
+            rehearse_cells("print(1)", **kwargs)
     (tmp_path / "book.ipynb").write_text("{")
     with pytest.raises(AudiotagError, match="not a readable notebook"):
         rehearse(tmp_path / "book.ipynb", competition=data, out=tmp_path / "out")
@@ -412,20 +413,20 @@ def other_python(tmp_path):
 
 
 @pytest.mark.parametrize("tool", [*TOOLS, "none"])
-def test_another_python_runs_the_notebook(rehearsed, other_python, tmp_path, tool):
+def test_another_python_runs_the_notebook(rehearse_cells, other_python, tmp_path, tool):
     where = "import subprocess, sys\nprint(sys.executable, subprocess.run(['python', '-c', 'import sys; print(sys.prefix)'], capture_output=True, text=True).stdout)"
-    found = rehearsed(START, where, WRITE, python=other_python(), isolation=tool)
+    found = rehearse_cells(START, where, WRITE, python=other_python(), isolation=tool)
     assert found.ok, found
     book = nbformat.read(tmp_path / "out" / "hidden" / "executed.ipynb", 4)
     assert book.cells[1].outputs[0].text.split() == [str(tmp_path / "other/bin/python"), str(tmp_path / "other")]
 
 
-def test_an_unusable_python_is_one_sentence(rehearsed, other_python, tmp_path):
+def test_an_unusable_python_is_one_sentence(rehearse_cells, other_python, tmp_path):
     old, text = tmp_path / "python3.9", tmp_path / "python.txt"
     old.write_text("#!/bin/sh\necho Python 3.9\n")
     old.chmod(0o755)
     text.write_text("")
-    for path, said in (
+    for path, message in (
         (tmp_path / "nowhere", "file not found"),
         (text, "not an executable"),
         (tmp_path, "not an executable"),
@@ -433,8 +434,8 @@ def test_an_unusable_python_is_one_sentence(rehearsed, other_python, tmp_path):
         (old, "Python 3.9"),
         (other_python(bare=True), "lacks ipykernel and nbclient"),
     ):
-        with pytest.raises(AudiotagError, match=said) as e:
-            rehearsed("print(1)", python=path)
+        with pytest.raises(AudiotagError, match=message) as e:
+            rehearse_cells("print(1)", python=path)
         assert str(path) in str(e.value) and "--python" in str(e.value)
     assert find_python(sys.executable).version == sys.version.split()[0]
 
