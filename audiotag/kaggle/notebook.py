@@ -8,7 +8,6 @@ __all__ = ['read_notebook', 'code_cells', 'parameters_cell', 'with_parameters', 
 # %% ../../nbs/kaggle/05_notebook.ipynb #0763e92d
 import ast, re
 from dataclasses import dataclass, field
-from pathlib import Path
 from ..core.errors import AudiotagError
 
 # %% ../../nbs/kaggle/05_notebook.ipynb #85205f2a

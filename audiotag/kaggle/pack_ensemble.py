@@ -14,7 +14,7 @@ from ..infer.bundle import Bundle, join_bundles
 from ..data.competitions import targets
 from ..core.errors import AudiotagError, a_few, did_you_mean
 from ..core.files import atomic_folder
-from ..infer.ensemble import WAYS, Combiner, Plain, ensemble_table, with_metric
+from ..infer.ensemble import WAYS, Plain, ensemble_table, with_metric
 from audiotag.kaggle.pack import (
     check_replaceable,
     dataset_files,
@@ -25,7 +25,6 @@ from audiotag.kaggle.pack import (
     keep_existing_graphs,
     write_manifest,
 )
-from ..core.metrics import metric_named
 from ..train.run_folder import is_finished
 
 # %% ../../nbs/kaggle/03_pack_ensemble.ipynb #f47be767

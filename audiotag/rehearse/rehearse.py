@@ -7,7 +7,7 @@ __all__ = ['IMAGE_PYTHON', 'IMAGE', 'run_notebook', 'bytes_of', 'Limits', 'image
            'RunResult', 'Rehearsal', 'rehearse']
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #8c0a0aa0
-import json, os, re, shutil, signal, subprocess, sys, time
+import os, re, shutil, signal, subprocess, sys, time
 from functools import lru_cache
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
