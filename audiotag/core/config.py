@@ -18,45 +18,50 @@ def _conform(value, hint, where: str):
     if hint is typing.Any:
         return value
     if origin in (typing.Union, types.UnionType):
-        for o in args:
-            try:
-                return _conform(value, o, where)
-            except AudiotagError:
-                pass
-    elif origin is tuple and isinstance(value, (list, tuple)):
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_conform(v, args[0], f"{where}.{i}") for i, v in enumerate(value))
-        if len(args) == len(value):
-            return tuple(_conform(v, h, f"{where}.{i}") for i, (v, h) in enumerate(zip(value, args)))
-    elif hint in (None, type(None)):
-        if value is None:
-            return None
-    elif hint is float and isinstance(value, (int, np.number)) and not isinstance(value, bool):
-        return float(value)
-    elif hint is int and isinstance(value, np.integer):
-        return int(value)
+        return _conform_union(value, hint, where)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        item_hints = args[:1] * len(value) if len(args) == 2 and args[1] is Ellipsis else args
+        if len(item_hints) == len(value):
+            return tuple(_conform(v, h, f"{where}.{i}") for i, (v, h) in enumerate(zip(value, item_hints)))
     # on Python 3.10, `tuple[str, ...]` is an instance of `type` too
-    elif (
-        origin is None
-        and isinstance(hint, type)
-        and isinstance(value, hint)
-        and not (hint is int and isinstance(value, bool))
-    ):
-        return value
-    wanted = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
-    raise AudiotagError(f"{value!r} is not a valid value", field=where, fix=f"give {wanted}")
+    if origin is None and isinstance(hint, type) and _is_instance(value, hint):
+        return hint(value) if hint in (int, float) else value
+    raise _invalid_value(value, hint, where)
+
+
+def _conform_union(value, hint, where: str):
+    "`value` as the first member of the union that accepts it."
+    for member in typing.get_args(hint):
+        try:
+            return _conform(value, member, where)
+        except AudiotagError:
+            continue
+    raise _invalid_value(value, hint, where)
+
+
+def _is_instance(value, cls) -> bool:
+    "`isinstance`, except that NumPy's numbers count as numbers, an int as a float, and a bool only as a bool."
+    if cls in (int, float) and isinstance(value, bool):
+        return False
+    wider = {int: (int, np.integer), float: (float, int, np.number)}
+    return isinstance(value, wider.get(cls, cls))
+
+
+def _invalid_value(value, hint, where: str) -> AudiotagError:
+    wanted = getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
+    return AudiotagError(f"{value!r} is not a valid value", field=where, fix=f"give {wanted}")
 
 # %% ../../nbs/core/02_config.ipynb #7a8aebfe
-def _plain(value):
+def _to_plain(value):
     "`value` in terms of dict, list, str, int, float, bool and None."
     if isinstance(value, Config):
         return value.to_dict()
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [_to_plain(v) for v in value]
     return value
 
 
-def _flat(value, prefix=""):
+def _flatten(value, prefix=""):
     "Yield (dotted name, leaf) for nested dicts and lists."
     if isinstance(value, dict):
         items = value.items()
@@ -66,7 +71,7 @@ def _flat(value, prefix=""):
         yield prefix, value
         return
     for k, v in items:
-        yield from _flat(v, f"{prefix}.{k}" if prefix else str(k))
+        yield from _flatten(v, f"{prefix}.{k}" if prefix else str(k))
 
 
 _kinds = {}  # the word under `kind` in JSON -> class
@@ -115,7 +120,7 @@ class Config:
 
     def to_dict(self) -> dict:
         "All fields as plain JSON values, with the registered name of the class under `kind`."
-        return {"kind": self.kind, **{f.name: _plain(getattr(self, f.name)) for f in fields(self)}}
+        return {"kind": self.kind, **{f.name: _to_plain(getattr(self, f.name)) for f in fields(self)}}
 
     def to_json(self) -> str:
         "`to_dict` as indented text."
@@ -129,7 +134,7 @@ class Config:
 
     def diff(self, other: "Config") -> dict:  # {dotted field: (mine, theirs)}
         "The fields in which two settings differ; `None` stands where one of them lacks the field."
-        a, b = dict(_flat(self.to_dict())), dict(_flat(other.to_dict()))
+        a, b = dict(_flatten(self.to_dict())), dict(_flatten(other.to_dict()))
         return {k: (a.get(k), b.get(k)) for k in [*a, *(k for k in b if k not in a)] if a.get(k) != b.get(k)}
 
 # %% ../../nbs/core/02_config.ipynb #2b4cb24f
@@ -140,7 +145,7 @@ def config_from_dict(
 ) -> Config:
     "The object that `d` describes; raises `AudiotagError` on a kind, field or value that does not exist."
     if not isinstance(d, dict) or not isinstance(d.get("kind"), str):
-        raise AudiotagError("a settings object needs its 'kind'", file=where, fix="was this file made by audiotag?")
+        raise AudiotagError("the settings have no 'kind'", file=where, fix="was this file made by audiotag?")
     if d["kind"] not in _kinds:
         raise AudiotagError(f"unknown kind {d['kind']!r}", file=where, fix=did_you_mean(d["kind"], _kinds))
     cls = _kinds[d["kind"]]
@@ -149,13 +154,13 @@ def config_from_dict(
         if name != "kind" and name not in known:
             raise AudiotagError(f"{d['kind']} has no field {name!r}", file=where, fix=did_you_mean(name, known))
 
-    def back(v):
+    def parse(v):
         if isinstance(v, dict):
             return config_from_dict(v, where=where)
-        return tuple(back(o) for o in v) if isinstance(v, list) else v
+        return tuple(parse(item) for item in v) if isinstance(v, list) else v
 
     try:
-        return cls(**{name: back(v) for name, v in d.items() if name != "kind"})
+        return cls(**{name: parse(v) for name, v in d.items() if name != "kind"})
     except TypeError as e:
         raise AudiotagError(f"{d['kind']} is incomplete ({e})", file=where) from None
     except RecursionError:
@@ -163,16 +168,16 @@ def config_from_dict(
 
 # %% ../../nbs/core/02_config.ipynb #902c28dc
 def require_same(
-    found: Config,  # what is there
-    wanted: Config,  # what is asked for
+    found: Config,  # the existing settings
+    wanted: Config,  # the settings they must equal
     *,
     where: str,  # the file or folder that holds `found`
     fix: str = "",  # what to do about it
 ):
     "Raise `AudiotagError` naming each field in which `found` differs from `wanted`."
     if changes := found.diff(wanted):
-        said = "; ".join(f"{k} is {a!r} there and {b!r} here" for k, (a, b) in changes.items())
-        raise AudiotagError(f"{type(found).__name__} differs: {said}", file=where, fix=fix)
+        differences = "; ".join(f"{k} is {a!r} there and {b!r} here" for k, (a, b) in changes.items())
+        raise AudiotagError(f"{type(found).__name__} differs: {differences}", file=where, fix=fix)
 
 # %% ../../nbs/core/02_config.ipynb #6ceced6d
 def set_fields(
@@ -186,22 +191,23 @@ def set_fields(
             value = json.loads(text)
         except ValueError:
             value = text
-        _set(d, path.split("."), value, path)
+        _set_path(d, path.split("."), value, path)
     return config_from_dict(d, where="--set")
 
 
-def _set(node, names, value, path):
+def _set_path(node, names, value, path):
+    "Set the field at `names` below `node`, a dict or a list, in place."
     head, *rest = names
     if isinstance(node, list):
         keys = [str(o.get("name", i)) if isinstance(o, dict) else str(i) for i, o in enumerate(node)]
-        hit = [i for i, k in enumerate(keys) if head in ("*", k, str(i))]
+        matches = [i for i, k in enumerate(keys) if head in ("*", k, str(i))]
     else:
         keys = [k for k in node if k != "kind"] if isinstance(node, dict) else []
-        hit = [head] if head in keys else []
-    if not hit:
+        matches = [head] if head in keys else []
+    if not matches:
         raise AudiotagError(f"there is no field {head!r} in {path!r}", field=path, fix=did_you_mean(head, keys))
-    for k in hit:
+    for k in matches:
         if rest:
-            _set(node[k], rest, value, path)
+            _set_path(node[k], rest, value, path)
         else:
             node[k] = value

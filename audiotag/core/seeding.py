@@ -11,11 +11,11 @@ import numpy as np
 
 # %% ../../nbs/core/05_seeding.ipynb #46f269f7
 def derive_seed(seed: int, *names) -> int:  # 63 bits
-    "A seed of its own for what `names` describe: `derive_seed(run_seed, 'crops', stage, fold, epoch)`."
+    "An independent seed for the draw that `names` describe: `derive_seed(run_seed, 'crops', stage, fold, epoch)`."
     text = json.dumps([int(seed), *(str(n) for n in names)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def rng(seed: int, *names) -> np.random.Generator:
-    "A NumPy generator of its own for what `names` describe."
+    "A NumPy generator for the draw that `names` describe."
     return np.random.default_rng(derive_seed(seed, *names))

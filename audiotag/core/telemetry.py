@@ -14,18 +14,18 @@ _opt_outs = {"HF_HUB_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0"}  #
 
 
 def send_no_statistics():
-    "Keep libraries from sending statistics, in this process and in those that it starts; for the time before they are imported."
+    "Keep libraries from sending statistics, in this process and in those that it starts; call it before they are imported."
     for name in STATISTICS:
-        sys.modules.setdefault(name, None)  # to import it is a ModuleNotFoundError from now on
+        sys.modules.setdefault(name, None)  # importing it now raises ModuleNotFoundError
     for name, value in _opt_outs.items():
         os.environ.setdefault(name, value)
-    sender = sys.modules.get("openvino_telemetry.utils.sender")  # there if OpenVINO was imported before audiotag
+    sender = sys.modules.get("openvino_telemetry.utils.sender")  # exists if OpenVINO was imported before audiotag
     if sender is not None:
         sender.TelemetrySender.send = _send_nothing
 
 
 def _send_nothing(*message):
-    "In place of the method that sends."
+    "Replaces the method that sends."
 
 
 send_no_statistics()

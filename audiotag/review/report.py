@@ -286,9 +286,9 @@ def recipe_table(
     run: Run,
 ) -> pd.DataFrame:  # field, this run, preset; the fields that differ first
     "All fields of the recipe beside those of the preset that it was made from."
-    from audiotag.core.config import _flat
+    from audiotag.core.config import _flatten
 
-    mine = dict(_flat(run.recipe.to_dict()))
+    mine = dict(_flatten(run.recipe.to_dict()))
     try:
         preset = get_recipe(run.recipe.name, scale=run.scale or "full")
     except AudiotagError:

@@ -17,7 +17,7 @@ import soundfile as sf
 
 from audiotag.audio import io as audio
 from audiotag.audio.io import (
-    KINDS,
+    ERROR_KINDS,
     QUARANTINE_COLUMNS,
     READ_PRESETS,
     ReadOptions,
@@ -78,7 +78,7 @@ def fault(path, **kwargs):
     "The error that reading raises; its kind is one of the documented ones, and it names the file."
     with pytest.raises(AudiotagError) as e:
         read_audio(path, **kwargs)
-    assert e.value.kind in KINDS
+    assert e.value.kind in ERROR_KINDS
     assert str(e.value.file) == str(path) and str(path) in str(e.value)
     return e.value
 
@@ -452,8 +452,8 @@ def test_names(tmp_path, wav, name):
 
 
 def test_a_file_that_vanishes_while_we_read(wav, monkeypatch):
-    look = audio._look
-    monkeypatch.setattr(audio, "_look", lambda fd, path: (os.unlink(path), look(fd, path))[1])
+    read_head = audio._read_head
+    monkeypatch.setattr(audio, "_read_head", lambda fd, path: (os.unlink(path), read_head(fd, path))[1])
     assert len(read_audio(wav)) == 16000  # the open file is still there
     assert fault(wav).kind == "missing"
 
@@ -702,11 +702,11 @@ def test_mp3_in_threads_and_stderr(tmp_path, capfd):
 
 
 def test_a_process_forked_meanwhile_keeps_its_stderr(tmp_path, capfd):
-    with audio._muted():
+    with audio._stderr.muted():
         pid = os.fork()
         if not pid:
             os.write(2, b"from the child")
-            with audio._muted():
+            with audio._stderr.muted():
                 os.write(2, b"not this")
             os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0

@@ -22,7 +22,7 @@ SECONDS, MEGABYTES = 5, 500
 
 def judge(path, sample_rate=None, start_s=None, end_s=None, trim_db=None):
     "(kind of answer, what is wrong with it): nothing may be."
-    from audiotag.audio.io import KINDS, ReadOptions, read_audio
+    from audiotag.audio.io import ERROR_KINDS, ReadOptions, read_audio
     from audiotag.core.errors import AudiotagError
 
     try:
@@ -30,7 +30,7 @@ def judge(path, sample_rate=None, start_s=None, end_s=None, trim_db=None):
             path, sample_rate=sample_rate, start_s=start_s, end_s=end_s, reading=ReadOptions(trim_db=trim_db)
         )
     except AudiotagError as e:
-        return e.kind, "" if e.kind in KINDS and str(e.file) == path and e.what else f"a poor error: {e!r}"
+        return e.kind, "" if e.kind in ERROR_KINDS and str(e.file) == path and e.what else f"a poor error: {e!r}"
     except BaseException as e:
         return "", f"{type(e).__name__}: {e}"
     good = x.dtype == np.float32 and x.ndim == 1 and len(x) and np.isfinite(x).all()

@@ -15,7 +15,7 @@ from audiotag.data.store import build_store
 from audiotag.infer.recordings import Listener
 from audiotag.infer.windows import Windows
 from audiotag.train.baseline import hear_statistics
-from audiotag.core.errors import AudiotagError, _partner_of_torch, library_error, load_library
+from audiotag.core.errors import AudiotagError, _release_for_torch, library_error, load_library
 
 # name as imported -> name for pip
 LIBRARIES = {
@@ -126,8 +126,8 @@ def test_torchvision_for_another_torch(version, mate, stub, monkeypatch):
 def test_partners_of_torch():
     "Releases that were published together."
     for torch, vision in (("2.4.1", "0.19.1"), ("2.5.0", "0.20.0"), ("2.7.1", "0.22.1"), ("2.11.0", "0.26.0")):
-        assert _partner_of_torch("torchvision", torch) == vision and _partner_of_torch("torchaudio", torch) == torch
-    assert _partner_of_torch("timm", "2.11.0") == _partner_of_torch("torchvision", None) == ""
+        assert _release_for_torch("torchvision", torch) == vision and _release_for_torch("torchaudio", torch) == torch
+    assert _release_for_torch("timm", "2.11.0") == _release_for_torch("torchvision", None) == ""
 
 
 def test_a_missing_library_is_named_with_what_installs_it():

@@ -339,8 +339,8 @@ def test_a_recording_is_decoded_once_for_all_its_rows(tmp_path, monkeypatch):
         monkeypatch.setattr(
             recordings, name, lambda path, honest=honest, **kw: reads.append(path) or honest(path, **kw)
         )
-    image = LogMel._image
-    monkeypatch.setattr(LogMel, "_image", lambda self, wave: images.append(len(wave)) or image(self, wave))
+    image = LogMel._compute
+    monkeypatch.setattr(LogMel, "_compute", lambda self, wave: images.append(len(wave)) or image(self, wave))
     l = Listener(comp.clips, FE, W)
     rows = dict(o for _, got in l.listen() for o in got)
     assert sorted(rows) == list(range(16)) and len(reads) == 2 and images == [20 * RATE] * 2
