@@ -45,7 +45,7 @@ class KaggleServer:
         self.httpd.server_close()
 
     def env(self, home):
-        "The variables that lead the client here, with credentials of nobody."
+        "The environment variables that direct the client to this server, with made-up credentials."
         port = self.httpd.server_address[1]
         keep = {
             "KAGGLE_API_ENVIRONMENT": "LOCALHOST",

@@ -34,7 +34,7 @@ TOOLS = [w for w in ("bwrap", "unshare") if find_sandbox(w).files]
 ALL_TOOLS = [*TOOLS, "none"]  # the first of them in `make test`, the others in `make test-long`
 EACH_TOOL = [ALL_TOOLS[0], *(pytest.param(w, marks=pytest.mark.long) for w in ALL_TOOLS[1:])]
 needs_sandbox = pytest.mark.skipif(
-    not TOOLS, reason="this machine gives no user namespaces: " + "; ".join(find_sandbox().missing)
+    not TOOLS, reason="this machine allows no user namespaces: " + "; ".join(find_sandbox().missing)
 )
 START = """import csv, os, pathlib
 homes = ['/kaggle/input', *os.environ.get('AUDIOTAG_INPUT', '').split(':')]
@@ -148,7 +148,7 @@ def test_it_uses_the_network(rehearse_cells, tool):
 @pytest.mark.long
 @needs_sandbox
 def test_a_program_without_a_monitor_uses_the_network(rehearse_cells):
-    "bash itself connects: no Python is asked, the kernel's count of unroutable packets tells."
+    "bash itself connects, which audit hooks cannot see: the count of unroutable packets shows it."
     found = rehearse_cells(
         START,
         "import subprocess\nsubprocess.run(['bash', '-c', 'echo x > /dev/tcp/9.9.9.9/80'], stderr=subprocess.DEVNULL)",
@@ -412,7 +412,7 @@ def other_python(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("tool", [*TOOLS, "none"])
+@pytest.mark.parametrize("tool", EACH_TOOL)
 def test_another_python_runs_the_notebook(rehearse_cells, other_python, tmp_path, tool):
     where = "import subprocess, sys\nprint(sys.executable, subprocess.run(['python', '-c', 'import sys; print(sys.prefix)'], capture_output=True, text=True).stdout)"
     found = rehearse_cells(START, where, WRITE, python=other_python(), isolation=tool)
