@@ -15,12 +15,11 @@ from .blocks import ConvBlock, SpectrogramNet, conv_bn_relu, heads, make_head
 # %% ../../nbs/models/02_cnn.ipynb #1b831b54
 @dataclass(frozen=True, kw_only=True)
 class CNN(Config):
-    "What both networks can be asked for; `build` puts the head behind the body that a subclass makes."
+    "Base of the two networks: `build` combines the body of a subclass with a head."
 
     width: int = 64  # channels of the first block
     head: str = "writeup"  # 'writeup' (mean and maximum, 512) or 'code' (mean, 128, PReLU)
-    # 1, 3 as the entrant did (one channel is repeated), or those of the front end, such as 2 with the heights of the
-    # bands
+    # 1, 3 as the entrant did (one channel is repeated), or those of the front end, such as 2 with a frequency channel
     in_channels: int = 1
     hidden: int | None = None  # size of the dense layer in the head; None: 512 or 128
 
@@ -39,7 +38,11 @@ class CNN(Config):
         )
 
     def _body(self):
-        raise AudiotagError("CNN is no network by itself", field="model", fix="choose CNNModel1 or VGG16BN")
+        raise AudiotagError("CNN is only a base class", field="model", fix="choose CNNModel1 or VGG16BN")
+
+    def features(self) -> nn.Module:
+        "The network without its head: (n, in_channels, bands, frames) -> (n, 8*width, bands', frames')."
+        return self._body()
 
     def build(self, n_classes: int) -> SpectrogramNet:
         "The torch module, with weights from torch's global generator."

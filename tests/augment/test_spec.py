@@ -299,7 +299,7 @@ def test_round_trip_and_refusals(aug):
     assert config_from_dict(aug.to_dict()) == aug
     x, y = batch()
     for args in ((x[0], y), (x, y[:3]), (x, y[:, 0]), (x.long(), y), (x, y.long()), (x[:0], y[:0])):
-        with pytest.raises(AudiotagError, match="no batch"):
+        with pytest.raises(AudiotagError, match="not a batch"):
             aug(*args, gen())
     with pytest.raises(AudiotagError, match="Generator"):
         aug(x, y, 7)

@@ -17,7 +17,7 @@ from audiotag.models.cnn import VGG16BN, CNNModel1
 from audiotag.models.sed import (
     SED,
     SEDHead,
-    attended,
+    attention_pool,
     detections,
     features_of,
     frame_scores,
@@ -102,10 +102,10 @@ def test_the_head_in_words(variant, backbone):
 
 def test_attention_is_blind_to_a_constant_and_picks_a_peak():
     frame, attention = data(3, 4, 20), data(3, 4, 20, seed=1)
-    torch.testing.assert_close(attended(frame, attention + 7), attended(frame, attention))
+    torch.testing.assert_close(attention_pool(frame, attention + 7), attention_pool(frame, attention))
     attention[..., 5] = 200
-    torch.testing.assert_close(attended(frame, attention), frame[..., 5])
-    assert (attended(frame, attention * 0) - frame.mean(2)).abs().max() < 1e-6
+    torch.testing.assert_close(attention_pool(frame, attention), frame[..., 5])
+    assert (attention_pool(frame, attention * 0) - frame.mean(2)).abs().max() < 1e-6
 
 
 def test_in_training_all_parts_come_in_one_tensor_and_gradients_reach_both_layers():

@@ -14,7 +14,7 @@ from audiotag.audio.features import LogMel, Standardize
 from audiotag.kaggle.pack_ensemble import gather, pack_ensemble
 from audiotag.train.losses import BCE
 from audiotag.models.cnn import CNNModel1
-from audiotag.models.sed import SEDHead, attended
+from audiotag.models.sed import SEDHead, attention_pool
 from audiotag.train.settings import Recipe, Stage
 from audiotag.train.run_folder import open_run, run_stages
 from audiotag.audio.synth import make_competition
@@ -87,7 +87,7 @@ def test_a_head_over_time_gives_the_mean_over_time():
             self.head = SEDHead(6, 3)
 
         def forward(self, x):
-            return attended(*self.head(x))
+            return attention_pool(*self.head(x))
 
     x = torch.randn(2, 6, 4, 9)
     net = Net().eval()

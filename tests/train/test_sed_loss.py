@@ -11,7 +11,7 @@ from audiotag.core.errors import AudiotagError
 from audiotag.core.config import config_from_dict
 from audiotag.train.losses import BCE, Focal
 from audiotag.models.cnn import CNNModel1
-from audiotag.models.sed import SED, attended, split_parts
+from audiotag.models.sed import SED, attention_pool, split_parts
 from audiotag.train.sed_loss import SEDLoss, with_weights
 
 NAN = float("nan")
@@ -23,7 +23,7 @@ def example(seed=0, n=5, classes=3, frames=6, box_frames=0):
     y = (torch.rand(n, classes, generator=g) < 0.5).float()
     y[torch.rand(n, classes, generator=g) < 0.25] = NAN
     y[0] = torch.tensor([0.3, 0.7, 1.0])[:classes]
-    parts = torch.cat([attended(frame, attention)[..., None], frame, attention], 2)
+    parts = torch.cat([attention_pool(frame, attention)[..., None], frame, attention], 2)
     if box_frames:
         moments = (torch.rand(n, classes, box_frames, generator=g) < 0.3).float()
         moments[torch.rand(n, classes, box_frames, generator=g) < 0.2] = NAN
