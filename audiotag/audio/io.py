@@ -97,7 +97,7 @@ def crop_or_pad(
     wave,  # (samples,)
     n: int,  # samples wanted
     *,
-    at: str = "middle",  # which part of a long wave is kept, and where a short one stands among the zeros
+    at: str = "middle",  # which part of a long wave is kept, and where a short one is placed among the zeros
     rng=None,  # a NumPy generator; only 'random' needs it
 ) -> np.ndarray:  # (n,): a view of a longer wave, a new array for a shorter one
     "Cut `n` samples out of a longer wave, or put a shorter one among zeros; raises `AudiotagError` on an unknown position."
@@ -126,7 +126,7 @@ class ReadOptions(Config, kind="Reading"):
     resample_quality: str = "HQ"  # soxr's: QQ, LQ, MQ, HQ, VHQ
     trim_db: float | None = None  # cut silence this far below the loudest frame off both ends; None: do not trim
     pad_to_s: float | None = None  # seconds: a shorter wave is filled up with zeros; None: it stays short
-    pad_at: str = "middle"  # where the sound stands among those zeros: start, middle, end
+    pad_at: str = "middle"  # where the sound is placed among those zeros: start, middle, end
 
     def check(self):
         self.require(
@@ -228,8 +228,8 @@ def _read_head(fd, path) -> bytes:
     mpeg = head[:3] == b"ID3" or (len(head) > 1 and head[0] == 0xFF and head[1] >= 0xE0 and head[1] & 6)
     if mpeg or head[:4] in _CONTAINERS:
         return head
-    for at, magic, kind, what, fix in _FOREIGN_FORMATS:
-        if head[at : at + len(magic)].lower() == magic:
+    for offset, magic, kind, what, fix in _FOREIGN_FORMATS:
+        if head[offset : offset + len(magic)].lower() == magic:
             raise AudiotagError(what, file=path, kind=kind, fix=fix)
     if len(head) < 4 and any(c.startswith(head) for c in _CONTAINERS):
         raise AudiotagError(f"has only {len(head)} bytes", file=path, kind="truncated", fix="copy it again")
@@ -240,19 +240,19 @@ def _diagnose_chunks(fd, size, head):
     "(kind, what) of a RIFF, RIFX, RF64 or FORM file that gave no samples; kind is None when its chunks are consistent."
     if size >= 12 and head[8:12] not in (b"WAVE", b"AIFF", b"AIFC"):
         return "not_audio", f"holds {head[8:12]!r}, not audio"
-    order, at = ("little" if head[:4] in (b"RIFF", b"RF64") else "big"), 12
+    order, offset = ("little" if head[:4] in (b"RIFF", b"RF64") else "big"), 12
     for _ in range(100):
-        chunk = os.pread(fd, 8, at)
+        chunk = os.pread(fd, 8, offset)
         if len(chunk) < 8:
             return "truncated", "ends before its samples begin"
-        name, n, there = chunk[:4], int.from_bytes(chunk[4:], order), size - at - 8
+        name, n, available = chunk[:4], int.from_bytes(chunk[4:], order), size - offset - 8
         if name in (b"fmt ", b"COMM") and not 14 <= n <= 4096:
             return "corrupt_header", f"says that its format takes {n} bytes"
-        if n > there and n < 2**32 - 1:
-            return "truncated", f"ends {n - there} bytes too early"
+        if n > available and n < 2**32 - 1:
+            return "truncated", f"ends {n - available} bytes too early"
         if name in (b"data", b"SSND"):
             break
-        at += 8 + n + n % 2
+        offset += 8 + n + n % 2
     return None, ""
 
 
@@ -260,8 +260,8 @@ def _diagnose_ogg(fd, size):
     "(kind, what) of an Ogg file that gave no samples, judged by its last page (at most 65 307 bytes)."
     tail = os.pread(fd, 65536, max(0, size - 65536))
     page = tail[max(0, tail.rfind(b"OggS")) :]
-    whole = len(page) >= 27 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
-    if not whole or not page[5] & 4:
+    complete = len(page) >= 27 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+    if not complete or not page[5] & 4:
         return "truncated", "has no last page"
     samples = int.from_bytes(page[6:14], "little", signed=True)
     return ("corrupt_data", f"states {samples} frames") if samples > 0 else (None, "")
@@ -330,11 +330,11 @@ class _SequentialFile(sf.SoundFile):
         return False
 
 
-def _send_file(fd, at, sock):
+def _send_file(fd, offset, sock):
     try:
-        while data := os.pread(fd, 1 << 16, at):
+        while data := os.pread(fd, 1 << 16, offset):
             sock.sendall(data, socket.MSG_NOSIGNAL)
-            at += len(data)
+            offset += len(data)
     except OSError:
         pass  # the decoder has closed its end
     finally:
@@ -342,25 +342,25 @@ def _send_file(fd, at, sock):
 
 
 @contextmanager
-def _pipe_from(fd, at):
-    "Yield a socket that delivers the bytes of `fd` from `at` on."
-    here, there = socket.socketpair()
-    thread = threading.Thread(target=_send_file, args=(fd, at, there), daemon=True)
+def _pipe_from(fd, offset):
+    "Yield a socket that delivers the bytes of `fd` from `offset` on."
+    receiver, sender = socket.socketpair()
+    thread = threading.Thread(target=_send_file, args=(fd, offset, sender), daemon=True)
     thread.start()
     try:
-        yield here
+        yield receiver
     finally:
-        here.shutdown(socket.SHUT_RDWR)  # also if a forked process still holds a copy of it
-        here.close()
+        receiver.shutdown(socket.SHUT_RDWR)  # also if a forked process still holds a copy of it
+        receiver.close()
         thread.join()
 
 # %% ../../nbs/audio/01_io.ipynb #7ae2aa44
 def _check_length(fd, size, head):
-    "(whether the length of this file is an estimate, where its sound begins behind the ID3 tag if it goes on after the estimated end, else None)"
+    "(whether the stated length is only an estimate, offset of the sound after the ID3 tag if the file is longer than that, else None)"
     if head[:4] in _CONTAINERS:
         return False, None
-    at = 10 + sum((b & 127) << s for b, s in zip(head[6:10], (21, 14, 7, 0))) if head[:3] == b"ID3" else 0
-    first = os.pread(fd, 256, at)
+    offset = 10 + sum((b & 127) << s for b, s in zip(head[6:10], (21, 14, 7, 0))) if head[:3] == b"ID3" else 0
+    first = os.pread(fd, 256, offset)
     if first[:1] != b"\xff" or any(tag in first for tag in (b"Xing", b"Info", b"VBRI")):
         return False, None
     try:
@@ -370,15 +370,15 @@ def _check_length(fd, size, head):
         return True, None
     finally:
         end, _ = os.lseek(fd, 0, os.SEEK_CUR), os.lseek(fd, 0, os.SEEK_SET)
-    return True, at if size - end > 1024 else None
+    return True, offset if size - end > 1024 else None
 
 # %% ../../nbs/audio/01_io.ipynb #815cde43
 @contextmanager
 def _open_stream(fd, size, head, path):
     "Yield the open `_SequentialFile`, with stderr muted if its decoder prints; raises `AudiotagError` on a bad header."
     with nullcontext() if head[:4] in _QUIET_DECODERS else _stderr.muted(), ExitStack() as stack:
-        is_estimate, at = _check_length(fd, size, head)
-        pipe = None if at is None else stack.enter_context(_pipe_from(fd, at))
+        is_estimate, offset = _check_length(fd, size, head)
+        pipe = None if offset is None else stack.enter_context(_pipe_from(fd, offset))
         try:
             f = _SequentialFile(pipe.fileno() if pipe else fd, closefd=False)
         except sf.LibsndfileError as e:

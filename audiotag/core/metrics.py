@@ -32,7 +32,7 @@ def _checked(truth, scores):
         row, col = np.argwhere(~np.isfinite(s))[0]
         raise AudiotagError(
             f"the score in row {row}, column {col} (both from 0) is {s[row, col]}",
-            fix="look at that clip and its model",
+            fix="check that clip and its model",
         )
     return np.ascontiguousarray(true), np.ascontiguousarray(s)
 
@@ -176,7 +176,7 @@ def plot_confusion(truth, scores, classes, ax=None):
             ax.text(j, i, k, ha="center", va="center", fontsize=6, color="w" if k > 0.5 * m[i].sum() else "k")
     ax.set_xticks(range(n), classes, rotation=90, fontsize=7)
     ax.set_yticks(range(n), classes, fontsize=7)
-    ax.set(xlabel="said", ylabel="label")
+    ax.set(xlabel="predicted", ylabel="label")
     return ax
 
 # %% ../../nbs/core/08_metrics.ipynb #5b48cb2c

@@ -208,45 +208,36 @@ def _runs(above, gap):
     return [(int(s), int(e)) for s, e in out]
 
 # %% ../../nbs/models/04_sed.ipynb #00d51461
-def _bands_of(front_end, hz):  # heights in a picture of mel bands
+def _hz_to_band(front_end, hz):
+    "The position of frequencies on the axis of mel bands."
     return np.interp(hz, front_end.band_hz, np.arange(front_end.n_mels) + 0.5)
 
 
 def _height_axis(ax, bands, front_end):
-    "Ticks at octaves where the front end says which band is which frequency."
+    "Ticks in kHz at octaves; mel bands without a front end."
     if front_end is None:
         ax.set_ylabel("mel band")
         return
-    hz = [
-        o
-        for o in (125, 250, 500, 1000, 2000, 4000, 8000, 16000)
-        if front_end.f_min <= o <= (front_end.f_max or front_end.sample_rate / 2)
-    ]
-    at = _bands_of(front_end, hz)
-    kept = [
-        i for i in range(len(hz)) if i + 1 == len(hz) or at[i + 1] - at[i] > 0.06 * bands
-    ]  # low octaves have few bands
-    ax.set_yticks(at[kept], [f"{hz[i] / 1000:g}" for i in kept])
+    f_max = front_end.f_max or front_end.sample_rate / 2
+    hz = [f for f in (125, 250, 500, 1000, 2000, 4000, 8000, 16000) if front_end.f_min <= f <= f_max]
+    heights = _hz_to_band(front_end, hz)
+    # low octaves have few bands
+    kept = [i for i in range(len(hz)) if i + 1 == len(hz) or heights[i + 1] - heights[i] > 0.06 * bands]
+    ax.set_yticks(heights[kept], [f"{hz[i] / 1000:g}" for i in kept])
     ax.set(ylabel="kHz", ylim=(0, bands))
 
 
-def _draw(top, below, row, o, bands, front_end, *, below_alpha=1.0, alpha=1.0, **look):
-    "One call: a box on the spectrogram, as high as it is known to be, and a bar on the line of its class."
+def _draw_event(axes, event, row, bands, front_end, *, bar_alpha=1.0, alpha=1.0, **style):
+    "Draw a box on the spectrogram, at the event's frequencies if they are known, and a bar in the row of its class."
     from matplotlib.patches import Rectangle
 
-    known = front_end is not None and not np.isnan([o.get("f_min", np.nan), o.get("f_max", np.nan)]).any()
-    low, high = _bands_of(front_end, (o["f_min"], o["f_max"])) if known else (0, bands)
-    top.add_patch(Rectangle((o["start"], low), o["end"] - o["start"], high - low, alpha=alpha, **look))
-    tall = 0.95 if "fill" in look else 0.7
-    below.add_patch(
-        Rectangle(
-            (o["start"], row[o["class"]] - tall / 2),
-            o["end"] - o["start"],
-            tall,
-            alpha=below_alpha,
-            **(look | ({"edgecolor": "k", "lw": 1} if "fill" in look else {})),
-        )
-    )
+    spectrogram, timeline = axes
+    start, length = event["start"], event["end"] - event["start"]
+    has_range = front_end is not None and not np.isnan([event.get("f_min", np.nan), event.get("f_max", np.nan)]).any()
+    low, high = _hz_to_band(front_end, (event["f_min"], event["f_max"])) if has_range else (0, bands)
+    spectrogram.add_patch(Rectangle((start, low), length, high - low, alpha=alpha, **style))
+    height, outline = (0.95, {"edgecolor": "k", "lw": 1}) if "fill" in style else (0.7, {})
+    timeline.add_patch(Rectangle((start, row - height / 2), length, height, alpha=bar_alpha, **(style | outline)))
 
 # %% ../../nbs/models/04_sed.ipynb #b8ce6511
 def plot_detections(
@@ -255,11 +246,11 @@ def plot_detections(
     classes,
     *,
     frame_s: float,  # seconds from frame to frame
-    true=None,  # DataFrame with class, start, end, and f_min, f_max (Hz) if they are known; None: not known
-    front_end=None,  # the `LogMel` that made the features: heights are in kHz, and boxes have theirs
-    axes=None,  # two
+    true=None,  # DataFrame with class, start, end, and optionally f_min, f_max (Hz); None: not drawn
+    front_end=None,  # the `LogMel` of the features, for an axis in kHz and boxes with their frequencies
+    axes=None,  # two; None: a new figure
 ):
-    "Detections (filled) and the true boxes (outlined) over the spectrogram, and below it, a line a class; returns the axes."
+    "Plot detections (filled) and true boxes (outlined) on the spectrogram, and below it in one row per class; returns the axes."
     import matplotlib.pyplot as plt
 
     top, below = (
@@ -286,23 +277,16 @@ def plot_detections(
         interpolation="antialiased",
     )
     _height_axis(top, features.shape[0], front_end)
-    # C7 is grey, as the spectrogram
-    row, colour = {c: i for i, c in enumerate(classes)}, lambda c: f"C{(0, 1, 2, 3, 4, 5, 6, 8, 9)[row[c] % 9]}"
-    for o in table.to_dict("records"):
-        _draw(
-            top,
-            below,
-            row,
-            o,
-            features.shape[0],
-            None,
-            facecolor=colour(o["class"]),
-            alpha=0.3,
-            below_alpha=0.3 + 0.6 * o["score"],
-        )
-    for o in [] if true is None else true.to_dict("records"):
-        _draw(top, below, row, o, features.shape[0], front_end, fill=False, edgecolor=colour(o["class"]), lw=1.5)
+    rows, bands = {c: i for i, c in enumerate(classes)}, features.shape[0]
+    colours = [f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9)]  # without C7, which is grey like the spectrogram
+    for event in table.to_dict("records"):
+        row = rows[event["class"]]
+        style = dict(facecolor=colours[row % 9], alpha=0.3, bar_alpha=0.3 + 0.6 * event["score"])
+        _draw_event((top, below), event, row, bands, None, **style)
+    for event in [] if true is None else true.to_dict("records"):
+        row = rows[event["class"]]
+        _draw_event((top, below), event, row, bands, front_end, fill=False, edgecolor=colours[row % 9], lw=1.5)
     below.set(yticks=range(len(classes)), yticklabels=classes, ylim=(len(classes) - 0.4, -0.6), xlabel="s")
     below.tick_params(axis="y", labelsize=max(3, min(9, 80 / len(classes))))
-    below.set_title("filled: heard; outlined: annotated", fontsize=7, loc="right", pad=2)
+    below.set_title("filled: detected; outlined: annotated", fontsize=7, loc="right", pad=2)
     return top, below
