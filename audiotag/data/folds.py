@@ -18,7 +18,7 @@ TRAINING = ("curated", "noisy", "negative")  # the sources that get a fold
 def check_folds(
     clips: pd.DataFrame,  # a clip table with folds
 ) -> pd.DataFrame:  # `clips`, unchanged
-    "Raise `AudiotagError` when a group lies in two folds, a training clip has none, or another clip has one."
+    "Raise `AudiotagError` if a group is in two folds, a training clip has none, or another clip has one."
     train = clips.source.isin(TRAINING)
     for bad, what in (
         (train & (clips.fold < 0), "a training clip without a fold"),
@@ -27,12 +27,11 @@ def check_folds(
         if bad.any():
             i = int(np.flatnonzero(bad)[0])
             raise AudiotagError(f"{what}: {clips.clip_id.iloc[i]!r}", row=i + 1, field="fold", fix="call assign_folds")
-    torn = clips[train].groupby("group").fold.nunique()
-    if (torn > 1).any():
-        name = torn.index[torn > 1][0]
-        where = sorted(set(clips.fold[train & (clips.group == name)].astype(int)))
+    n_folds = clips[train].groupby("group").fold.nunique()
+    if len(split := n_folds.index[n_folds > 1]):
+        folds = sorted(set(clips.fold[train & (clips.group == split[0])].astype(int)))
         raise AudiotagError(
-            f"{int((torn > 1).sum())} groups lie in several folds, as {name!r} in {', '.join(map(str, where))}",
+            f"{len(split)} groups lie in several folds, as {split[0]!r} in {', '.join(map(str, folds))}",
             field="fold",
             fix="call assign_folds: clips of one group belong together",
         )
@@ -40,22 +39,23 @@ def check_folds(
 
 # %% ../../nbs/data/03_folds.ipynb #47533349
 def _units(clips):
-    "Counts (groups × (source, label)) of training clips, groups sorted, and as 0 or 1 what the package balances."
+    "Counts (groups × (source, label)) of training clips, groups sorted, and the 0/1 columns that the package balances."
     rows = clips[clips.source.isin(TRAINING)]
     sizes = pd.crosstab(rows.group, rows.source)
-    each = rows[rows.source != "negative"].explode("labels")
-    counts = pd.crosstab(each.group, [each.source, each.labels.fillna("")]).reindex(sizes.index, fill_value=0)
+    labelled = rows[rows.source != "negative"].explode("labels")
+    counts = pd.crosstab(labelled.group, [labelled.source, labelled.labels.fillna("")])
+    counts = counts.reindex(sizes.index, fill_value=0)
     steps = [sizes >= 2**k for k in range(int(sizes.to_numpy().max()).bit_length())]
     return counts, np.concatenate([counts > 0, *steps], 1).astype(int)
 
 # %% ../../nbs/data/03_folds.ipynb #d75cdb7a
-def _deal(counts, held, n_folds, seed):
-    "The fold of each unit, and how uneven the folds are."
+def _draw_folds(counts, columns, n_folds, seed):
+    "One draw: the fold of each unit, and how uneven the folds are."
     from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 
     split = MultilabelStratifiedKFold(n_splits=n_folds, shuffle=True, random_state=seed % 2**32)
     fold = np.empty(len(counts), dtype=int)
-    for k, (_, test) in enumerate(split.split(held, held)):
+    for k, (_, test) in enumerate(split.split(columns, columns)):
         fold[test] = k
     per_fold = np.eye(n_folds)[:, fold] @ counts.to_numpy()
     mean = per_fold.mean(0)
@@ -67,9 +67,9 @@ def assign_folds(
     *,
     n_folds: int,  # at least 2
     seed: int,  # the same clips and seed give the same folds, whatever the order of rows
-    draws: int | None = None,  # how many are made to keep the best one; None: 20 for up to 500 groups, 5 for more
+    draws: int | None = None,  # number of draws, of which the best is kept; None: 20 for up to 500 groups, 5 for more
 ) -> pd.DataFrame:  # a copy with `fold` 0 … n_folds-1 for training clips and -1 for all others
-    "Folds stratified over label × source with groups kept whole; raises `AudiotagError` when there are too few groups."
+    "Folds stratified by label and source that keep groups together; raises `AudiotagError` if there are too few groups."
     train = clips.source.isin(TRAINING)
     n_groups = clips.group[train].nunique()
     if n_folds < 2:
@@ -80,17 +80,16 @@ def assign_folds(
             field="n_folds",
             fix="give fewer folds",
         )
-    counts, held = _units(clips)
+    counts, columns = _units(clips)
     draws = draws or (20 if n_groups <= 500 else 5)
-    fold, _ = min(
-        (_deal(counts, held, n_folds, derive_seed(seed, "folds", i)) for i in range(draws)), key=lambda o: o[1]
-    )
+    drawn = (_draw_folds(counts, columns, n_folds, derive_seed(seed, "folds", i)) for i in range(draws))
+    fold, _ = min(drawn, key=lambda o: o[1])
     out = clips.assign(fold=np.where(train, clips.group.map(dict(zip(counts.index, fold))), -1).astype(int))
-    _warn_rare(out, n_folds)
+    _log_rare_labels(out, n_folds)
     return check_folds(out)
 
 # %% ../../nbs/data/03_folds.ipynb #46a4c619
-def _warn_rare(clips, n_folds):
+def _log_rare_labels(clips, n_folds):
     counts = clips[clips.source.isin(("curated", "noisy"))].explode("labels").groupby(["source", "labels"]).size()
     rare = [f"{label} ({source}, {n})" for (source, label), n in counts.items() if n < n_folds]
     if rare:
@@ -104,13 +103,13 @@ def _warn_rare(clips, n_folds):
 def fold_table(
     clips: pd.DataFrame,  # a clip table with folds
 ) -> pd.DataFrame:  # index (source, label), one column a fold
-    "How many clips of each source and label lie in each fold."
+    "The number of clips of each source and label in each fold."
     rows = clips[clips.fold >= 0].explode("labels")
     return rows.groupby(["source", "labels", "fold"]).size().unstack(fill_value=0)
 
 # %% ../../nbs/data/03_folds.ipynb #3f3b2d1f
 def plot_folds(clips, axs=None):
-    "The fold table as a picture, one panel a source: even rows are good folds."
+    "Plot the fold table, one panel per source: even rows are good folds."
     import matplotlib.pyplot as plt
 
     table = fold_table(clips)

@@ -19,7 +19,7 @@ import audiotag
 from ..core.errors import AudiotagError, a_few, did_you_mean, library_error, load_library
 from ..core.files import file_sha256, locked, read_json, read_parquet, write_json, write_parquet
 from ..core.progress import say
-from ..data.remote import at_hand, is_url, origin, refresh
+from ..data.remote import local_copy, is_url, origin, refresh
 from .run_folder import Run, finish_fold
 from .ddp import Tail, begin_worker
 
@@ -415,7 +415,7 @@ def _alone(folder: Path, patience: float = 180.0):
 def train_job(run: str, stage: str, fold: int, cbs=()):
     "Finish one fold of one stage of a run, in a folder or behind a URL; the job that engines do."
     if is_url(run):
-        with at_hand(run, drive=False) as folder:
+        with local_copy(run, drive=False) as folder:
             return train_job(str(folder), stage, fold, cbs)
     if not Path(run).is_dir():
         raise AudiotagError(

@@ -14,7 +14,7 @@ from ..augment.spec import Gamma, Lighting, MixUp, SpecAugment, SpecMix, ZoomCro
 from ..augment.wave import Gain, Noise, Shift
 from ..core.errors import AudiotagError, did_you_mean
 from ..core.config import set_fields
-from ..data.crops import Crops
+from ..data.crops import CropSettings
 from ..data.crops import AroundBox
 from ..audio.features import PRESETS, FixedStats, GlobalFeatures, Joined, Length, LogMel, Waveform
 from .losses import BCE, SoftmaxCE
@@ -23,10 +23,10 @@ from ..models.wavecnn import WAVE_CNNS, WaveCNN
 from ..models.rawfold import FOLDS, Hybrid, Raw
 from ..models.sed import SED
 from ..models.timm_backbone import Timm
-from ..data.sampling import RowsOf
+from ..data.sampling import RandomSubset
 from .sed_loss import SEDLoss
 from .pseudo import Pseudo
-from ..data.sampling import InverseRoot, Partners
+from ..data.sampling import InverseRoot, MixPartners
 from .sed_loss import SEDLoss
 from .settings import Labels, Recipe, Stage, warm_up
 from .fit import Cosine, Milestones
@@ -105,7 +105,7 @@ def rainforest2021(
     scale: str = "full",  # 'full' (the entrant's, for a GPU) or 'small' (minutes on two CPU cores)
 ) -> Recipe:
     "System 3: calls in time (RFCX 2021, 5th place), trained around boxes."
-    boxes = dict(name="boxes", train_on=("curated", "negative"), sampling=(RowsOf(source="negative", n=30),))
+    boxes = dict(name="boxes", train_on=("curated", "negative"), sampling=(RandomSubset(source="negative", n=30),))
     common = dict(name="rainforest2021", layout="rainforest2021", loss=SEDLoss(), n_folds=5, members=("boxes",))
     if scale == "small":
         return Recipe(
@@ -196,7 +196,7 @@ def student_rounds(
     out = [first]
     for i, power in enumerate(powers, 1):
         told = Pseudo(teachers=(out[-1].name,), power=power, keep=keep, zero=zero, weight=weight)
-        drawn = (*(s for s in first.sampling if not isinstance(s, Partners)), Partners(p=mix, share=share))
+        drawn = (*(s for s in first.sampling if not isinstance(s, MixPartners)), MixPartners(p=mix, share=share))
         out.append(
             first.replace(
                 name=f"round{i}",
@@ -277,7 +277,7 @@ def birdclef2024(
     first = Stage(
         name="labelled",
         train_on=("curated", "unlabeled"),
-        sampling=(InverseRoot(), Partners(column=None, p=0.3)),
+        sampling=(InverseRoot(), MixPartners(column=None, p=0.3)),
         **length,
     )
     stages = student_rounds(
@@ -297,7 +297,7 @@ def birdclef2024(
         loss=SEDLoss(),
         labels=Labels(secondary_weight=0.0),
         augment=(*noise, MixUp(p=0.5)),
-        crops=Crops(),
+        crops=CropSettings(),
         stages=stages,
         n_folds=5,
         windows=Windows(frames=frames, hop=frames // 2, views=(View(), View(offset=frames // 2))),

@@ -356,7 +356,7 @@ def _loaders(self: Run, folder, train, watch, *, y, draw, crops, **options):
         self.classes,
         folder / f".stream{rank() or ''}",
         y=y,
-        near=20_000,
+        shuffle_window=20_000,
         crops=crops,
         **options,
     )

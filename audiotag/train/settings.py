@@ -15,7 +15,7 @@ from ..core.metrics import METRICS
 from ..audio.features import FrontEnd, Joined, Waveform, front_end_parts
 from ..data.competitions import target_weights
 from ..data.sampling import Sampler
-from ..data.crops import Crops
+from ..data.crops import CropSettings
 from ..augment import manifold, spec, wave  # with losses and models: the kinds that a recipe.json may name
 from ..models import cnn, wavecnn, rawfold, sed, timm_backbone
 from ..infer.windows import Windows
@@ -165,7 +165,7 @@ class Recipe(Config):
     windows: Windows = Windows()  # training crops are as long
     # how they are drawn where clips are places in recordings, which are stored and scored whole; None: each clip is
     # stored
-    crops: Crops | None = None
+    crops: CropSettings | None = None
     labels: Labels = Labels()  # what is made of negative rows and secondary labels
     features: str = "stored"  # or 'computed', from stored waves for each batch, as augmentations of the wave need it
     members: tuple[str, ...]  # the stages whose models make the submission
@@ -291,7 +291,7 @@ def _check_labels(recipe):
         recipe.require(
             recipe.crops is not None or not _pseudo(s),
             "crops",
-            "give Crops(): unlabelled windows are places in recordings",
+            "give CropSettings(): unlabelled windows are places in recordings",
         )
         fits = isinstance(s.loss or recipe.loss, SEDLoss) or not mask
         recipe.require(

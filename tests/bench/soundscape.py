@@ -22,12 +22,12 @@ def arms():
     "name -> recipe."
     from audiotag.core.config import set_fields
     from audiotag.train.recipes import birdclef2024
-    from audiotag.data.sampling import InverseRoot, Partners
+    from audiotag.data.sampling import InverseRoot, MixPartners
 
     def made(ears, *, sampler=True, background=True, rounds=0, continued=False, times=1, changes=()):
         r = set_fields(birdclef2024("small", ears=ears), changes)
         stages = r.stages[: rounds + 1]
-        drawn = (InverseRoot(),) * sampler + (Partners(column=None, p=0.3),) * background
+        drawn = (InverseRoot(),) * sampler + (MixPartners(column=None, p=0.3),) * background
         sources = ("curated", "unlabeled") if background else ("curated",)
         first = stages[0].replace(sampling=drawn, train_on=sources)
         stages = tuple(s.replace(steps=times * STEPS[ears], batch_size=16) for s in (first, *stages[1:]))

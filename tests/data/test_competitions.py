@@ -548,7 +548,7 @@ def test_the_bundle_s_classes_stand_in_for_a_missing_training_part(words):
     [
         (lambda t: t.drop(columns="label"), "no column 'label'"),
         (lambda t: t.assign(label="Bel"), "did you mean 'Bell'.*"),
-        (lambda t: t.assign(label=""), "'' is no class"),
+        (lambda t: t.assign(label=""), "'' is not a class"),
     ],
 )
 def test_labels_that_are_none_are_not_read(words, spoil, said):
@@ -563,7 +563,7 @@ def test_cells_that_are_no_scores_are_not_read(root, bad):
     table = comp.submission(np.full((8, 8), 0.5)).astype(str)
     assert np.array_equal(comp.read_scores(table), np.full((8, 8), 0.5))
     table.iloc[3, 2] = bad
-    with pytest.raises(AudiotagError, match="no finite number") as e:
+    with pytest.raises(AudiotagError, match="not a finite number") as e:
         comp.read_scores(table)
     assert e.value.row == 4 and e.value.field == comp.classes[1]
 
@@ -622,10 +622,10 @@ BOXES = {
     "starts early": (cell("train_tp.csv", 2, "t_min", "-0.2"), "train_tp.csv", 2, "not a stretch"),
     "outside": (cell("train_fp.csv", 3, "t_max", "6.2"), "train_fp.csv", 3, "lies outside of .*which has 6.00 s"),
     "far outside": (lambda r: (cell("train_tp.csv", 1, "t_min", "70")(r), cell("train_tp.csv", 1, "t_max", "71")(r)), "train_tp.csv", 1, "lies outside"),
-    "no number": (cell("train_tp.csv", 1, "t_min", "soon"), "train_tp.csv", 1, "'soon' is no finite number"),
-    "nan": (cell("train_tp.csv", 1, "t_max", "NaN"), "train_tp.csv", 1, "no finite number"),
-    "empty": (cell("train_tp.csv", 1, "t_max", ""), "train_tp.csv", 1, "no finite number"),
-    "inf": (cell("train_tp.csv", 1, "f_max", "inf"), "train_tp.csv", 1, "no finite number"),
+    "no number": (cell("train_tp.csv", 1, "t_min", "soon"), "train_tp.csv", 1, "'soon' is not a finite number"),
+    "nan": (cell("train_tp.csv", 1, "t_max", "NaN"), "train_tp.csv", 1, "not a finite number"),
+    "empty": (cell("train_tp.csv", 1, "t_max", ""), "train_tp.csv", 1, "not a finite number"),
+    "inf": (cell("train_tp.csv", 1, "f_max", "inf"), "train_tp.csv", 1, "not a finite number"),
     "no band": (cell("train_fp.csv", 2, "f_max", "1"), "train_fp.csv", 2, "not a band"),
     "species": (cell("train_fp.csv", 2, "species_id", "9"), "train_fp.csv", 2, "label 's9' is not a class"),
     "no file": (lambda r: (r / "train" / (pd.read_csv(r / "train_tp.csv", dtype=str).recording_id[0] + ".flac")).unlink(), "train_tp.csv", 1, "not in the folder"),

@@ -26,8 +26,8 @@ from audiotag.data.remote import (
     Mirror,
     Remote,
     RemoteStore,
-    _Full,
-    at_hand,
+    _CacheFull,
+    local_copy,
     build_remote,
     build_stores_at,
     open_store_at,
@@ -121,9 +121,9 @@ from audiotag.core.errors import AudiotagError
 from audiotag.core.config import config_from_dict
 from audiotag.data import remote, store
 table, url, front_end, slow = sys.argv[1:]
-real = store._clip
+real = store._make_clip
 def clip(*o): time.sleep(float(slow)); return real(*o)
-store._clip = clip
+store._make_clip = clip
 sent = remote.Remote.put
 def put(*o): time.sleep(8*float(slow)); return sent(*o)
 remote.Remote.put = put
@@ -155,7 +155,7 @@ def test_the_same_bytes_as_in_a_folder(clips, reference, url, tmp_path):
         np.testing.assert_array_equal(store[c], here[c])
         np.testing.assert_array_equal(store.crop(c, 3, 20), here.crop(c, 3, 20))
     assert url in store.describe() and "40, and 1 in quarantine" in store.describe() and not len(store.verify())
-    builds = store.cache.place("builds", url)
+    builds = store.cache.folder_for("builds", url)
     assert not list(builds.rglob("*.npy")), "the builder keeps no shards"
     before = Remote(url).files()
     build_remote(clips, FRONT_END, url, **SETTINGS)
@@ -367,7 +367,7 @@ def test_no_room(tmp_path):
         part.write_bytes(b"x" * 1000)
 
     files = [cache.open(f"f{i}", 1000, fetch) for i in range(3)]
-    with pytest.raises(_Full):
+    with pytest.raises(_CacheFull):
         cache.open("f3", 1000, fetch)
     with pytest.raises(AudiotagError, match="AUDIOTAG_CACHE_GB"):
         cache.open("f4", 3001, fetch)
@@ -471,7 +471,7 @@ def test_the_network_fails_and_comes_back(clips, reference, own_cache, tmp_path,
 
     def put(self, path, name):
         if down[0] and name.endswith(".npy"):
-            with remote_module._at(f"{url}/{name}", "written"):
+            with remote_module._translate_errors(f"{url}/{name}", "written"):
                 raise ConnectionError("no route to host")
         return real(self, path, name)
 
@@ -506,7 +506,7 @@ def test_no_half_file_is_seen(own_cache, tmp_path):
 
 def test_what_is_new_goes_there_and_comes_back(url, tmp_path):
     one, two = Cache(tmp_path / "one"), Cache(tmp_path / "two")
-    with at_hand(url, cache=one, every=0.02) as folder:
+    with local_copy(url, cache=one, every=0.02) as folder:
         write_text(folder / "1-a/fold-0/checkpoint.safetensors", "1")
         wait_for(lambda: Remote(url).read("1-a/fold-0/checkpoint.safetensors") == b"1")
         write_text(folder / "1-a/fold-0/checkpoint.safetensors", "2")
@@ -515,12 +515,12 @@ def test_what_is_new_goes_there_and_comes_back(url, tmp_path):
         (folder / "1-a/fold-0/x.part").write_text("half")
         write_text(folder / "store/shards/a.npy", "a store is no part of the copy")
     assert set(Remote(url).files()) == {"audiotag.json", "1-a/fold-0/checkpoint.safetensors"}
-    with at_hand(url, cache=two) as folder:
+    with local_copy(url, cache=two) as folder:
         assert (folder / "1-a/fold-0/checkpoint.safetensors").read_text() == "2"
         (folder / "1-a/fold-0/checkpoint.safetensors").unlink()
         write_text(folder / "1-a/fold-0/weights.safetensors", "done")
     assert set(Remote(url).files()) == {"audiotag.json", "1-a/fold-0/weights.safetensors"}
-    with at_hand(url, cache=one) as folder:
+    with local_copy(url, cache=one) as folder:
         assert (
             not (folder / "1-a/fold-0/checkpoint.safetensors").exists()
             and (folder / "1-a/fold-0/weights.safetensors").read_text() == "done"
@@ -553,7 +553,7 @@ def test_two_runs_at_one_place(own_cache, tmp_path):
 
 def test_an_error_in_the_work_is_not_hidden(own_cache, tmp_path):
     with pytest.raises(ZeroDivisionError):
-        with at_hand(f"file://{tmp_path}/far") as folder:
+        with local_copy(f"file://{tmp_path}/far") as folder:
             write_text(folder / "a", "made before")
             1 / 0
     assert content(f"file://{tmp_path}/far")["a"] == b"made before"
@@ -563,8 +563,8 @@ def test_an_error_in_the_work_is_not_hidden(own_cache, tmp_path):
 
 DRIVE = """
 import sys, time
-from audiotag.data.remote import at_hand
-with at_hand(sys.argv[1]) as folder:
+from audiotag.data.remote import local_copy
+with local_copy(sys.argv[1]) as folder:
     print('drives', flush=True)
     time.sleep(100)
 """
@@ -584,8 +584,8 @@ def elsewhere(url, **more):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(remote_module, "BEAT", 0.1)
-    monkeypatch.setattr(remote_module, "SILENCE", 1.0)
+    monkeypatch.setattr(remote_module, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(remote_module, "TIMEOUT_S", 1.0)
 
 
 def test_a_second_driver_is_told_and_one_after_a_kill_goes_on_at_once(url, tmp_path):
@@ -598,13 +598,13 @@ def test_a_second_driver_is_told_and_one_after_a_kill_goes_on_at_once(url, tmp_p
     )
     assert first.stdout.readline().strip() == "drives"
     with pytest.raises(AudiotagError, match=f"is driven by process {first.pid} on .*: wait for it, or stop it") as e:
-        with at_hand(url, cache=Cache(tmp_path / "two")):
+        with local_copy(url, cache=Cache(tmp_path / "two")):
             pass
     assert str(e.value).startswith(url) and "\n" not in str(e.value) and ".driver.json" not in Remote(url).files()
     assert first.poll() is None and lease_of(url)["pid"] == first.pid, "the first one is not disturbed"
     first.kill()
     began = time.monotonic()
-    with at_hand(url, cache=Cache(tmp_path / "two")):  # it was not waited for: a zombie is dead, too
+    with local_copy(url, cache=Cache(tmp_path / "two")):  # it was not waited for: a zombie is dead, too
         assert time.monotonic() - began < 10 and lease_of(url)["pid"] == os.getpid()
     assert lease_of(url) is None
     first.wait()
@@ -614,7 +614,7 @@ def test_a_second_driver_is_told_and_one_after_a_kill_goes_on_at_once(url, tmp_p
 def test_a_driver_on_another_machine(quick, own_cache, tmp_path, capfd):
     url = f"file://{tmp_path}/far"
     elsewhere(url)
-    with at_hand(url):  # it says nothing any more
+    with local_copy(url):  # it says nothing any more
         assert lease_of(url)["pid"] == os.getpid()
     said = capfd.readouterr().err
     assert "process 7 on alpha drove this run; if it gives no sign of life within 1 s it is dead" in said
@@ -629,7 +629,7 @@ def test_a_driver_on_another_machine(quick, own_cache, tmp_path, capfd):
     thread.start()
     wait_for(lambda: n[0] > 0)
     with pytest.raises(AudiotagError, match="is driven by process 7 on alpha"):
-        with at_hand(url):
+        with local_copy(url):
             pass
     stop.set()
     thread.join()
@@ -639,7 +639,7 @@ def test_a_driver_on_another_machine(quick, own_cache, tmp_path, capfd):
 def test_one_that_was_taken_over_stops_and_sends_nothing(quick, own_cache, tmp_path):
     url, end = f"file://{tmp_path}/far", time.monotonic() + 60
     with pytest.raises(AudiotagError, match="has been taken over by process 7 on alpha"):
-        with at_hand(url, every=0.05) as folder:
+        with local_copy(url, every=0.05) as folder:
             write_text(folder / "a", "mine")
             wait_for(lambda: Remote(url).read("a") == b"mine")
             elsewhere(url)
@@ -660,7 +660,7 @@ def test_of_many_at_once_one_drives(quick, own_cache, tmp_path):
             with remote_module.Lease(Remote(url)) as lease:
                 over.wait(5)
                 lease.check()
-                stayed.append(lease.me["token"])
+                stayed.append(lease.record["token"])
         except AudiotagError as e:
             refused.append(str(e))
 
@@ -679,13 +679,13 @@ def test_of_many_at_once_one_drives(quick, own_cache, tmp_path):
 def test_a_lease_that_is_none(quick, own_cache, tmp_path, text):
     url = f"file://{tmp_path}/far"
     Remote(url).write(".driver.json", text)
-    with at_hand(url):
+    with local_copy(url):
         assert lease_of(url)["pid"] == os.getpid()
 
 
 def test_a_worker_is_no_driver(quick, own_cache, tmp_path):
     url = f"file://{tmp_path}/far"
-    with at_hand(url), at_hand(url, cache=Cache(tmp_path / "worker"), drive=False) as folder:
+    with local_copy(url), local_copy(url, cache=Cache(tmp_path / "worker"), drive=False) as folder:
         write_text(folder / "b", "made there")
     assert Remote(url).read("b") == b"made there"
 
@@ -694,10 +694,10 @@ def test_the_network_goes_while_it_drives(quick, own_cache, tmp_path, monkeypatc
     url, real = f"file://{tmp_path}/far", Remote.read
 
     def read(self, name):
-        with remote_module._at(url, "read"):
+        with remote_module._translate_errors(url, "read"):
             raise ConnectionError("no route to host")
 
-    with at_hand(url, every=100) as folder:
+    with local_copy(url, every=100) as folder:
         monkeypatch.setattr(Remote, "read", read)
         time.sleep(0.5)
         monkeypatch.setattr(Remote, "read", real)
@@ -770,7 +770,7 @@ def test_a_worker_without_the_disk_of_the_driver(url, own_cache, tmp_path):
 
     make_competition(tmp_path / "data", seed=1, n_curated=16, n_noisy=16, n_test=4)
     recipe = get_recipe("freesound2019", scale="small", changes=SETS)
-    with at_hand(url) as folder:
+    with local_copy(url) as folder:
         run = open_run(folder, recipe, load_competition(tmp_path / "data"), store=f"{url}/store")
         run.threads()
         assert origin(folder) == url and not run.is_done("noisy", 1)

@@ -497,7 +497,7 @@ def test_ranges_names_and_lengths(tmp_path):
     [
         (lambda c: c.drop(columns="path"), "no column 'path'"),
         (lambda c: c.head(0), "empty"),
-        (lambda c: pd.concat([c, c.head(1)]), "'000' is there twice"),
+        (lambda c: pd.concat([c, c.head(1)]), "'000' occurs twice"),
         (lambda c: c.assign(clip_id=range(len(c))), "0 is no clip_id"),
         (lambda c: c.assign(path=None), "None is no path"),
     ],
@@ -682,11 +682,11 @@ def test_travels_light_and_keeps_few_maps(reference):
     store = FeatureStore(reference, open_shards=2)
     for c in store:
         store[c]
-    assert len(store._maps) == 2
+    assert len(store._mapped_shards) == 2
     sent = pickle.dumps(store)
     assert len(sent) < 1000
     back = pickle.loads(sent)
-    assert not back._maps and back.open_shards == 2
+    assert not back._mapped_shards and back.open_shards == 2
     np.testing.assert_array_equal(back["003"], store["003"])
 
 
@@ -763,7 +763,7 @@ def test_damaged_index_and_settings(clips, reference, copy):
 
 
 def test_a_begun_change_of_the_front_end_is_told(clips, copy, monkeypatch):
-    monkeypatch.setattr(store_module, "_build", lambda *a, **k: None)
+    monkeypatch.setattr(store_module, "_build_shards", lambda *a, **k: None)
     build(clips, copy, front_end=FRONT_END.replace(top_db=30.0), rebuild=True)
     faults = FeatureStore(copy).verify()
     assert len(faults) == 1 and "top_db" in faults.what[0]

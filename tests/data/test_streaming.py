@@ -16,10 +16,10 @@ from audiotag.core.errors import AudiotagError
 from audiotag.core.files import file_sha256
 from audiotag.data.crops import AroundBox, CropLoader
 from audiotag.audio.features import LogMel
-from audiotag.data.mmap import make_lookup, read_lookup, records_of
+from audiotag.data.mmap import make_lookup, read_lookup, make_records
 from audiotag.data.store import FeatureStore, build_store
 from audiotag.data.streaming import (
-    Order,
+    EpochOrder,
     Permutation,
     StreamLoader,
     plan_scores,
@@ -57,24 +57,24 @@ FRONT_END = LogMel(n_mels=128)
         pytest.param(1_000_000, marks=pytest.mark.long),
     ],
 )
-@pytest.mark.parametrize("near", [None, 1, 300, 5000])
-def test_every_clip_once(n, near):
-    if near and n > 70_000 and near < 300:
+@pytest.mark.parametrize("shuffle_window", [None, 1, 300, 5000])
+def test_every_clip_once(n, shuffle_window):
+    if shuffle_window and n > 70_000 and shuffle_window < 300:
         pytest.skip("slow, and no other case")
-    order = Order(n, 7, near=near)(np.arange(n))
+    order = EpochOrder(n, 7, shuffle_window=shuffle_window)(np.arange(n))
     assert len(order) == n and np.bincount(order, minlength=n).max() == 1 and order.min() == 0 and order.max() == n - 1
 
 
 def test_the_same_seed_the_same_order_and_any_place_by_itself():
     n = 100_003
-    for near in (None, 2000):
-        a, b = Order(n, 3, near=near), Order(n, 3, near=near)
+    for shuffle_window in (None, 2000):
+        a, b = EpochOrder(n, 3, shuffle_window=shuffle_window), EpochOrder(n, 3, shuffle_window=shuffle_window)
         whole = a(np.arange(n))
         places = np.random.default_rng(0).integers(0, n, 500)
         np.testing.assert_array_equal(b(places), whole[places])
-        assert (Order(n, 4, near=near)(np.arange(n)) == whole).mean() < 0.001 * (1 if near is None else 2), (
-            "another epoch, another order"
-        )
+        assert (EpochOrder(n, 4, shuffle_window=shuffle_window)(np.arange(n)) == whole).mean() < 0.001 * (
+            1 if shuffle_window is None else 2
+        ), "another epoch, another order"
 
 
 def test_the_order_looks_like_chance():
@@ -91,10 +91,10 @@ def test_the_order_looks_like_chance():
 
 
 def test_near_stays_near():
-    n, near = 100_000, 4000
-    p = Order(n, 1, near=near)(np.arange(n))
-    blocks = [len(set(p[i : i + near] // 256)) for i in range(0, n, near)]
-    assert max(blocks) <= 3 * (near // 256), "a slice of the epoch touches three windows at most"
+    n, shuffle_window = 100_000, 4000
+    p = EpochOrder(n, 1, shuffle_window=shuffle_window)(np.arange(n))
+    blocks = [len(set(p[i : i + shuffle_window] // 256)) for i in range(0, n, shuffle_window)]
+    assert max(blocks) <= 3 * (shuffle_window // 256), "a slice of the epoch touches three windows at most"
 
 
 # --- memory
@@ -183,7 +183,7 @@ def test_without_giving_back_it_would_grow(large):
         [
             sys.executable,
             "-c",
-            "import audiotag.data.store as s; s.Pages.looked_at = lambda *o: None\n" + WORKER,
+            "import audiotag.data.store as s; s.PageBudget.spend = lambda *o: None\n" + WORKER,
             str(large),
             "train",
         ],
@@ -254,7 +254,7 @@ def test_names_are_found_whatever_they_are():
     zero = np.zeros(len(names), int)
     found = make_lookup(
         [
-            records_of(
+            make_records(
                 names, dict(shard=zero, offset=zero, frames=zero, scale=zero, zero=zero, checksum=["0"] * len(names))
             )
         ],
@@ -303,7 +303,7 @@ def test_the_same_batches_with_workers_and_after_a_restart(real, tmp_path):
 
     a, b = epoch(3), epoch(3, start=3)
     assert len(a) == len(b) > 3 and all(torch.equal(p, q) for p, q in zip(a, b))
-    assert all(torch.equal(p, q) for p, q in zip(a, epoch(3, ahead=2), strict=True)), "and made ready by a thread"
+    assert all(torch.equal(p, q) for p, q in zip(a, epoch(3, prefetch=2), strict=True)), "and made ready by a thread"
     # a loader's workers are forks, and xdist's process is none to fork from
     if "PYTEST_XDIST_WORKER" not in os.environ:
         assert all(torch.equal(p, q) for p, q in zip(a, epoch(3, num_workers=2)))
@@ -330,7 +330,7 @@ def test_places_in_recordings(real, tmp_path):
     dl = StreamLoader(c, store, frames=32, batch_size=4, crops=AroundBox(shift=(0, 4)))
     for epoch in range(20):
         dl.set_epoch(epoch)
-        found, _, starts, _ = dl._piece(0)
+        found, _, starts, _ = dl._draw_piece(0)
         assert (starts <= found["first"]).all() and (starts + 32 >= found["last"]).all(), "the box is in the crop"
 
 

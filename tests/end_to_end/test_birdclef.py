@@ -22,13 +22,13 @@ from audiotag.train.pseudo import Pseudo, judge_rounds, pseudo_ledger
 from audiotag.train.recipes import get_recipe
 from audiotag.data.sampling import (
     InverseRoot,
-    Partners,
+    MixPartners,
     PerClass,
-    RowsOf,
+    RandomSubset,
     Weighted,
     class_counts,
     epoch_draw,
-    systematic,
+    systematic_sample,
 )
 from audiotag.train.sed_loss import SEDLoss, with_weights
 from audiotag.train.settings import Stage
@@ -64,7 +64,7 @@ def a_table(seed, n=60):
 def test_systematic_draws_are_the_expectation_rounded(seed):
     g = rng(seed, "w")
     w, size = g.random(37) * (g.random(37) < 0.8), int(g.integers(1, 200))
-    n = np.bincount(systematic(w, size, g), minlength=37)
+    n = np.bincount(systematic_sample(w, size, g), minlength=37)
     expected = size * w / w.sum()
     assert n.sum() == size and (n >= np.floor(expected - 1e-9)).all() and (n <= np.ceil(expected + 1e-9)).all()
 
@@ -77,7 +77,7 @@ def test_systematic_draws_are_the_expectation_rounded(seed):
         PerClass(at_least=30),
         PerClass(at_most=7),
         PerClass(at_least=5, at_most=9),
-        RowsOf(n=11),
+        RandomSubset(n=11),
         Weighted(),
         Weighted(size=13),
     ],
@@ -113,7 +113,10 @@ def test_the_rarest_label_decides():
 
 def test_rows_that_are_drawn_anew_all_come_in_time():
     table = a_table(3)
-    draw, negative = epoch_draw((RowsOf(source="negative", n=4),), table), set(table.index[table.source == "negative"])
+    draw, negative = (
+        epoch_draw((RandomSubset(source="negative", n=4),), table),
+        set(table.index[table.source == "negative"]),
+    )
     seen = [set(draw(rng(0, "draw", e), e).tolist()) & negative for e in range(60)]
     assert all(len(o) == 4 for o in seen) and set().union(*seen) == negative
 
@@ -152,7 +155,7 @@ def test_partners_are_mixed_in_sound_and_target_and_weight():
         frames=8,
         batch_size=40,
         y=with_weights(y, w),
-        draw=epoch_draw((Partners(p=0.5, share=0.25, column=None),), table),
+        draw=epoch_draw((MixPartners(p=0.5, share=0.25, column=None),), table),
     )
     x, t = loader.one_batch()
     mixed = 0
@@ -254,7 +257,7 @@ def test_rounds_that_make_no_sense():
 
         base.replace(loss=BCE())
     with pytest.raises(AudiotagError, match="sources"):
-        Stage(name="a", train_on=("curated",), sampling=(RowsOf(source="negative"),))
+        Stage(name="a", train_on=("curated",), sampling=(RandomSubset(source="negative"),))
 
 
 # ---- rounds, on a tiny run

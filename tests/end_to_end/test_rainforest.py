@@ -12,13 +12,13 @@ from audiotag.augment.manifold import ManifoldMixUp
 from audiotag.data.competitions import load_competition, recordings
 from audiotag.core.errors import AudiotagError
 from audiotag.core.files import read_json, write_json
-from audiotag.data.crops import Anywhere, AroundBox, CropLoader, Crops, fold_loaders, place_frames
+from audiotag.data.crops import Anywhere, AroundBox, CropLoader, CropSettings, fold_loaders, place_frames
 from audiotag.audio.features import LogMel, Standardize
 from audiotag.train.losses import BCE
 from audiotag.models.cnn import CNNModel1
 from audiotag.models.sed import SED
 from audiotag.train.recipes import get_recipe
-from audiotag.data.sampling import RowsOf
+from audiotag.data.sampling import RandomSubset
 from audiotag.train.sed_loss import SEDLoss
 from audiotag.train.settings import Labels
 from audiotag.train.run_folder import Run, open_run, run_stages, scored_clips
@@ -51,7 +51,7 @@ place = st.integers(1, 400).flatmap(
 @given(
     st.lists(place, min_size=1, max_size=30),
     st.integers(1, 300),
-    st.sampled_from([Crops(), Anywhere(), AroundBox(shift=(0, 0)), AroundBox(), AroundBox(shift=(3, 40))]),
+    st.sampled_from([CropSettings(), Anywhere(), AroundBox(shift=(0, 0)), AroundBox(), AroundBox(shift=(3, 40))]),
     st.one_of(st.none(), st.integers(0, 99)),
 )
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -312,7 +312,7 @@ def test_a_recording_is_scored_by_a_model_that_knows_none_of_its_boxes(run):
 
 def test_so_many_negative_rows_an_epoch_drawn_anew(run):
     stage = run.recipe.stages[0]
-    assert stage.sampling == (RowsOf(source="negative", n=5),)
+    assert stage.sampling == (RandomSubset(source="negative", n=5),)
     train = run.training_clips(stage, 0)
     y = run.training_targets(stage, train, 0)
     assert y.shape == (len(train), 8)
