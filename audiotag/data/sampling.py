@@ -79,9 +79,7 @@ def systematic_sample(
     "Draw rows by weight, each as often as expected: `size * w / sum(w)` times, rounded down or up."
     w = np.asarray(weights, dtype=float)
     if not len(w) or not np.isfinite(w).all() or (w < 0).any() or not w.any():
-        raise AudiotagError(
-            "the weights are not finite numbers of which none is negative and one is above 0", field="weights"
-        )
+        raise AudiotagError("the weights must be finite and not negative, with at least one above 0", field="weights")
     order = g.permutation(len(w))
     ends = np.cumsum(w[order])
     points = (np.arange(size) + g.random()) / size * ends[-1]

@@ -498,8 +498,8 @@ def test_ranges_names_and_lengths(tmp_path):
         (lambda c: c.drop(columns="path"), "no column 'path'"),
         (lambda c: c.head(0), "empty"),
         (lambda c: pd.concat([c, c.head(1)]), "'000' occurs twice"),
-        (lambda c: c.assign(clip_id=range(len(c))), "0 is no clip_id"),
-        (lambda c: c.assign(path=None), "None is no path"),
+        (lambda c: c.assign(clip_id=range(len(c))), "0 is not a clip_id"),
+        (lambda c: c.assign(path=None), "None is not a path"),
     ],
 )
 def test_no_clip_table(clips, tmp_path, change, words):
@@ -710,7 +710,7 @@ def flip(path, at):
 
 def test_every_damage_is_named_and_repaired(clips, reference, copy):
     store = FeatureStore(copy)
-    r, other = store.index.iloc[9], None
+    r = store.index.iloc[9]
     npy, side = copy / "shards" / f"{r.shard}.npy", copy / "shards" / f"{r.shard}.json"
     whole = set(store.index.clip_id[store.index.shard == r.shard])
     damages = {
