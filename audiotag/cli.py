@@ -345,7 +345,7 @@ def train(
 ):
     "Train every stage over every fold and print the stage table; an interrupted run is resumed."
     from audiotag.data.competitions import load_competition
-    from audiotag.data.remote import at_hand, is_url
+    from audiotag.data.remote import local_copy, is_url
     from audiotag.review.label_review import correct
     from audiotag.train.engine import get_engine
     from audiotag.train.recipes import get_recipe
@@ -358,7 +358,7 @@ def train(
         competition = correct(competition, corrections)
     store = store or (f"{run}/store" if is_url(run) else None)
     processes = 1 if workers is None else workers
-    with at_hand(run) as folder:
+    with local_copy(run) as folder:
         opened = open_run(folder, recipe, competition, store=store, workers=processes, scale=scale)
         if corrections:
             write_bytes(opened.folder / "corrections.csv", Path(corrections).read_bytes())
