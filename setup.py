@@ -32,6 +32,7 @@ setup(
     license="Apache-2.0",
     url=cfg["git_url"],
     packages=find_packages(include=["audiotag", "audiotag.*"]),
+    package_data={"audiotag.review": ["templates/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=lines("requirements"),
     extras_require=extras,

@@ -47,7 +47,7 @@ def test_every_command_can_be_called_and_no_word_shows_the_contents(capsys):
     assert main([]) == 0
     contents = capsys.readouterr().out
     panels = re.findall(r"^(\w.*):$", contents, re.M)
-    assert panels == ["Options", "Begin", "Train", "Look and listen", "Predict", "Kaggle"]
+    assert panels == ["Options", "Begin", "Train", "Review", "Predict", "Kaggle"]
 
 
 def test_every_option_says_what_it_is_for():

@@ -17,10 +17,10 @@ from audiotag.core.files import read_json, write_json
 from audiotag.audio.fingerprint import fingerprints, join_duplicates, near_duplicates
 from audiotag.data.folds import assign_folds
 from audiotag.train.recipes import get_recipe
-from audiotag.review.train_test_shift import facts_table, reasons, separability
+from audiotag.review.train_test_shift import explain_shift, facts_table, separability
 from audiotag.train.run_folder import Run, open_run, run_stages
 from audiotag.audio.synth import SOUNDS, make_competition, sound
-from audiotag.review.cv_check import compare, compare_runs, group_leaks, name_groups, trust
+from audiotag.review.cv_check import compare, compare_runs, group_leaks, groups_from_names, check_cv
 
 FORMATS = {
     "ogg": dict(format="OGG", subtype="VORBIS"),
@@ -210,13 +210,13 @@ def home(tmp_path_factory):
 
 
 def test_planted_duplicates_are_found_and_named(home):
-    found = trust(home["run"], home["test"], n=50)
+    found = check_cv(home["run"], home["test"], n=50)
     pairs = {tuple(sorted(o)): w for *o, w in found.duplicates[["a", "b", "where"]].to_numpy()}
     assert set(pairs) == {tuple(sorted(p)) for p in home["pairs"]}
     curated, test = next(p for p in home["pairs"] if p[1] in set(home["test"].clip_id))
     assert (
         pairs[tuple(sorted((curated, test)))] == "train and test"
-        and "1 pair of clips of which one is a test clip" in found.advice[1]
+        and "1 pair of near-duplicates in training and test" in found.advice[1]
     )
     assert len(found.advice) == 3 and all(o.endswith(".") for o in found.advice)
     joined = join_duplicates(home["run"].clips, found.duplicates)
@@ -261,14 +261,14 @@ def test_leaks_of_all_kinds(home, tmp_path):
     ],
 )
 def test_names_that_carry_a_group(names, groups):
-    found = name_groups(pd.DataFrame({"clip_id": names}))
+    found = groups_from_names(pd.DataFrame({"clip_id": names}))
     assert (None if found is None else list(found)) == groups
 
 
 def test_another_seed_is_luck_and_not_a_gain(home):
     table = compare_runs(home["run"], [Run(home["folder"] / "seed")], n=50)
     assert list(table.only_seed) == [True] and list(table["differs in"]) == ["seed"]
-    found = trust(home["run"], others=[Run(home["folder"] / "seed")], n=50)
+    found = check_cv(home["run"], others=[Run(home["folder"] / "seed")], n=50)
     assert "another seed alone moved the score by" in found.advice[0] and "--test" in found.advice[2]
 
 
@@ -326,5 +326,5 @@ def test_what_was_changed_is_named(alike, tmp_path, fact):
     clips = alike.assign(path=[changed(p) if t else p for p, t in zip(alike.path, test)])
     facts = facts_table(clips)
     assert separability(facts, test)[0] > 0.9
-    table = reasons(facts, test)
+    table = explain_shift(facts, test)
     assert len(table) == 5 and fact in set(table.fact[table.auc >= table.auc.max() - 0.15]), table

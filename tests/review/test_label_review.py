@@ -1,4 +1,4 @@
-"The clips on the list are those whose labels are wrong, and what the ear said never overwrites what was given."
+"The clips on the list are those whose labels are wrong, and corrections never overwrite the given labels."
 
 import shutil
 
@@ -14,9 +14,9 @@ from audiotag.core.errors import AudiotagError
 from audiotag.review.label_review import (
     apply_corrections,
     baseline_scores,
-    correct,
+    correct_labels,
     read_corrections,
-    suspects,
+    find_suspects,
     write_corrections,
 )
 from audiotag.data.folds import assign_folds
@@ -43,8 +43,8 @@ def test_planted_wrong_labels_are_on_the_list(sample_set, seed):
     for i in wrong:
         labels[i] = (str(g.choice([c for c in found.classes if c not in labels[i]])),)
     clips = assign_folds(curated.assign(labels=labels), n_folds=5, seed=seed)
-    heard, p = baseline_scores(clips, found.classes, seed=seed)
-    table = suspects(heard, {"baseline": p}, found.classes, n=20)
+    readable, p = baseline_scores(clips, found.classes, seed=seed)
+    table = find_suspects(readable, {"baseline": p}, found.classes, n=20)
     share = table.clip_id.isin(curated.clip_id.iloc[wrong]).mean()
     assert share >= 0.6, f"{share:.0%} of the list are wrong labels; 15 % of all are"
 
@@ -71,7 +71,7 @@ def test_each_kind_of_suspect_comes_onto_the_list(comp):
     pairs = pd.DataFrame(
         {"a": clips.clip_id[[a, c]].to_list(), "b": clips.clip_id[[b, d]].to_list(), "likeness": [0.9, 0.8]}
     )
-    table = suspects(clips, {"one": p, "two": p}, comp.classes, pairs=pairs).set_index("clip_id")
+    table = find_suspects(clips, {"one": p, "two": p}, comp.classes, pairs=pairs).set_index("clip_id")
     assert table.kind[clips.clip_id[curated]] == "curated label doubted"
     assert (
         table.kind[clips.clip_id[noisy]] == "noisy label rejected" and "all stages" in table.why[clips.clip_id[noisy]]
@@ -88,8 +88,8 @@ def test_each_kind_of_suspect_comes_onto_the_list(comp):
 def test_a_noisy_clip_that_one_stage_believes_is_not_rejected(comp):
     clips = comp.of("noisy").assign(fold=0)
     good = scores_of(clips, comp.classes)
-    assert not len(suspects(clips, {"one": 1 - good, "two": good}, comp.classes))
-    assert len(suspects(clips, {"one": 1 - good, "two": 1 - good}, comp.classes)) == min(48, len(clips))
+    assert not len(find_suspects(clips, {"one": 1 - good, "two": good}, comp.classes))
+    assert len(find_suspects(clips, {"one": 1 - good, "two": 1 - good}, comp.classes)) == min(48, len(clips))
 
 
 def corrections(path, *rows):
@@ -106,7 +106,7 @@ def test_nothing_is_overwritten(comp, tmp_path):
         f"{b},drop,,ann,2026-01-01,",
         f"{c},keep,,bob,2026-01-02,sure",
     )
-    fixed = correct(comp, path).clips.set_index("clip_id")
+    fixed = correct_labels(comp, path).clips.set_index("clip_id")
     pd.testing.assert_frame_equal(comp.clips, before)
     given = before.set_index("clip_id").labels
     assert (
@@ -129,7 +129,7 @@ def test_nothing_is_overwritten(comp, tmp_path):
 def test_the_latest_opinion_counts_and_disagreement_is_said(comp, tmp_path, capsys, order):
     a = comp.of("noisy").clip_id[0]
     rows = [f"{a},drop,,ann,2026-01-01T10:00:00+00:00,", f"{a},relabel,Siren,bob,2026-01-02T09:00:00+00:00,"]
-    fixed = correct(comp, corrections(tmp_path / "c.csv", *(rows[i] for i in order)))
+    fixed = correct_labels(comp, corrections(tmp_path / "c.csv", *(rows[i] for i in order)))
     assert fixed.clips.set_index("clip_id").labels[a] == ("Siren",)
     assert "1 clips have decisions that disagree" in capsys.readouterr().err
 
@@ -155,8 +155,8 @@ def test_a_bad_file_is_one_sentence(comp, data, tmp_path, capsys, row, words):
 
 
 def test_a_test_clip_cannot_be_relabelled(comp, tmp_path):
-    with pytest.raises(AudiotagError, match="no training clip"):
-        correct(comp, corrections(tmp_path / "c.csv", f"{comp.of('test').clip_id[0]},relabel,Siren,,,"))
+    with pytest.raises(AudiotagError, match="not a training clip"):
+        correct_labels(comp, corrections(tmp_path / "c.csv", f"{comp.of('test').clip_id[0]},relabel,Siren,,,"))
 
 
 def test_decisions_are_added_and_never_lost(comp, tmp_path):

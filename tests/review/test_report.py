@@ -1,4 +1,4 @@
-"The report and the listening desk in a real browser, and what a report does when a part is missing."
+"The report and the label review in a real browser, and what a report does when a part is missing."
 
 import json
 import shutil
@@ -11,18 +11,25 @@ from tests.tiny import audiotag, called
 
 from audiotag.data.competitions import load_competition
 from audiotag.core.files import write_json
-from audiotag.review.label_review import Desk, read_corrections
-from audiotag.review.html_page import page, table_html
+from audiotag.review.label_review import LabelReview, read_corrections
+from audiotag.review.html_page import render_page, table_html
 from audiotag.train.recipes import get_recipe
-from audiotag.review.report import calibration_table, confusion_table, report, report_html, round_labels, rounds_said
+from audiotag.review.report import (
+    calibration_table,
+    confusion_table,
+    report,
+    report_html,
+    pseudo_label_counts,
+    describe_rounds,
+)
 from audiotag.train.run_folder import Run, open_run, run_stages
 from audiotag.audio.synth import make_soundscapes
-from audiotag.review.cv_check import trust
+from audiotag.review.cv_check import check_cv
 
 
 @pytest.fixture(scope="module")
 def run(tiny_data, tiny_run):
-    trust(Run(tiny_run / "run"), load_competition(tiny_data).of("test"), n=50)
+    check_cv(Run(tiny_run / "run"), load_competition(tiny_data).of("test"), n=50)
     return Run(tiny_run / "run")
 
 
@@ -36,13 +43,13 @@ def test_it_is_one_small_file_that_asks_for_nothing(path):
     assert path.stat().st_size < 15e6 and text.count("<audio") == 8
     for word in (
         "Stages",
-        "Trust",
+        "Cross-validation",
         "Curves",
         "Classes",
         "Confusion",
         "Calibration",
         "Ledger",
-        "Listening desk",
+        "Label review",
         "Time and memory",
         "Recipe",
         "stages.0.epochs",
@@ -154,14 +161,16 @@ def test_choices_become_a_file_that_the_recipes_accept(path, run, tmp_path):
 def test_names_cannot_become_markup(run, tmp_path):
     evil = '</script><script>document.title="owned"</script><img src=x onerror="document.title=\'owned\'">'
     clips = run.clips.head(3).assign(clip_id=[evil, "b.wav", "c.wav"], labels=[(evil,), ("Bell",), ("Bell",)])
-    desk = Desk(
+    review = LabelReview(
         clips,
         pd.DataFrame({"clip_id": clips.clip_id, "kind": evil, "worth": 1.0, "why": evil}),
         clips[["fold"]].to_numpy() * [[0.1, 0.2]],
         (evil, "Bell"),
         name=evil,
     )
-    (tmp_path / "p.html").write_text(page(evil, [(evil, desk.html() + table_html(pd.DataFrame({evil: [evil]})))]))
+    (tmp_path / "p.html").write_text(
+        render_page(evil, [(evil, review.html() + table_html(pd.DataFrame({evil: [evil]})))])
+    )
     with opened(tmp_path / "p.html") as (p, faults):
         assert p.title() == evil and not faults
         assert p.evaluate("document.querySelectorAll('main img[src=x], main script[src]').length") == 0
@@ -180,7 +189,7 @@ def test_sounds_that_are_gone_leave_a_sentence(run, tmp_path):
     moved = Run(run.folder)
     moved.clips = moved.clips.assign(path="/nowhere/x.wav")
     text = report(moved, tmp_path / "r.html", clips=4).read_text()
-    assert "<audio" not in text and text.count("class=card") == 4 and "no such file" in text
+    assert "<audio" not in text and text.count('class="card"') == 4 and "no such file" in text
 
 
 @pytest.mark.long
@@ -189,9 +198,9 @@ def test_too_many_sounds_are_left_out_until_it_fits(run, tmp_path):
         report(run, tmp_path / "a.html", clips=8).stat().st_size,
         report(run, tmp_path / "b.html", clips=0).stat().st_size,
     )
-    most = small + (whole - small) * 0.6
-    out = report(run, tmp_path / "c.html", clips=8, most=most)
-    assert out.stat().st_size <= most and 0 < out.read_text().count("<audio") < 8
+    max_bytes = small + (whole - small) * 0.6
+    out = report(run, tmp_path / "c.html", clips=8, max_bytes=max_bytes)
+    assert out.stat().st_size <= max_bytes and 0 < out.read_text().count("<audio") < 8
 
 
 def test_every_label_is_counted_once(run):
@@ -318,19 +327,19 @@ def flock(tmp_path_factory):
         (
             {"labelled": 0.6, "round1": 0.7, "round2": 0.75},
             "round2",
-            "Every round gained more than 0 out of fold, so all were carried out; the best is round2.",
+            "Every round gained more than 0 out of fold, so none was skipped. The best is round2.",
             (),
         ),
         (
             {"labelled": 0.6, "round1": 0.7, "round2": 0.69},
             "round1",
-            "round2 gained -0.0100 out of fold and not more than 0: the series stopped there. The best is round1.",
+            "round2 gained -0.0100 out of fold, not more than 0, so the series stopped. The best is round1.",
             (),
         ),
         (
             {"labelled": 0.6, "round1": 0.5},
             "labelled",
-            "round1 gained -0.1000 out of fold and not more than 0: the series stopped there, without round2. The best is labelled.",
+            "round1 gained -0.1000 out of fold, not more than 0, so the series stopped without round2. The best is labelled.",
             ("round2",),
         ),
     ],
@@ -341,10 +350,10 @@ def test_the_report_tells_of_the_rounds_and_of_the_stop_rule(flock, tmp_path, sc
     )
     write_json(tmp_path / "run" / "rounds.json", scores)
     run = Run(tmp_path / "run")
-    assert run.recipe.members == (best,) and rounds_said(run) == said
+    assert run.recipe.members == (best,) and describe_rounds(run) == said
     text = report_html(run, clips=0)
     section = text.split("<h2>Rounds</h2>")[1].split("<section")[0]
-    assert said in section.replace("&#x27;", "'") and "<svg" in section
+    assert said in section.replace("&#39;", "'") and "<svg" in section
     for name, score in scores.items():
         assert f">{name}<" in section and f"{score:.3f}" in section
     assert not any(f">{name}<" in section for name in gone)
@@ -353,11 +362,11 @@ def test_the_report_tells_of_the_rounds_and_of_the_stop_rule(flock, tmp_path, sc
 
 
 def test_the_written_labels_are_counted_by_class_and_fold(flock):
-    table, ledger = round_labels(flock), flock.ledger("round1")
+    table, ledger = pseudo_label_counts(flock), flock.ledger("round1")
     assert list(table.columns) == ["round1", "round2"] and list(table.index) == list(flock.classes)
     picked = ledger[ledger.picked]
     assert table.round1.sum() == pytest.approx(picked.labels.map(len).sum() / 2)
 
 
 def test_a_run_without_rounds_has_no_such_section(path, run):
-    assert "<h2>Rounds</h2>" not in path.read_text(encoding="utf-8") and rounds_said(run) == ""
+    assert "<h2>Rounds</h2>" not in path.read_text(encoding="utf-8") and describe_rounds(run) == ""

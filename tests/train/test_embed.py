@@ -112,7 +112,7 @@ def test_embed_on_the_command_line(bundle, data, tmp_path, capsys):
     finally:
         (tmp_path / "away.wav").rename(data / "test" / comp.of("test").clip_id[0])
     table = pd.read_parquet(out)
-    assert table.shape == (24 + 4 + 3, 1 + 32) and "not in it" in capsys.readouterr().out
+    assert table.shape == (24 + 4 + 3, 1 + 32) and "no embedding for" in capsys.readouterr().out
     assert table.source.value_counts().to_dict() == {"curated": 24, "noisy": 4, "test": 3}
     first, lost = embed_bundle(bundle, comp.of("curated"), members=(1,))
     np.testing.assert_allclose(table.loc[first.index].iloc[:, 17:], first, rtol=1e-4, atol=1e-5)
