@@ -1,1 +1,1 @@
-"Look at data and runs: reports, doubtful labels, and whether the cross-validation can be trusted."
+"HTML reports of runs, label review, and checks of the cross-validation."

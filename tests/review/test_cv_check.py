@@ -1,4 +1,4 @@
-"Planted copies, leaks, changes of the test set, and gains that are none."
+"Near-duplicates, leaks, differences between training and test, and gains within the noise."
 
 import io
 import json
@@ -31,8 +31,8 @@ FORMATS = {
 }
 
 
-def spoilt(path, kind, g):
-    "A copy: 50 to 90 % of the clip, -20 to +6 dB, another codec; as opus at 48 kHz and as wav at 22.05 kHz."
+def degraded(path, kind, g):
+    "A degraded copy: 50 to 90 % of the clip, -20 to +6 dB, another codec; as opus at 48 kHz and as wav at 22.05 kHz."
     wave, rate = sf.read(path, dtype="float32", always_2d=True)
     wave = wave.mean(1)
     n = max(int(g.uniform(0.5, 0.9) * len(wave)), min(len(wave), int(0.3 * rate)))
@@ -52,7 +52,7 @@ def plant(clips, folder, n, seed):
     for i, row in enumerate(clips.iloc[g.permutation(len(clips))[:n]].itertuples()):
         kind = list(FORMATS)[i % len(FORMATS)]
         path = folder / f"copy{i:03d}.{'ogg' if kind == 'opus' else kind}"
-        path.write_bytes(spoilt(row.path, kind, g))
+        path.write_bytes(degraded(row.path, kind, g))
         plan[path.name] = row.clip_id
     copies = pd.DataFrame(
         {"clip_id": list(plan), "path": [str(folder / c) for c in plan], "start_s": np.nan, "end_s": np.nan}
@@ -60,8 +60,8 @@ def plant(clips, folder, n, seed):
     return pd.concat([clips[["clip_id", "path", "start_s", "end_s"]], copies], ignore_index=True), plan
 
 
-def judged(clips, plan):
-    "(share of the copies that were found, share of the found pairs that are false)"
+def evaluate(clips, plan):
+    "(share of the copies that were found, pairs that are false, all pairs)"
     found = {tuple(sorted(o)) for o in near_duplicates(clips)[["a", "b"]].to_numpy()}
     share = np.mean([tuple(sorted((c, o))) in found for c, o in plan.items()])
     origin = lambda c: plan.get(c, c)
@@ -82,7 +82,7 @@ def test_planted_copies_of_synthesised_clips(tmp_path, seed):
     "Every clip is a take of its own, so every other pair is false."
     clips = load_competition(make_competition(tmp_path / "data", seed=seed, n_curated=60, n_noisy=60, n_test=0)).clips
     everything, plan = plant(clips, tmp_path, 60, seed)
-    share, _, found = judged(everything, plan)
+    share, _, found = evaluate(everything, plan)
     false = [p for p in found if plan.get(p[0], p[0]) != plan.get(p[1], p[1])]
     assert share >= 0.95, f"{share:.1%} of the copies were found"
     assert len(false) <= 0.01 * len(found), false
@@ -93,7 +93,7 @@ def test_planted_copies_of_real_recordings(sample_set, tmp_path):
     "Some recordings of this set are there several times already; a copy may be paired with those that its original is paired with."
     clips = load_competition(sample_set("freesound")).of("curated")
     everything, plan = plant(clips, tmp_path, 60, 5)
-    share, wrong, found = judged(everything, plan)
+    share, wrong, found = evaluate(everything, plan)
     assert share >= 0.95, f"{share:.1%} of the copies were found"
     assert len(wrong) <= 0.01 * len(found), wrong
 
@@ -179,14 +179,14 @@ def test_clips_of_one_group_are_one_observation():
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def faulty(tmp_path_factory):
     "A run whose data hold: a curated clip again in the noisy part as mp3, and one in the test; another seed; authors in a csv."
     folder = tmp_path_factory.mktemp("trust")
     data = make_competition(folder / "data", seed=3, n_curated=40, n_noisy=40, n_test=30)
     curated, noisy, test = (sorted((data / p).iterdir()) for p in ("train_curated", "train_noisy", "test"))
     g = np.random.default_rng(0)
     for source, target in ((curated[0], noisy[0]), (curated[1], test[0])):
-        decoded, rate = sf.read(io.BytesIO(spoilt(source, "mp3", g)))
+        decoded, rate = sf.read(io.BytesIO(degraded(source, "mp3", g)))
         sf.write(target, decoded, rate)
     competition = load_competition(data)
     first = run_stages(
@@ -209,26 +209,26 @@ def home(tmp_path_factory):
     )
 
 
-def test_planted_duplicates_are_found_and_named(home):
-    found = check_cv(home["run"], home["test"], n=50)
+def test_planted_duplicates_are_found_and_named(faulty):
+    found = check_cv(faulty["run"], faulty["test"], n=50)
     pairs = {tuple(sorted(o)): w for *o, w in found.duplicates[["a", "b", "where"]].to_numpy()}
-    assert set(pairs) == {tuple(sorted(p)) for p in home["pairs"]}
-    curated, test = next(p for p in home["pairs"] if p[1] in set(home["test"].clip_id))
+    assert set(pairs) == {tuple(sorted(p)) for p in faulty["pairs"]}
+    curated, test = next(p for p in faulty["pairs"] if p[1] in set(faulty["test"].clip_id))
     assert (
         pairs[tuple(sorted((curated, test)))] == "train and test"
         and "1 pair of near-duplicates in training and test" in found.advice[1]
     )
     assert len(found.advice) == 3 and all(o.endswith(".") for o in found.advice)
-    joined = join_duplicates(home["run"].clips, found.duplicates)
+    joined = join_duplicates(faulty["run"].clips, found.duplicates)
     again = assign_folds(joined, n_folds=2, seed=0).set_index("clip_id").fold
-    a, b = next(p for p in home["pairs"] if p[1] not in set(home["test"].clip_id))
+    a, b = next(p for p in faulty["pairs"] if p[1] not in set(faulty["test"].clip_id))
     assert again[a] == again[b]
 
 
-def test_leaks_of_all_kinds(home, tmp_path):
+def test_leaks_of_all_kinds(faulty, tmp_path):
     import shutil
 
-    shutil.copytree(home["folder"] / "run", tmp_path / "run")
+    shutil.copytree(faulty["folder"] / "run", tmp_path / "run")
     run = Run(tmp_path / "run")
     assert not len(group_leaks(run))
     about = pd.DataFrame(
@@ -265,23 +265,29 @@ def test_names_that_carry_a_group(names, groups):
     assert (None if found is None else list(found)) == groups
 
 
-def test_another_seed_is_luck_and_not_a_gain(home):
-    table = compare_runs(home["run"], [Run(home["folder"] / "seed")], n=50)
+def test_another_seed_is_luck_and_not_a_gain(faulty):
+    table = compare_runs(faulty["run"], [Run(faulty["folder"] / "seed")], n=50)
     assert list(table.only_seed) == [True] and list(table["differs in"]) == ["seed"]
-    found = check_cv(home["run"], others=[Run(home["folder"] / "seed")], n=50)
+    found = check_cv(faulty["run"], others=[Run(faulty["folder"] / "seed")], n=50)
     assert "another seed alone moved the score by" in found.advice[0] and "--test" in found.advice[2]
 
 
-def test_the_command_says_three_sentences_and_json(home):
+def test_the_command_prints_json_with_three_sentences_of_advice(faulty):
     done = called(
-        "check-cv", home["folder"] / "run", "--test", home["data"], "--compare-with", home["folder"] / "seed", "--json"
+        "check-cv",
+        faulty["folder"] / "run",
+        "--test",
+        faulty["data"],
+        "--compare-with",
+        faulty["folder"] / "seed",
+        "--json",
     )
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+    result = json.loads(done.stdout)
     assert (
-        len(said["advice"]) == 3
-        and len(said["duplicates"]) == 2
-        and said == read_json(home["folder"] / "run" / "trust.json")
+        len(result["advice"]) == 3
+        and len(result["duplicates"]) == 2
+        and result == read_json(faulty["folder"] / "run" / "trust.json")
     )
 
 
@@ -308,9 +314,9 @@ def alike(tmp_path_factory):
 
 
 @pytest.mark.long
-def test_sets_that_are_alike_cannot_be_told_apart(alike):
+def test_similar_sets_cannot_be_told_apart(alike):
     auc, low, high = separability(facts_table(alike), (alike.source == "test").to_numpy())
-    assert low < 0.6 and auc < 0.7  # of 60 and 60 clips the AUC strays by about .05
+    assert low < 0.6 and auc < 0.7  # the standard deviation of the AUC is about .05 with 60 and 60 clips
 
 
 @pytest.mark.long

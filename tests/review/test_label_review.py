@@ -85,7 +85,7 @@ def test_each_kind_of_suspect_comes_onto_the_list(comp):
     assert table.why[table.kind == "copy with other labels"].iloc[0].startswith("the same recording as")
 
 
-def test_a_noisy_clip_that_one_stage_believes_is_not_rejected(comp):
+def test_a_noisy_clip_that_one_stage_ranks_first_is_not_rejected(comp):
     clips = comp.of("noisy").assign(fold=0)
     good = scores_of(clips, comp.classes)
     assert not len(find_suspects(clips, {"one": 1 - good, "two": good}, comp.classes))
@@ -126,7 +126,7 @@ def test_nothing_is_overwritten(comp, tmp_path):
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_the_latest_opinion_counts_and_disagreement_is_said(comp, tmp_path, capsys, order):
+def test_the_latest_decision_counts_and_disagreement_is_reported(comp, tmp_path, capsys, order):
     a = comp.of("noisy").clip_id[0]
     rows = [f"{a},drop,,ann,2026-01-01T10:00:00+00:00,", f"{a},relabel,Siren,bob,2026-01-02T09:00:00+00:00,"]
     fixed = correct_labels(comp, corrections(tmp_path / "c.csv", *(rows[i] for i in order)))
@@ -144,14 +144,14 @@ def test_the_latest_opinion_counts_and_disagreement_is_said(comp, tmp_path, caps
         ("ID,drop", ["row 1", "cells"]),
     ],
 )
-def test_a_bad_file_is_one_sentence(comp, data, tmp_path, capsys, row, words):
+def test_an_error_in_the_file_is_a_one_line_message(comp, data, tmp_path, capsys, row, words):
     path = tmp_path / "c.csv"
     path.write_text("clip_id,action,labels\n" + row.replace("ID", comp.of("curated").clip_id[0]) + "\n")
     code = main([*train_words(data, tmp_path / "run"), "--corrections", str(path)])
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("audiotag: ")]
-    assert code == 2 and len(said) == 1 and "c.csv" in said[0] and not (tmp_path / "run").exists()
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("audiotag: ")]
+    assert code == 2 and len(errors) == 1 and "c.csv" in errors[0] and not (tmp_path / "run").exists()
     for word in words:
-        assert word in said[0]
+        assert word in errors[0]
 
 
 def test_a_test_clip_cannot_be_relabelled(comp, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -38,7 +39,7 @@ def path(run):
     return report(run, clips=8)
 
 
-def test_it_is_one_small_file_that_asks_for_nothing(path):
+def test_the_report_is_one_small_file(path):
     text = path.read_text(encoding="utf-8")
     assert path.stat().st_size < 15e6 and text.count("<audio") == 8
     for word in (
@@ -59,7 +60,7 @@ def test_it_is_one_small_file_that_asks_for_nothing(path):
 
 @pytest.mark.parametrize("width", [1280, 375])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_opens_without_a_complaint_and_fits_the_screen(path, width, scheme):
+def test_it_opens_without_errors_and_fits_the_screen(path, width, scheme):
     with opened(path, width=width, color_scheme=scheme) as (p, faults):
         p.wait_for_timeout(200)
         assert not faults
@@ -118,7 +119,7 @@ def all_numbers(values):
         return None
 
 
-def test_a_press_on_the_picture_plays_and_one_at_a_time(path):
+def test_pressing_a_picture_plays_its_sound_alone(path):
     with opened(path) as (p, faults):
         for i in (0, 1):
             p.locator(".player button").nth(i).click()
@@ -133,7 +134,7 @@ def test_a_press_on_the_picture_plays_and_one_at_a_time(path):
         assert all(0.3 < d < 6.5 for d in durations)
 
 
-def test_choices_become_a_file_that_the_recipes_accept(path, run, tmp_path):
+def test_decisions_become_a_corrections_file(path, run, tmp_path):
     with opened(path) as (p, faults):
         cards = p.locator(".card")
         cards.nth(0).locator("[data-action=drop]").click()
@@ -176,7 +177,7 @@ def test_names_cannot_become_markup(run, tmp_path):
         assert p.evaluate("document.querySelectorAll('main img[src=x], main script[src]').length") == 0
 
 
-def test_an_unfinished_run_is_one_sentence(run, tmp_path):
+def test_an_unfinished_run_is_a_one_line_error(run, tmp_path):
     shutil.copytree(run.folder, tmp_path / "run")
     (tmp_path / "run" / "report.html").unlink(missing_ok=True)
     (tmp_path / "run" / "4-certain" / "fold-1" / "oof.parquet").unlink()
@@ -185,7 +186,7 @@ def test_an_unfinished_run_is_one_sentence(run, tmp_path):
     assert not (tmp_path / "run" / "report.html").exists()
 
 
-def test_sounds_that_are_gone_leave_a_sentence(run, tmp_path):
+def test_missing_sounds_leave_a_message(run, tmp_path):
     moved = Run(run.folder)
     moved.clips = moved.clips.assign(path="/nowhere/x.wav")
     text = report(moved, tmp_path / "r.html", clips=4).read_text()
@@ -193,7 +194,7 @@ def test_sounds_that_are_gone_leave_a_sentence(run, tmp_path):
 
 
 @pytest.mark.long
-def test_too_many_sounds_are_left_out_until_it_fits(run, tmp_path):
+def test_the_review_is_shortened_until_the_file_fits(run, tmp_path):
     whole, small = (
         report(run, tmp_path / "a.html", clips=8).stat().st_size,
         report(run, tmp_path / "b.html", clips=0).stat().st_size,
@@ -221,8 +222,7 @@ def test_every_label_is_counted_once(run):
     try:
         assert (
             confusion_table(run).to_numpy()
-            == pd.DataFrame(0, run.classes, run.classes).to_numpy()
-            + __import__("numpy").diag(confusion_table(run).sum(1))
+            == pd.DataFrame(0, run.classes, run.classes).to_numpy() + np.diag(confusion_table(run).sum(1))
         ).all()
         calibration = calibration_table(run)
         assert (calibration["mean score"] - calibration.right).abs().max() < 1e-6
@@ -270,8 +270,8 @@ def test_completion_knows_the_commands_and_their_options():
         ("train --engine pro", 3, "processes"),
     ):
         lines = script + "\n" + ask.format(words, at, AUDIOTAG[0])
-        said = subprocess.run(["bash", "-c", lines], capture_output=True, text=True)
-        assert said.returncode == 0 and wanted in said.stdout.split(), (words, said.stdout, said.stderr)
+        done = subprocess.run(["bash", "-c", lines], capture_output=True, text=True)
+        assert done.returncode == 0 and wanted in done.stdout.split(), (words, done.stdout, done.stderr)
 
 
 def test_a_closed_pipe_is_no_error():
@@ -288,8 +288,8 @@ def test_a_closed_pipe_is_no_error():
 
 
 @pytest.fixture(scope="module")
-def flock(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("flock")
+def rounds_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rounds_run")
     data = make_soundscapes(folder / "data", seed=3, n_train=24, n_test=1, n_unlabeled=2, seconds=20.0)
     changes = [
         "model.width=2",
@@ -322,7 +322,7 @@ def flock(tmp_path_factory):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "scores, best, said, gone",
+    "scores, best, summary, gone",
     [
         (
             {"labelled": 0.6, "round1": 0.7, "round2": 0.75},
@@ -344,16 +344,18 @@ def flock(tmp_path_factory):
         ),
     ],
 )
-def test_the_report_tells_of_the_rounds_and_of_the_stop_rule(flock, tmp_path, scores, best, said, gone):
+def test_the_report_describes_rounds_and_the_stop_rule(rounds_run, tmp_path, scores, best, summary, gone):
     shutil.copytree(
-        flock.folder, tmp_path / "run", ignore=lambda _, names: [n for n in names if n.endswith(gone)] if gone else []
+        rounds_run.folder,
+        tmp_path / "run",
+        ignore=lambda _, names: [n for n in names if n.endswith(gone)] if gone else [],
     )
     write_json(tmp_path / "run" / "rounds.json", scores)
     run = Run(tmp_path / "run")
-    assert run.recipe.members == (best,) and describe_rounds(run) == said
+    assert run.recipe.members == (best,) and describe_rounds(run) == summary
     text = report_html(run, clips=0)
     section = text.split("<h2>Rounds</h2>")[1].split("<section")[0]
-    assert said in section.replace("&#39;", "'") and "<svg" in section
+    assert summary in section.replace("&#39;", "'") and "<svg" in section
     for name, score in scores.items():
         assert f">{name}<" in section and f"{score:.3f}" in section
     assert not any(f">{name}<" in section for name in gone)
@@ -361,9 +363,9 @@ def test_the_report_tells_of_the_rounds_and_of_the_stop_rule(flock, tmp_path, sc
     assert f"{run.scores(best)['macro_auc curated']:.3f}" in headline
 
 
-def test_the_written_labels_are_counted_by_class_and_fold(flock):
-    table, ledger = pseudo_label_counts(flock), flock.ledger("round1")
-    assert list(table.columns) == ["round1", "round2"] and list(table.index) == list(flock.classes)
+def test_the_written_labels_are_counted_by_class_and_fold(rounds_run):
+    table, ledger = pseudo_label_counts(rounds_run), rounds_run.ledger("round1")
+    assert list(table.columns) == ["round1", "round2"] and list(table.index) == list(rounds_run.classes)
     picked = ledger[ledger.picked]
     assert table.round1.sum() == pytest.approx(picked.labels.map(len).sum() / 2)
 
