@@ -104,7 +104,7 @@ def embed_bundle(
             try:
                 yield (
                     c.clip_id,
-                    bundle.windows.looks(
+                    bundle.windows.view_features(
                         fe, fe.read(c.path, **{k: v for k, v in (("start_s", c.start_s), ("end_s", c.end_s)) if v == v})
                     ),
                 )

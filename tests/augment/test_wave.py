@@ -125,7 +125,7 @@ def test_shift_is_the_views(share, samples):
     x, y = batch(samples=samples)
     out, _ = Shift().apply(x, y, {"samples": torch.full((6,), round(share * samples))})
     for a, b in zip(out, x):
-        np.testing.assert_array_equal(a.flatten().numpy(), View(shift=share).hear(b.flatten().numpy()))
+        np.testing.assert_array_equal(a.flatten().numpy(), View(shift=share).augment(b.flatten().numpy()))
     silent, _ = Shift(wrap=False).apply(x, y, {"samples": torch.full((6,), round(share * samples))})
     k = abs(round(share * samples))
     kept = slice(k, None) if share > 0 else slice(0, samples - k)
@@ -148,7 +148,7 @@ def test_shift_draws_both_ways_up_to_its_share():
 def test_gain_is_the_views_and_within_its_range():
     x, y = batch()
     out, _ = Gain().apply(x, y, {"db": torch.full((6,), -4.2)})
-    np.testing.assert_allclose(out[2].flatten().numpy(), View(gain_db=-4.2).hear(x[2].flatten().numpy()), rtol=1e-6)
+    np.testing.assert_allclose(out[2].flatten().numpy(), View(gain_db=-4.2).augment(x[2].flatten().numpy()), rtol=1e-6)
     many = torch.ones(1000, 1, 1, 2)
     db = 20 * Gain(low_db=-3.0, high_db=9.0)(many, torch.ones(1000, 1), gen())[0][:, 0, 0, 0].log10()
     assert -3 <= db.min() < -2.8 and 8.8 < db.max() <= 9.00001 and db.mean().item() == pytest.approx(3, abs=0.4)

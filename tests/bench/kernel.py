@@ -120,7 +120,7 @@ def theirs(job):
 
 def ours(job):
     from audiotag.infer.predict import infer
-    from audiotag.infer.recordings import Hearing
+    from audiotag.infer.recordings import LoaderOptions
 
     begin = time.perf_counter()
     report = infer(
@@ -130,7 +130,7 @@ def ours(job):
         layout=job["layout"],
         precision=job["precision"],
         threads=job["threads"],
-        hearing=Hearing(together=False),
+        loader_options=LoaderOptions(together=False),
     )
     seconds = time.perf_counter() - begin
     assert not report.prior and {r["precision"] for r in report.ran} == {job["precision"]}, str(report)

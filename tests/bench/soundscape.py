@@ -168,8 +168,8 @@ def hear(run, stage, table, views=None):
     "Out-of-fold probabilities (windows, classes) of a table of windows, heard as the kernel hears them."
     import numpy as np
 
-    from audiotag.infer.recordings import hear as hear_job
-    from audiotag.infer.recordings import jobs_of
+    from audiotag.infer.recordings import load_features
+    from audiotag.infer.recordings import plan_jobs
     from audiotag.infer.windows import score_clips
 
     windows = run.recipe.windows if views is None else run.recipe.windows.replace(views=views)
@@ -177,8 +177,8 @@ def hear(run, stage, table, views=None):
     for fold in sorted(set(table.fold)):
         model = run.model(stage, fold)
         for path, mine in table[table.fold == fold].groupby("path"):
-            jobs = jobs_of(path, list(zip(mine.index, mine.start_s, mine.end_s)), fe, windows)
-            seen = [o for job in jobs for o in hear_job(job, fe, windows)]
+            jobs = plan_jobs(path, list(zip(mine.index, mine.start_s, mine.end_s)), fe, windows)
+            seen = [o for job in jobs for o in load_features(job, fe, windows)]
             for row, p in score_clips([model], seen, windows, fill=fe.fill):
                 out[row] = p[0]
     return out

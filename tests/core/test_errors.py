@@ -12,7 +12,7 @@ from audiotag.audio.features import PCEN, LogMel
 from audiotag.audio.synth import make_competition
 from audiotag.data.competitions import load_competition
 from audiotag.data.store import build_store
-from audiotag.infer.recordings import Listener
+from audiotag.infer.recordings import FeatureLoader
 from audiotag.infer.windows import Windows
 from audiotag.train.baseline import hear_statistics
 from audiotag.core.errors import AudiotagError, _release_for_torch, library_error, load_library
@@ -149,7 +149,7 @@ def test_no_clip_is_blamed_for_it(stub, tmp_path):
     for work in (
         lambda: build_store(clips, fe, tmp_path / "store"),
         lambda: hear_statistics(clips, fe, workers=1),
-        lambda: list(Listener(clips, fe, Windows(frames=8, hop=8)).listen()),
+        lambda: list(FeatureLoader(clips, fe, Windows(frames=8, hop=8)).iter_features()),
         lambda: fe(np.ones(9000, np.float32)),
     ):
         with pytest.raises(

@@ -12,7 +12,7 @@ import pytest
 
 from tests.tiny import AUDIOTAG, SETS, audiotag, called, train_words
 
-from audiotag.infer.bundle import _seal_of, open_bundle
+from audiotag.infer.bundle import _compute_seal, open_bundle
 from audiotag.data.competitions import load_competition
 from audiotag.core.errors import AudiotagError
 from audiotag.core.files import read_json, write_json
@@ -366,7 +366,7 @@ def test_a_bundle_from_a_stranger_is_refused_with_a_sentence(whole, tmp_path, wh
     "The JSON is sealed again, as somebody with bad intentions would do."
     shutil.copytree(whole[0] / "tiny-weights", tmp_path / "b")
     about = {**read_json(tmp_path / "b" / "bundle.json"), **HOSTILE[what]}
-    write_json(tmp_path / "b" / "bundle.json", {**about, "sha256": _seal_of(about)})
+    write_json(tmp_path / "b" / "bundle.json", {**about, "sha256": _compute_seal(about)})
     with pytest.raises(AudiotagError):
         open_bundle(tmp_path / "b")
 

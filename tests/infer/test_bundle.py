@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 from audiotag.infer.bundle import (
     LARGEST,
     Bundle,
-    _facts,
-    _seal_of,
+    _size_and_hash,
+    _compute_seal,
     by_front_end,
     open_bundle,
     open_bundles,
@@ -74,8 +74,8 @@ def seal_again(folder, **changes):
     "Change bundle.json, take the files as they are now, and seal it as somebody with bad intentions would."
     about = {**read_json(folder / "bundle.json"), **changes}
     if "files" not in changes:
-        about["files"] = {f: _facts(folder / f) for f in about["files"] if (folder / f).is_file()}
-    write_json(folder / "bundle.json", {**about, "sha256": _seal_of(about)})
+        about["files"] = {f: _size_and_hash(folder / f) for f in about["files"] if (folder / f).is_file()}
+    write_json(folder / "bundle.json", {**about, "sha256": _compute_seal(about)})
 
 
 def refused(folder, *words):
@@ -106,7 +106,7 @@ def test_features_of_several_parts_are_sealed_and_replayed(tmp_path, joined_net)
     }
     from audiotag.infer import bundle as module
 
-    known, module._network = module._network, lambda d, where: joined_net
+    known, module._network_settings = module._network_settings, lambda d, where: joined_net
     try:
         open_bundle(tmp_path / "b")
         tensors["beside-1"] = tensors["beside-1"] + np.float32(0.1)
@@ -114,7 +114,7 @@ def test_features_of_several_parts_are_sealed_and_replayed(tmp_path, joined_net)
         seal_again(tmp_path / "b")
         refused(tmp_path / "b", "beside-1", "front end")
     finally:
-        module._network = known
+        module._network_settings = known
 
 
 @pytest.fixture(scope="session")
@@ -180,7 +180,7 @@ def test_a_reseal_that_is_interrupted_leaves_the_old_bundle(copy, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_seal_json", interrupted)
+    monkeypatch.setattr(module, "_write_sealed", interrupted)
     with pytest.raises(KeyboardInterrupt):
         reseal(Bundle(copy), files={"note.bin": b"1"})
     assert {p.name: p.read_bytes() for p in copy.iterdir()} == before and [p.name for p in copy.parent.iterdir()] == [
@@ -299,14 +299,14 @@ BAD_JSON = {
         dict(
             members=[dict(stage="curated", fold=0, oof={}, model="main", file="curated.safetensors", prefix="fold-9.")]
         ),
-        ["wants"],
+        ["expects"],
     ),
     "a prefix that matches too much": (
         dict(members=[dict(stage="curated", fold=0, oof={}, model="main", file="curated.safetensors", prefix="")]),
-        ["wants"],
+        ["expects"],
     ),
     "an unknown model": (dict(models={"main": {"kind": "Popen", "args": "true"}}), ["Popen"]),
-    "a model that is a front end": (dict(models={"main": FRONT.to_dict()}), ["no network"]),
+    "a model that is a front end": (dict(models={"main": FRONT.to_dict()}), ["not a network"]),
     "a front end that is a model": (dict(front_end=NET.to_dict()), []),
     "settings of the base class": (dict(front_end={"kind": "FrontEnd"}), []),
     "a network of a billion channels": (
@@ -401,7 +401,7 @@ def test_the_largest_network_that_timm_knows_is_not_built(copy):
 def test_names_that_lead_elsewhere(copy, name):
     about = read_json(copy / "bundle.json")
     seal_again(copy, files={**about["files"], name: {"size": 1, "sha256": ""}})
-    refused(copy, "no name for a file")
+    refused(copy, "not a file name")
     members = [{**m, "file": name} for m in about["members"]]
     seal_again(copy, members=members)
     refused(copy)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from audiotag.infer.deadline import Candidate, Deadline, Pace, Plan, process_started, seconds_of
+from audiotag.infer.deadline import Candidate, Deadline, MemberState, Pace, Plan, process_started, seconds_of
 from audiotag.core.errors import AudiotagError
 
 
@@ -35,7 +35,7 @@ def test_durations(text, seconds):
     ["", "soon", "-5min", "5 fortnights", "0", 0, -1, math.inf, math.nan, True, None, [], "5min and more", "1:30"],
 )
 def test_what_is_no_duration_is_refused(text):
-    with pytest.raises(AudiotagError, match="no duration"):
+    with pytest.raises(AudiotagError, match="not a duration"):
         seconds_of(text)
 
 
@@ -76,17 +76,17 @@ class Machine:
 def play(machine, plan, true, *, batch=64):
     "Run a plan to its end; `true[name]` is what a window takes in truth."
     while (c := plan.pick()) is not None:
-        c.state, rest, why = "running", c.windows, ""
+        c.state, rest, why = MemberState.RUNNING, c.windows, ""
         while rest > 0:
             n = min(batch, rest)
-            if why := plan.go_on(c, rest, n):
+            if why := plan.stop_reason(c, rest, n):
                 break
             before = machine.t
             machine.work(n * true[c.name])
-            plan.note(c, n, machine.t - before)
+            plan.record(c, n, machine.t - before)
             rest -= n
-        c.state, c.why = ("stopped", why) if rest > 0 else ("done", "")
-    return [c.name for c in plan.candidates if c.state == "done"]
+        c.state, c.why = (MemberState.STOPPED, why) if rest > 0 else (MemberState.DONE, "")
+    return [c.name for c in plan.candidates if c.state == MemberState.DONE]
 
 
 def plan_of(machine, limit, members, windows=10_000, **kwargs):
@@ -112,7 +112,7 @@ def test_among_equals_another_kind_comes_first():
     m = Machine()
     plan = plan_of(m, "100h", [("cnn 0", 0.8, 0.05), ("cnn 1", 0.8, 0.05), ("vgg 0", 0.8, 0.05)])
     first = plan.pick()
-    first.state = "done"
+    first.state = MemberState.DONE
     assert plan.pick().kind != first.kind
 
 
@@ -149,20 +149,20 @@ def test_a_slow_machine_is_noticed_within_a_few_batches():
     for _ in range(40):
         before = m.t
         m.work(6.4)
-        plan.note(c, 64, m.t - before)
-    assert plan.slow == pytest.approx(3) and c.pace.now == pytest.approx(0.3)
+        plan.record(c, 64, m.t - before)
+    assert plan.slowdown == pytest.approx(3) and c.pace.recent_per_window == pytest.approx(0.3)
 
 
 def test_a_member_is_given_up_for_one_that_still_fits():
     m = Machine(lambda t: 4 if t > 50 else 1)
     plan = plan_of(m, 1200, [("a", 0.9, 0.1), ("b", 0.2, 0.025)])
     plan.candidates[1].windows = 9000
-    plan.candidates[0].state = "running"
+    plan.candidates[0].state = MemberState.RUNNING
     c, rest = plan.candidates[0], 10_000
-    while not (why := plan.go_on(c, rest, 64)):
+    while not (why := plan.stop_reason(c, rest, 64)):
         before = m.t
         m.work(6.4)
-        plan.note(c, 64, m.t - before)
+        plan.record(c, 64, m.t - before)
         rest -= 64
     assert "cheaper" in why and m.t < 300
 

@@ -13,7 +13,7 @@ from audiotag.core.config import config_from_dict
 from audiotag.infer.ensemble import (
     WAYS,
     Mean,
-    Plain,
+    EqualWeights,
     RankMean,
     Stack,
     Stacked,
@@ -126,8 +126,8 @@ def test_a_member_that_peeked_at_every_label_is_not_hidden_by_crossing():
 def test_groups_may_not_be_divided():
     truth, p = planted(n=120)
     with pytest.raises(AudiotagError, match="two folds"):
-        cross_fit(Plain(), p, truth, np.arange(120) % 3, groups=np.arange(120) // 2)
-    cross_fit(Plain(), p, truth, (np.arange(120) // 2) % 3, groups=np.arange(120) // 2)
+        cross_fit(EqualWeights(), p, truth, np.arange(120) % 3, groups=np.arange(120) // 2)
+    cross_fit(EqualWeights(), p, truth, (np.arange(120) // 2) % 3, groups=np.arange(120) // 2)
 
 
 @pytest.mark.parametrize("name", WAYS)
@@ -148,11 +148,11 @@ def test_what_was_fitted_survives_json_and_works_clip_by_clip(name):
 def test_ranks_change_no_order_within_a_member():
     truth, p = planted(n=200, skill=(2.0,))
     extreme = p**8
-    one = Plain(how="rank").fit(extreme, truth)
+    one = EqualWeights(how="rank").fit(extreme, truth)
     assert macro_auc(truth, one.apply(extreme)) == pytest.approx(macro_auc(truth, extreme[0]), abs=1e-9)
     assert lwlrap(truth, one.apply(extreme)) == pytest.approx(lwlrap(truth, extreme[0]), abs=1e-9)
-    both = Plain(how="rank").fit(np.stack([p[0], extreme[0]]), truth).apply(np.stack([p[0], extreme[0]]))
-    np.testing.assert_allclose(both, Plain(how="rank").fit(p, truth).apply(p), atol=0.03)
+    both = EqualWeights(how="rank").fit(np.stack([p[0], extreme[0]]), truth).apply(np.stack([p[0], extreme[0]]))
+    np.testing.assert_allclose(both, EqualWeights(how="rank").fit(p, truth).apply(p), atol=0.03)
 
 
 def test_votes_of_equal_weight_are_never_overruled():
@@ -199,7 +199,7 @@ def test_refused(bad):
 
 def test_the_table_is_paired():
     truth, p = planted(n=150, skill=(3.0, 3.0))
-    table = ensemble_table({"a": p[0], "b": p[1]}, truth, np.arange(150) % 3, ways={"mean": Plain()}, draws=60)
+    table = ensemble_table({"a": p[0], "b": p[1]}, truth, np.arange(150) % 3, ways={"mean": EqualWeights()}, draws=60)
     assert table.loc["mean", "gain low"] > 0, "the mean of two independent members is better than either"
     best = table.loc[["a", "b"], "lwlrap"].idxmax()
     assert table.loc[best, ["gain", "gain low", "gain high"]].tolist() == [0, 0, 0]

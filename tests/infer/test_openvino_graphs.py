@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import audiotag.infer.openvino_graphs as ovmod
-from audiotag.infer.bundle import Bundle, _facts, _seal_of, seal
+from audiotag.infer.bundle import Bundle, _size_and_hash, _compute_seal, seal
 from audiotag.core.errors import AudiotagError
 from audiotag.core.config import Config
 from audiotag.core.files import read_json, write_json
@@ -109,8 +109,8 @@ def copy(exported, tmp_path):
 
 def seal_again(folder, **changes):
     about = {**read_json(folder / "bundle.json"), **changes}
-    about["files"] = {f: _facts(folder / f) for f in about["files"]}
-    write_json(folder / "bundle.json", {**about, "sha256": _seal_of(about)})
+    about["files"] = {f: _size_and_hash(folder / f) for f in about["files"]}
+    write_json(folder / "bundle.json", {**about, "sha256": _compute_seal(about)})
 
 
 def windows_of(features, n=20):
@@ -220,7 +220,7 @@ def test_a_network_of_several_inputs(tmp_path, monkeypatch):
     features, kinds = clips(12, 2, front)
     torch.manual_seed(0)
     nets = [TwoInputs(4).eval() for _ in range(2)]
-    monkeypatch.setattr("audiotag.infer.bundle._network", lambda d, where: TwoInputsSettings())
+    monkeypatch.setattr("audiotag.infer.bundle._network_settings", lambda d, where: TwoInputsSettings())
     folder = make(tmp_path / "b", nets, front_end=front, model=TwoInputsSettings())
     truth = {c: np.eye(4)[k] for c, k in zip(features, kinds)}
     evidence = Evidence(features.__getitem__, [list(features)] * 2, [list(features)] * 2, truth)
@@ -361,7 +361,7 @@ def test_the_bundle_must_say_what_the_run_has_written(world, tmp_path):
     lies = Evidence(e.features, e.held_out, e.calibration, e.truth, oof=lambda i, ids: np.full((len(ids), 4), 0.5))
     folder = make(tmp_path / "b", world[0])
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    with pytest.raises(AudiotagError, match="does not say what the run has written"):
+    with pytest.raises(AudiotagError, match="are not the out-of-fold scores"):
         export_bundle(folder, lies)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
@@ -506,10 +506,10 @@ def test_a_bundle_of_graphs_opens_without_torch_but_for_the_fft(exported, tmp_pa
 import audiotag.infer.openvino_graphs; took = time.perf_counter()-start
 from audiotag.infer.bundle import Bundle
 b = Bundle({str(exported)!r}); b.check_files()
-from audiotag.infer.openvino_graphs import _graph_of, _read_graph, compiled, graph_run
+from audiotag.infer.openvino_graphs import _member_graph, _read_graph, compiled, graph_run
 import numpy as np
 x = np.zeros((3,1,32,64), 'float32')
-print(graph_run(compiled(_graph_of(b, _read_graph(b, 'curated-fp32.xml'), b.graphs[0], x)), 'sigmoid')(x).shape, took, *[m for m in ('torch','nncf','fastai') if m in sys.modules])"""
+print(graph_run(compiled(_member_graph(b, _read_graph(b, 'curated-fp32.xml'), b.graphs[0], x)), 'sigmoid')(x).shape, took, *[m for m in ('torch','nncf','fastai') if m in sys.modules])"""
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert said[:2] == ["(3,", "4)"] and len(said) == 3
 
@@ -820,7 +820,7 @@ def test_weights_of_another_training_are_refused(packed, weights):
         about={"recipe": run.recipe.hash},
         replace=True,
     )
-    with pytest.raises(AudiotagError, match="does not say what the run has written"):
+    with pytest.raises(AudiotagError, match="are not the out-of-fold scores"):
         export_bundle(weights, ovmod.evidence_of(Bundle(weights), run), precision="fp32")
 
 

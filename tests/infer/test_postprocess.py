@@ -298,5 +298,5 @@ def test_the_tuner_refuses(change, said):
 
 
 def test_a_step_without_a_rule_is_refused():
-    with pytest.raises(AudiotagError, match="does not say"):
+    with pytest.raises(AudiotagError, match="only the base"):
         Step()(np.zeros((2, 2)), ["a", "a"])

@@ -24,9 +24,9 @@ from audiotag.core.errors import AudiotagError
 from audiotag.core.seeding import rng
 from audiotag.data.submission import check_submission, refused
 from audiotag.audio.features import FixedStats, Joined, LogMel, Length, MinMax, Standardize
-from audiotag.infer.predict import Hearing, infer
+from audiotag.infer.predict import LoaderOptions, infer
 from audiotag.models.cnn import CNNModel1
-from audiotag.infer.recordings import Listener, hear, jobs_of
+from audiotag.infer.recordings import FeatureLoader, load_features, plan_jobs
 from audiotag.audio.synth import make_competition
 from audiotag.infer.windows import View, Windows, score_clips
 
@@ -110,7 +110,7 @@ def plain(bundle_folder, clips, *, together=True):
         )
         ((_, p),) = score_clips(
             models,
-            [(c.clip_id, b.windows.looks(b.front_end, wave))],
+            [(c.clip_id, b.windows.view_features(b.front_end, wave))],
             b.windows,
             activation=b.activation,
             fill=b.front_end.fill,
@@ -144,7 +144,11 @@ def slowed(monkeypatch, seconds, when=lambda: 1.0):
 @pytest.mark.parametrize("batch_size,workers,memory_mb", [(64, 1, None), (1, 2, 0.0), (7, 3, 0.05), (1000, 2, 1000.0)])
 def test_scores_are_those_of_clip_by_clip(data, comp, bundle, tmp_path, batch_size, workers, memory_mb):
     report = infer(
-        bundle, comp, tmp_path / "s.csv", batch_size=batch_size, hearing=Hearing(workers=workers, memory_mb=memory_mb)
+        bundle,
+        comp,
+        tmp_path / "s.csv",
+        batch_size=batch_size,
+        loader_options=LoaderOptions(workers=workers, memory_mb=memory_mb),
     )
     want = plain(bundle, comp.of("test"))
     got = table(tmp_path / "s.csv")
@@ -254,7 +258,7 @@ def test_a_fitted_combiner_joins_the_members(tmp_path, comp):
         [
             q
             for c in comp.of("test").itertuples()
-            for _, q in score_clips(models, [(c.clip_id, W.looks(FE, FE.read(c.path)))], W)
+            for _, q in score_clips(models, [(c.clip_id, W.view_features(FE, FE.read(c.path)))], W)
         ],
         1,
     )
@@ -341,8 +345,8 @@ def test_a_recording_is_decoded_once_for_all_its_rows(tmp_path, monkeypatch):
         )
     image = LogMel._compute
     monkeypatch.setattr(LogMel, "_compute", lambda self, wave: images.append(len(wave)) or image(self, wave))
-    l = Listener(comp.clips, FE, W)
-    rows = dict(o for _, got in l.listen() for o in got)
+    loader = FeatureLoader(comp.clips, FE, W)
+    rows = dict(o for _, got in loader.iter_features() for o in got)
     assert sorted(rows) == list(range(16)) and len(reads) == 2 and images == [20 * RATE] * 2
 
 
@@ -351,8 +355,8 @@ def test_rows_of_a_recording_see_what_they_would_see_alone(tmp_path):
     comp = soundscape(tmp_path / "d")
     for i, (row, seen) in enumerate(
         o
-        for hearing in (Hearing(), Hearing(together=False))
-        for _, got in Listener(comp.clips, FE, W, hearing=hearing).listen()
+        for hearing in (LoaderOptions(), LoaderOptions(together=False))
+        for _, got in FeatureLoader(comp.clips, FE, W, options=hearing).iter_features()
         for o in got
     ):
         c = comp.clips.iloc[row]
@@ -367,7 +371,7 @@ def test_rows_of_a_recording_see_what_they_would_see_alone(tmp_path):
 def test_a_moved_window_hears_what_follows(tmp_path):
     comp = soundscape(tmp_path / "d")
     w = Windows(frames=250, hop=250, views=(View(), View(offset=125)))
-    rows = dict(o for _, got in Listener(comp.clips, FE, w).listen() for o in got)
+    rows = dict(o for _, got in FeatureLoader(comp.clips, FE, w).iter_features() for o in got)
     (_, here), (view, moved) = rows[2]
     assert (
         view.offset == 0
@@ -416,7 +420,7 @@ def test_steps_see_the_rows_of_a_recording_in_the_order_of_time(tmp_path):
 )
 def test_front_ends_without_a_time_axis_hear_clip_by_clip(tmp_path, front_end):
     comp = soundscape(tmp_path / "d")
-    for _, got in Listener(comp.clips, front_end, W).listen():
+    for _, got in FeatureLoader(comp.clips, front_end, W).iter_features():
         for row, seen in got:
             c = comp.clips.iloc[row]
             alone = front_end.read_features(c.path, start_s=c.start_s, end_s=c.end_s)
@@ -430,7 +434,7 @@ def test_rows_behind_the_end_of_a_recording(tmp_path):
     clips = comp.clips.copy()
     more = clips.iloc[[-1, -1]].assign(clip_id=["late", "gone"], start_s=[7.5, 12.5], end_s=[10.0, 15.0])
     clips = pd.concat([clips, more], ignore_index=True)
-    rows = dict(o for _, got in Listener(clips, FE, W).listen() for o in got)
+    rows = dict(o for _, got in FeatureLoader(clips, FE, W).iter_features() for o in got)
     assert not isinstance(rows[3], str) and "12.5" in rows[4]
 
 
@@ -442,7 +446,7 @@ def test_a_file_in_pieces_scores_like_the_whole(tmp_path, views):
     b = sealed(tmp_path / "b", comp.classes, windows=W.replace(views=views))
     got = []
     for piece_s in (86400.0, 20.0):
-        infer(b, comp, tmp_path / "s.csv", hearing=Hearing(piece_s=piece_s))
+        infer(b, comp, tmp_path / "s.csv", loader_options=LoaderOptions(piece_s=piece_s))
         got.append(table(tmp_path / "s.csv").to_numpy())
     assert np.abs(got[0] - got[1]).max() < (1e-6 if len(views) == 1 else 1e-3)
 
@@ -472,7 +476,7 @@ def test_a_piece_that_cannot_be_read_costs_the_row(tmp_path, monkeypatch):
         return honest(self, path, start_s=start_s, end_s=end_s)
 
     monkeypatch.setattr(LogMel, "read", read)
-    report = infer(b, comp, tmp_path / "s.csv", hearing=Hearing(piece_s=10.0))
+    report = infer(b, comp, tmp_path / "s.csv", loader_options=LoaderOptions(piece_s=10.0))
     assert report.scored == 0 and "the disk gave an error" in report.prior["x.wav"]
     assert table(tmp_path / "s.csv").to_numpy() == pytest.approx(np.linspace(0.1, 0.4, 3)[None])
 
@@ -495,9 +499,9 @@ def test_the_windows_of_the_pieces_are_those_of_the_file(tmp_path, front_end, se
     spans = [(0, float("nan"), float("nan"))]
 
     def cut(piece_s):
-        jobs = jobs_of(str(path), spans, front_end, W, Hearing(piece_s=piece_s))
+        jobs = plan_jobs(str(path), spans, front_end, W, LoaderOptions(piece_s=piece_s))
         return len(jobs), np.concatenate(
-            [W.cut(x, v) for j in jobs for _, seen in hear(j, front_end, W) for v, x in seen]
+            [W.cut(x, v) for j in jobs for _, seen in load_features(j, front_end, W) for v, x in seen]
         )
 
     (one, whole), (many, pieces) = cut(86400.0), cut(7.0)
@@ -510,8 +514,8 @@ def test_pieces_of_other_front_ends_have_their_own_statistics(tmp_path):
     write_long(path, 63)
     for fe in (FE.replace(scaling=Standardize(), top_db=60.0), Joined(main=FE, beside=(Length(),), sample_rate=RATE)):
         comp = one_file(tmp_path, path)
-        l = Listener(comp.clips, fe, W, hearing=Hearing(piece_s=10.0))
-        got = [(job, rows) for job, rows in l.listen()]
+        loader = FeatureLoader(comp.clips, fe, W, options=LoaderOptions(piece_s=10.0))
+        got = [(job, rows) for job, rows in loader.iter_features()]
         assert (
             len(got) >= 6
             and [j.last for j, _ in got] == [False] * (len(got) - 1) + [True]
@@ -530,7 +534,7 @@ comp = one_file(root, root/'long.flac')
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 infer(root/'warm', one_file(root, root/'short.flac'), root/'w.csv')
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-report = infer(root/'b', comp, root/'s.csv', hearing=Hearing(workers=2, memory_mb=20.))
+report = infer(root/'b', comp, root/'s.csv', loader_options=LoaderOptions(workers=2, memory_mb=20.))
 print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, report.scored, report.ran[0]['windows'])
 """
 
@@ -605,7 +609,7 @@ def test_one_odd_file_does_not_cost_the_submission(comp, bundle, tmp_path, monke
         return honest(self, wave)
 
     monkeypatch.setattr(LogMel, "__call__", odd)
-    report = infer(bundle, comp, tmp_path / "s.csv", hearing=Hearing(workers=1))
+    report = infer(bundle, comp, tmp_path / "s.csv", loader_options=LoaderOptions(workers=1))
     assert report.scored == N - 1 and "who would have thought" in next(iter(report.prior.values()))
 
 
@@ -819,7 +823,7 @@ def test_what_fits_runs_and_what_does_not_is_named(comp, tmp_path, monkeypatch):
         i: p.mean(0)
         for i, p in score_clips(
             chosen,
-            [(c.clip_id, opened.windows.looks(FE, FE.read(c.path))) for c in comp.of("test").itertuples()],
+            [(c.clip_id, opened.windows.view_features(FE, FE.read(c.path))) for c in comp.of("test").itertuples()],
             opened.windows,
         )
     }
@@ -916,7 +920,12 @@ def test_a_disk_that_hangs_does_not_hang_us(comp, bundle, tmp_path, monkeypatch)
     monkeypatch.setattr(LogMel, "read", hang)
     begin = time.monotonic()
     report = infer(
-        bundle, comp, tmp_path / "s.csv", deadline=Deadline(2.5, margin=0.2), hearing=Hearing(workers=1), batch_size=1
+        bundle,
+        comp,
+        tmp_path / "s.csv",
+        deadline=Deadline(2.5, margin=0.2),
+        loader_options=LoaderOptions(workers=1),
+        batch_size=1,
     )
     stop.set()
     assert (
@@ -946,7 +955,7 @@ def opened(*args, **kwargs):
     return members
 inference.open_members = opened
 g, out = random.Random(0), root/'s.csv'
-def go(): return infer(root/'b', comp, out, batch_size=8, every=0., hearing=Hearing(workers=2))
+def go(): return infer(root/'b', comp, out, batch_size=8, every=0., loader_options=LoaderOptions(workers=2))
 def child(): # forked while there is but one thread here: a lock that another one held would never be opened
     if (pid := os.fork())==0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -1045,7 +1054,7 @@ def test_what_was_scored_before_an_interrupt_is_kept(comp, bundle, tmp_path, mon
 
 def test_no_threads_are_left_behind(comp, bundle, tmp_path):
     before = threading.active_count()
-    infer(bundle, comp, tmp_path / "s.csv", hearing=Hearing(workers=3))
+    infer(bundle, comp, tmp_path / "s.csv", loader_options=LoaderOptions(workers=3))
     assert threading.active_count() == before
 
 
@@ -1071,12 +1080,12 @@ def test_ids_that_a_csv_has_to_quote(tmp_path):
 
 def test_the_features_that_are_kept_fit_into_the_budget(comp):
     for mb in (0.0, 0.05, 1000.0):
-        l = Listener(comp.of("test"), FE, W, hearing=Hearing(memory_mb=mb))
-        first = {r: seen[0][1].copy() for _, rows in l.listen() for r, seen in rows}
-        assert l.kept_bytes <= mb * 1e6 and (mb != 1000.0 or len(l.kept) == N)
-        again = {r: seen[0][1] for _, rows in l.listen() for r, seen in rows}
+        loader = FeatureLoader(comp.of("test"), FE, W, options=LoaderOptions(memory_mb=mb))
+        first = {r: seen[0][1].copy() for _, rows in loader.iter_features() for r, seen in rows}
+        assert loader.cached_bytes <= mb * 1e6 and (mb != 1000.0 or len(loader.cache) == N)
+        again = {r: seen[0][1] for _, rows in loader.iter_features() for r, seen in rows}
         assert all(np.array_equal(first[r], again[r]) for r in range(N))
-        assert l.computed == pytest.approx(2 - l.kept_share)
+        assert loader.passes == pytest.approx(2 - loader.cached_share)
 
 
 # --- the report and the import ---------------------------------------------------------------------

@@ -207,7 +207,9 @@ def test_features_computed_from_stored_waves(tmp_path):
     wave = recipe.front_end.read(one.path)
     seen = dict(
         score_clips(
-            [runs[0].model("curated", 0)], [("one", recipe.windows.looks(recipe.front_end, wave))], recipe.windows
+            [runs[0].model("curated", 0)],
+            [("one", recipe.windows.view_features(recipe.front_end, wave))],
+            recipe.windows,
         )
     )["one"][0]
     assert np.allclose(seen, runs[0].oof("curated").loc[one.clip_id], atol=2e-3)  # the store keeps 16 bits
