@@ -14,7 +14,7 @@ from ..infer.bundle import Bundle, join_bundles
 from ..data.competitions import targets
 from ..core.errors import AudiotagError, a_few, did_you_mean
 from ..core.files import atomic_folder
-from ..infer.ensemble import WAYS, Plain, ensemble_table, with_metric
+from ..infer.ensemble import WAYS, EqualWeights, ensemble_table, with_metric
 from audiotag.kaggle.pack import (
     check_replaceable,
     dataset_files,
@@ -116,7 +116,7 @@ def fit_ensemble(
         raise AudiotagError(f"unknown combiner {way!r}", field="way", fix=did_you_mean(way, ("best", *WAYS)))
     combiners = with_metric(WAYS, gathered.metric)
     if len(gathered.members) == 1:
-        combiners = {"mean": Plain()}  # nothing to choose
+        combiners = {"mean": EqualWeights()}  # nothing to choose
     folds = gathered.clips.fold.to_numpy()
     table = ensemble_table(
         gathered.members,
