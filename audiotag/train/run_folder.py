@@ -376,7 +376,7 @@ def seen(self: Run, clip_id: str):  # features, or a list of pairs (view, featur
     "A clip as it is scored out of fold: from stored waves all views can be made, from stored features those of frames alone."
     if self.recipe.features == "stored":
         return self.features(clip_id)
-    return self.recipe.windows.looks(self.recipe.front_end, self.features(clip_id)[0])
+    return self.recipe.windows.view_features(self.recipe.front_end, self.features(clip_id)[0])
 
 
 @patch
