@@ -568,11 +568,9 @@ def _assemble(name, root, classes, parts, template, id_column, metric, *, train,
 def _freesound2019(root, train, classes):
     path = root / "sample_submission.csv"
     template, classes = _template(path, "fname")
-    parts = (
-        [_freesound_clips(root, "train_curated", "curated"), _freesound_clips(root, "train_noisy", "noisy")]
-        if train
-        else []
-    )
+    parts = []
+    if train:
+        parts += [_freesound_clips(root, "train_curated", "curated"), _freesound_clips(root, "train_noisy", "noisy")]
     parts.append(_test_clips(root, "test", template, path, "fname", ".wav"))
     return _assemble("freesound2019", root, classes, parts, template, "fname", "lwlrap", train=train)
 
@@ -736,33 +734,32 @@ def _box_clips(root, part, source):
     return clips
 
 
+def _unlisted_recordings(root, listed) -> pd.DataFrame:
+    "Unlabeled clips: the recordings of `train/` whose file names are not in `listed`."
+    names = [
+        name.removesuffix(".flac")
+        for name in sorted(_file_names(root / "train") - listed)
+        if name.endswith(".flac") and _can_be_id(name)
+    ]
+    return clip_table(
+        names,
+        path=[str(root / "train" / f"{name}.flac") for name in names],
+        labels=[()] * len(names),
+        source="unlabeled",
+        file=root / "train",
+        row=range(1, len(names) + 1),
+    )
+
+
 @layout("rainforest2021", "recording_id")
 def _rainforest2021(root, train, classes):
     path = root / "sample_submission.csv"
     template, classes = _template(path, "recording_id")
-    parts = (
-        [(_box_clips(root, "train_tp", "curated"), []), (_box_clips(root, "train_fp", "negative"), [])] if train else []
-    )
+    parts = []
     if train:
-        named = {Path(path).name for clips, _ in parts for path in clips.path}
-        rest = [
-            name.removesuffix(".flac")
-            for name in sorted(_file_names(root / "train") - named)
-            if name.endswith(".flac") and _can_be_id(name)
-        ]
-        parts.append(
-            (
-                clip_table(
-                    rest,
-                    path=[str(root / "train" / f"{recording}.flac") for recording in rest],
-                    labels=[()] * len(rest),
-                    source="unlabeled",
-                    file=root / "train",
-                    row=range(1, len(rest) + 1),
-                ),
-                [],
-            )
-        )
+        tables = [_box_clips(root, "train_tp", "curated"), _box_clips(root, "train_fp", "negative")]
+        listed = {Path(p).name for table in tables for p in table.path}
+        parts = [(table, []) for table in (*tables, _unlisted_recordings(root, listed))]
     parts.append(_test_clips(root, "test", template, path, "recording_id", ".flac", ending=".flac"))
     return _assemble("rainforest2021", root, classes, parts, template, "recording_id", "lwlrap", train=train)
 
@@ -933,12 +930,12 @@ def _window_test_clips(root, template, path):
 def _birdclef2024(root, train, classes):
     path = root / "sample_submission.csv"
     template, classes = _template(path, "row_id")
-    parts = [_bird_clips(root, classes)] if train else []
+    parts = []
     if train:
         folder = _first_existing(root, "train_soundscapes", "unlabeled_soundscapes")
-        parts.append(
-            (_window_clips(scapes := _list_soundscapes(folder), _window_ends(scapes), "unlabeled", folder), [])
-        )
+        scapes = _list_soundscapes(folder)
+        windows = _window_clips(scapes, _window_ends(scapes), "unlabeled", folder)
+        parts = [_bird_clips(root, classes), (windows, [])]
     parts.append(_window_test_clips(root, template, path))
     return _assemble("birdclef2024", root, classes, parts, template, "row_id", "macro_auc", train=train)
 
