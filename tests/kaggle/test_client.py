@@ -37,7 +37,7 @@ def server(monkeypatch, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    "A packed dataset of three files; one is empty, as the client sends such a file in another way."
+    "A packed dataset; one file is empty, because the client uploads empty files in another way."
     f = tmp_path / "bird-weights"
     f.mkdir()
     for name, data in {
@@ -96,7 +96,7 @@ def test_a_new_dataset_and_then_a_version_of_it(server, folder):
     assert server.datasets[REF]["files"]["b.safetensors"] == b"c" * 71
 
 
-@pytest.mark.parametrize("status", [403, 503])
+@pytest.mark.parametrize("status", [403, pytest.param(503, marks=pytest.mark.long)])
 def test_an_upload_that_fails_is_an_error_though_the_client_exits_0(server, folder, status):
     server.fail_put["b.safetensors"] = status
     # kaggle 2.2.4 makes the dataset all the same, 2.2.5 gives up
@@ -163,7 +163,7 @@ def test_a_dataset_that_is_slow(server, folder):
 @pytest.mark.long
 @pytest.mark.parametrize("state", ["BLOBS_RECEIVED", "PENDING"])
 def test_a_dataset_that_never_gets_ready(server, folder, state):
-    "PENDING is a state that the client does not know: it ends with a stack trace, which is not shown."
+    "The client does not know the state PENDING and crashes; its traceback is not shown."
     server.states = [state]
     code, out, err = audiotag("publish", folder, "--every", "0.05", "--wait", "1.5")
     assert code == 2 and "did not become ready" in err and "publish again later" in err
@@ -177,13 +177,13 @@ def test_a_dataset_that_fails(server, folder):
 
 @pytest.mark.long
 def test_a_slug_that_exists_and_is_not_ours(server, folder):
-    "The status is denied, as for somebody else's dataset, and creating says that the title is taken."
+    "The status is denied, as for another user's dataset, and creating fails because the title is taken."
     server.datasets[REF] = {"files": {}, "versions": 1, "asked": 0}
     server.errors["GetDatasetStatus"] = 403, {"code": 403, "message": "Permission 'datasets.get' was denied"}
     refused("publish", folder, *FAST, says="already in use")
 
 
-@pytest.mark.parametrize("method", ["StartBlobUpload", "CreateDataset"])
+@pytest.mark.parametrize("method", [pytest.param("StartBlobUpload", marks=pytest.mark.long), "CreateDataset"])
 def test_a_server_that_refuses(server, folder, method):
     server.errors[method] = 403, {"code": 403, "message": "Permission denied for Basic YW5uOjBmMWUyZDNjNGI1YTY5Nzg="}
     message = refused("publish", folder, *FAST, says="Permission denied")
@@ -278,7 +278,7 @@ def test_push_sends_what_the_notebook_names_without_internet(server, kernel):
 
 
 def test_push_follows_the_notebook(server, kernel):
-    "A parameter that was changed in the packed notebook changes the sources; what the user added stays."
+    "Changing a parameter in the packed notebook changes the sources; sources that the user added stay."
     book = kernel / "infer.ipynb"
     book.write_text(book.read_text().replace("'bird-weights'", "'cat/better-weights'"))
     about = read_json(kernel / "kernel-metadata.json")
@@ -299,7 +299,7 @@ def test_push_follows_the_notebook(server, kernel):
     [
         ({"error": "Kernel title is taken", "versionNumber": 0}, "Kernel title is taken"),
         ({"invalidDatasetSources": ["ann/bird-weights"]}, "ann/bird-weights"),
-        ({"invalidCompetitionSources": ["birds-2024"]}, "birds-2024"),
+        pytest.param({"invalidCompetitionSources": ["birds-2024"]}, "birds-2024", marks=pytest.mark.long),
     ],
 )
 def test_a_push_that_fails_though_the_client_exits_0(server, kernel, reply, word):

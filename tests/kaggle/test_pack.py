@@ -1,4 +1,4 @@
-"Mounts in every arrangement, packed folders, and the inference notebook in the places where it has to run."
+"Mount layouts, packed folders, wheels, and the inference notebook in a rehearsal and at home."
 
 import hashlib
 import json
@@ -313,7 +313,7 @@ def test_wheels_for_the_kernels_python(index, tmp_path):
 
 
 def test_what_only_sends_statistics_is_never_carried(index, tmp_path, monkeypatch, capsys):
-    "Not unasked, not when it is asked for, and not from a folder that an older version has packed."
+    "Not by default, not on request, and not from a folder that an older version has packed."
     monkeypatch.setattr("audiotag.kaggle.wheels._pinned_requirement", lambda name: f"{name}==2026.4.1")
     folder = pack_wheels(tmp_path / "audiotag-wheels", pythons=["3.12", "3.13"])
     assert {p.name.split("-")[0] for p in folder.glob("*.whl")} == {"audiotag", "openvino"}
@@ -331,7 +331,7 @@ def test_what_only_sends_statistics_is_never_carried(index, tmp_path, monkeypatc
 
 
 def test_packing_replaces_only_what_packing_made(index, tmp_path):
-    "A wheel of the user's own, and a folder that holds something else, are left alone."
+    "A wheel that the user added, and a folder with other content, are not replaced."
     folder = pack_wheels(tmp_path / "audiotag-wheels", pythons=["3.12"], requirements=REQUIREMENTS)
     fake_wheel(folder, "mine-1.0-py3-none-any.whl")
     with pytest.raises(AudiotagError, match="mine-1.0-py3-none-any.whl"):
@@ -442,7 +442,7 @@ def toy(tmp_path_factory):
 @pytest.mark.long
 @pytest.mark.parametrize("mounts", ["new", pytest.param("old", marks=pytest.mark.long)])
 def test_rehearsed_with_our_wheel_alone(toy, tmp_path, mounts):
-    "As on Kaggle: audiotag is not there but as a wheel, openvino is missing, nine of the files are odd, and then there is none."
+    "As on Kaggle: audiotag comes as a wheel, openvino is missing, nine files are faulty; then again without test files."
     from audiotag.rehearse.rehearse import Limits, rehearse
     from audiotag.rehearse.sandbox import find_sandbox
 
@@ -494,7 +494,7 @@ def test_files_that_an_export_adds_are_accepted(toy, tmp_path):
 
 @pytest.mark.long
 def test_the_training_notebook_from_the_first_cell_to_the_last(tiny_data, tmp_path):
-    "On a competition that is small enough; its last cell packs the weights and opens them."
+    "On a tiny competition; its last cell packs the weights and opens them."
     from tests.tiny import SETS
 
     from audiotag.rehearse.rehearse import run_notebook

@@ -177,7 +177,7 @@ def test_it_writes_elsewhere(rehearse_cells, data, tool):
 @pytest.mark.long
 @needs_sandbox
 def test_a_program_without_a_monitor_writes_elsewhere(rehearse_cells):
-    "By its name, though nothing is printed; and a program nobody knows, by what it prints."
+    "A known program is recognised by its command line, any other by what it prints."
     quiet = "import subprocess\nfor c in ('touch /kaggle/input/marker', 'echo 1 > /kaggle/input/other'): subprocess.run(c, shell=True, capture_output=True)"
     found = rehearse_cells(
         START,
@@ -299,7 +299,7 @@ def test_a_missing_row(rehearse_cells):
 
 @pytest.mark.long
 def test_rows_for_the_public_test_only(rehearse_cells, data):
-    "The most common way to fail in the rerun: the rows of the template that was seen while committing."
+    "The most common failure in the rerun: the notebook writes the rows of the public template."
     public = f"open('submission.csv', 'w').write({(data / 'sample_submission.csv').read_text()!r})"
     found = rehearse_cells(START, public, empty=True)
     assert [r.refused for r in found.runs] == [True, False]
@@ -441,7 +441,7 @@ def test_an_unusable_python_is_one_sentence(rehearse_cells, other_python, tmp_pa
 
 
 def test_the_image_is_compared_with_another_python():
-    "Not from what is installed here; and markers are those of its version."
+    "Its packages count, not those installed here, and requirement markers use its version."
     packages = {
         "torch": ("2.10.0+cpu", ["sympy", "old-thing; python_version<'3.12'"]),
         "sympy": ("1", []),
@@ -549,7 +549,7 @@ def test_as_an_ordinary_user(data, tool):
     ],
 )
 def test_a_hidden_test_of_every_layout(sample_set, tmp_path, name, layout):
-    "Its template is accepted by the loader, asks for the files that are there, and all faults are in it."
+    "The loader accepts its template, the template lists its files, and every fault occurs."
     comp = load_competition(sample_set(name), layout, train=False)
     made = hidden_test(comp, tmp_path / "h", files=len({p for p in comp.of("test").path}) + 9)
     view = tmp_path / "view"
