@@ -71,7 +71,7 @@ def watched(run):
     "In the limited process: the most that it grew while it trained, and while it scored."
     import torch
     from audiotag.data.mmap import resident_memory
-    from audiotag.train.run_folder import Run
+    from audiotag.train.run_folder import Run, score_fold, train_stage_fold
 
     torch.set_num_threads(1)
     torch.nn.Conv2d(1, 4, 3)(torch.zeros(128, 1, 64, 128)).mean().backward()
@@ -93,8 +93,8 @@ def watched(run):
     made = []
     opened = growth(lambda: made.append(Run(run)))
     run, stage = made[0], made[0].recipe.stages[0]
-    trained = growth(lambda: run._train(stage, 0, "fold 1/10,"))
-    scored = growth(lambda: run._score(stage, 0))
+    trained = growth(lambda: train_stage_fold(run, stage, 0, "fold 1/10,"))
+    scored = growth(lambda: score_fold(run, stage.name, 0))
     end.set()
     print("RESULT", *opened, *trained, *scored)
 

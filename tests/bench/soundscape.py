@@ -25,7 +25,7 @@ def arms():
     from audiotag.data.sampling import InverseRoot, MixPartners
 
     def made(ears, *, sampler=True, background=True, rounds=0, continued=False, times=1, changes=()):
-        r = set_fields(birdclef2024("small", ears=ears), changes)
+        r = set_fields(birdclef2024("small", inputs=ears), changes)
         stages = r.stages[: rounds + 1]
         drawn = (InverseRoot(),) * sampler + (MixPartners(column=None, p=0.3),) * background
         sources = ("curated", "unlabeled") if background else ("curated",)
@@ -298,7 +298,7 @@ def main():
     from tests.conftest import sample_folder
     from joblib import Parallel, delayed
 
-    from audiotag.train.pseudo import judge_rounds
+    from audiotag.train.pseudo import compare_rounds
 
     (data, reason), (freesound, more) = sample_folder("soundscape"), sample_folder("freesound")
     if data is None or freesound is None:
@@ -330,7 +330,7 @@ def main():
         for p in [heard["mel CNN", "labelled"][kind]]
     }
     steps = step_tables(heard["mel CNN", "labelled"], scapes)
-    rounds = judge_rounds(first.rounds()).table
+    rounds = compare_rounds(first.rounds()).table
     n = {k: int(len(t)) for k, t in scapes.items()}
     text = (
         f"""# What pays on soundscapes?

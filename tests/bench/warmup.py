@@ -22,14 +22,14 @@ BASE, PLAIN = "curated only", "four stages, half the steps"  # what the rows of 
 
 def stages(*, steps=STEPS // 4, noisy_loss=None, picked_loss=None, ema=None, soft=0.0, probability=1.0, student=False):
     "The four stages of system 1, `steps` optimiser steps each, with options."
-    from audiotag.train.settings import Picked, Stage
+    from audiotag.train.settings import AgreementRule, Stage
 
     common = dict(steps=steps, lr=3e-3, batch_size=BATCH, ema=ema)
     picked = dict(soft=soft, probability=probability)
-    agreed = Picked(scores=("noisy", "curated"), at_least=0.5, at_most=5, **picked)
-    certain = Picked(scores=("agreed",), at_least=1.0, **picked)
+    agreed = AgreementRule(scores=("noisy", "curated"), at_least=0.5, at_most=5, **picked)
+    certain = AgreementRule(scores=("agreed",), at_least=1.0, **picked)
     if student:
-        certain = Picked(scores=("curated", "agreed"), at_least=0.0, soft=1.0, probability=0.5)
+        certain = AgreementRule(scores=("curated", "agreed"), at_least=0.0, soft=1.0, probability=0.5)
     return (
         Stage(name="noisy", train_on=("noisy",), loss=noisy_loss, **common),
         Stage(name="curated", train_on=("curated",), start_from="noisy", **common),

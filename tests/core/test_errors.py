@@ -14,7 +14,7 @@ from audiotag.data.competitions import load_competition
 from audiotag.data.store import build_store
 from audiotag.infer.recordings import FeatureLoader
 from audiotag.infer.windows import Windows
-from audiotag.train.baseline import hear_statistics
+from audiotag.train.baseline import read_statistics
 from audiotag.core.errors import AudiotagError, _release_for_torch, library_error, load_library
 
 # name as imported -> name for pip
@@ -148,7 +148,7 @@ def test_no_clip_is_blamed_for_it(stub, tmp_path):
     stub("librosa", "OSError('undefined symbol')")
     for work in (
         lambda: build_store(clips, fe, tmp_path / "store"),
-        lambda: hear_statistics(clips, fe, workers=1),
+        lambda: read_statistics(clips, fe, workers=1),
         lambda: list(FeatureLoader(clips, fe, Windows(frames=8, hop=8)).iter_features()),
         lambda: fe(np.ones(9000, np.float32)),
     ):

@@ -193,12 +193,12 @@ def other_inputs():
     import torch
     from audiotag.train.recipes import birdclef2024
 
-    for ears in ("rows80", "rows128", "hybrid"):
-        recipe = birdclef2024("small", ears=ears)
+    for inputs in ("rows80", "rows128", "hybrid"):
+        recipe = birdclef2024("small", inputs=inputs)
         net = recipe.model.build(3)
         loss = recipe.loss(net(torch.randn(2, 1, 1, recipe.windows.frames)), torch.eye(3)[:2])
         loss.backward()
-        assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None), ears
+        assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None), inputs
 
 
 def export(folder):

@@ -1,4 +1,4 @@
-"System 5: what an epoch is made of, written labels, rounds that stop, and the ears of the wave."
+"System 5: what an epoch is made of, written labels, rounds that stop, and networks that take the wave."
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from audiotag.data.submission import check_submission
 from audiotag.infer.predict import infer
 from audiotag.kaggle.pack import pack_weights
 from audiotag.infer.postprocess import FileMax, NeighbourMax, Smooth, apply_steps
-from audiotag.train.pseudo import Pseudo, judge_rounds, pseudo_ledger
+from audiotag.train.pseudo import PseudoLabelRule, compare_rounds, pseudo_ledger
 from audiotag.train.recipes import get_recipe
 from audiotag.data.sampling import (
     InverseRoot,
@@ -33,7 +33,7 @@ from audiotag.data.sampling import (
 from audiotag.train.sed_loss import SEDLoss, with_weights
 from audiotag.train.settings import Stage
 from audiotag.train.selection import ancestry
-from audiotag.train.run_folder import Run, is_finished, open_run, round_table, run_stages, stage_table
+from audiotag.train.run_folder import Run, is_finished, open_run, round_table, run_stages, score_fold, stage_table
 from audiotag.audio.synth import make_soundscapes
 
 TINY = [
@@ -196,7 +196,7 @@ def test_the_same_clip_twice_is_two_crops():
 def test_thresholds_look_at_what_was_said_before_the_power(power, keep, zero):
     p = rng(0, "said").random((200, 4)) ** 2
     p[0], p[1] = [0.5, 0.2, 0.3, 0.0], 0.0
-    rule = Pseudo(teachers=("t",), power=power, keep=keep, zero=zero)
+    rule = PseudoLabelRule(teachers=("t",), power=power, keep=keep, zero=zero)
     clips = clip_table(
         [f"r{i // 10}_{i}" for i in range(200)],
         path=["x"] * 200,
@@ -221,9 +221,9 @@ def test_thresholds_look_at_what_was_said_before_the_power(power, keep, zero):
 )
 def test_rules_that_make_no_sense(bad):
     with pytest.raises(AudiotagError):
-        Pseudo(**{"teachers": ("t",), **bad})
+        PseudoLabelRule(**{"teachers": ("t",), **bad})
     with pytest.raises(AudiotagError, match="probabilities"):
-        Pseudo(teachers=("t",)).targets([[1.2, 0.0]])
+        PseudoLabelRule(teachers=("t",)).targets([[1.2, 0.0]])
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_rules_that_make_no_sense(bad):
     ],
 )
 def test_the_stop_rule(scores, best, stopped):
-    found = judge_rounds({f"r{i}": s for i, s in enumerate(scores)})
+    found = compare_rounds({f"r{i}": s for i, s in enumerate(scores)})
     assert (found.best, found.stopped) == (f"r{best}", stopped)
 
 
@@ -341,7 +341,7 @@ def test_a_leak_through_a_teacher_is_refused(whole, tmp_path):
     path = run.fold_path("labelled", 0) / "trained_on.json"
     write_json(path, [*read_json(path), run.rows.clip_id[run.rows.fold == 0].iloc[0]])
     with pytest.raises(AudiotagError, match="trained on"):
-        run._score(run.recipe.stages[2], 0)  # taught by round1, which was taught by it
+        score_fold(run, run.recipe.stages[2].name, 0)  # taught by round1, which was taught by it
 
 
 def test_a_twin_of_a_held_out_clip_teaches_nothing(whole):
@@ -454,20 +454,20 @@ def test_steps_are_sealed_and_an_empty_test_folder_works(whole, data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "ears, narrow",
+    "inputs, narrow",
     [
         pytest.param("rows128", ["model.backbone.width=1"], marks=pytest.mark.long),
         pytest.param("rows80", ["model.backbone.width=1"], marks=pytest.mark.long),
         ("hybrid", ["model.mel.width=1", "model.raw.width=1"]),
     ],
 )
-def test_the_ears_of_the_wave(ears, narrow, data, tmp_path):
+def test_networks_on_waves(inputs, narrow, data, tmp_path):
     "Trained, sealed, exported and run; a window of the test is those samples of the recording, and nothing else."
     from audiotag.infer.bundle import Bundle
     from audiotag.infer.openvino_graphs import evidence_of, export_bundle
 
     recipe = get_recipe(
-        f"birdclef2024_{ears}",
+        f"birdclef2024_{inputs}",
         scale="small",
         changes=[*narrow, "stages.*.steps=1", "stages.*.batch_size=8", "n_folds=2", "rounds=[]", "after=[]"],
     )

@@ -21,7 +21,7 @@ from audiotag.train.recipes import get_recipe
 from audiotag.data.sampling import RandomSubset
 from audiotag.train.sed_loss import SEDLoss
 from audiotag.train.settings import Labels
-from audiotag.train.run_folder import Run, open_run, run_stages, scored_clips
+from audiotag.train.run_folder import Run, open_run, run_stages, score_fold, scored_clips
 from audiotag.data.store import build_store
 from audiotag.audio.synth import make_rainforest
 from audiotag.train.fit import train_fold
@@ -305,7 +305,7 @@ def test_a_recording_is_scored_by_a_model_that_knows_none_of_its_boxes(run):
     write_json(path, [*before, box])
     try:
         with pytest.raises(AudiotagError, match="would be scored by a model"):
-            run._score(run.recipe.stages[0], 0)
+            score_fold(run, "boxes", 0)
     finally:
         write_json(path, before)
 

@@ -20,7 +20,7 @@ from audiotag.infer.predict import infer
 from audiotag.kaggle.pack import pack_weights
 from audiotag.train.recipes import get_recipe
 from audiotag.train.selection import ancestry, check_out_of_fold
-from audiotag.train.run_folder import Run, open_run, run_stages
+from audiotag.train.run_folder import Run, open_run, run_stages, score_fold
 
 
 @pytest.fixture(scope="module")
@@ -153,9 +153,8 @@ def test_a_fold_that_is_leaked_on_purpose_stops_the_run(data, whole, tmp_path, s
     leaked = run.clips.clip_id[(run.clips.fold == 0) & (run.clips.source == "noisy")].iloc[0]
     path = run.fold_path("noisy", 0) / "trained_on.json"
     write_json(path, read_json(path) + [leaked])
-    next_stage = next(s for s in run.recipe.stages if s.name == stage)
     with pytest.raises(AudiotagError, match=leaked):
-        run._score(next_stage, 0)
+        score_fold(run, stage, 0)
 
 
 def test_weights_of_another_fold_are_noticed_and_trained_again(whole, tmp_path):
@@ -165,7 +164,7 @@ def test_weights_of_another_fold_are_noticed_and_trained_again(whole, tmp_path):
     good = mine.read_bytes()
     shutil.copy(other, mine)
     with pytest.raises(AudiotagError, match="another fold"):
-        run._score(run.recipe.stages[0], 0)
+        score_fold(run, "noisy", 0)
     run_stages(run, until="noisy")
     assert mine.read_bytes() == good
 
@@ -438,4 +437,4 @@ def test_a_damaged_run_is_one_sentence(whole, tmp_path, name, text):
     with pytest.raises(AudiotagError):
         opened = Run(run)
         opened.oof("noisy")
-        opened._score(opened.recipe.stages[0], 0)
+        score_fold(opened, opened.recipe.stages[0].name, 0)

@@ -57,7 +57,7 @@ def test_broken_files_are_named_and_get_the_prior(toy, tmp_path):
     Path(cut).write_bytes(b"RIFF")
     comp = load_competition(data)
     found = run_baseline(comp, trees=10, n_folds=3)
-    assert set(found.lost) == {Path(gone).name, Path(cut).name} and len(found.test) == 6
+    assert set(found.unreadable) == {Path(gone).name, Path(cut).name} and len(found.test) == 6
     np.testing.assert_allclose(found.test.loc[Path(gone).name], class_prior(comp.clips, comp.classes))
     assert Path(cut).name not in found.oof.index and len(found.oof) == 39
     others = found.test.drop(Path(gone).name)

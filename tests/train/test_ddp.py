@@ -22,11 +22,11 @@ from audiotag.train import engine, ddp
 from audiotag.data.competitions import load_competition
 from audiotag.core.errors import AudiotagError
 from audiotag.core.progress import say
-from audiotag.train.engine import Processes, fold_jobs
+from audiotag.train.engine import ProcessEngine, fold_jobs
 from audiotag.train.recipes import get_recipe
 from audiotag.train.run_folder import Run, finish_fold, open_run
 from audiotag.audio.synth import make_competition
-from audiotag.train.ddp import Part, in_ranks, rank
+from audiotag.train.ddp import BatchShard, run_in_ranks, rank
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the processes do not import the tests
 TWO = [*SETS, "gpus=2"]
@@ -58,7 +58,7 @@ def whole(begin):
 
 
 class Rows:
-    "As little of a loader as `Part` needs."
+    "As little of a loader as `BatchShard` needs."
 
     def __init__(self, n, bs, drop_last):
         self.n, self.bs, self.drop_last = n, bs, drop_last and n > bs
@@ -81,7 +81,7 @@ def test_the_parts_of_a_batch_are_the_batch(n, bs, of, drop_last):
     whole, parts = Rows(n, bs, drop_last), []
     for r in range(of):
         dl = Rows(n, bs, drop_last)
-        part = Part(dl, r, of)
+        part = BatchShard(dl, r, of)
         assert len(part) == len(whole)
         parts.append(list(part))
         assert (dl.bs, len(list(dl))) == (bs, len(whole)), "the loader is as it was"
@@ -104,7 +104,7 @@ def test_a_part_of_both_loaders(begin, tmp_path):
         lambda: CropLoader(clips, run.store, run.classes, frames=64, batch_size=8, seed=1),
         lambda: StreamLoader(streamed, run.store, frames=64, batch_size=8, seed=1),
     ):
-        whole, parts = make(), [Part(make(), r, 2) for r in range(2)]
+        whole, parts = make(), [BatchShard(make(), r, 2) for r in range(2)]
         for epoch in (0, 3):
             for dl in (whole, *parts):
                 dl.set_epoch(epoch)
@@ -119,7 +119,7 @@ def test_a_part_of_both_loaders(begin, tmp_path):
 def test_in_a_worker(begin, whole, capfd):
     "The worker is no member of the group either: it starts one."
     run = begin("worker")
-    with Processes(1) as made:
+    with ProcessEngine(1) as made:
         made.run(fold_jobs(run, [("noisy", 0)]))
     assert weights(run) == whole, "the same seed and as many processes"
     said = capfd.readouterr().err
@@ -162,8 +162,8 @@ def test_one_of_them_is_killed_and_the_training_goes_on(n, who, more, begin, who
 
 DRIVER = """
 import time
-from audiotag.train.ddp import in_ranks
-in_ranks(2, time.sleep, 1000)
+from audiotag.train.ddp import run_in_ranks
+run_in_ranks(2, time.sleep, 1000)
 """
 
 
@@ -202,7 +202,7 @@ def seen():
     torch.manual_seed(0)
     rows = [(torch.randn(3), torch.randn(2)) for _ in range(41)]
     mean = AccumMetric(lambda p, y: float((p - y).abs().sum()), flatten=False)
-    cbs = [ddp.together("cpu")] if ddp.n_ranks() > 1 else []
+    cbs = [ddp.distributed_trainer("cpu")] if ddp.n_ranks() > 1 else []
     learn = Learner(
         DataLoaders(DataLoader(rows[:30], bs=6), DataLoader(rows[30:], bs=4)),
         torch.nn.Linear(3, 2),
@@ -218,7 +218,7 @@ def seen():
 
 @pytest.mark.long
 def test_gradients_and_metrics_are_those_of_one_process():
-    (alone, score), (shared, score2) = seen(), in_ranks(2, seen)
+    (alone, score), (shared, score2) = seen(), run_in_ranks(2, seen)
     assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(alone, shared))  # the sums have another order
     assert abs(score - score2) < 1e-4, "11 predictions, not 12"
 
@@ -234,7 +234,7 @@ def fails(text):
 
 def test_the_first_error_is_told(capfd):
     with pytest.raises(AudiotagError, match="process 2 of 2 failed .ZeroDivisionError: by hand") as e:
-        in_ranks(2, fails, "by hand")
+        run_in_ranks(2, fails, "by hand")
     assert "\n" not in str(e.value) and "in fails" in capfd.readouterr().err
 
 
@@ -249,14 +249,14 @@ def test_ctrl_c_ends_them():
     thread = threading.Thread(target=press)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        in_ranks(2, time.sleep, 100)
+        run_in_ranks(2, time.sleep, 100)
     thread.join()
 
 
 def test_without_accelerate(begin, monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(AudiotagError, match=r"pip install 'audiotag\[gpus\]'"):
-        ddp.together("cpu")
+        ddp.distributed_trainer("cpu")
 
 
 def test_gpus_that_make_no_sense(begin, monkeypatch):
@@ -270,7 +270,7 @@ def test_gpus_that_make_no_sense(begin, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(AudiotagError, match="2 GPUs are wanted, and there are 1"):
-        in_ranks(2, say, "not reached")
+        run_in_ranks(2, say, "not reached")
 
 
 def test_each_worker_has_gpus_of_its_own(begin, monkeypatch):
@@ -279,11 +279,11 @@ def test_each_worker_has_gpus_of_its_own(begin, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    shown = lambda j: [engine._gpus_of(slot, j)["CUDA_VISIBLE_DEVICES"] for slot in range(4)]  # noqa: E731
+    shown = lambda j: [engine._gpu_environment(slot, j)["CUDA_VISIBLE_DEVICES"] for slot in range(4)]  # noqa: E731
     assert shown(job) == ["4,5", "6,7", "4,5", "6,7"] and shown(one) == ["4", "5", "6", "7"]
     monkeypatch.setattr(engine.os, "sched_getaffinity", lambda _: range(16))
-    made = Processes()
-    assert [made.room(job, k) for k in (1, 2)] == [True, False] and made.room(one, 3)
+    made = ProcessEngine()
+    assert [made.can_start(job, k) for k in (1, 2)] == [True, False] and made.can_start(one, 3)
 
 
 def test_a_run_is_known_by_its_number_of_processes(begin):

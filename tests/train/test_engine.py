@@ -23,17 +23,17 @@ from audiotag.core.errors import AudiotagError, load_library
 from audiotag.core.files import locked, write_json
 from audiotag.train.engine import (
     Engine,
-    Here,
+    SerialEngine,
     Job,
-    Lines,
-    Processes,
-    Ray,
-    _alone,
+    LineWriter,
+    ProcessEngine,
+    RayEngine,
+    claim_fold_folder,
     fold_jobs,
     get_engine,
     predict_chunks,
     timeline,
-    work,
+    run_job,
 )
 from audiotag.audio.features import LogMel
 from audiotag.kaggle.pack import pack_weights
@@ -87,7 +87,7 @@ def cluster():
 @pytest.fixture
 def grid(cluster):
     cluster.fill()
-    with Ray(cluster.address) as made:
+    with RayEngine(cluster.address) as made:
         yield made
 
 
@@ -216,7 +216,7 @@ def test_a_killed_node_costs_nothing_that_was_finished(moment, begin, whole, clu
 @pytest.mark.long
 def test_a_killed_worker_is_replaced(begin, whole, capfd):
     run = begin("worker")
-    with Processes(2) as made:
+    with ProcessEngine(2) as made:
         killer = when(
             lambda: (run.folder / "2-curated/fold-0/checkpoint.safetensors").exists(),
             lambda: [
@@ -384,7 +384,7 @@ def test_a_machine_without_the_recordings_says_so(home, monkeypatch):
     there = os.path.isdir
     monkeypatch.setattr(os.path, "isdir", lambda p: there(p) and "train" not in Path(p).name)
     with pytest.raises(AudiotagError, match=r"train_\w+: is not on .*by the same path.*; and \d+ more"):
-        store_of(home, "elsewhere", engine=Here())
+        store_of(home, "elsewhere", engine=SerialEngine())
     monkeypatch.undo()
     assert len(store_of(home, "elsewhere").quarantine) == 0
 
@@ -446,7 +446,7 @@ def test_workers_of_a_killed_driver_stop_writing(way, tmp_path, request):
 def test_two_drivers_refuse_each_other(begin):
     run = begin("two")
     with locked(run.folder), pytest.raises(AudiotagError, match="in use by process"):
-        run_stages(run, engine=Here())
+        run_stages(run, engine=SerialEngine())
 
 
 def test_a_worker_that_was_given_up_leaves_to_the_next_one(tmp_path):
@@ -455,7 +455,7 @@ def test_a_worker_that_was_given_up_leaves_to_the_next_one(tmp_path):
 
     def old():
         try:
-            with _alone(tmp_path / "fold-0") as mine:
+            with claim_fold_folder(tmp_path / "fold-0") as mine:
                 inside.set()
                 while True:
                     time.sleep(0.05)
@@ -466,7 +466,7 @@ def test_a_worker_that_was_given_up_leaves_to_the_next_one(tmp_path):
     thread = threading.Thread(target=old)
     thread.start()
     inside.wait()
-    with _alone(tmp_path / "fold-0") as mine:
+    with claim_fold_folder(tmp_path / "fold-0") as mine:
         now = time.monotonic()
         mine.look()
     thread.join()
@@ -479,7 +479,7 @@ def test_a_worker_that_was_given_up_leaves_to_the_next_one(tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("way", ["processes", pytest.param("ray", marks=[apart, needs_ray])])
 def test_a_job_that_fails_three_times_is_named_and_the_others_finish(way, begin, whole, request, capfd):
-    made = request.getfixturevalue("grid") if way == "ray" else Processes(2)
+    made = request.getfixturevalue("grid") if way == "ray" else ProcessEngine(2)
     run = begin(f"failing {way}")
     fault = run.folder / "2-curated/fold-0/trained_on.json"
     fault.mkdir(parents=True)  # a folder where a file should be
@@ -523,7 +523,7 @@ def test_failures_and_what_follows_them():
         Job(name="c", call=fine, inputs={"x": 2}, after=("b",)),
         Job(name="d", call=fine, inputs={"x": 3}),
     ]
-    here = Here(attempts=3)
+    here = SerialEngine(attempts=3)
     with pytest.raises(
         AudiotagError,
         match=r"a failed 3 times, .*Odd: 1 2 \(test_engine.py, line \d+\); left out, as they need what failed: 2",
@@ -536,7 +536,7 @@ def test_failures_and_what_follows_them():
 class Losing(Engine):
     "Loses its worker each time."
 
-    def room(self, job, running):
+    def can_start(self, job, n_running):
         return True
 
     def submit(self, job):
@@ -546,21 +546,21 @@ class Losing(Engine):
 
 
 def test_a_job_that_takes_every_worker_with_it_ends(monkeypatch):
-    assert 50 < sum(map(engines._rest, range(1, 10))) < 60 and engines._rest(1) == 0, (
+    assert 50 < sum(map(engines._retry_delay, range(1, 10))) < 60 and engines._retry_delay(1) == 0, (
         "long enough for a cluster to see that a node is dead"
     )
-    monkeypatch.setattr(engines, "_rest", lambda n: 0.02 * n)
+    monkeypatch.setattr(engines, "_retry_delay", lambda n: 0.02 * n)
     with pytest.raises(AudiotagError, match="lost ten times"):
         Losing().run([Job(name="greedy", call=fine, inputs={"x": 1})])
 
 
-class Hole(Here):
+class Hole(SerialEngine):
     "A node that has died and still takes jobs, for a second."
 
     def submit(self, job):
         self.tries, self.since = getattr(self, "tries", 0) + 1, getattr(self, "since", time.monotonic())
         if time.monotonic() > self.since + 1:
-            return Here.submit(self, job)
+            return SerialEngine.submit(self, job)
         return Losing.submit(self, job)
 
 
@@ -573,16 +573,16 @@ def test_a_dead_node_that_still_takes_jobs_is_given_time(capfd):
 
 @pytest.mark.long
 def test_another_version_is_refused_and_not_tried_again(begin, capfd):
-    made = Processes(1)
-    made.mark = {**made.mark, "audiotag": "0.0.9 (12345678)"}
+    made = ProcessEngine(1)
+    made.version = {**made.version, "audiotag": "0.0.9 (12345678)"}
     with made, pytest.raises(AudiotagError, match=r"worker on .* has audiotag .* and not 0.0.9 \(12345678\)"):
         made.run([Job(name="a", call=fine, inputs={"x": 1})])
     assert "attempt" not in capfd.readouterr().err
-    assert work(Job(name="a", call=fine, inputs={"x": 1}), engines._loaded)["value"] == 1
+    assert run_job(Job(name="a", call=fine, inputs={"x": 1}), engines._loaded_version)["value"] == 1
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("made", [Here, lambda: Processes(1)], ids=["here", "processes"])
+@pytest.mark.parametrize("made", [SerialEngine, lambda: ProcessEngine(1)], ids=["here", "processes"])
 def test_a_library_that_cannot_be_loaded_stops_all_jobs(made, capfd):
     "Each fold would meet it, so it is said once, and nothing else is begun."
     with made() as engine, pytest.raises(AudiotagError, match="needs soundfyle, which is not installed") as e:
@@ -617,7 +617,7 @@ def test_a_cluster_that_cannot_do_it(begin, grid):
 
 def test_lines_are_whole():
     got = []
-    out = Lines(got.append)
+    out = LineWriter(got.append)
     for piece in ("a", "b\n", "\n", "c\nd", "e", "\n"):
         out.write(piece)
     assert got == ["ab", "c", "de"] and not out.isatty()
@@ -625,7 +625,7 @@ def test_lines_are_whole():
 
 @pytest.mark.long
 def test_each_line_is_said_once(begin, capfd):
-    with Processes(2) as made:
+    with ProcessEngine(2) as made:
         run_stages(begin("lines", [*SETS, "stages.*.epochs=1"]), engine=made)
     said = [s for s in capfd.readouterr().err.splitlines() if "epoch" in s]
     assert len(said) == len({s.split(":")[0] for s in said}) == 8 and all(s.startswith("stage ") for s in said)
@@ -635,7 +635,7 @@ def test_each_line_is_said_once(begin, capfd):
 def test_chunks_are_predicted_once(tiny_run, tmp_path):
     run = Run(tiny_run / "run")
     ids = list(run.clips.clip_id)
-    with Processes(2) as made:
+    with ProcessEngine(2) as made:
         got = predict_chunks(run, "certain", ids, tmp_path, engine=made, chunk=30)
         assert len(list(tmp_path.glob("*.parquet"))) == 6 and list(got.index) == ids
         times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.parquet")}

@@ -16,8 +16,8 @@ from audiotag.core.files import read_json
 from audiotag.audio.features import Waveform
 from audiotag.train.recipes import get_recipe
 from audiotag.review.report import ledger_counts, ledger_overlap, selection_quality
-from audiotag.train.settings import Picked, Stage, warm_up
-from audiotag.train.selection import ancestry, pick
+from audiotag.train.settings import AgreementRule, Stage, warm_up
+from audiotag.train.selection import ancestry, pick_clips
 from audiotag.train.run_folder import Run, open_run, run_stages
 from audiotag.audio.synth import make_competition, read_truth
 from audiotag.infer.windows import View, score_clips
@@ -46,7 +46,7 @@ def table(rows):
 def test_the_rule_of_stage_3(rows, at_least, at_most):
     "The threshold is on sqrt(lwlrap1 * lwlrap2); no fold and label has more than the cap; and no clip that had room was left."
     clips, scores = table(rows)
-    ledger = pick(Picked(scores=("noisy", "curated"), at_least=at_least, at_most=at_most), clips, scores)
+    ledger = pick_clips(AgreementRule(scores=("noisy", "curated"), at_least=at_least, at_most=at_most), clips, scores)
     assert list(ledger.clip_id) == list(clips.clip_id)
     geometric = np.sqrt(scores["noisy"] * scores["curated"]).reindex(ledger.clip_id).to_numpy()
     passed = geometric >= at_least - 1e-6
@@ -64,21 +64,21 @@ def test_the_rule_of_stage_3(rows, at_least, at_most):
 def test_the_order_of_the_table_does_not_matter():
     rows = [(["Rain"], 0, 1.0, 1.0)] * 8
     clips, scores = table(rows)
-    rule = Picked(scores=("noisy", "curated"), at_least=0.5, at_most=3)
-    a, b = pick(rule, clips, scores), pick(rule, clips.sample(frac=1, random_state=1), scores)
+    rule = AgreementRule(scores=("noisy", "curated"), at_least=0.5, at_most=3)
+    a, b = pick_clips(rule, clips, scores), pick_clips(rule, clips.sample(frac=1, random_state=1), scores)
     assert list(a.clip_id[a.picked]) == list(b.clip_id[b.picked]) == ["c000", "c001", "c002"]
 
 
 def test_stage_4_takes_exactly_the_perfect_ones():
     clips, scores = table([(["Rain"], 0, s, s) for s in (1.0, 0.999, 1.0 - 1e-12, 0.5)])
-    ledger = pick(Picked(scores=("noisy",), at_least=1.0), clips, scores)
+    ledger = pick_clips(AgreementRule(scores=("noisy",), at_least=1.0), clips, scores)
     assert list(ledger.picked) == [True, False, True, False]
 
 
 def test_a_cleaned_source_is_not_touched_by_another_rule():
     clips, scores = table([(["Rain"], 0, 1.0, 1.0)] * 2)
     clips["source"] = ["noisy", "unlabeled"]
-    assert list(pick(Picked(scores=("noisy",), at_least=0), clips, scores).clip_id) == ["c000"]
+    assert list(pick_clips(AgreementRule(scores=("noisy",), at_least=0), clips, scores).clip_id) == ["c000"]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_cleaned_source_is_not_touched_by_another_rule():
 )
 def test_rules_that_make_no_sense(bad):
     with pytest.raises(AudiotagError):
-        Picked(scores=("noisy",), **bad)
+        AgreementRule(scores=("noisy",), **bad)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_the_four_stages_are_the_entrants():
         0.5,
         5,
     )
-    assert certain.train_on[1] == Picked(scores=("agreed",), at_least=1.0)
+    assert certain.train_on[1] == AgreementRule(scores=("agreed",), at_least=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_teachers_are_ancestors(soft_run):
     recipe = soft_run[0].recipe
     alone = recipe.replace(stages=(*recipe.stages[:3], recipe.stages[3].replace(start_from=None)))
     assert [s.name for s in ancestry(alone, "certain")] == ["certain", "agreed", "curated", "noisy"]
-    hard = Picked(scores=("agreed",), at_least=1.0)
+    hard = AgreementRule(scores=("agreed",), at_least=1.0)
     assert [
         s.name
         for s in ancestry(
