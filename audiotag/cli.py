@@ -263,10 +263,10 @@ def features(
     from audiotag.data.remote import build_stores_at
     from audiotag.train.engine import get_engine
     from audiotag.train.recipes import get_recipe
-    from audiotag.train.run_folder import known_clips
+    from audiotag.train.run_folder import trainable_clips
 
     recipe = get_recipe(recipe, scale=scale, changes=changes)
-    _, stored = known_clips(load_competition(data, recipe.layout).clips, recipe)
+    _, stored = trainable_clips(load_competition(data, recipe.layout).clips, recipe)
     with get_engine(engine, address=address, workers=workers) as opened:
         built = build_stores_at(
             stored,

@@ -326,7 +326,7 @@ def evidence_of(
         return run.oof(bundle.members[i]["stage"]).loc[ids].to_numpy()
 
     return Evidence(
-        run.seen,
+        run.model_inputs,
         [held_out[k] for k in folds],
         [calibration[k] for k in folds],
         truth,

@@ -231,7 +231,7 @@ def _training_leaks(run):
         for k in range(run.recipe.n_folds):
             scored = run.clips.clip_id[run.clips.fold == k]
             try:
-                check_out_of_fold(scored, run.trained_on(s.name, k), run.known, where=f"stage {s.name}, fold {k}")
+                check_out_of_fold(scored, run.trained_on(s.name, k), run.all_clips, where=f"stage {s.name}, fold {k}")
             except AudiotagError as e:
                 n_clips = re.search(r"(\d+) clips would", str(e))
                 rows.append((SCORED_IN_TRAINING, 1, int(n_clips[1]) if n_clips else 0, str(e)))

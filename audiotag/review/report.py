@@ -21,9 +21,9 @@ from ..core.progress import say
 from .label_review import LabelReview, find_run_suspects
 from ..core.metrics import class_report, METRICS, per_class_lwlrap
 from .html_page import PALETTE, figure_svg, headline_html, macros, read_asset, render_page, table_html
-from ..train.pseudo import Pseudo, judge_rounds
+from ..train.pseudo import PseudoLabelRule, compare_rounds
 from ..train.recipes import get_recipe
-from ..train.settings import Picked
+from ..train.settings import AgreementRule
 from ..train.run_folder import Run, is_finished, round_table, stage_table
 from ..audio.synth import read_truth
 from .cv_check import score_intervals, scored_source, stage_gains
@@ -293,7 +293,7 @@ def picked_clips(
     run: Run,
 ) -> dict:  # stage -> set of clip_ids
     "The clips that each stage picked. Raises `AudiotagError` if no stage picks clips."
-    stages = [s.name for s in run.recipe.stages if any(isinstance(part, Picked) for part in s.train_on)]
+    stages = [s.name for s in run.recipe.stages if any(isinstance(part, AgreementRule) for part in s.train_on)]
     if not stages:
         raise AudiotagError("no stage of this recipe picks clips", file=run.folder)
     ledgers = {stage: run.ledger(stage) for stage in stages}
@@ -367,7 +367,7 @@ def pseudo_label_counts(
     run: Run,
 ) -> pd.DataFrame:  # (classes, rounds): windows in which the teachers gave a class more than ½, mean over folds
     "Which classes the networks of the previous round wrote."
-    taught = [s.name for s in run.recipe.stages if any(isinstance(part, Pseudo) for part in s.train_on)]
+    taught = [s.name for s in run.recipe.stages if any(isinstance(part, PseudoLabelRule) for part in s.train_on)]
 
     def count(ledger):
         labels = ledger[ledger.picked].explode("labels").labels
@@ -383,7 +383,7 @@ def describe_rounds(
     if not (scores := run.rounds()):
         return ""
     min_gain = run.planned.min_gain
-    result = judge_rounds(scores, min_gain=min_gain)
+    result = compare_rounds(scores, min_gain=min_gain)
     required = f"at least {min_gain:g}" if min_gain else "more than 0"
     if not result.stopped:
         return f"Every round gained {required} out of fold, so none was skipped. The best is {result.best}."
@@ -443,7 +443,7 @@ def _calibration_section(run):
 
 
 def _ledger_section(run):
-    if not any(isinstance(part, Picked) for s in run.recipe.stages for part in s.train_on):
+    if not any(isinstance(part, AgreementRule) for s in run.recipe.stages for part in s.train_on):
         return ""
     noisy = run.clips[run.clips.source == "noisy"]
     truth = read_truth(Path(noisy.path.iloc[0]).parent.parent, "noisy") if len(noisy) else None
