@@ -12,6 +12,7 @@ from functools import lru_cache
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from ..infer.deadline import seconds_of
+from ..infer.predict import handle_sigterm
 from ..data.competitions import Competition, load_competition
 from ..core.errors import AudiotagError, a_few, did_you_mean
 from ..core.files import claim_folder, locked, read_json, write_json, write_text
@@ -378,22 +379,23 @@ def _wait_within_limits(p, spec: SandboxSpec, limits: Limits, *, every: float = 
     "Wait for a process, and kill it at the first limit that it reaches."
     start, peak, disk, last_check, stopped = time.monotonic(), 0, 0, 0.0, ""
     max_seconds, max_memory, max_disk = seconds_of(limits.limit), bytes_of(limits.memory), bytes_of(limits.disk)
-    try:
-        while p.poll() is None:
-            passed, processes = time.monotonic() - start, _process_tree(p.pid)
-            memory = _resident_memory(processes)
-            if memory > max_memory:
-                memory = _resident_memory(processes, proportional=True)
-            if passed - last_check > 1:
-                disk, last_check = max(disk, _disk_usage(spec.working)), passed
-            peak = max(peak, memory)
-            reached = {"memory": memory > max_memory, "time": passed > max_seconds, "disk": disk > max_disk}
-            stopped = next((limit for limit, exceeded in reached.items() if exceeded), "")
-            if stopped:
-                break
-            time.sleep(min(every, max(0.01, max_seconds - passed)))
-    finally:
-        _kill_tree(p, spec.env["AUDIOTAG_REHEARSAL"])
+    with handle_sigterm():  # the processes inside would outlive this one
+        try:
+            while p.poll() is None:
+                passed, processes = time.monotonic() - start, _process_tree(p.pid)
+                memory = _resident_memory(processes)
+                if memory > max_memory:
+                    memory = _resident_memory(processes, proportional=True)
+                if passed - last_check > 1:
+                    disk, last_check = max(disk, _disk_usage(spec.working)), passed
+                peak = max(peak, memory)
+                reached = {"memory": memory > max_memory, "time": passed > max_seconds, "disk": disk > max_disk}
+                stopped = next((limit for limit, exceeded in reached.items() if exceeded), "")
+                if stopped:
+                    break
+                time.sleep(min(every, max(0.01, max_seconds - passed)))
+        finally:
+            _kill_tree(p, spec.env["AUDIOTAG_REHEARSAL"])
     seconds = round(time.monotonic() - start, 2)
     return _Usage(stopped, seconds, peak, max(disk, _disk_usage(spec.working)), p.returncode)
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import signal
 import time
 from pathlib import Path
 
@@ -289,6 +290,35 @@ def test_a_killed_sandbox_is_one_sentence(rehearse_cells, tool):
     with pytest.raises(AudiotagError, match=r"was killed by another process \(SIGKILL\)"):
         rehearse_cells(START, "import time\ntime.sleep(30)", WRITE, isolation=tool)
     killer.join()
+
+
+def terminate_when_the_kernel_runs():
+    "Send this process a SIGTERM once the kernel of its rehearsal is there."
+    for _ in range(300):
+        time.sleep(0.1)
+        if any("ipykernel_launcher" in " ".join(p.cmdline()) for p in psutil.Process().children(recursive=True)):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+
+
+def test_a_terminated_rehearsal_leaves_no_process(rehearse_cells):
+    class Terminated(Exception):
+        pass
+
+    def terminate(number, frame):
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        sender = threading.Thread(target=terminate_when_the_kernel_runs)
+        sender.start()
+        with pytest.raises(Terminated):
+            rehearse_cells(START, "import time\ntime.sleep(30)", WRITE)
+        sender.join()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    time.sleep(0.5)
+    assert not [p for p in psutil.Process().children(recursive=True) if "ipykernel" in " ".join(p.cmdline())]
 
 
 def test_a_missing_row(rehearse_cells):
