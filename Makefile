@@ -26,7 +26,7 @@ help:
 	@echo 'make constraints   constraints.txt anew: the newest versions that the ranges of settings.ini allow'
 	@echo 'make test-edges   do the newest, the oldest and Kaggle'"'"'s versions work? (EDGES=kaggle for one; an hour, 10 GB at a time)'
 	@echo 'make site   the documentation from the notebooks, in _docs/'
-	@echo 'make docs   format, export the package and README.md from nbs/, and clean the notebooks'
+	@echo 'make docs   format, lint, export the package and README.md from nbs/, and clean the notebooks'
 
 $(READY): settings.ini setup.py constraints.txt
 	@echo 'Installing audiotag into $(VENV), once. Without a cache about 3.2 GB are downloaded (on Linux, PyTorch with CUDA'
@@ -77,6 +77,7 @@ cluster: $(READY)
 
 docs: $(READY)
 	@$(VENV)/bin/ruff format --quiet .
+	@$(VENV)/bin/ruff check --quiet .
 	@$(VENV)/bin/nbdev_export
 	@$(PY) tests/readme.py
 	@$(VENV)/bin/nbdev_clean

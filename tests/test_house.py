@@ -138,6 +138,17 @@ def test_everything_is_formatted():
     assert not done.returncode, "run `make docs`: " + done.stdout
 
 
+def test_ruff_check_finds_nothing():
+    "The rules, with their reasons, stand in ruff.toml."
+    done = subprocess.run(
+        [BIN / "ruff", "check", "--no-cache", "--output-format", "concise", "."],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+    )
+    assert not done.returncode, done.stdout
+
+
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
 def test_a_conditional_expression_holds_no_other(path):
     "`a if p else b if q else c` hides what an `if` would show."

@@ -117,7 +117,7 @@ def _front_ends(spec) -> list:
 
 def _network_settings(d, where: str) -> Config:
     "Settings of a network from a dict; the known kinds are those of the modules imported here."
-    from audiotag.models import cnn, wavecnn, rawfold, sed, timm_backbone
+    from audiotag.models import cnn, wavecnn, rawfold, sed, timm_backbone  # noqa: F401 they register their kinds
 
     spec = config_from_dict(d, where=where)
     if not hasattr(spec, "build"):

@@ -17,7 +17,6 @@ from xml.etree import ElementTree
 import numpy as np, pandas as pd
 from audiotag.infer.bundle import (
     Bundle,
-    Ensemble,
     Member,
     _is_oversized,
     _network_settings,
@@ -854,7 +853,7 @@ def _graph_front_end(bundle, entry: dict):
     if entry.get("front") is None:
         return None
     front = config_from_dict(entry["front"], where=str(bundle.path))
-    if not isinstance(front, FrontEnd) or any(type(p) == FrontEnd or _is_oversized(p) for p in front_end_parts(front)):
+    if not isinstance(front, FrontEnd) or any(type(p) is FrontEnd or _is_oversized(p) for p in front_end_parts(front)):
         raise AudiotagError(
             "the front end of a graph in this bundle is invalid", file=bundle.path, fix="export it again"
         )

@@ -22,7 +22,7 @@ from ..core.errors import AudiotagError, a_few
 from ..core.config import config_from_dict
 from ..core.files import write_json, write_text
 from ..core.progress import say
-from ..data.submission import Finding, check_submission, refused
+from ..data.submission import check_submission
 from .ensemble import Combiner, combine, member_means
 from .openvino_graphs import open_members
 from .recordings import FeatureLoader, LoaderOptions, no_timeout

@@ -15,8 +15,10 @@ from ..audio.features import FrontEnd, Joined, Waveform, front_end_parts
 from ..data.competitions import target_weights
 from ..data.sampling import Sampler
 from ..data.crops import CropSettings
-from ..augment import manifold, spec, wave  # with losses and models: the kinds that a recipe.json may name
-from ..models import cnn, wavecnn, rawfold, sed, timm_backbone
+
+# with losses, the kinds that a recipe.json may name
+from ..augment import manifold, spec, wave  # noqa: F401
+from ..models import cnn, wavecnn, rawfold, sed, timm_backbone  # noqa: F401
 from ..infer.windows import Windows
 from . import losses
 from .sed_loss import SEDLoss, with_weights

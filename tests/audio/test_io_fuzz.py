@@ -31,7 +31,7 @@ def judge(path, sample_rate=None, start_s=None, end_s=None, trim_db=None):
         )
     except AudiotagError as e:
         return e.kind, "" if e.kind in ERROR_KINDS and str(e.file) == path and e.what else f"a poor error: {e!r}"
-    except BaseException as e:
+    except BaseException as e:  # noqa: BLE001 - whatever else it raises is the fault that is looked for
         return "", f"{type(e).__name__}: {e}"
     good = x.dtype == np.float32 and x.ndim == 1 and len(x) and np.isfinite(x).all()
     return "readable", "" if good else f"{x.dtype} {x.shape}, or not finite"

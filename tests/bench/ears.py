@@ -140,7 +140,7 @@ def decoding(table, files, seconds, n):
         try:
             theirs(files[kind][0])
             ways["torchaudio"] = lambda: [theirs(p) for p in files[kind]]
-        except Exception as e:  # it needs TorchCodec and a system ffmpeg
+        except Exception as e:  # noqa: BLE001 - it needs TorchCodec and a system ffmpeg
             note += f"; torchaudio.load: {type(e).__name__}"
         table.row(f"decode {kind.upper()}", seconds, rounds(ways, n), note=note)
 

@@ -278,7 +278,7 @@ def main(folder, *todo):
         try:
             do(check, Path(folder))
             result = {"check": check, "ok": True}
-        except BaseException as e:  # whatever it is, it is what this check is to tell
+        except BaseException as e:  # noqa: BLE001 - whatever it is, it is what this check is to tell
             text = "".join(traceback.format_exception(e))
             result = {
                 "check": check,

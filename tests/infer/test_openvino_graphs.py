@@ -285,7 +285,6 @@ def test_without_labels_only_fp32_can_pass(world, tmp_path):
 
 def broken_int8(graph, clips, **kwargs):
     "An int8 graph that went wrong without a word: some weights of a convolution are zero."
-    import openvino as ov
     from openvino import opset13 as ops
 
     graph = graph.clone()

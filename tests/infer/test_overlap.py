@@ -152,7 +152,9 @@ def test_what_passes_is_kept_and_runs_as_it_was_judged(toy, tmp_path):
 
 
 def test_what_loses_is_refused_and_the_plain_graph_takes_its_place(toy, tmp_path, monkeypatch):
-    def metric(truth, scores, calls=[]):
+    calls = []
+
+    def metric(truth, scores):
         calls.append(1)
         return 0.9 if len(calls) % 2 else 0.8  # the graph always loses .1
 
