@@ -24,13 +24,13 @@ def arms():
     from audiotag.train.recipes import birdclef2024
     from audiotag.data.sampling import InverseRoot, MixPartners
 
-    def made(ears, *, sampler=True, background=True, rounds=0, continued=False, times=1, changes=()):
-        r = set_fields(birdclef2024("small", inputs=ears), changes)
+    def made(inputs, *, sampler=True, background=True, rounds=0, continued=False, times=1, changes=()):
+        r = set_fields(birdclef2024("small", inputs=inputs), changes)
         stages = r.stages[: rounds + 1]
         drawn = (InverseRoot(),) * sampler + (MixPartners(column=None, p=0.3),) * background
         sources = ("curated", "unlabeled") if background else ("curated",)
         first = stages[0].replace(sampling=drawn, train_on=sources)
-        stages = tuple(s.replace(steps=times * STEPS[ears], batch_size=16) for s in (first, *stages[1:]))
+        stages = tuple(s.replace(steps=times * STEPS[inputs], batch_size=16) for s in (first, *stages[1:]))
         stages = (stages[0], *(s.replace(start_from=t.name if continued else None) for t, s in zip(stages, stages[1:])))
         names = tuple(s.name for s in stages)
         return r.replace(n_folds=FOLDS, stages=stages, rounds=names if rounds else (), members=names[:1])

@@ -1,4 +1,4 @@
-"""How fast are the ears? `python -m tests.bench.ears [--save]`, under two minutes.
+"""How fast is the way from a file to features? `python -m tests.bench.features [--save]`, under two minutes.
 
 Audio seconds per wall second per core for decoding, resampling and log-mel, ours beside librosa's and torchaudio's, and the whole path
 from file to image beside the entrants' loop. Every round runs each way over the same clips, one way after the other; a number is the median
@@ -238,7 +238,7 @@ def paths(table, files, seconds, n):
 
 def main():
     parse = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parse.add_argument("--save", action="store_true", help="write tests/bench/results/ears.md")
+    parse.add_argument("--save", action="store_true", help="write tests/bench/results/features.md")
     parse.add_argument("--clips", type=int, default=96)
     parse.add_argument("--rounds", type=int, default=7)
     args = parse.parse_args()
@@ -292,7 +292,7 @@ def main():
         f"\n{'Missed: ' + '; '.join(missed) if missed else 'Every ratio that was wanted is met.'} {time.perf_counter() - began:.0f} s in all."
     )
     if args.save:
-        out = Path(__file__).parent / "results" / "ears.md"
+        out = Path(__file__).parent / "results" / "features.md"
         write_text(out, "\n".join(table.lines) + "\n")
         print(f"written to {out}")
 
