@@ -252,7 +252,7 @@ def main():
         ),
         platform.processor(),
     )
-    table.say("# Ears\n")
+    table.say("# From a file to features\n")
     table.say(
         f"{datetime.date.today()}, {cpu}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start; Python {platform.python_version()}, "
         f"NumPy {np.__version__}, torch {torch.__version__}, torchaudio {torchaudio.__version__}, librosa {librosa.__version__}.\n"
