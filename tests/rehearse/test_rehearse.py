@@ -302,10 +302,9 @@ def kernels():
     return found
 
 
-def terminate_when_the_kernel_runs():
-    "Send this process a SIGTERM once the kernel of its rehearsal is there."
-    for _ in range(3000):  # on a busy machine the kernel needs a minute to start
-        time.sleep(0.1)
+def terminate_when_the_kernel_runs(over):
+    "Send this process a SIGTERM once the kernel of its rehearsal is there, unless the event `over` is set before."
+    while not over.wait(0.1):
         if kernels():
             os.kill(os.getpid(), signal.SIGTERM)
             return
@@ -318,14 +317,15 @@ def test_a_terminated_rehearsal_leaves_no_process(rehearse_cells):
     def terminate(number, frame):
         raise Terminated
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    before, over = signal.signal(signal.SIGTERM, terminate), threading.Event()
+    sender = threading.Thread(target=terminate_when_the_kernel_runs, args=(over,))
+    sender.start()
     try:
-        sender = threading.Thread(target=terminate_when_the_kernel_runs)
-        sender.start()
         with pytest.raises(Terminated):
             rehearse_cells(START, "import time\ntime.sleep(30)", WRITE)
-        sender.join()
     finally:
+        over.set()
+        sender.join()
         signal.signal(signal.SIGTERM, before)
     time.sleep(0.5)
     assert not kernels()
