@@ -156,7 +156,7 @@ def test_faults_of_places(forest):
         loader_of(forest, rows.drop(columns="recording"))
     with pytest.raises(AudiotagError, match="not in the feature store"):
         loader_of(forest, rows.assign(recording="gone"))
-    with pytest.raises(AudiotagError, match="behind the end"):
+    with pytest.raises(AudiotagError, match="after the end of its recording"):
         loader_of(forest, rows.assign(start_s=99.0, end_s=100.0))
     for bad in (dict(shift=(5, 2)), dict(shift=(1,)), dict(shift=(-1, 2)), dict(beside=0.0), dict(beside=1.5)):
         with pytest.raises(AudiotagError):

@@ -69,7 +69,7 @@ def test_a_missing_library_is_no_fault_of_the_clips(toy, tmp_path, monkeypatch):
         raise ModuleNotFoundError("No module named 'soxr'")
 
     monkeypatch.setattr("audiotag.audio.features.read_audio", load)
-    with pytest.raises(AudiotagError, match="library is missing here: No module named 'soxr'"):
+    with pytest.raises(AudiotagError, match="library is missing: No module named 'soxr'"):
         run_baseline(load_competition(toy), trees=10, n_folds=3)
 
 

@@ -180,5 +180,5 @@ def test_runs_that_do_not_belong_together_are_refused(run, data, tmp_path):
     other = train(strange, tmp_path / "run")
     with pytest.raises(AudiotagError, match="share no clips|another label"):
         gather([run, other])
-    with pytest.raises(AudiotagError, match="no way"):
+    with pytest.raises(AudiotagError, match="unknown combiner"):
         pack_ensemble([run], tmp_path / "x", way="stak")

@@ -459,7 +459,7 @@ def test_a_worker_that_was_given_up_leaves_to_the_next_one(tmp_path):
                 inside.set()
                 while True:
                     time.sleep(0.05)
-                    mine.look()
+                    mine.require_owner()
         except AudiotagError as e:
             left.append((time.monotonic(), str(e)))
 
@@ -468,7 +468,7 @@ def test_a_worker_that_was_given_up_leaves_to_the_next_one(tmp_path):
     inside.wait()
     with claim_fold_folder(tmp_path / "fold-0") as mine:
         now = time.monotonic()
-        mine.look()
+        mine.require_owner()
     thread.join()
     assert left and left[0][0] <= now + 0.01 and "another worker" in left[0][1]
 
