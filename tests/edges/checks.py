@@ -145,6 +145,7 @@ def use_safetensors():
 
 
 def use_openvino():
+    import audiotag.core  # noqa: F401 - first: it keeps OpenVINO's statistics package from being loaded
     import numpy as np
     import openvino as ov
     import torch
