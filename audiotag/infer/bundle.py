@@ -93,7 +93,7 @@ def _write_tensors(path: Path, tensors: dict) -> dict:
 
 
 def _without_pretrained(settings):
-    "Settings of a network without the path of its pretrained weights, which would tell about the owner's machine."
+    "Settings of a network without the path of its pretrained weights, which would reveal a path of the owner's machine."
     if not isinstance(settings, dict):
         return settings
     return {k: "" if k == "pretrained" else _without_pretrained(v) for k, v in settings.items()}
@@ -167,7 +167,7 @@ def torch_run(
     activation: str,  # 'sigmoid' or 'softmax'
     *,
     batch_size: int = 64,
-) -> Callable:  # x, array (n, C, bands, frames) or a tuple of such -> probabilities (n, classes)
+) -> Callable:  # x, array (n, C, bands, frames) or a tuple of them -> probabilities (n, classes)
     "A network as a function of windows."
 
     def run(x):
@@ -284,7 +284,7 @@ LARGEST_FILE = 4_000_000_000  # bytes of any other file
 
 
 def _read_unique_json(path: Path):
-    "Read JSON; raises `AudiotagError` if a key is there twice, because readers differ in which of the two they take."
+    "Read JSON; raises `AudiotagError` if a key occurs twice, because JSON readers differ in which one they take."
 
     def unique(pairs):
         if repeated := [k for k, n in Counter(k for k, _ in pairs).items() if n > 1]:
@@ -617,7 +617,7 @@ class Member:
 
     def __call__(
         self,
-        x,  # windows (n, C, bands, frames), or a tuple of such for a network of several inputs
+        x,  # windows (n, C, bands, frames), or a tuple of them for a network of several inputs
     ) -> np.ndarray:  # (n, classes), float32
         p = self.run(x)
         return p if self.order is None else p[:, self.order]
@@ -656,7 +656,7 @@ class Ensemble:
                 )
         if len({b.about["sha256"] for b in self.bundles}) < len(self.bundles):
             raise AudiotagError("the same bundle is there twice", field="bundles", fix="name each once")
-        # one entry a member; equal entries are folds, whose scores are averaged
+        # one entry per member; equal entries are folds, whose scores are averaged
         self.kinds = [(i, m["model"], m["stage"]) for i, b in enumerate(self.bundles) for m in b.members]
         if combiner is not None:  # raises if it was fitted to other members or classes
             combiner.apply(np.full((len(set(self.kinds)), 1, len(self.classes)), 0.5))

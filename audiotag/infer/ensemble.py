@@ -19,7 +19,7 @@ def combine(
     scores: np.ndarray,  # probabilities (members, …)
     *,
     how: str = "mean",  # 'mean', 'geometric', or 'vote'
-    weights=None,  # one a member, not negative; None: all the same
+    weights=None,  # one per member, not negative; None: all the same
 ) -> np.ndarray:  # (…)
     "Combine the members' probabilities; raises `AudiotagError` if scores or weights are invalid."
     scores = np.asarray(scores, dtype=np.float64)
@@ -72,7 +72,7 @@ class Combiner(Config):
 
     def for_classes(
         self,
-        order,  # for each requested class its index among those of the fit
+        order,  # index of each requested class among those of the fit
     ):
         "The same combiner for columns in another order."
         return self
@@ -102,7 +102,7 @@ class Mean(Combiner):
     "Weighted mean of probabilities, arithmetic or geometric, or a weighted vote."
 
     how: str = "mean"  # 'mean', 'geometric' or 'vote'
-    weights: tuple[float, ...]  # one a member, none negative, sum 1
+    weights: tuple[float, ...]  # one per member, none negative, sum 1
 
     def check(self):
         self.require(self.how in ("mean", "geometric", "vote"), "how", "choose 'mean', 'geometric' or 'vote'")
@@ -128,7 +128,7 @@ class RankMean(Combiner):
 
     # per member the quantiles of its out-of-fold scores, rising, between 0 and 1
     levels: tuple[tuple[float, ...], ...]
-    weights: tuple[float, ...]  # one a member, none negative, sum 1
+    weights: tuple[float, ...]  # one per member, none negative, sum 1
 
     def check(self):
         _require_weights(self)
@@ -154,7 +154,7 @@ def _apply_stack(x, local, dense, shift):  # x (members + 1, …, classes)
 class Stacked(Combiner):
     "Per class a weighted sum over members and their mean, a dense layer over classes, and (1 + tanh(x - shift))/2."
 
-    local: tuple[tuple[float, ...], ...]  # per class one weight a member, and one for their mean
+    local: tuple[tuple[float, ...], ...]  # per class one weight per member, and one for their mean
     dense: tuple[tuple[float, ...], ...]  # (classes in, classes out)
     mean: tuple[float, ...]  # the weights of the members in their mean, sum 1
     shift: float = 1.6
@@ -196,7 +196,7 @@ class Stacked(Combiner):
 
 # %% ../../nbs/infer/03_ensemble.ipynb #72084a89
 def start_of_stack(members: int, classes: int, *, shift: float = 1.6) -> Stacked:
-    "A stack before its first step: the mean of the members, in another scale."
+    "A stack before training: the mean of the members, on another scale."
     return Stacked(
         local=((0.0,) * members + (1.0,),) * classes,
         dense=tuple(map(tuple, np.eye(classes))),
@@ -283,7 +283,7 @@ def _metric_function(name: str):
 
 
 def _greedy_weights(p, truth, metric, rounds) -> np.ndarray:  # (members,), sum 1
-    "Weights by greedy selection with replacement. Each round adds a member, so those of the best round count, not of the last."
+    "Weights by greedy selection with replacement: those of the best round, which may not be the last."
     total, counts, best = np.zeros(p.shape[1:]), np.zeros(len(p)), (-np.inf, None)
     for n in range(1, rounds + 1):
         values = [metric(truth, (total + o) / n) for o in p]
@@ -338,7 +338,7 @@ class Stack(EnsembleMethod):
     batch_size: int = 40
     mean: Weighted | None = None  # how the weights of the mean are found; None: all the same
     epochs: int = 1000  # at most
-    patience: int = 15  # stop the search after so many epochs without a better one
+    patience: int = 15  # stop the search after this many epochs without improvement
 
     def check(self):
         _check_metric(self.metric)

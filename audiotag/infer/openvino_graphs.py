@@ -40,7 +40,7 @@ from .windows import batches, pool_clips, take_windows
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #096fb973
 def to_graph(
     net,  # torch module in eval mode: (x, *beside) -> logits (n, classes)
-    example,  # windows (n, C, bands, frames), or a tuple of such for several inputs
+    example,  # windows (n, C, bands, frames), or a tuple of them for several inputs
     *,
     batch: int | None = None,  # fixed number of windows; None: any
     fixed_time: bool = False,  # fix the length of windows to the example's
@@ -124,7 +124,7 @@ def graph_run(
     sub_batch: int = 4,  # windows in a request, if the graph leaves the batch open
     front=None,  # a front end that comes before the graph
     hop: int | None = None,  # of the windows, for a graph that takes strips of them
-) -> Callable:  # windows (n, C, bands, frames), or a tuple of such -> probabilities (n, classes)
+) -> Callable:  # windows (n, C, bands, frames), or a tuple of them -> probabilities (n, classes)
     "A compiled graph as a function of windows; one caller at a time."
     import openvino as ov
 
@@ -228,7 +228,7 @@ def gates_of(
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #603cebc7
 def to_int8(
     graph,  # openvino.Model
-    clips,  # windows of real clips, each (n, C, bands, frames) or a tuple of such; a hundred are enough
+    clips,  # windows of real clips, each (n, C, bands, frames) or a tuple of them; a hundred are enough
     *,
     leave_out=None,  # names of operations that stay in 32 bits; None: `head_of(graph)` and `gates_of(graph)`
 ):
@@ -638,7 +638,7 @@ def _check_layer(layer, n_weights: int, refuse: Callable):
 
 
 def _iter_elements(xml: bytes, refuse: Callable):
-    "Yield the elements of an XML in document order of their ends; its memory stays small and its depth is limited."
+    "Yield the elements of an XML in the order of their end tags, with little memory and limited depth."
     depth, parser = 0, ElementTree.XMLPullParser(("start", "end"))
     for i in range(0, len(xml), 1 << 16):
         parser.feed(xml[i : i + (1 << 16)])
@@ -677,7 +677,7 @@ def _check_xml(path: Path, xml: bytes, n_weights: int):
 def at_most_memory(
     more: float,  # bytes
 ):
-    "Limit the memory that this process may allocate in addition; no limit on systems without RLIMIT_AS."
+    "Limit the additional memory that this process may allocate; no limit on systems without RLIMIT_AS."
     try:
         import resource
 

@@ -31,7 +31,7 @@ def _check_scores(p, group):
 class Step(Config):
     "Base of the steps; subclasses define `of_recording`."
 
-    monotone = False  # whether it is one rising map of each single score, the same for all
+    monotone = False  # whether it applies the same increasing function to every score
 
     def __call__(
         self,
@@ -127,7 +127,7 @@ class FileMax(Step):
 # %% ../../nbs/infer/04_postprocess.ipynb #daca7ece
 @dataclass(frozen=True, kw_only=True)
 class Power(Step):
-    "Each score to a power: a rising map, the same for all."
+    "Raise each score to a power: the same increasing function for all."
 
     power: float = 2.0  # above 0
     monotone = True
@@ -174,9 +174,9 @@ def steps_named(
 class Blend(Combiner):
     "Weighted sum of members and of geometric means of some of them, divided by the sum of the weights (BirdCLEF 2024, 4th)."
 
-    weights: tuple[float, ...]  # one a member
-    products: tuple[tuple[int, ...], ...] = ()  # members whose geometric mean is added, by their place
-    product_weights: tuple[float, ...] = ()  # one a product
+    weights: tuple[float, ...]  # one per member
+    products: tuple[tuple[int, ...], ...] = ()  # indices of members whose geometric mean is added
+    product_weights: tuple[float, ...] = ()  # one per product
 
     def check(self):
         both = (*self.weights, *self.product_weights)
@@ -251,7 +251,7 @@ class Tuned:
 
     steps: tuple  # those with a gain out of fold, with the numbers that are best on all recordings
     table: pd.DataFrame  # a row per family: score and gain out of fold, interval, choice, note
-    scores: np.ndarray  # (windows, classes) after the steps, each fold by the choice of the others
+    scores: np.ndarray  # (windows, classes) after the steps; those of each fold are chosen on the others
 
 # %% ../../nbs/infer/04_postprocess.ipynb #5a489e43
 def _check_folds(truth, group, folds, p):

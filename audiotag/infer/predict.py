@@ -443,11 +443,11 @@ def _member_name(ensemble: Ensemble, bundle: Bundle, index: int) -> str:
 
 
 def member_runs(
-    members,  # opened members, a first part of those of the ensemble
+    members,  # opened members: the first ones of the ensemble
     ensemble: Ensemble,
     *,
     order: list,  # for each class of the template its index in the ensemble
-    weights,  # one number a bundle, or None
+    weights,  # one number per bundle, or None
     clips: pd.DataFrame,  # the test clips
     options: LoaderOptions,
 ) -> list:  # of `MemberRun`
@@ -552,7 +552,7 @@ class Inference:
         self.report = Report(str(self.file.path), rows=len(self.file.ids), limit=limit)
 
     def go(self, bundles, **opening) -> Report:
-        "Open the members, run them, and write the file and the report, also if the run is interrupted."
+        "Open the members, run them, and write the file and the report, even if the run is interrupted."
         completed = False
         with handle_sigterm():
             try:
@@ -570,7 +570,7 @@ class Inference:
         self,
         bundles,
         *,
-        weights,  # one number a bundle, or None
+        weights,  # one number per bundle, or None
         **opening,  # further arguments of `open_members`
     ):
         "Open the members, and plan their order."
@@ -845,7 +845,7 @@ def infer(
     layout: str | None = None,  # how the folder is read; None: as the bundle says
     deadline=None,  # a `Deadline`; or '90min' or seconds, counted from this call; None: no limit
     precision: str = "best",  # as for `open_members`
-    weights=None,  # one number a bundle; None: every member counts the same
+    weights=None,  # one number per bundle; None: every member counts the same
     # how members are combined: as for `combine`, or a fitted `Combiner`; None: as fitted and sealed with the
     # bundle, or else the mean
     how=None,

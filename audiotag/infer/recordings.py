@@ -39,8 +39,8 @@ class LoaderOptions(Config, kind="Hearing"):
 
     together: bool = True  # compute the features of a recording once and cut its clips from them
     piece_s: float = 240.0  # seconds; longer recordings are read in pieces
-    ahead_s: float = 600.0  # seconds of sound that may be in work ahead of the network
-    workers: int | None = None  # threads that read and compute features; None: one a core
+    ahead_s: float = 600.0  # seconds of sound that may be loaded ahead of the network
+    workers: int | None = None  # threads that read and compute features; None: one per core
     # features cached for the next member; None: a quarter of the free memory, at most 8000
     memory_mb: float | None = None
 
@@ -406,7 +406,7 @@ def prefetch_map(
     *,
     workers: int = 1,
     weight: Callable = _unit_weight,  # item -> how much of `limit` it takes
-    limit: float = 4.0,  # of the items in work or waiting to be taken; at least one more than there are workers
+    limit: float = 4.0,  # of the items being computed or waiting to be taken; at least one more than there are workers
     timeout: Callable = no_timeout,  # () -> seconds to wait for the next result
 ):
     "Yield (item, f(item)) in order, computed ahead; raises what `f` raises, and TimeoutError if a result is late."
@@ -457,7 +457,7 @@ def _features_bytes(rows) -> int:
 
 
 class FeatureLoader:
-    "Features of all test clips, in as many passes as there are members."
+    "Features of all test clips, in one pass per member."
 
     max_events = 50_000
 
