@@ -26,10 +26,10 @@ class Landmarks(Config):
     sample_rate: int = 16000  # Hz
     n_fft: int = 512  # samples
     hop: int = 64  # samples
-    bands: int = 6  # a peak is the maximum within so many frequency bins up and down
-    frames: int = 8  # … and so many frames before and after
-    partners: int = 5  # each peak is combined with every two of so many following peaks
-    span: int = 96  # most frames from the first to the last of the three
+    bands: int = 6  # a peak is the maximum within this many frequency bins up and down
+    frames: int = 8  # … and this many frames before and after
+    partners: int = 5  # each peak is combined with every pair of this many following peaks
+    span: int = 96  # largest number of frames from the first to the last of the three
     floor_db: float = 90.0  # peaks further below the loudest one are ignored
 
     def check(self):
@@ -106,7 +106,7 @@ def likeness(
     offset: int,  # start of b within a in samples; may be negative
     *,
     slack: int = 256,  # largest error of the offset in samples
-    longest: int = 131072,  # a longer overlap is cut to so many samples from the middle
+    longest: int = 131072,  # a longer overlap is cut to this many samples from the middle
 ) -> float:  # 0 to 1
     "Correlation of two whitened recordings where they overlap, at the best offset near `offset`; 0 without an overlap."
     a, b = (a[offset:], b) if offset >= 0 else (a, b[-offset:])
@@ -150,7 +150,7 @@ def fingerprints(
     clips: pd.DataFrame,  # clip_id, path, start_s, end_s
     settings: Landmarks = Landmarks(),
     *,
-    keep: int = 1,  # keep one in so many hashes
+    keep: int = 1,  # keep one in this many hashes
     workers: int = 1,  # threads
 ) -> Fingerprints:
     "Read all clips and compute their fingerprints; a clip that cannot be read is listed in `unread` and raises no error."
@@ -231,7 +231,7 @@ def _wave_and_landmarks(path, start_s, end_s, settings):
 
 
 def _verify_pair(clips, a: int, b: int, settings: Landmarks):
-    "The row of the result for a pair that holds one recording, else None."
+    "The row of the result for a pair of clips of the same recording, else None."
     (x, marks_x), (y, marks_y) = (
         _wave_and_landmarks(*clips.loc[i, ["path", "start_s", "end_s"]], settings) for i in (a, b)
     )

@@ -290,7 +290,7 @@ class SynthSettings(Config):
 # %% ../../nbs/audio/03_synth.ipynb #df3ed71d
 @delegates(SynthSettings)
 def make_competition(
-    folder,  # made as a whole or not at all; must not exist
+    folder,  # must not exist; appears only when it is complete
     **kwargs,  # fields of `SynthSettings`
 ) -> Path:  # `folder`
     "Write a competition in the Freesound 2019 layout, and in `folder/truth` the true labels of its noisy and test clips."
@@ -340,7 +340,7 @@ def read_truth(
 
 # %% ../../nbs/audio/03_synth.ipynb #10a84835
 def make_universal(
-    folder,  # made as a whole or not at all; must not exist
+    folder,  # must not exist; appears only when it is complete
     *,
     seed: int = 0,
     n_train: int = 48,
@@ -408,7 +408,7 @@ def _write_sound(path, wave, sample_rate):
 
 # %% ../../nbs/audio/03_synth.ipynb #4efbc736
 def make_rainforest(
-    folder,  # made as a whole or not at all; must not exist
+    folder,  # must not exist; appears only when it is complete
     *,
     seed: int = 0,
     n_train: int = 6,
@@ -451,7 +451,7 @@ def _annotate(name, boxes, n_classes, seconds, listed, g):
 
 # %% ../../nbs/audio/03_synth.ipynb #06fe85ae
 def make_soundscapes(
-    folder,  # made as a whole or not at all; must not exist
+    folder,  # must not exist; appears only when it is complete
     *,
     seed: int = 0,
     n_train: int = 24,  # clips

@@ -106,7 +106,7 @@ def _filled(x, mask, fill):  # x with the mean, zero or minimum of each clip and
 
 @dataclass(frozen=True, kw_only=True)
 class SpecAugment(Augment):
-    "Mask some bands and some spans of time; the labels stay (Park et al. 2019)."
+    "Mask some bands and some spans of time; the labels stay the same (Park et al. 2019)."
 
     n_bands: int = 2  # bands to mask
     n_times: int = 2  # spans of time to mask
@@ -136,7 +136,7 @@ class SpecAugment(Augment):
 # %% ../../nbs/augment/02_spec.ipynb #616ce04b
 @dataclass(frozen=True, kw_only=True)
 class Cutout(Augment):
-    "Mask some rectangles; the labels stay (DeVries and Taylor 2017)."
+    "Mask some rectangles; the labels stay the same (DeVries and Taylor 2017)."
 
     n: int = 1  # rectangles
     max_band: float = 0.25  # highest, share of the bands
@@ -166,7 +166,7 @@ class Cutout(Augment):
 # %% ../../nbs/augment/02_spec.ipynb #00b46323
 @dataclass(frozen=True, kw_only=True)
 class ZoomCrop(Augment):
-    "Enlarge the spectrogram (bilinear) and crop it to the old size; the labels stay (fastai's `zoom_crop`)."
+    "Enlarge the spectrogram (bilinear) and crop it to the old size; the labels stay the same (fastai's `zoom_crop`)."
 
     p: float = 0.75  # probability that a clip is changed
     max_zoom: float = 1.05  # largest enlargement; 1 changes nothing
@@ -194,7 +194,7 @@ class ZoomCrop(Augment):
 # %% ../../nbs/augment/02_spec.ipynb #aabbcb7f
 @dataclass(frozen=True, kw_only=True)
 class Lighting(Augment):
-    "Change brightness and contrast in logit space, each with probability `p`; the labels stay (fastai 1, `get_transforms`)."
+    "Change brightness and contrast in logit space, each with probability `p`; the labels stay the same (fastai 1, `get_transforms`)."
 
     p: float = 0.75  # probability for each clip, drawn separately for brightness and contrast
     max_change: float = 0.2  # fastai's `max_lighting`
@@ -223,7 +223,7 @@ class Lighting(Augment):
 # %% ../../nbs/augment/02_spec.ipynb #dc2061d4
 @dataclass(frozen=True, kw_only=True)
 class Gamma(Augment):
-    "Raise the spectrogram, scaled to 0…1, to a power; the labels stay (RFCX 2021: the power 2)."
+    "Raise the spectrogram, scaled to 0…1, to a power; the labels stay the same (RFCX 2021: the power 2)."
 
     p: float = 0.5  # probability that a clip is changed
     low: float = 2.0  # least power

@@ -22,7 +22,7 @@ class Augment(Config):
     "Base of the augmentations: `aug(x, y, generator)` returns a new (x, y) of the same shapes and types."
 
     p: float = 1.0  # probability that a clip is changed
-    until_epoch: int | None = None  # of a stage; from then on nothing is changed
+    until_epoch: int | None = None  # epoch of a stage from which on nothing is changed
 
     all_inputs = False  # whether all inputs of a network are changed, and not only the first
     on_wave = False  # whether it changes waves, and not spectrograms
@@ -121,7 +121,7 @@ class WaveAugment(Augment):
 
 @dataclass(frozen=True, kw_only=True)
 class Shift(WaveAugment):
-    "Move the sound in time; the labels stay."
+    "Move the sound in time; the labels stay the same."
 
     max_share: float = 0.1  # of the clip's length, to either side
     wrap: bool = True  # samples that leave at one end enter at the other; if not, zeros do
@@ -146,7 +146,7 @@ class Shift(WaveAugment):
 # %% ../../nbs/augment/01_wave.ipynb #e84f9eb5
 @dataclass(frozen=True, kw_only=True)
 class Gain(WaveAugment):
-    "Louder or quieter; the labels stay."
+    "Make the sound louder or quieter; the labels stay the same."
 
     low_db: float = -5.0  # decibels
     high_db: float = 5.0  # decibels
@@ -168,7 +168,7 @@ class Gain(WaveAugment):
 
 @dataclass(frozen=True, kw_only=True)
 class Polarity(WaveAugment):
-    "Invert the sign of the wave; the labels stay."
+    "Invert the sign of the wave; the labels stay the same."
 
     p: float = 0.5  # probability that a clip is inverted
 
@@ -197,7 +197,7 @@ def add_at_snr(
 # %% ../../nbs/augment/01_wave.ipynb #7974c13e
 @dataclass(frozen=True, kw_only=True)
 class Noise(WaveAugment):
-    "Noise at a drawn signal-to-noise ratio; the labels stay."
+    "Noise at a drawn signal-to-noise ratio; the labels stay the same."
 
     low_db: float = 5.0  # least ratio, decibels
     high_db: float = 30.0  # greatest ratio, decibels
@@ -286,7 +286,7 @@ def _recordings_on(path, sample_rate, device):
 # %% ../../nbs/augment/01_wave.ipynb #8638920d
 @dataclass(frozen=True, kw_only=True)
 class Background(WaveAugment):
-    "A recorded sound at a drawn signal-to-noise ratio; the labels stay."
+    "A recorded sound at a drawn signal-to-noise ratio; the labels stay the same."
 
     path: str  # folder of sound files, or .npy array of floats (clips, samples)
     sample_rate: int = 44100  # Hz, of the batch; files are resampled to it
@@ -323,7 +323,7 @@ class Background(WaveAugment):
 # %% ../../nbs/augment/01_wave.ipynb #e7afe656
 @dataclass(frozen=True, kw_only=True)
 class TimeMask(WaveAugment):
-    "Silence some spans of time; the labels stay."
+    "Silence some spans of time; the labels stay the same."
 
     n: int = 1  # number of spans
     max_share: float = 0.1  # longest span, as a share of the clip

@@ -124,7 +124,7 @@ def accuracy(
 
 # %% ../../nbs/core/08_metrics.ipynb #076191b5
 def confusion(
-    truth,  # (clips, classes) of 0 and 1, one 1 a clip
+    truth,  # (clips, classes) of 0 and 1, exactly one 1 per clip
     scores,  # (clips, classes)
 ) -> np.ndarray:  # (classes, classes) int: row the label, column the class with the highest score
     "The confusion matrix; raises `AudiotagError` on a clip that does not have exactly one label."
@@ -140,7 +140,7 @@ def confusion(
 
 
 def class_report(
-    truth,  # (clips, classes) of 0 and 1, one 1 a clip
+    truth,  # (clips, classes) of 0 and 1, exactly one 1 per clip
     scores,  # (clips, classes)
     classes,  # names
 ) -> pd.DataFrame:  # indexed by class: clips, precision, recall, f1, and the class with which it is most often confused
