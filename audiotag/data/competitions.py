@@ -433,7 +433,7 @@ def layout(name: str, first_column: str = ""):
 
 
 def layouts() -> tuple:
-    "The names that `load_competition` knows."
+    "The names of the registered layouts."
     return tuple(_layouts)
 
 # %% ../../nbs/data/01_competitions.ipynb #4be71c21
@@ -775,7 +775,7 @@ def _short_names(paths) -> list:
 
 def recordings(
     clips: pd.DataFrame,  # a clip table
-) -> pd.DataFrame:  # a clip table with one row a file, in the order in which they first occur
+) -> pd.DataFrame:  # a clip table with one row per file, in the order in which they first occur
     "The files behind the clips: `clip_id` is the file name without extension (with its folder if two are equal), `labels` all that is known to be in the file."
     present = [labels if source != "negative" else () for labels, source in zip(clips.labels, clips.source)]
     by_file = clips.assign(labels=present).groupby("path", sort=False)
@@ -876,7 +876,7 @@ def _window_clips(scapes, ends, source, folder, rows=None):
 
 # %% ../../nbs/data/01_competitions.ipynb #1937707f
 def _template_windows(template, path) -> dict:  # {stem: list of end seconds}
-    "The windows that the rows of a template ask for; raises `AudiotagError` on a row that is not one, and one that is there twice."
+    "The windows that the rows of a template name; raises `AudiotagError` on a row that is not a window, and on a repeated one."
     asked, row_of = {}, {}
     for row in template.itertuples():
         stem, _, end = row.row_id.rpartition("_")

@@ -146,7 +146,7 @@ class PrefetchingLoader(DataLoader):
 
 # %% ../../nbs/data/08_crops.ipynb #e1a87917
 class CropLoader(PrefetchingLoader):
-    "Batches `(x, y)` of one crop a clip: `x` (batch, channels, bands, frames) and `y` (batch, classes), both float32; of a joined store `(x, *beside, y)`."
+    "Batches `(x, y)` of one crop per clip: `x` (batch, channels, bands, frames) and `y` (batch, classes), both float32; of a joined store `(x, *beside, y)`."
 
     def __init__(
         self,
@@ -160,7 +160,7 @@ class CropLoader(PrefetchingLoader):
         seed: int = 0,  # determines, together with the epoch, all random draws
         # (clips, classes) soft targets, or (clips, 2*classes) targets and weights as a loss takes them; None: labels, 0 or 1
         y=None,
-        probability=None,  # (clips,) chance of each clip to be in an epoch; None: always
+        probability=None,  # (clips,) probability that a clip is in an epoch; None: always
         short: str = "middle",  # where a clip shorter than a crop stands in it: 'start', 'middle', 'end' or 'random'
         # rows of an epoch: `(generator, epoch) -> rows`, or `-> (rows, partners, share)`; None: each row once
         draw=None,
@@ -269,7 +269,7 @@ class AroundBox(CropSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class Anywhere(CropSettings):
-    "Crops anywhere in a recording, with the labels of all its clips: what one does without boxes."
+    "Crops anywhere in a recording, with the labels of all its clips, as in training without boxes."
 
     whole = True
 
@@ -284,7 +284,7 @@ def fold_loaders(
     batch_size: int = 64,
     seed: int = 0,
     y=None,  # soft targets of the training clips
-    probability=None,  # chance of each training clip to be in an epoch
+    probability=None,  # probability that a training clip is in an epoch
     short: str = "middle",  # where a clip that is shorter than a crop stands in it
     crops: CropSettings | None = None,  # for clips that are places in recordings; None: the clips themselves are stored
     draw=None,  # the rows of a training epoch, as for `CropLoader`

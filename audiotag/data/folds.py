@@ -102,14 +102,14 @@ def _log_rare_labels(clips, n_folds):
 
 def fold_table(
     clips: pd.DataFrame,  # a clip table with folds
-) -> pd.DataFrame:  # index (source, label), one column a fold
+) -> pd.DataFrame:  # index (source, label), one column per fold
     "The number of clips of each source and label in each fold."
     rows = clips[clips.fold >= 0].explode("labels")
     return rows.groupby(["source", "labels", "fold"]).size().unstack(fill_value=0)
 
 # %% ../../nbs/data/03_folds.ipynb #3f3b2d1f
 def plot_folds(clips, axs=None):
-    "Plot the fold table, one panel per source: even rows are good folds."
+    "Plot the fold table, one panel per source; in good folds the counts of each row are even."
     import matplotlib.pyplot as plt
 
     table = fold_table(clips)

@@ -154,7 +154,7 @@ class ClipLookup:
                 low = middle + 1
             else:
                 high = middle
-        self._count_read(4 * mmap.PAGESIZE)  # the other pages are those of every search
+        self._count_read(4 * mmap.PAGESIZE)  # the other pages are shared by all searches
         return low if low < len(self) and self._encoded_name(low) == wanted else -1
 
     def record(self, row: int) -> np.void:  # of dtype `RECORD`, a copy

@@ -213,7 +213,7 @@ class Cache:
 
     def open(
         self,
-        key: str,  # file name, unlike that of any other content
+        key: str,  # file name, unique to this content
         size: int,  # bytes
         fetch,  # `fetch(path)` writes the content there, and raises if it is wrong
     ):  # a file opened for reading; it stays in the cache until this file and all maps of it are closed
@@ -455,7 +455,7 @@ def _send_shards(remote, folder, rebuild=False):
 # %% ../../nbs/data/10_remote.ipynb #ad046867
 @contextmanager
 def _repeat_in_background(work, every: float):
-    "Call `work` every so many seconds in a thread, logging its errors, and once more at the end, raising them."
+    "Call `work` at intervals in a thread, logging its errors, and once more at the end, raising them."
     stop, logged = threading.Event(), set()
 
     def loop():
@@ -557,7 +557,7 @@ def repair_remote(url, *, cache: Cache | None = None, workers: int = 1) -> Remot
 
 # %% ../../nbs/data/10_remote.ipynb #193f2004
 def _store_place(folder):
-    "A URL without a trailing slash; a folder as it is."
+    "A URL without its trailing slash; a folder unchanged."
     return str(folder).rstrip("/") if is_url(folder) else folder
 
 

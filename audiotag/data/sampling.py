@@ -92,7 +92,7 @@ class InverseRoot(Sampler):
     "Draws clips with a chance of 1/n**power, where n counts the clips of their rarest class (BirdCLEF 2024: power .5)."
 
     power: float = 0.5  # 0: every clip alike; 1: every class alike
-    size: int | None = None  # items an epoch; None: as many as there are clips
+    size: int | None = None  # items per epoch; None: as many as there are clips
 
     def check(self):
         self.require(0 <= self.power <= 4, "power", "give 0 to 4")
@@ -171,7 +171,7 @@ class Weighted(Sampler):
     "Draws rows by a column of the table; rows with weight 0 are never drawn."
 
     column: str = "weight"
-    size: int | None = None  # items an epoch; None: as many as there are rows
+    size: int | None = None  # items per epoch; None: as many as there are rows
 
     def check(self):
         self.require(self.size is None or self.size > 1, "size", "give 2 or more")
@@ -188,10 +188,10 @@ def _weight_column(clips, column):
 # %% ../../nbs/data/04_sampling.ipynb #c1bfabff
 @dataclass(frozen=True, kw_only=True)
 class MixPartners(Sampler, kind="Partners"):
-    "Draws rows that are mixed into other items of the epoch, and never come alone (BirdCLEF 2025, 1st: share .5)."
+    "Draws rows that are mixed into other items of the epoch, and are never used alone (BirdCLEF 2025, 1st: share .5)."
 
     source: str = "unlabeled"
-    p: float = 0.5  # chance of an item to get a partner
+    p: float = 0.5  # probability that an item gets a partner
     share: float = 0.5  # of the partner, in the sound and in the target
     column: str | None = "weight"  # weights of the rows; None: all alike
 

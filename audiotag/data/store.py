@@ -70,7 +70,7 @@ class StoreSettings(Config):
 
     @property
     def content_hash(self):
-        "Of the settings that determine the stored numbers."
+        "The hash of the settings that determine the stored numbers."
         return hashlib.sha256(f"{self.front_end.hash} {self.dtype}".encode()).hexdigest()[:16]
 
 # %% ../../nbs/data/06_store.ipynb #b9c0ac78
@@ -330,7 +330,7 @@ def _read_sidecar(folder, name) -> dict | None:
 
 
 def _shard_size(folder, name) -> int:
-    "In bytes. A note `.<name>.away` holds the size of a shard that was uploaded and removed here (see `audiotag.data.remote`)."
+    "The size in bytes. A note `.<name>.away` holds the size of a shard that was uploaded and removed here (see `audiotag.data.remote`)."
     file, note = folder / "shards" / f"{name}.npy", folder / "shards" / f".{name}.away"
     return int(note.read_text()) if note.exists() and not file.exists() else file.stat().st_size
 
@@ -438,7 +438,7 @@ def _make_clip(job, row, old):
 # %% ../../nbs/data/06_store.ipynb #25d9347d
 @contextmanager
 def _note_current_file(job):
-    "Give a function to call with each path. The note is removed at the end of the block, but survives a killed process."
+    "Yield a function to call with each path. The note is removed at the end of the block, but survives a killed process."
     note = job.folder / "shards" / f".reading-{os.getpid()}.part"
 
     def write(path):
@@ -597,7 +597,7 @@ COLUMNS = dict(
 
 
 def _index_rows(plan, done):
-    "Yield one dict a clip; `done` is {label: (shard name, sidecar)}."
+    "Yield one dict per clip; `done` is {label: (shard name, sidecar)}."
     for label, rows in plan.items():
         name, sidecar = done[label]
         path = {r.clip_id: r.path.encode("utf-8", "backslashreplace").decode() for r in rows}
@@ -1029,7 +1029,7 @@ class FeatureStore:
         self,
         *,
         audio: bool = False,  # also compare the audio files
-    ) -> pd.DataFrame:  # shard, clip_id, what: one row a fault
+    ) -> pd.DataFrame:  # shard, clip_id, what: one row per fault
         "Compare every clip with its checksum."
         faults = []
         for name, clips in progress(
@@ -1143,7 +1143,7 @@ def build_stores(
 
 
 def open_store(
-    folder,  # as it was given to `build_stores`
+    folder,  # as given to `build_stores`
     front_end: FrontEnd,
     *,
     store_class=FeatureStore,  # opens one store

@@ -194,7 +194,7 @@ class StreamClips:
 
 # %% ../../nbs/data/09_streaming.ipynb #ef58eb39
 class StreamLoader(PrefetchingLoader):
-    "Batches `(x, y)` of one crop a clip, as `CropLoader` gives them, in an amount of memory that does not depend on the number of clips."
+    "Batches `(x, y)` of one crop per clip, as `CropLoader` gives them, in an amount of memory that does not depend on the number of clips."
 
     piece = 4096  # positions that are drawn together
 
@@ -224,7 +224,7 @@ class StreamLoader(PrefetchingLoader):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int):
-        "Go to the draws of `epoch`; they depend on the seed and the epoch only."
+        "Prepare the draws of `epoch`; they depend on the seed and the epoch only."
         self.epoch, self._drawn, self.piece_ends = epoch, (None, None), None
         if not self.train:
             return
@@ -283,7 +283,7 @@ def stream_loaders(
     valid: pd.DataFrame,  # clips to validate on
     store: FeatureStore,
     classes,
-    folder,  # for the records of the clips; a few tens of bytes a clip
+    folder,  # for the records of the clips; a few tens of bytes per clip
     *,
     y=None,  # soft targets of the training clips, or a function from a piece of their table to its soft targets
     **options,  # frames, batch_size, seed, short, crops, shuffle_window, num_workers: of `StreamLoader`
@@ -378,7 +378,7 @@ def score_store(score, store: FeatureStore, folder, classes, *, by: str, piece: 
 
 
 def read_scores(folder):
-    "Yield the scores as DataFrames (clip_id, one column a class), a piece at a time; raises `AudiotagError` when one is missing."
+    "Yield the scores as DataFrames (clip_id, one column per class), a piece at a time; raises `AudiotagError` when one is missing."
     plan = read_json(Path(folder) / "plan.json")
     for k in range(-(-plan["clips"] // plan["piece"])):
         yield read_parquet(_score_file(folder, k), columns=("clip_id", *plan["classes"]))
@@ -404,7 +404,7 @@ def sparse_store(
     front_end,  # determines the number of bands
     per_shard: int = 512,  # clips
 ) -> FeatureStore:
-    "A store whose clips are all zeros and take no room on disk, to measure how much a machine can stream."
+    "A store whose clips are all zeros and take no disk space, to measure how much a machine can stream."
     import pyarrow as pa, pyarrow.parquet as pq
 
     folder, bands = Path(folder), front_end.n_bands

@@ -174,10 +174,10 @@ class SpectrogramNet(nn.Module):
 class Network(Config):
     "Base of the settings of networks, which may contain their front end; a subclass creates the module in `_build(n_classes)`."
 
-    front: FrontEnd | None = None  # computed inside, from waves; None: the input is its output
+    front: FrontEnd | None = None  # computed inside, from waves; None: the network takes the front end's output
 
     def build(self, n_classes: int) -> nn.Module:
-        "The torch module, with weights from torch's global generator."
+        "The torch module, with weights drawn from torch's global generator."
         require_n_classes(n_classes)
         net = self._build(n_classes)
         if self.front is not None:
@@ -235,7 +235,7 @@ def make_pool(
 
 # %% ../../nbs/models/01_blocks.ipynb #b373f49a
 class SqueezeExcite(nn.Module):
-    "Scales each channel by a number from 0 to 1 computed from the means of all: (B, C, bands, frames), shape unchanged."
+    "Scales each channel by a number from 0 to 1 computed from the means of all channels: (B, C, bands, frames), shape unchanged."
 
     def __init__(
         self,
@@ -346,7 +346,7 @@ def timm_backbone(
     name: str,  # as in `timm.list_models()`
     *,
     in_channels: int = 1,
-    drop_path: float = 0.0,  # chance of leaving out a residual branch in training, for the last one (Huang et al. 2016)
+    drop_path: float = 0.0,  # probability of dropping the last residual branch in training (Huang et al. 2016)
     pretrained: str = "",  # a .safetensors file; '' starts with fresh weights
     pool: bool = True,  # mean over the map, as timm does it; False gives the map
     size: tuple | None = None,  # (bands, frames); for networks that are built for one size, as transformers are

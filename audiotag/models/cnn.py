@@ -45,7 +45,7 @@ class CNN(Config):
         return self._body()
 
     def build(self, n_classes: int) -> SpectrogramNet:
-        "The torch module, with weights from torch's global generator."
+        "The torch module, with weights drawn from torch's global generator."
         return SpectrogramNet(
             self._body(), make_head(self.head, 8 * self.width, n_classes, self.hidden), self.in_channels
         )
@@ -53,7 +53,7 @@ class CNN(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class CNNModel1(CNN):
-    "The first system's own CNN: four conv blocks of width, 2, 4, 8 times width, and a head; any bands and frames from 16."
+    "The first system's own CNN: four conv blocks of 1, 2, 4 and 8 times `width` channels, and a head; at least 16 bands and frames."
 
     def _body(self):
         sizes = [self.in_channels, *(self.width * 2**i for i in range(4))]
@@ -62,7 +62,7 @@ class CNNModel1(CNN):
 # %% ../../nbs/models/02_cnn.ipynb #c9021c28
 @dataclass(frozen=True, kw_only=True)
 class VGG16BN(CNN):
-    "VGG16 with batch norm (Simonyan and Zisserman 2015) under the first system's head; any bands and frames from 16."
+    "VGG16 with batch norm (Simonyan and Zisserman 2015) and the first system's head; at least 16 bands and frames."
 
     def _body(self):
         body, c = [], self.in_channels

@@ -178,7 +178,7 @@ def detections(
     classes,  # names
     *,
     frame_s: float,  # seconds from frame to frame: hop_length/sample_rate
-    threshold=0.5,  # one number, or one a class
+    threshold=0.5,  # one number, or one per class
     gap_s: float = 0.2,  # shorter gaps are closed
     least_s: float = 0.0,  # shorter events are dropped
 ) -> pd.DataFrame:  # recording, class, start, end (s), score; in the order of recordings, then by time

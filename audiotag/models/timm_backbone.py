@@ -32,7 +32,7 @@ class Timm(Network):
 
     name: str = "efficientnet_b0"  # as in `timm.list_models()`; read when the network is built
     in_channels: int = 1  # channels of the front end; a network with three also accepts one and repeats it
-    drop_path: float = 0.0  # chance of leaving out a residual branch in training, for the last one
+    drop_path: float = 0.0  # probability of dropping the last residual branch in training
     dropout: float = 0.0  # before the last layer
     pretrained: str = ""  # a .safetensors file of timm's for this name; '' starts with fresh weights
     size: tuple[int, ...] | None = None  # (bands, frames) that the spectrogram is resized to; None: not resized

@@ -80,7 +80,7 @@ _blocks = (96, 2), (128, 2), (256, 3), (512, None)
 class WaveCNN(Network):
     "The second system's network; `build(n_classes)` gives a `WaveformNet`."
 
-    front: FrontEnd | None = PRESETS["waveform_mel"]  # computed inside; None: the log-mel comes as input
+    front: FrontEnd | None = PRESETS["waveform_mel"]  # computed inside; None: the input is the log-mel
     stem: tuple[int, ...] = (3,)  # sizes of the first convolutions, side by side
     stem_channels: int = 64  # of all of them together
     width: float = 1.0  # of the blocks: times 96, 128, 256, 512 channels
