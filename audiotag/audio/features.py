@@ -288,7 +288,7 @@ class PCEN(Config):
     power: float = 0.5  # the root
     time_constant: float = 0.4  # seconds over which the slow loudness is measured
     eps: float = 1e-6  # lower bound of the loudness
-    scale: float = 2.0**31  # multiplies the mel power first, as librosa advises for samples in -1…1
+    scale: float = 2.0**31  # factor for the mel power, as librosa advises for samples in -1…1
 
     libraries = ("librosa.core.spectrum",)
 
@@ -773,7 +773,7 @@ def front_end_parts(
 
 @dataclass(frozen=True, kw_only=True)
 class Joined(FrontEnd):
-    "Several front ends of one wave: `fe(wave)` is the tuple (main, *beside), each as its own front end gives it."
+    "Several front ends of one wave: `fe(wave)` is the tuple (main, *beside), each as its own front end computes it."
 
     main: FrontEnd  # its frames are cut into crops and windows
     beside: tuple[FrontEnd, ...]  # passed whole with every window

@@ -25,7 +25,7 @@ def send_no_statistics():
 
 
 def _send_nothing(*message):
-    "Replaces the method that sends."
+    "Replacement for the method that sends a message."
 
 
 send_no_statistics()

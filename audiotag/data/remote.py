@@ -140,7 +140,7 @@ class Remote:
                 pass
 
     def claim(self, kind: str):
-        "Raises `AudiotagError` unless the folder is empty or of this kind."
+        "Raise `AudiotagError` unless the folder is empty or of this kind."
         if (mark := self.read("audiotag.json")) is None:
             if self.files():
                 raise AudiotagError(
@@ -735,7 +735,7 @@ class Lease:
         )
 
     def check(self):
-        "Raises `AudiotagError` if another process has taken over."
+        "Raise `AudiotagError` if another process has taken over."
         if held := self.lost_to or self._other_holder():
             self.lost_to = held
             raise self._held_error(held, "has been taken over by")

@@ -89,9 +89,9 @@ def systematic_sample(
 # %% ../../nbs/data/04_sampling.ipynb #4fdfe4a6
 @dataclass(frozen=True, kw_only=True)
 class InverseRoot(Sampler):
-    "Draws clips with a chance of 1/n**power, where n counts the clips of their rarest class (BirdCLEF 2024: power .5)."
+    "Draws clips with a probability proportional to 1/n**power, where n counts the clips of their rarest class (BirdCLEF 2024: power .5)."
 
-    power: float = 0.5  # 0: every clip alike; 1: every class alike
+    power: float = 0.5  # 0: all clips equally likely; 1: all classes equally likely
     size: int | None = None  # items per epoch; None: as many as there are clips
 
     def check(self):
@@ -99,7 +99,7 @@ class InverseRoot(Sampler):
         self.require(self.size is None or self.size > 1, "size", "give 2 or more")
 
     def weights(self, clips) -> np.ndarray:  # (n,)
-        "The chance of each clip, up to a common factor."
+        "The probability of each clip, up to a common factor."
         n = pd.Series([c for labels in clips.labels for c in labels], dtype=object).value_counts()
         rarest = [min((n[c] for c in labels), default=len(clips)) for labels in clips.labels]
         return np.array(rarest, dtype=float) ** -self.power
@@ -110,7 +110,7 @@ class InverseRoot(Sampler):
 # %% ../../nbs/data/04_sampling.ipynb #d6834df7
 @dataclass(frozen=True, kw_only=True)
 class PerClass(Sampler):
-    "Repeats clips of rare classes up to `at_least`, and cuts common ones down to `at_most`, drawn anew each epoch."
+    "Repeats clips of rare classes up to `at_least`, and draws at most `at_most` clips of common ones in each epoch."
 
     at_least: int | None = None  # items of each class; None: as many as it has
     at_most: int | None = None  # items of each class; None: as many as it has
@@ -144,7 +144,7 @@ class PerClass(Sampler):
 # %% ../../nbs/data/04_sampling.ipynb #a12e8d7c
 @dataclass(frozen=True, kw_only=True)
 class RandomSubset(Sampler, kind="RowsOf"):
-    "Draws `n` rows without repetition, anew each epoch (RFCX: 30 false positives)."
+    "Draws `n` rows without repetition in each epoch (RFCX: 30 false positives)."
 
     n: int = 30
 
@@ -193,7 +193,7 @@ class MixPartners(Sampler, kind="Partners"):
     source: str = "unlabeled"
     p: float = 0.5  # probability that an item gets a partner
     share: float = 0.5  # of the partner, in the sound and in the target
-    column: str | None = "weight"  # weights of the rows; None: all alike
+    column: str | None = "weight"  # weights of the rows; None: all equal
 
     def check(self):
         self.require(0 <= self.p <= 1, "p", "give a number from 0 to 1")

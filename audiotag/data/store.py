@@ -198,7 +198,7 @@ class _AudioFile:
 
 
 def _signature(path):
-    "Raises OSError or ValueError if there is no such file."
+    "Size, mtime, ctime and inode; raises OSError or ValueError if there is no such file."
     s = os.stat(path)
     if not stat.S_ISREG(s.st_mode):
         raise OSError(errno.EINVAL, "not a file")
@@ -848,7 +848,7 @@ def _open_lookup(file, index) -> ClipLookup:
 
 
 def _missing_clip(store, clip_id) -> AudiotagError:
-    "Says why a clip is not in the store."
+    "The error that says why a clip is not in the store."
     q = store.quarantine[store.quarantine.clip_id == clip_id]
     if len(q):
         return AudiotagError(
@@ -979,7 +979,7 @@ class FeatureStore:
 
     @property
     def frame_rate(self) -> float:  # frames per second
-        "Raises `AudiotagError` if the frames of the front end are not steps in time."
+        "The frame rate; raises `AudiotagError` if the frames of the front end are not steps in time."
         hop = 1 if isinstance(self.front_end, Waveform) else getattr(self.front_end, "hop_length", None)
         if not hop:
             raise AudiotagError(
