@@ -25,7 +25,7 @@ from .run_folder import Run
 
 # %% ../../nbs/train/11_baseline.ipynb #53946684
 def clip_statistics(
-    x,  # features of a clip, (…, bands, frames), or a tuple of such
+    x,  # features of a clip, (…, bands, frames), or a tuple of them
 ) -> np.ndarray:  # (bands*9,), float32
     "Per band: mean, standard deviation, mean absolute step from frame to frame, and percentiles 0 10 25 50 75 100."
     if isinstance(x, tuple):
@@ -182,8 +182,8 @@ class Baseline:
     metric: str
     table: dict  # what was trained on -> metric, out of fold on curated clips
     used: str  # the better of those, which scored the test clips
-    oof: pd.DataFrame  # index clip_id of the curated clips, one column a class
-    test: pd.DataFrame  # index clip_id of the test clips, one column a class
+    oof: pd.DataFrame  # index clip_id of the curated clips, one column per class
+    test: pd.DataFrame  # index clip_id of the test clips, one column per class
     # clip_id -> why it could not be read; such a test clip has the class prior
     unreadable: dict = field(default_factory=dict)
     seconds: float = 0.0

@@ -142,7 +142,7 @@ def boosted_scores(
     rounds: int = 50,
     seed: int = 0,
 ) -> np.ndarray:  # (new clips, classes)
-    "Probabilities of gradient boosting, one classifier a class (scikit-learn's histogram trees); a class that all or no clips have is constant."
+    "Probabilities of gradient boosting, one classifier per class (scikit-learn's histogram trees); a class that all or no clips have is constant."
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     out = np.tile(y.mean(0, dtype=float), (len(x_new), 1))
@@ -178,7 +178,7 @@ def embedding_scores(
     *,
     trees=forest_scores,  # or `boosted_scores`; called as `trees(x, y, x_new, seed=)`
     seed: int = 0,
-) -> pd.DataFrame:  # index clip_id of the curated clips, one column a class
+) -> pd.DataFrame:  # index clip_id of the curated clips, one column per class
     "Out-of-fold scores of trees on each fold's own embeddings; raises `AudiotagError` if a network was trained on the clips that it is tested on."
     clips = run.clips[run.clips.source == "curated"].reset_index(drop=True)
     y, fold, p = targets(clips, run.classes), clips.fold.to_numpy(), np.zeros((len(clips), len(run.classes)))

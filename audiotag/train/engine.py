@@ -26,7 +26,7 @@ from .ddp import FileTail, init_worker
 # %% ../../nbs/train/09_engine.ipynb #75601404
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    "A function call that can be done anywhere where audiotag and the folder are available."
+    "A function call that can run wherever audiotag and the folder are available."
 
     name: str  # unique; used in messages
     call: object  # a function of a module
@@ -172,7 +172,7 @@ class _JobQueue:
 
 # %% ../../nbs/train/09_engine.ipynb #880d5ef0
 class Engine:
-    "Base of the ways to run jobs."
+    "Base of the engines, which run jobs."
 
     def __init__(self, workers: int | None = None, *, attempts: int = 3):
         if workers is not None and workers < 1:
@@ -567,7 +567,7 @@ def _ray_task_and_actor():
         return engine.run_job(ray.cloudpickle.loads(pickled_job), version, place=place, out=out)
 
     class LineCollector:
-        "Lines on their way to the driver."
+        "Lines that are collected for the driver."
 
         def __init__(self):
             self.lines = []
@@ -699,8 +699,8 @@ def predict_chunks(
     *,
     engine: Engine,
     folds=None,  # numbers; None: all
-    chunk: int = 500,  # clips a job
-) -> pd.DataFrame:  # index clip_id, one column a class: the mean of the folds
+    chunk: int = 500,  # clips per job
+) -> pd.DataFrame:  # index clip_id, one column per class: the mean of the folds
     "Probabilities by the models of a stage, in chunks that are computed by an engine."
     ids, folds, jobs = list(clip_ids), range(run.recipe.n_folds) if folds is None else folds, []
     parts = [ids[i : i + chunk] for i in range(0, len(ids), chunk)]

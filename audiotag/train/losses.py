@@ -113,7 +113,7 @@ class BootstrappedBCE(Loss):
     "Binary cross-entropy with a target that is partly the network's own prediction (Reed et al. 2015)."
 
     beta: float = 0.8  # share of the label in the target; 1 is plain BCE
-    hard: bool = True  # the prediction is 0 or 1; if not, its probability
+    hard: bool = True  # use the prediction as 0 or 1; False: its probability
 
     def check(self):
         self.require(0 <= self.beta <= 1, "beta", "give a number from 0 to 1")
@@ -148,7 +148,7 @@ def focal_cost(logits, gamma: float):
 # %% ../../nbs/train/01_losses.ipynb #5fbc8466
 @dataclass(frozen=True, kw_only=True)
 class OHEM(Loss):
-    "Another loss, of the hardest clips of each batch alone (Shrivastava et al. 2016)."
+    "Another loss, taken over only the hardest clips of each batch (Shrivastava et al. 2016)."
 
     of: Loss = SoftmaxCE()  # gives the cost of each clip
     share: float = 0.9  # of the batch that counts, rounded down, at least one clip

@@ -106,7 +106,7 @@ class RoundComparison:
 
     best: str | None  # the round whose models are to be used; None: none is finished
     stopped: bool  # whether the remaining rounds are skipped
-    table: pd.DataFrame  # a row a finished round: score, gain over the best before it, what follows
+    table: pd.DataFrame  # a row per finished round: score, gain over the best before it, what follows
 
 
 def compare_rounds(

@@ -176,7 +176,7 @@ def universal2020_ladder() -> list[Recipe]:
 # %% ../../nbs/train/10_recipes.ipynb #b47f7394
 def student_rounds(
     first: Stage,  # the stage that teaches the first round
-    powers=(1.0, 1 / 0.65, 1 / 0.55, 1 / 0.6),  # one a round, of the probabilities; BirdCLEF 2025, 1st
+    powers=(1.0, 1 / 0.65, 1 / 0.55, 1 / 0.6),  # one per round, of the probabilities; BirdCLEF 2025, 1st
     *,
     keep: float = 0.1,  # a window without a probability this high is left out
     zero: float = 0.05,  # lower probabilities become 0

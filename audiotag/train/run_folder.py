@@ -87,7 +87,7 @@ def _read_recipe_file(path: Path) -> dict:
 
 
 def _read_rows(path: Path) -> pd.DataFrame:
-    "The clip table of a run; equal labels are one object, which saves memory."
+    "The clip table of a run; equal labels share one object, which saves memory."
     rows = read_parquet(path, columns=CLIP_COLUMNS)
     for column in ("labels", "secondary"):
         shared = {}
@@ -139,15 +139,15 @@ class RunFolder:
                 self._places = dict(zip(self.rows.clip_id, spans))
         return self._places
 
-    def features(self, clip_id: str):  # (bands, frames), or what else the store has
-        "The stored features of a clip; of a row that is a segment of a recording, those of the segment."
+    def features(self, clip_id: str):  # (bands, frames), or whatever the store holds
+        "The stored features of a clip; for a row that is a segment of a recording, those of the segment."
         if clip_id not in self.places:
             return self.store[clip_id]
         recording, first, last = self.places[clip_id]
         return self.store.crop(recording, int(first), int(last - first))
 
     def model_inputs(self, clip_id: str):  # features, or a list of pairs (view, features)
-        "The inputs for scoring a clip. All views can be made of stored waves; of stored features only those that shift frames."
+        "The inputs for scoring a clip. Stored waves allow all views, stored features only those that shift frames."
         if self.recipe.features == "stored":
             return self.features(clip_id)
         return self.recipe.windows.view_features(self.recipe.front_end, self.features(clip_id)[0])
@@ -193,7 +193,7 @@ class Run(RunFolder):
         network = self.recipe.model.build(len(self.classes))
         return load_weights(network, self.fold_path(stage, fold) / "weights.safetensors").eval()
 
-    def predict(self, stage: str, fold: int, clip_ids) -> pd.DataFrame:  # index clip_id, one column a class
+    def predict(self, stage: str, fold: int, clip_ids) -> pd.DataFrame:  # index clip_id, one column per class
         "Probabilities of any clips by one model of the run."
         model = self.model(stage, fold).to("cuda" if torch.cuda.is_available() else "cpu")
         ids = list(clip_ids)
@@ -222,7 +222,7 @@ class Run(RunFolder):
                     fix="remove this folder: the fold is trained again",
                 )
 
-    def _fold_scores(self, stage: str, fold: int) -> pd.DataFrame:  # index clip_id, one column a class
+    def _fold_scores(self, stage: str, fold: int) -> pd.DataFrame:  # index clip_id, one column per class
         "The scores of one model, after a check that they are of the clips of its fold, and out of fold."
         path = self.fold_path(stage, fold) / "oof.parquet"
         table = read_parquet(path, columns=["clip_id"]).set_index("clip_id")
@@ -237,7 +237,7 @@ class Run(RunFolder):
             self._verified.add((stage, fold))
         return table
 
-    def oof(self, *stages: str) -> pd.DataFrame:  # index clip_id, one column a class
+    def oof(self, *stages: str) -> pd.DataFrame:  # index clip_id, one column per class
         "Out-of-fold probabilities of every labelled clip; of several stages, their mean."
         tables = [pd.concat([self._fold_scores(s, k) for k in range(self.recipe.n_folds)]) for s in stages]
         return sum(t.loc[self.clips.clip_id] for t in tables) / len(tables)
@@ -361,7 +361,7 @@ def pseudo_clips(run: Run, stage: Stage, rule: PseudoLabelRule, fold: int) -> pd
 def pseudo_ledgers(
     run: Run, stage: str
 ) -> list:  # of tables, one for each rule and fold that has teacher probabilities
-    "What each fold took of the unlabelled clips."
+    "Which of the unlabelled clips each fold took."
     ledgers = []
     for rule in run.planned.stage(stage).pseudo_rules:
         for k in range(run.planned.n_folds):
@@ -677,7 +677,7 @@ def is_finished(run: Run) -> bool:
 # %% ../../nbs/train/08_run_folder.ipynb #d7597dbd
 def stage_table(
     run: Run,
-) -> pd.DataFrame:  # a row a stage, and one for the mean of the members
+) -> pd.DataFrame:  # a row per stage, and one for the mean of the members
     "Out-of-fold score on noisy and curated clips, clips trained on, and minutes, for each stage that is finished in all folds."
     rows = []
     for s in run.recipe.stages:
@@ -697,7 +697,7 @@ def stage_table(
 
 def round_table(
     run: Run,
-) -> pd.DataFrame:  # a row a round that was carried out
+) -> pd.DataFrame:  # a row per round that was carried out
     "What each round took of the unlabelled clips (mean over folds), its out-of-fold score, and what followed."
     table, rows = compare_rounds(run.rounds(), min_gain=run.planned.min_gain).table, {}
     for s in run.planned.stages:

@@ -18,7 +18,7 @@ def with_weights(
     targets,  # (n, classes), 0 to 1
     weights,  # (n, classes), 0 where the target is unknown
 ):  # (n, 2*classes), of the same type
-    "Targets and their weights in one table that may be mixed: weight times target, then weight."
+    "Targets and their weights in one table that can be mixed: weight times target, then weight."
     import numpy as np
 
     if targets.shape != weights.shape:
@@ -79,7 +79,7 @@ class SEDLoss(Loss):
     peak: float = 0.5
     pseudo: float = 1.0
     segment: float = 0.5
-    threshold: float = 0.5  # probability from which on a frame is a pseudo-label
+    threshold: float = 0.5  # a frame with at least this probability is a pseudo-label
     gamma: float = 0.0  # focal; 0 is cross-entropy
     label_smoothing: float = 0.0  # of clip and peak: a target t becomes t·(1-s) + s/2
     positives_only: bool = False  # only classes of the label count

@@ -15,7 +15,7 @@ def pick_clips(
     rule: AgreementRule,
     clips: pd.DataFrame,  # clip table with folds
     scores: dict[str, pd.Series],  # stage -> per-clip lwlrap, out of fold, by clip_id
-) -> pd.DataFrame:  # the ledger: clip_id, fold, labels, one column a stage, score, picked, reason
+) -> pd.DataFrame:  # the ledger: clip_id, fold, labels, one column per stage, score, picked, reason
     "Apply a selection rule, and give for each clip the reason why it was picked or not."
     rows = clips.loc[clips.source == rule.source, ["clip_id", "fold", "labels"]].reset_index(drop=True)
     stage_scores = pd.DataFrame({s: scores[s].reindex(rows.clip_id).to_numpy() for s in rule.scores})
@@ -48,7 +48,7 @@ def ancestry(
     recipe: Recipe,
     stage: str,  # name
 ) -> list[Stage]:  # the stage, the ones it started from or was taught by, and so on
-    "The stages whose training a model of `stage` carries in its weights."
+    "The stages that the weights of a model of `stage` depend on."
     by_name, found, todo = {s.name: s for s in recipe.stages}, [], [stage]
     for name in todo:
         s = by_name[name]

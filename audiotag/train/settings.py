@@ -33,7 +33,7 @@ class AgreementRule(ClipRule, kind="Picked"):
     source: str = "noisy"
     scores: tuple[str, ...]  # stages; the geometric mean of their per-clip lwlraps is compared
     at_least: float  # threshold, 0 to 1
-    at_most: int | None = None  # clips a fold and label, the best first; None: no cap
+    at_most: int | None = None  # clips per fold and label, the best first; None: no cap
     # share of the predictions (by this fold's own models of the `scores` stages) in the target; 1: a noisy student
     soft: float = 0.0
     probability: float = 1.0  # chance of each clip to be in an epoch
@@ -77,7 +77,7 @@ class Stage(Config):
     ema: float | None = None  # end with this moving average of the weights, such as .99
     metric: str | None = None  # for `best_epoch` and the progress lines; None: the recipe's
     best_epoch: bool = False  # end with the epoch of the best validation score, instead of the last one
-    patience: int | None = None  # with `best_epoch`: stop after this many epochs without a better one
+    patience: int | None = None  # with `best_epoch`: stop after this many epochs without improvement
 
     def check(self):
         self._check_training()
@@ -134,7 +134,7 @@ def warm_up(
     lr: float = 1e-3,
     batch_size: int = 128,
     agreed_at_least: float = 0.5,  # stage 3's threshold
-    agreed_at_most: int = 5,  # clips a fold and label in stage 3
+    agreed_at_most: int = 5,  # clips per fold and label in stage 3
     certain_at_least: float = 1.0,  # stage 4's threshold
 ) -> tuple[Stage, ...]:
     "The four-stage warm-up of system 1 (Freesound 2019, 8th place; source: the entrant's write-up)."
@@ -185,7 +185,7 @@ def require_name(name, names, field, what):
 
 
 def _check_stages(recipe):
-    "The stages name only earlier stages, and the members are stages."
+    "Require that stages refer only to earlier stages, and that members are stages."
     names = [s.name for s in recipe.stages]
     recipe.require(len(set(names)) == len(names) > 0, "stages", "give each stage a name of its own")
     for i, s in enumerate(recipe.stages):
@@ -206,7 +206,7 @@ def _check_stages(recipe):
 
 # %% ../../nbs/train/06_settings.ipynb #4f1ce827
 def _check_rounds(recipe, names):
-    "Rounds are stages in their order, and only rounds depend on rounds."
+    "Require that rounds are stages in their order, and that only rounds depend on rounds."
     for r in recipe.rounds:
         require_name(r, names, "rounds", "stage")
     recipe.require(
@@ -226,7 +226,7 @@ def _check_rounds(recipe, names):
 
 # %% ../../nbs/train/06_settings.ipynb #6dbee688
 def _check_features(recipe):
-    "The front end, the network and the augmentations suit what is stored."
+    "Require that the front end, the network and the augmentations suit what is stored."
     augments = [a for s in (recipe, *recipe.stages) for a in s.augment or ()]
     recipe.require(all(isinstance(a, spec.Augment) for a in augments), "augment", "give settings of augmentations")
     recipe.require(recipe.features in ("stored", "computed"), "features", "choose 'stored' or 'computed'")
@@ -256,7 +256,7 @@ def _check_features(recipe):
 
 # %% ../../nbs/train/06_settings.ipynb #df25edd5
 def _check_labels(recipe):
-    "Only `SEDLoss` is given labels of which some are unknown."
+    "Require `SEDLoss` if some labels are unknown."
     for s in recipe.stages:
         needs_weights = (
             ("negative" in s.sources and recipe.labels.negatives == "named")
@@ -305,18 +305,18 @@ class Recipe(Config):
     precision: str = "auto"  # of training; see `audiotag.train.fit.autocast_dtype`
     compile: str = ""  # a backend of torch.compile for training, such as 'inductor'; '': none
     keep_memory: bool = True  # see `audiotag.core.memory.keep_memory`
-    # number of training clips of a fold from which on epochs are streamed (`audiotag.data.streaming`), in another
-    # order than below it
+    # a fold with at least this many training clips is streamed (`audiotag.data.streaming`), its epochs in another
+    # order than those in memory
     stream_from: int = 200_000
-    # threads of each training, and what a cluster reserves for it; None: torch's own number where the run is begun
+    # threads of each training, and what a cluster reserves for it; None: torch's default where the run begins
     cpus: int | None = None
-    # of each training: a part of one on a cluster; 2 or more share every batch (on a machine without any, as many
-    # processes do); None: 1 where there is any
+    # of each training: a fraction of one on a cluster; 2 or more share every batch (on a machine without GPUs, that many
+    # processes do); None: 1 if there is one
     gpus: float | None = None
     seed: int = 0
 
     def check(self):
-        "The parts have to fit together."
+        "Require that the parts fit together."
         _check_stages(self)
         _check_features(self)
         _check_labels(self)
