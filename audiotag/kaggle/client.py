@@ -293,7 +293,7 @@ def publish(
 
 # %% ../../nbs/kaggle/06_client.ipynb #774e9c72
 def _upload(ref: str, arguments, n_files: int):
-    "Let the client upload, and check what it prints."
+    "Upload with the client, and check what it prints."
     reply = run_kaggle(
         "datasets", *arguments, show=("upload successful", "upload unsuccessful", "skipping"), timeout_s=None
     )
@@ -514,7 +514,7 @@ def follow(
     wait_s: float = 13 * 3600.0,
     every_s: float = 20.0,  # the longest pause between two polls
 ) -> dict:  # kernel, status, why, files
-    "Wait for the end of a kernel and download its log and output, also when it failed."
+    "Wait for the end of a kernel and download its log and output, even if it failed."
     kernel, _ = _resolve_kernel(target)
     start, last_message, failed_polls, pauses = time.monotonic(), None, 0, _growing_pauses(every_s)
     while True:

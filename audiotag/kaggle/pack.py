@@ -178,7 +178,7 @@ def write_manifest(
     folder,
     kind: str,  # 'weights', 'wheels', 'kernel'
     *,
-    readme: str = "",  # the generated README; its hash tells later whether the user has changed it
+    readme: str = "",  # the generated README; its hash shows later whether the user has changed it
     **facts,  # further facts to keep in it
 ):
     "List the files of a packed folder, with sizes and SHA-256, in its `manifest.json`; the same files give the same bytes."

@@ -15,9 +15,9 @@ _KINDS = ("competitions", "datasets", "notebooks", "models")
 
 
 def _mount_patterns(
-    name: str,  # 'slug', 'owner/slug', 'owner/model/framework/variation/version', or one of these behind its kind
-) -> list:  # of lists of glob patterns; a match of an earlier list is preferred to one of a later list
-    "Where below /kaggle/input something may be mounted: the new layout and the old one."
+    name: str,  # 'slug', 'owner/slug', 'owner/model/framework/variation/version', or one of these after its kind
+) -> list:  # of lists of glob patterns; matches of an earlier list are preferred
+    "Where an input may be mounted below /kaggle/input, in the new layout and in the old one."
     kind, _, rest = name.partition("/")
     if kind not in _KINDS:
         kind, rest = "", name
@@ -37,7 +37,7 @@ def _mount_patterns(
 
 # %% ../../nbs/kaggle/01_paths.ipynb #7e6da87e
 def _candidate_folders(name: str, root: Path) -> list:  # of lists of folders; the first list with a match is used
-    "Every folder that `name` may mean."
+    "Every folder that `name` may refer to."
     patterns, slug = _mount_patterns(name), name.split("/")[-1]
 
     def matches(folder, globs):

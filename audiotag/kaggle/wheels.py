@@ -63,7 +63,7 @@ def _download(
     python: str,  # '3.12'
     folder,  # where the wheels go
 ):
-    "Let pip download wheels for a Python on Linux; raises `AudiotagError` with pip's message."
+    "Download wheels for a Python on Linux with pip; raises `AudiotagError` with pip's message."
     if not re.fullmatch(r"3\.\d+", python):
         raise AudiotagError(f"invalid Python version {python!r}", field="--python", fix="give 3.12")
     arguments = [
@@ -147,7 +147,7 @@ def pack_wheels(
 
 # %% ../../nbs/kaggle/04_wheels.ipynb #0398f16d
 def _wheel_matches(wheel: str, requirement: str, python: str) -> bool:
-    "Whether a wheel's file name is of a requirement's package and for a Python."
+    "Whether a wheel's file name matches a requirement's package and a Python version."
     parts = wheel[:-4].split("-")
     tags = parts[-3].split(".")
     stable_abi = parts[-2] == "abi3" and any(

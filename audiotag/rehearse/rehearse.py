@@ -219,7 +219,7 @@ _SCRATCH = ".rehearse"
 
 @dataclass(frozen=True)
 class _RunSetup:
-    "What all runs of a rehearsal have in common."
+    "The settings that all runs of a rehearsal share."
 
     competition: Competition
     notebook: dict  # as nbformat reads it

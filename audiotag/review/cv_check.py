@@ -264,7 +264,7 @@ def shift_by_source(
     max_clips: int = 600,  # of each source, drawn at random
     seed: int = 0,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # (index source: AUCs by files and by features, with intervals; reasons)
-    "How well the clips of each source can be told from test clips, and `explain_shift` of the scored source."
+    "How well the clips of each source can be told apart from test clips, and `explain_shift` of the scored source."
     sample = pd.concat(
         [c.sample(min(max_clips, len(c)), random_state=seed) for _, c in clips.groupby("source")], ignore_index=True
     )

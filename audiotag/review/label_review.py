@@ -95,7 +95,7 @@ def find_suspects(
     *,
     pairs: pd.DataFrame | None = None,  # near-duplicates
     n: int = 48,  # length of the list
-) -> pd.DataFrame:  # clip_id, kind, worth, why: one of each kind in turn, most suspect first
+) -> pd.DataFrame:  # clip_id, kind, worth, why: one of each kind in turn, the most suspect first
     "The clips whose labels are most likely wrong."
     rows = _rejected_labels(label_disagreement(clips, scores, classes), len(scores))
     if pairs is not None:
@@ -313,7 +313,7 @@ def audit(
     seed: int = 0,
     workers: int = 1,  # threads that read audio files
 ) -> LabelReview:
-    "Review labels without training: near-duplicates, and clips that the one-minute baseline scores otherwise."
+    "Review labels without training: near-duplicates, and clips whose labels the one-minute baseline rejects."
     clips = competition.clips
     clips = clips[clips.source.isin(TRAINING) & (clips.labels.map(len) > 0)].reset_index(drop=True)
     if not len(clips):

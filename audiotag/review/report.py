@@ -119,8 +119,8 @@ def confusion_table(
     run: Run,
     *stages: str,  # whose mean is scored; none: the recipe's members
     source: str = "",  # '': the source that the run is scored on
-) -> pd.DataFrame:  # (classes, classes): clips with the label of the row that are taken for the class of the column
-    "What the clips of each label are taken for, out of fold."
+) -> pd.DataFrame:  # (classes, classes): clips with the label of the row that are mistaken for the class of the column
+    "What the clips of each label are mistaken for, out of fold."
     truth, scores = _stage_scores(run, stages, source or scored_source(run))
     table = np.zeros((len(run.classes),) * 2, dtype=int)
     for is_label, order in zip(truth > 0, np.argsort(-scores, axis=1, kind="stable")):
@@ -192,7 +192,7 @@ def calibration_table(
 def calibration_error(
     table: pd.DataFrame,  # from `calibration_table`
 ) -> float:  # 0 to 1; NaN for an empty table
-    "Expected calibration error: the mean distance of the mean score from the share that is right, weighted by number."
+    "Expected calibration error: the mean distance of the mean score from the share that is right, weighted by the number of scores."
     if not len(table):
         return float("nan")
     return float(np.average((table["mean score"] - table.right).abs(), weights=table.scores))
@@ -366,7 +366,7 @@ def plot_ledger(run: Run):
 def pseudo_label_counts(
     run: Run,
 ) -> pd.DataFrame:  # (classes, rounds): windows in which the teachers gave a class more than ½, mean over folds
-    "Which classes the networks of the previous round wrote."
+    "Which classes the networks of the previous round predicted."
     taught = [s.name for s in run.recipe.stages if any(isinstance(part, PseudoLabelRule) for part in s.train_on)]
 
     def count(ledger):
