@@ -30,7 +30,7 @@ def combine(
         raise AudiotagError(
             f"{len(w)} weights for {len(scores)} members",
             field="weights",
-            fix="give one a member, none negative, not all 0",
+            fix="give one per member, none negative, not all 0",
         )
     w = (w / w.sum()).reshape(-1, *[1] * (scores.ndim - 1))
     if how == "mean":
@@ -93,7 +93,7 @@ def _require_weights(config, name="weights"):
     config.require(
         w.ndim == 1 and len(w) > 0 and np.isfinite(w).all() and (w >= 0).all() and abs(w.sum() - 1) < 1e-6,
         name,
-        "give one a member, none negative, with sum 1",
+        "give one per member, none negative, with sum 1",
     )
 
 
@@ -132,7 +132,7 @@ class RankMean(Combiner):
 
     def check(self):
         _require_weights(self)
-        self.require(len(self.levels) == len(self.weights), "levels", "give one row a member")
+        self.require(len(self.levels) == len(self.weights), "levels", "give one row per member")
         rising = all(
             len(o) > 0 and 0 < o[0] and o[-1] < 1 and all(a < b for a, b in zip(o, o[1:])) for o in self.levels
         )

@@ -183,14 +183,14 @@ class Blend(Combiner):
         self.require(
             len(self.weights) > 0 and all(0 <= w < 1e6 for w in both) and sum(both) > 0,
             "weights",
-            "give one a member, none negative",
+            "give one per member, none negative",
         )
         self.require(
             all(len(o) > 1 and all(0 <= i < len(self.weights) for i in o) for o in self.products),
             "products",
             "name two or more members each, by their place from 0",
         )
-        self.require(len(self.products) == len(self.product_weights), "product_weights", "give one a product")
+        self.require(len(self.products) == len(self.product_weights), "product_weights", "give one per product")
 
     def _combine(self, p):
         parts = [*p, *(np.prod(p[list(o)], axis=0) ** (1 / len(o)) for o in self.products)]
@@ -257,7 +257,7 @@ class Tuned:
 def _check_folds(truth, group, folds, p):
     if truth.shape != p.shape or folds.shape != group.shape:
         raise AudiotagError(
-            f"scores are {p.shape}, truth {truth.shape}, folds {folds.shape}", fix="give one row a window in each"
+            f"scores are {p.shape}, truth {truth.shape}, folds {folds.shape}", fix="give one row per window in each"
         )
     if len(np.unique(folds)) < 2:
         raise AudiotagError("there is one fold only", field="folds", fix="give two or more")

@@ -590,7 +590,7 @@ class Inference:
             raise AudiotagError(
                 f"{weights!r} are no weights for {n} bundles",
                 field="weights",
-                fix="give one number a bundle, none negative, not all 0",
+                fix="give one number per bundle, none negative, not all 0",
             )
         if self.how is None:
             self.how = "mean" if ensemble.combiner is None or weights is not None else ensemble.combiner

@@ -65,7 +65,7 @@ def _cell_weights(labels, weights, positives_only):
     w = known.float() if weights is None else torch.as_tensor(weights, dtype=torch.float32, device=labels.device)
     if w.shape not in (labels.shape, labels.shape[:1]):
         raise AudiotagError(
-            f"weights are {tuple(w.shape)}", field="weights", fix="give one a clip, or one a clip and class"
+            f"weights are {tuple(w.shape)}", field="weights", fix="give one per clip, or one per clip and class"
         )
     w = (w if w.ndim == 2 else w[:, None]) * known
     return w * (labels > 0) if positives_only else w
