@@ -139,14 +139,16 @@ class FrontEnd(Config):
         return self.n_frames(round(seconds * self.sample_rate))
 
     def samples_for(self, n_frames: int) -> int:
-        "The shortest wave, in samples, that gives `n_frames`; raises `AudiotagError` where frames are not steps in time."
+        """The shortest wave, in samples, that gives `n_frames`; raises `AudiotagError` where frames are not steps in
+        time."""
         raise AudiotagError(
             f"the frames of {type(self).__name__} are not steps in time: {n_frames} of them have no duration",
             fix="take a front end whose frames are steps in time, such as LogMel",
         )
 
     def layer(self):  # torch.nn.Module
-        "A module for batches: float (B, samples) to float32 (B, n_channels, n_bands, frames); differentiable, with an empty state_dict."
+        """A module for batches: float (B, samples) to float32 (B, n_channels, n_bands, frames); differentiable, with
+        an empty state_dict."""
         return _make_layer(self)
 
     def _compute(self, wave):
@@ -210,7 +212,8 @@ def _band_edges(mel: _MelSettings):
 
 @lru_cache(32)
 def _mel_filters(mel: _MelSettings):
-    "Triangular filters, each from the peak of its lower neighbour to that of its upper one, float32 (n_mels, n_fft//2+1), equal to `librosa.filters.mel`."
+    """Triangular filters, each from the peak of its lower neighbour to that of its upper one, float32 (n_mels,
+    n_fft//2+1), equal to `librosa.filters.mel`."""
     hz = _band_edges(mel)
     above, step = hz[:, None] - np.fft.rfftfreq(mel.n_fft, 1 / mel.sample_rate), np.diff(hz)[:, None]
     x = np.maximum(0, np.minimum(-above[:-2] / step[:-1], above[2:] / step[1:])).astype(np.float32)
@@ -270,7 +273,8 @@ def _smooth(x, keep: float, start: float, size: int = 32):
 
 
 def _smooth_block(before, x, keep: float):
-    "The recursion over one block (…, n), where `before` (…) is the value ahead of it: a product with the powers of `keep`."
+    """The recursion over one block (…, n), where `before` (…) is the value ahead of it: a product with the powers of
+    `keep`."""
     import torch
 
     i = torch.arange(x.shape[-1] + 1, dtype=x.dtype, device=x.device)
@@ -456,7 +460,8 @@ class LogMel(FrontEnd):
         return torch.from_numpy(piece).as_strided((n, self.n_fft), (self.hop_length, 1))
 
     def _mel_power(self, wave, dtype, which=None, batch_size=128):
-        "Mel power (frames, n_mels) float32 with the FFT in `dtype`, and the mean power of a bin in each frame; `which`: only these frames."
+        """Mel power (frames, n_mels) float32 with the FFT in `dtype`, and the mean power of a bin in each frame;
+        `which`: only these frames."""
         import torch
 
         _raise_mmap_threshold()
@@ -618,7 +623,8 @@ def window_starts(
     size: int,  # of a window, in frames
     hop: int,  # from window to window, in frames
 ) -> list:  # of int
-    "Start frames of windows that cover the clip, the last one flush with its end; [0] when the clip is not longer than `size`."
+    """Start frames of windows that cover the clip, the last one flush with its end; [0] when the clip is not longer
+    than `size`."""
     if min(n_frames, size, hop) < 1:
         raise AudiotagError(f"n_frames={n_frames}, size={size} and hop={hop} must all be positive")
     return [*range(0, n_frames - size, hop), n_frames - size] if n_frames > size else [0]
@@ -637,7 +643,8 @@ def _segment_bounds(n_samples, n_segments):
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalFeatures(FrontEnd):
-    "Mean, standard deviation, range and nine percentiles of 128 overlapping segments: (128, 12) for a clip of any length."
+    """Mean, standard deviation, range and nine percentiles of 128 overlapping segments: (128, 12) for a clip of any
+    length."""
 
     n_segments: int = 128
 

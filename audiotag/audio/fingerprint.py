@@ -69,7 +69,8 @@ def landmarks(wave: np.ndarray, settings: Landmarks = Landmarks()) -> tuple[np.n
 
 # %% ../../nbs/audio/04_fingerprint.ipynb #74aad47c
 def _count(keys):
-    "The distinct keys of an int64 array whose lowest digit is the offset, and the votes of each together with the next offset."
+    """The distinct keys of an int64 array whose lowest digit is the offset, and the votes of each together with the
+    next offset."""
     keys, votes = np.unique(keys, return_counts=True)
     with_next = votes.copy()
     with_next[:-1] += np.where(np.diff(keys) == 1, votes[1:], 0)
@@ -153,7 +154,8 @@ def fingerprints(
     keep: int = 1,  # keep one in this many hashes
     workers: int = 1,  # threads
 ) -> Fingerprints:
-    "Read all clips and compute their fingerprints; a clip that cannot be read is listed in `unread` and raises no error."
+    """Read all clips and compute their fingerprints; a clip that cannot be read is listed in `unread` and raises no
+    error."""
     clips, parts, unread = clips.reset_index(drop=True), [], {}
     with ThreadPoolExecutor(workers) as pool:
         found = pool.map(lambda row: _clip_landmarks(row, settings, keep), clips.itertuples())

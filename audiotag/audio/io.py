@@ -41,7 +41,8 @@ def resample(
     *,
     quality: str = "HQ",  # soxr's: QQ, LQ, MQ, HQ, VHQ
 ) -> np.ndarray:  # (ceil(samples*to_rate/from_rate),) float32
-    "Change the sampling rate, as `librosa.resample` with 'soxr_hq' does; raises `AudiotagError` on an invalid rate or quality."
+    """Change the sampling rate, as `librosa.resample` with 'soxr_hq' does; raises `AudiotagError` on an invalid rate
+    or quality."""
     a, b = _check_rate(from_rate, "from_rate"), _check_rate(to_rate, "to_rate")
     if quality not in SOXR_QUALITIES:
         raise AudiotagError(
@@ -72,7 +73,8 @@ def trim_bounds(
 
 
 def _block_energies(wave):
-    "Sums of squares of 512 samples each, with two zeros before and two after the whole blocks, as librosa pads its frames."
+    """Sums of squares of 512 samples each, with two zeros before and two after the whole blocks, as librosa pads its
+    frames."""
     n = len(wave) // 512
     blocks, rest, energy = wave[: n * 512].reshape(n, 512), wave[n * 512 :], np.zeros(n + 4)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -100,7 +102,8 @@ def crop_or_pad(
     at: str = "middle",  # which part of a long wave is kept, and where a short one is placed in the padding
     rng=None,  # a NumPy generator; only 'random' needs it
 ) -> np.ndarray:  # (n,): a view of a longer wave, a new array for a shorter one
-    "Cut `n` samples out of a longer wave, or pad a shorter one with zeros; raises `AudiotagError` on an unknown position."
+    """Cut `n` samples out of a longer wave, or pad a shorter one with zeros; raises `AudiotagError` on an unknown
+    position."""
     if at not in CROP_POSITIONS:
         raise AudiotagError(f"unknown crop position {at!r}", field="at", fix=did_you_mean(at, CROP_POSITIONS))
     if at == "random" and rng is None:
@@ -268,7 +271,8 @@ def _diagnose_ogg(fd, size):
 
 
 def _diagnose(fd, size, head):
-    "(kind, what) of a file that gave no samples, found from its structure; kind is None when the structure shows no fault."
+    """(kind, what) of a file that gave no samples, found from its structure; kind is None when the structure shows no
+    fault."""
     if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM"):
         return _diagnose_chunks(fd, size, head)
     if head[:4] == b"OggS":
@@ -356,7 +360,8 @@ def _pipe_from(fd, offset):
 
 # %% ../../nbs/audio/01_io.ipynb #7ae2aa44
 def _check_length(fd, size, head):
-    "(whether the stated length is only an estimate, offset of the sound after the ID3 tag if the file is longer than that, else None)"
+    """(whether the stated length is only an estimate, offset of the sound after the ID3 tag if the file is longer than
+    that, else None)"""
     if head[:4] in _CONTAINERS:
         return False, None
     offset = 10 + sum((b & 127) << s for b, s in zip(head[6:10], (21, 14, 7, 0))) if head[:3] == b"ID3" else 0
@@ -417,7 +422,8 @@ def _mix_to_mono(block, channel, out):
 
 
 def _max_samples(size):
-    "The most samples that a file of `size` bytes may give: more than any codec needs, and a bound against false headers."
+    """The most samples that a file of `size` bytes may give: more than any codec needs, and a bound against false
+    headers."""
     return 2**25 + 64 * size
 
 # %% ../../nbs/audio/01_io.ipynb #17b58483
@@ -629,7 +635,8 @@ def read_audio(
     start_s: float | None = None,  # seconds; None or NaN is the start of the file
     end_s: float | None = None,  # seconds; None or NaN is its end
 ) -> np.ndarray:  # (samples,) float32, finite
-    "Read a file, or a time range of it, as one wave; raises `AudiotagError` if the file is missing, damaged, or not audio."
+    """Read a file, or a time range of it, as one wave; raises `AudiotagError` if the file is missing, damaged, or not
+    audio."""
     start_s, end_s = _parse_seconds(start_s, "start_s", path), _parse_seconds(end_s, "end_s", path)
     to = None if sample_rate is None else _check_rate(sample_rate, "sample_rate")
     with _open_regular_file(path) as (fd, size), np.errstate(over="ignore", invalid="ignore"):

@@ -207,7 +207,8 @@ _parts = {  # ranges to draw from: signal-to-noise ratio in dB, low-pass in Hz, 
 
 
 def _clip(labels, g, seconds, sample_rate, style, voice=None):
-    "A clip (samples,) int16: sounds (drawn from `voice` if given), background, microphone, level, and sometimes silence around it."
+    """A clip (samples,) int16: sounds (drawn from `voice` if given), background, microphone, level, and sometimes
+    silence around it."""
     n = round(seconds * sample_rate)
     wave = np.zeros(n)
     for i, name in enumerate(labels):
@@ -293,7 +294,8 @@ def make_competition(
     folder,  # must not exist; appears only when it is complete
     **kwargs,  # fields of `SynthSettings`
 ) -> Path:  # `folder`
-    "Write a competition in the Freesound 2019 layout, and in `folder/truth` the true labels of its noisy and test clips."
+    """Write a competition in the Freesound 2019 layout, and in `folder/truth` the true labels of its noisy and test
+    clips."""
     s, taken = SynthSettings(**kwargs), set()
     classes = SOUNDS[: s.n_classes]
     with atomic_folder(folder) as part:
@@ -349,7 +351,8 @@ def make_universal(
     n_speakers: int = 6,  # of the training clips; the test has others
     sample_rate: int = 16000,  # Hz
 ) -> Path:  # `folder`
-    "Write a competition in the layout of CCF 2020: `train/<label>/<speaker>_nohash_<n>.wav`, `test/`, `submission.csv`."
+    """Write a competition in the layout of CCF 2020: `train/<label>/<speaker>_nohash_<n>.wav`, `test/`,
+    `submission.csv`."""
     classes, names = sorted(SOUNDS[:n_classes]), [f"{i:05d}.wav" for i in range(n_test)]
 
     def clip(name, speaker, k):  # the speaker determines the sound, `k` only the background
@@ -384,7 +387,8 @@ def _band(event, sample_rate):
 
 
 def _scene(g, seconds, sample_rate, names, n_calls):
-    "Calls in pink noise: (samples,) float32, and a list of (index in `names`, start, low, end, high) in s and Hz, by time."
+    """Calls in pink noise: (samples,) float32, and a list of (index in `names`, start, low, end, high) in s and Hz, by
+    time."""
     wave, boxes = 0.03 * _noise(g, round(seconds * sample_rate), 1), []
     for start in np.sort(g.uniform(0, seconds - 1, n_calls)).round(4):
         i, call = int(g.integers(len(names))), None
@@ -418,7 +422,8 @@ def make_rainforest(
     n_calls: int = 10,  # in each of them
     sample_rate: int = 16000,  # Hz
 ) -> Path:  # `folder`
-    "Write a competition in the layout of RFCX 2021: `train/`, `test/` (FLAC), `train_tp.csv`, `train_fp.csv`, `sample_submission.csv`."
+    """Write a competition in the layout of RFCX 2021: `train/`, `test/` (FLAC), `train_tp.csv`, `train_fp.csv`,
+    `sample_submission.csv`."""
     g, taken, listed, truth = rng(seed, "synth", "rainforest"), set(), {"tp": [], "fp": []}, []
     with atomic_folder(folder) as part:
         for where, n in (("train", n_train), ("test", n_test)):
@@ -439,7 +444,8 @@ def make_rainforest(
 
 # %% ../../nbs/audio/03_synth.ipynb #0e5b1faa
 def _annotate(name, boxes, n_classes, seconds, listed, g):
-    "Add two thirds of the calls to `tp`, and boxes of species that do not call there to `fp`: at a call and at a random place."
+    """Add two thirds of the calls to `tp`, and boxes of species that do not call there to `fp`: at a call and at a
+    random place."""
     for i, t0, low, t1, high in boxes:
         if g.random() < 2 / 3:
             listed["tp"].append([name, i, 1, t0, low, t1, high])
@@ -462,7 +468,8 @@ def make_soundscapes(
     n_calls: int = 6,  # in each of them
     sample_rate: int = 16000,  # Hz
 ) -> Path:  # `folder`
-    "Write a competition in the layout of BirdCLEF 2025: `train_audio/<label>/`, `train.csv`, `taxonomy.csv`, soundscapes, template."
+    """Write a competition in the layout of BirdCLEF 2025: `train_audio/<label>/`, `train.csv`, `taxonomy.csv`,
+    soundscapes, template."""
     g, sounds, truth = rng(seed, "synth", "soundscapes"), SOUNDS[:n_classes], []
     labels = [str(1000 * (i + 1)) if i % 2 else f"{name.lower()[:4]}{i}" for i, name in enumerate(sounds)]
     with atomic_folder(folder) as part:
@@ -488,7 +495,8 @@ def make_soundscapes(
 
 # %% ../../nbs/audio/03_synth.ipynb #546ee792
 def _labelled(folder, i, g, sounds, labels, sample_rate):
-    "Write one training clip and return its row of `train.csv`. Every fourth clip has a second sound, which is named in half of these."
+    """Write one training clip and return its row of `train.csv`. Every fourth clip has a second sound, which is named
+    in half of these."""
     k = i % len(labels)
     other = int((k + 1 + g.integers(len(labels) - 1)) % len(labels)) if i % 4 == 0 else None
     wave = _clip(

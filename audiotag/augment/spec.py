@@ -25,7 +25,8 @@ from audiotag.augment.wave import (
 # %% ../../nbs/augment/02_spec.ipynb #f00325e4
 @dataclass(frozen=True, kw_only=True)
 class MixUp(Augment):
-    "Weighted mean of each clip and a partner, and of their labels (Zhang et al. 2018); `apply` takes x of any (clips, …)."
+    """Weighted mean of each clip and a partner, and of their labels (Zhang et al. 2018); `apply` takes x of any
+    (clips, …)."""
 
     alpha: float = 0.4  # of the Beta distribution; small: nearly unmixed, large: halves
     weight: float | None = None  # fixed share of the clip itself; None: drawn
@@ -194,7 +195,8 @@ class ZoomCrop(Augment):
 # %% ../../nbs/augment/02_spec.ipynb #aabbcb7f
 @dataclass(frozen=True, kw_only=True)
 class Lighting(Augment):
-    "Change brightness and contrast in logit space, each with probability `p`; the labels stay the same (fastai 1, `get_transforms`)."
+    """Change brightness and contrast in logit space, each with probability `p`; the labels stay the same (fastai 1,
+    `get_transforms`)."""
 
     p: float = 0.75  # probability for each clip, drawn separately for brightness and contrast
     max_change: float = 0.2  # fastai's `max_lighting`

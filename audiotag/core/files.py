@@ -60,7 +60,8 @@ def write_json(path, obj):
 
 
 def read_json(path, **kwargs):
-    "The content of a JSON file, `kwargs` as for `json.loads`; raises `AudiotagError` when it is missing or is not JSON."
+    """The content of a JSON file, `kwargs` as for `json.loads`; raises `AudiotagError` when it is missing or is not
+    JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"), **kwargs)
     except FileNotFoundError:

@@ -65,7 +65,8 @@ def lwlrap(
     truth,  # (clips, classes) of 0 and 1
     scores,  # (clips, classes), higher is more likely
 ) -> float:  # 0 to 1
-    "Label-weighted label-ranking average precision (Fonseca et al., DCASE 2019); `AudiotagError` if no clip has a label."
+    """Label-weighted label-ranking average precision (Fonseca et al., DCASE 2019); `AudiotagError` if no clip has a
+    label."""
     precision = _label_precisions(*_checked(truth, scores))[2]
     if not len(precision):
         raise AudiotagError("no clip has a label, so there is nothing to rank", fix="leave these clips out")

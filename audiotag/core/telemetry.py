@@ -14,7 +14,8 @@ _opt_outs = {"HF_HUB_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0"}  #
 
 
 def send_no_statistics():
-    "Keep libraries from sending statistics, in this process and in those that it starts; call it before they are imported."
+    """Keep libraries from sending statistics, in this process and in those that it starts; call it before they are
+    imported."""
     for name in STATISTICS:
         sys.modules.setdefault(name, None)  # importing it now raises ModuleNotFoundError
     for name, value in _opt_outs.items():

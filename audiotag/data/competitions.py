@@ -398,7 +398,8 @@ class Competition:
         self,
         table: pd.DataFrame,  # a submission, its cells str or numbers
     ) -> np.ndarray:  # (rows, n_classes) float64, in the order of the rows
-        "The scores in a submission; raises `AudiotagError` on a missing column, an unknown label, or a cell that is not a finite number."
+        """The scores in a submission; raises `AudiotagError` on a missing column, an unknown label, or a cell that is
+        not a finite number."""
         if missing := [c for c in self.columns if c not in table]:
             raise AudiotagError(f"there is no column {missing[0]!r}", fix=did_you_mean(missing[0], table.columns))
         rows = table.reset_index(drop=True)
@@ -421,7 +422,8 @@ _layouts, _first_columns = {}, {}
 
 
 def layout(name: str, first_column: str = ""):
-    "Decorator: register a function `(root: Path, train: bool, classes: tuple) -> Competition` under `name`, recognised by the first column of the template."
+    """Decorator: register a function `(root: Path, train: bool, classes: tuple) -> Competition` under `name`,
+    recognised by the first column of the template."""
 
     def register(f):
         _layouts[name] = f
@@ -512,7 +514,8 @@ def _can_be_id(name) -> bool:
 
 
 def _test_clips(root, part, template, path, id_column, suffix, ending=""):
-    "Test clips: the ids of the template in its order, then further files, sorted; and notes on the difference. `ending` is added to an id to get its file."
+    """Test clips: the ids of the template in its order, then further files, sorted; and notes on the difference.
+    `ending` is added to an id to get its file."""
     ids = list(template[id_column])
     on_disk = {
         name.removesuffix(ending)
@@ -617,7 +620,8 @@ def join_same_content(
 
 # %% ../../nbs/data/01_competitions.ipynb #0c339e0e
 def _label_template(root, *names):
-    "Path and content of a template for labels: the first of `names` that exists. Its columns must be `file_name,label`."
+    """Path and content of a template for labels: the first of `names` that exists. Its columns must be
+    `file_name,label`."""
     path = next((root / name for name in names if (root / name).is_file()), root / names[0])
     template = read_table(path, columns=["file_name", "label"])
     if len(template.columns) != 2:
@@ -776,7 +780,8 @@ def _short_names(paths) -> list:
 def recordings(
     clips: pd.DataFrame,  # a clip table
 ) -> pd.DataFrame:  # a clip table with one row per file, in the order in which they first occur
-    "The files behind the clips: `clip_id` is the file name without extension (with its folder if two are equal), `labels` all that is known to be in the file."
+    """The files behind the clips: `clip_id` is the file name without extension (with its folder if two are equal),
+    `labels` all that is known to be in the file."""
     present = [labels if source != "negative" else () for labels, source in zip(clips.labels, clips.source)]
     by_file = clips.assign(labels=present).groupby("path", sort=False)
     first = by_file.first()
@@ -876,7 +881,8 @@ def _window_clips(scapes, ends, source, folder, rows=None):
 
 # %% ../../nbs/data/01_competitions.ipynb #1937707f
 def _template_windows(template, path) -> dict:  # {stem: list of end seconds}
-    "The windows that the rows of a template name; raises `AudiotagError` on a row that is not a window, and on a repeated one."
+    """The windows that the rows of a template name; raises `AudiotagError` on a row that is not a window, and on a
+    repeated one."""
     asked, row_of = {}, {}
     for row in template.itertuples():
         stem, _, end = row.row_id.rpartition("_")
@@ -967,7 +973,8 @@ def target_weights(
     *,
     secondary: float = 1.0,  # weight of secondary labels; 0 leaves them out of the loss
 ) -> np.ndarray:  # (n, n_classes) float32, 0 to 1
-    "The weight of each number of `targets` in a loss: in negative clips 1 for the classes that they name, elsewhere 1 for all."
+    """The weight of each number of `targets` in a loss: in negative clips 1 for the classes that they name, elsewhere
+    1 for all."""
     column = {c: i for i, c in enumerate(classes)}
     out = np.ones((len(clips), len(column)), dtype=np.float32)
     more = clips.secondary if "secondary" in clips else [()] * len(clips)
@@ -983,7 +990,8 @@ def class_prior(
     clips: pd.DataFrame,  # a clip table
     classes,
 ) -> np.ndarray:  # (n_classes,) float32
-    "The frequency of each class in the curated clips (in the noisy ones if there are none); 1/n_classes without labelled clips."
+    """The frequency of each class in the curated clips (in the noisy ones if there are none); 1/n_classes without
+    labelled clips."""
     for source in ("curated", "noisy"):
         if (clips.source == source).any():
             return targets(clips[clips.source == source], classes).mean(0)

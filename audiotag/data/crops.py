@@ -97,7 +97,8 @@ def _neighbours(clips, classes, first, last) -> dict:  # {row: list of (class, f
 
 # %% ../../nbs/data/08_crops.ipynb #28b3bc00x
 def _left_pads(short, lack, g) -> np.ndarray:  # int, of the shape of `lack`
-    "Frames of padding on the left of clips that are `lack` frames too short; 'random' without a generator is the middle."
+    """Frames of padding on the left of clips that are `lack` frames too short; 'random' without a generator is the
+    middle."""
     if short == "random" and g is not None:
         return (g.random(lack.shape) * (lack + 1)).astype(int)
     return {"start": 0 * lack, "end": lack}.get(short, lack // 2)
@@ -146,7 +147,8 @@ class PrefetchingLoader(DataLoader):
 
 # %% ../../nbs/data/08_crops.ipynb #e1a87917
 class CropLoader(PrefetchingLoader):
-    "Batches `(x, y)` of one crop per clip: `x` (batch, channels, bands, frames) and `y` (batch, classes), both float32; of a joined store `(x, *beside, y)`."
+    """Batches `(x, y)` of one crop per clip: `x` (batch, channels, bands, frames) and `y` (batch, classes), both
+    float32; of a joined store `(x, *beside, y)`."""
 
     def __init__(
         self,
@@ -158,7 +160,8 @@ class CropLoader(PrefetchingLoader):
         batch_size: int = 64,
         train: bool = True,  # random crops in random order, no small last batch; else middle crops in table order
         seed: int = 0,  # determines, together with the epoch, all random draws
-        # (clips, classes) soft targets, or (clips, 2*classes) targets and weights as a loss takes them; None: labels, 0 or 1
+        # (clips, classes) soft targets, or (clips, 2*classes) targets and weights as a loss takes them; None: labels,
+        # 0 or 1
         y=None,
         probability=None,  # (clips,) probability that a clip is in an epoch; None: always
         short: str = "middle",  # where a clip shorter than a crop stands in it: 'start', 'middle', 'end' or 'random'

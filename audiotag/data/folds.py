@@ -69,7 +69,8 @@ def assign_folds(
     seed: int,  # the same clips and seed give the same folds, whatever the order of rows
     draws: int | None = None,  # number of draws, of which the best is kept; None: 20 for up to 500 groups, 5 for more
 ) -> pd.DataFrame:  # a copy with `fold` 0 … n_folds-1 for training clips and -1 for all others
-    "Folds stratified by label and source that keep groups together; raises `AudiotagError` if there are too few groups."
+    """Folds stratified by label and source that keep groups together; raises `AudiotagError` if there are too few
+    groups."""
     train = clips.source.isin(TRAINING)
     n_groups = clips.group[train].nunique()
     if n_folds < 2:

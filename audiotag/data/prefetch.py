@@ -19,7 +19,8 @@ def prefetch_batches(
     n: int = 2,  # most batches that are ready at a time
     send: Callable | None = None,  # applied to each batch in that thread
 ) -> Iterator:  # the same batches in the same order
-    "Yield the items of `batches`, prepared in a thread. Its errors are raised here; closing the iterator ends the thread."
+    """Yield the items of `batches`, prepared in a thread. Its errors are raised here; closing the iterator ends the
+    thread."""
     ready, stop = queue.Queue(n), threading.Event()
 
     def put(batch, error=None):

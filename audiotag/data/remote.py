@@ -217,7 +217,8 @@ class Cache:
         size: int,  # bytes
         fetch,  # `fetch(path)` writes the content there, and raises if it is wrong
     ):  # a file opened for reading; it stays in the cache until this file and all maps of it are closed
-        "Open a cached file, downloading it if it is missing; raises `_CacheFull` when all files in the cache are in use."
+        """Open a cached file, downloading it if it is missing; raises `_CacheFull` when all files in the cache are in
+        use."""
         path = self.shards / key
         while True:
             try:
@@ -801,7 +802,8 @@ def local_copy(
     every: float = 5.0,  # seconds between two uploads
     drive: bool = True,  # be the only driver of the run; False for a worker of the driver
 ):
-    "Context manager: the folder to work in, which is `folder` itself, or a local copy kept in step with the URL; raises `AudiotagError` if another process drives that run."
+    """Context manager: the folder to work in, which is `folder` itself, or a local copy kept in step with the URL;
+    raises `AudiotagError` if another process drives that run."""
     if not is_url(folder):
         yield folder
         return

@@ -89,7 +89,8 @@ def systematic_sample(
 # %% ../../nbs/data/04_sampling.ipynb #4fdfe4a6
 @dataclass(frozen=True, kw_only=True)
 class InverseRoot(Sampler):
-    "Draws clips with a probability proportional to 1/n**power, where n counts the clips of their rarest class (BirdCLEF 2024: power .5)."
+    """Draws clips with a probability proportional to 1/n**power, where n counts the clips of their rarest class
+    (BirdCLEF 2024: power .5)."""
 
     power: float = 0.5  # 0: all clips equally likely; 1: all classes equally likely
     size: int | None = None  # items per epoch; None: as many as there are clips
@@ -159,7 +160,8 @@ def sum_of_maxima(
     p,  # (windows, classes) probabilities
     group,  # (windows,) names of recordings
 ) -> np.ndarray:  # (windows,)
-    "The weight of each window: the highest score of each class in its recording, summed, divided by the number of windows."
+    """The weight of each window: the highest score of each class in its recording, summed, divided by the number of
+    windows."""
     p, code = np.asarray(p, dtype=float), pd.factorize(np.asarray(group))[0]
     top = np.zeros((code.max(initial=-1) + 1, p.shape[1]))
     np.maximum.at(top, code, p)

@@ -330,7 +330,8 @@ def _read_sidecar(folder, name) -> dict | None:
 
 
 def _shard_size(folder, name) -> int:
-    "The size in bytes. A note `.<name>.away` holds the size of a shard that was uploaded and removed here (see `audiotag.data.remote`)."
+    """The size in bytes. A note `.<name>.away` holds the size of a shard that was uploaded and removed here (see
+    `audiotag.data.remote`)."""
     file, note = folder / "shards" / f"{name}.npy", folder / "shards" / f".{name}.away"
     return int(note.read_text()) if note.exists() and not file.exists() else file.stat().st_size
 
@@ -438,7 +439,8 @@ def _make_clip(job, row, old):
 # %% ../../nbs/data/06_store.ipynb #25d9347d
 @contextmanager
 def _note_current_file(job):
-    "Yield a function to call with each path. The note is removed at the end of the block, but survives a killed process."
+    """Yield a function to call with each path. The note is removed at the end of the block, but survives a killed
+    process."""
     note = job.folder / "shards" / f".reading-{os.getpid()}.part"
 
     def write(path):
@@ -917,7 +919,8 @@ class FeatureStore:
         return str(self.folder)
 
     def row(self, clip_id: str) -> int:
-        "The number of a clip in `store.clips`. All methods that take a clip_id also take this number, which saves the search."
+        """The number of a clip in `store.clips`. All methods that take a clip_id also take this number, which saves
+        the search."""
         if (row := self.clips.find(clip_id)) < 0:
             raise _missing_clip(self, clip_id)
         return row
@@ -997,7 +1000,8 @@ class FeatureStore:
         start_s: float,  # seconds from the start of the clip
         length_s: float,  # seconds wanted
     ) -> np.ndarray:  # float32 (bands, n) with n = round(length_s*frame_rate)
-        "`crop`, counted in seconds. A crop that ends one frame too late because of rounding is moved to the end of the clip."
+        """`crop`, counted in seconds. A crop that ends one frame too late because of rounding is moved to the end of
+        the clip."""
         n = max(1, round(length_s * self.frame_rate))
         start, last = round(start_s * self.frame_rate), max(0, self.n_frames(clip_id) - n)
         return self.crop(clip_id, last if last < start <= last + 1 else start, n)

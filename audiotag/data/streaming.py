@@ -163,7 +163,8 @@ def write_clips(
 
 # %% ../../nbs/data/09_streaming.ipynb #828b350e
 class StreamClips:
-    "The mapped records of clips, in the order of their shards: `len(clips)`, `clips[positions]`, `clips.targets(begin, end)`."
+    """The mapped records of clips, in the order of their shards: `len(clips)`, `clips[positions]`,
+    `clips.targets(begin, end)`."""
 
     def __init__(self, folder):
         self.folder = Path(folder)
@@ -194,7 +195,8 @@ class StreamClips:
 
 # %% ../../nbs/data/09_streaming.ipynb #ef58eb39
 class StreamLoader(PrefetchingLoader):
-    "Batches `(x, y)` of one crop per clip, as `CropLoader` gives them, in an amount of memory that does not depend on the number of clips."
+    """Batches `(x, y)` of one crop per clip, as `CropLoader` gives them, in an amount of memory that does not depend
+    on the number of clips."""
 
     piece = 4096  # positions that are drawn together
 
@@ -252,7 +254,8 @@ class StreamLoader(PrefetchingLoader):
         return clips, rng(self.seed, "taken", self.epoch, k).random(len(clips[0])) < clips[0]["probability"]
 
     def _draw_piece(self, k: int) -> tuple:
-        "Records of the clips of piece `k`, where their targets begin, starts of their crops, and left padding of short ones."
+        """Records of the clips of piece `k`, where their targets begin, starts of their crops, and left padding of
+        short ones."""
         if self.train:
             (records, begin), selected = self._select(k)
             records, begin = records[selected], begin[selected]
@@ -288,7 +291,8 @@ def stream_loaders(
     y=None,  # soft targets of the training clips, or a function from a piece of their table to its soft targets
     **options,  # frames, batch_size, seed, short, crops, shuffle_window, num_workers: of `StreamLoader`
 ) -> DataLoaders:
-    "The loaders of a fold, as `audiotag.data.crops.fold_loaders` makes them, streamed; raises `AudiotagError` when a clip is in both."
+    """The loaders of a fold, as `audiotag.data.crops.fold_loaders` makes them, streamed; raises `AudiotagError` when a
+    clip is in both."""
     if both := set(train.clip_id) & set(valid.clip_id):
         raise AudiotagError(
             f"{len(both)} clips are in training and in validation, one is {min(both)!r}", fix="check the folds"
@@ -372,20 +376,23 @@ def score_piece(
 
 # %% ../../nbs/data/09_streaming.ipynb #4b879539
 def score_store(score, store: FeatureStore, folder, classes, *, by: str, piece: int = 4096):
-    "Score all clips of a store into Parquet files in `folder`, or resume; arguments as for `plan_scores` and `score_piece`."
+    """Score all clips of a store into Parquet files in `folder`, or resume; arguments as for `plan_scores` and
+    `score_piece`."""
     for k in progress(plan_scores(store, folder, classes, by=by, piece=piece), label="scoring", unit="pieces"):
         score_piece(score, store, folder, k)
 
 
 def read_scores(folder):
-    "Yield the scores as DataFrames (clip_id, one column per class), a piece at a time; raises `AudiotagError` when one is missing."
+    """Yield the scores as DataFrames (clip_id, one column per class), a piece at a time; raises `AudiotagError` when
+    one is missing."""
     plan = read_json(Path(folder) / "plan.json")
     for k in range(-(-plan["clips"] // plan["piece"])):
         yield read_parquet(_score_file(folder, k), columns=("clip_id", *plan["classes"]))
 
 
 def join_parquet(path, pieces):
-    "Concatenate Parquet files with the same columns, one of them in memory at a time; the same pieces give the same bytes."
+    """Concatenate Parquet files with the same columns, one of them in memory at a time; the same pieces give the same
+    bytes."""
     import pyarrow.parquet as pq
 
     with atomic_path(path) as part, ExitStack() as opened:

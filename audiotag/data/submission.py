@@ -94,7 +94,8 @@ def _binary_format(data: bytes) -> str:
 
 
 def _parse_csv(text) -> tuple:  # (header, rows, findings)
-    "Header and rows of a csv as lists of str; rows with another number of cells than the header are left out and reported."
+    """Header and rows of a csv as lists of str; rows with another number of cells than the header are left out and
+    reported."""
     header, rows, ragged, row = None, [], [], 0
     try:
         for cells in csv.reader(io.StringIO(text, newline=""), strict=True):

@@ -28,7 +28,8 @@ SCHEMA = 1  # version of bundle.json
 def golden_wave(
     sample_rate: int,  # Hz
 ) -> np.ndarray:  # (samples,), float32
-    "The sound of the golden example, always the same 2.5 s over the whole spectrum: a rising tone, clicks, a pause and noise."
+    """The sound of the golden example, always the same 2.5 s over the whole spectrum: a rising tone, clicks, a pause
+    and noise."""
     t = np.arange(int(2.5 * sample_rate)) / sample_rate
     tone = 0.4 * np.sin(2 * np.pi * (100 * t + 0.2 * sample_rate * t**2 / 2.5 / 2))
     noise = 0.05 * rng(0, "golden").normal(size=len(t))
@@ -93,7 +94,8 @@ def _write_tensors(path: Path, tensors: dict) -> dict:
 
 
 def _without_pretrained(settings):
-    "Settings of a network without the path of its pretrained weights, which would reveal a path of the owner's machine."
+    """Settings of a network without the path of its pretrained weights, which would reveal a path of the owner's
+    machine."""
     if not isinstance(settings, dict):
         return settings
     return {k: "" if k == "pretrained" else _without_pretrained(v) for k, v in settings.items()}
@@ -474,7 +476,8 @@ class Bundle:
                 )
 
     def model(self, index: int, *, spec: Config | None = None):  # torch module
-        "Load the network of one member, in eval mode on the CPU; `spec`: other settings for the same weights, as `Network.split` gives them."
+        """Load the network of one member, in eval mode on the CPU; `spec`: other settings for the same weights, as
+        `Network.split` gives them."""
         m = self.members[index]
         if spec is None:
             spec = _network_settings(self.about["models"][m["model"]], str(self.path))
@@ -571,7 +574,8 @@ class Bundle:
             )
 
     def _read_tensors(self, file: str, prefix: str = "", expected: dict | None = None) -> dict:
-        "The arrays of a safetensors file whose names begin with `prefix`, after a check against the `expected` {name: shape}."
+        """The arrays of a safetensors file whose names begin with `prefix`, after a check against the `expected`
+        {name: shape}."""
         from safetensors import safe_open, SafetensorError
 
         path = self.file(file)
@@ -640,7 +644,8 @@ class Member:
 
 # %% ../../nbs/infer/05_bundle.ipynb #2cc6f7d3
 class Ensemble:
-    "Several bundles of the same classes: `bundles`, `classes` and `prior` in the order of the first; `combiner`, if one was fitted."
+    """Several bundles of the same classes: `bundles`, `classes` and `prior` in the order of the first; `combiner`, if
+    one was fitted."""
 
     def __init__(self, bundles, combiner: Combiner | None = None):
         self.bundles, self.combiner = list(bundles), combiner

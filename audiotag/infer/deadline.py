@@ -223,7 +223,8 @@ class Plan:
         remaining: float,  # windows that it has yet to score
         batch: int,  # windows of the next batch
     ) -> str:  # '' to go on
-        "Why a running member has to stop before its next batch: no time left, or a cheaper member would be finished in time."
+        """Why a running member has to stop before its next batch: no time left, or a cheaper member would be finished
+        in time."""
         if not math.isfinite(c.pace.per_window):
             return "" if self.left() > 0 else "no time was left"
         seconds = c.pace.per_window + c.feature_seconds

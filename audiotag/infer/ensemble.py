@@ -380,7 +380,8 @@ class Stack(EnsembleMethod):
         return best_epoch
 
     def _iter_epochs(self, x, truth, train, seed):
-        "Yield [(local, dense) of each variant] before the first and after each epoch; `train` (variants, n) masks the clips of a variant."
+        """Yield [(local, dense) of each variant] before the first and after each epoch; `train` (variants, n) masks
+        the clips of a variant."""
         import torch
         from torch.nn.functional import binary_cross_entropy_with_logits as bce
 

@@ -232,7 +232,8 @@ def to_int8(
     *,
     leave_out=None,  # names of operations that stay in 32 bits; None: `head_of(graph)` and `gates_of(graph)`
 ):
-    "Quantise the convolutions of a graph to 8 bits (NNCF, post-training); raises `AudiotagError` if that is not possible."
+    """Quantise the convolutions of a graph to 8 bits (NNCF, post-training); raises `AudiotagError` if that is not
+    possible."""
     nncf = load_library("nncf")
     import logging, sys
     from contextlib import redirect_stdout
@@ -564,7 +565,8 @@ def export_bundle(
     fixed_time: bool = False,  # fix the length of windows in the graphs
     shared: bool = False,  # try one pass over overlapping windows before window by window: `audiotag.infer.overlap`
 ) -> pd.DataFrame:  # `graph_table` of the new bundle
-    "Export graphs for the members of a bundle, keep those that agree with torch, and write files and verdicts into the bundle."
+    """Export graphs for the members of a bundle, keep those that agree with torch, and write files and verdicts into
+    the bundle."""
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     requested = (precision,) if isinstance(precision, str) else tuple(precision)
     for p in requested:
@@ -730,7 +732,8 @@ def _check_sizes(shapes, refuse: Callable):
 
 
 def _member_graph(bundle: Bundle, joined, entry: dict, example):
-    "The part of a joined graph that is one member, after a check of its inputs, its output and its intermediate results."
+    """The part of a joined graph that is one member, after a check of its inputs, its output and its intermediate
+    results."""
     import openvino as ov
 
     path = bundle.file(entry["file"])

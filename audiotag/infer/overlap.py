@@ -57,7 +57,8 @@ def shared_pass(
     example: np.ndarray,  # a window, (n, C, bands, frames)
     hop: int,  # frames from one window to the next
 ):  # torch module: (n, C, bands, frames + hop*(m-1)) -> logits (n*m, classes)
-    "A network that scores all windows of a strip; raises `AudiotagError` if the windows do not fall on the columns of its map."
+    """A network that scores all windows of a strip; raises `AudiotagError` if the windows do not fall on the columns
+    of its map."""
     import torch
 
     body, head = getattr(net, "body", None), getattr(net, "head", None)

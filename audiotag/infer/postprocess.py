@@ -172,7 +172,8 @@ def steps_named(
 # %% ../../nbs/infer/04_postprocess.ipynb #04d12109
 @dataclass(frozen=True, kw_only=True)
 class Blend(Combiner):
-    "Weighted sum of members and of geometric means of some of them, divided by the sum of the weights (BirdCLEF 2024, 4th)."
+    """Weighted sum of members and of geometric means of some of them, divided by the sum of the weights (BirdCLEF
+    2024, 4th)."""
 
     weights: tuple[float, ...]  # one per member
     products: tuple[tuple[int, ...], ...] = ()  # indices of members whose geometric mean is added

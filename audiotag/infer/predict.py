@@ -211,7 +211,8 @@ def iter_batches(
     cuts,  # as `iter_windows` yields them
     size: int,  # windows in a batch
 ):
-    "Yield ([(row, view, windows, whether the row is complete)…], windows, progress); only the last batch may be smaller."
+    """Yield ([(row, view, windows, whether the row is complete)…], windows, progress); only the last batch may be
+    smaller."""
     owners, parts, n, progress = [], [], 0, 0.0
     for row, view, x, complete, progress in cuts:
         start, total = 0, count_windows(x)
@@ -502,7 +503,8 @@ class _Terminated(BaseException):
 
 @contextmanager
 def handle_sigterm():
-    "Let SIGTERM raise an exception in the block, as Ctrl-C does, and end the process after it; only in the main thread."
+    """Let SIGTERM raise an exception in the block, as Ctrl-C does, and end the process after it; only in the main
+    thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

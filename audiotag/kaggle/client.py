@@ -88,7 +88,8 @@ def run_kaggle(
     show=(),  # print lines that contain one of these words (in lower case) as they come
     timeout_s: float | None = 300.0,  # seconds after which the client is killed; None for uploads and downloads
 ) -> Reply:
-    "Run the kaggle client and return its output without credentials; raises `AudiotagError` if it is missing or not signed in."
+    """Run the kaggle client and return its output without credentials; raises `AudiotagError` if it is missing or not
+    signed in."""
     lines = []
     with tempfile.TemporaryDirectory() as tmp:
         env = {**os.environ, "TMPDIR": tmp, "PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8", "PYTHONUNBUFFERED": "1"}
@@ -216,7 +217,8 @@ def _compare_files(sent: dict, remote: dict) -> list:
 
 
 def _verify_upload(ref: str, sent: dict, before: dict | None, *, wait_s: float, every_s: float):
-    "Compare what arrived with what was sent. The remote list may lag behind, so it is read again until it changes, and twice after that."
+    """Compare what arrived with what was sent. The remote list may lag behind, so it is read again until it changes,
+    and twice after that."""
     end, pauses, retries = time.monotonic() + wait_s, _growing_pauses(every_s), 2
     while True:
         wait_until_ready(ref, wait_s=max(1, end - time.monotonic()), every_s=every_s)
@@ -272,7 +274,8 @@ def publish(
     wait_s: float | None = None,  # for it to become ready; None: three minutes, and a second for each MB
     every_s: float = 5.0,  # the longest pause between two polls
 ) -> str:  # 'owner/slug'
-    "Create a dataset, or a new version of it, and check that every file arrived; raises `AudiotagError` if one did not."
+    """Create a dataset, or a new version of it, and check that every file arrived; raises `AudiotagError` if one did
+    not."""
     folder = Path(folder).resolve()
     dataset_files(folder)
     _check_packed(folder)
@@ -384,7 +387,8 @@ def _check_source_size(notebook):
 
 
 def _check_not_edited(folder: Path, data: bytes):
-    "Raise `AudiotagError` if a notebook in a packed folder was edited there and differs from `data`, which is to replace it."
+    """Raise `AudiotagError` if a notebook in a packed folder was edited there and differs from `data`, which is to
+    replace it."""
     books = [folder / n for n in changed_files(folder) if n.endswith(".ipynb")] if folder.is_dir() else []
     edited = [b for b in books if b.is_file() and b.read_bytes() != data]
     if edited:
@@ -440,7 +444,8 @@ def push(
     owner: str = "",  # Kaggle user name; empty: as in the metadata, or the signed-in user
     title: str = "",
 ) -> dict:  # kernel ('owner/slug'), version, url
-    "Write `kernel-metadata.json` and push the kernel; raises `AudiotagError` if Kaggle does not accept it with all of its sources."
+    """Write `kernel-metadata.json` and push the kernel; raises `AudiotagError` if Kaggle does not accept it with all
+    of its sources."""
     folder = Path(folder).resolve()
     path, books = folder / "kernel-metadata.json", sorted(folder.glob("*.ipynb"))
     old = read_json(path) if path.is_file() else {}

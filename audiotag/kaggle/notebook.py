@@ -73,7 +73,8 @@ _SLUG = r"[A-Za-z0-9][\w-]*"
 
 @dataclass
 class Sources:
-    "Slugs of the inputs that a notebook needs; datasets are 'owner/slug', or 'slug' if the notebook does not name the owner."
+    """Slugs of the inputs that a notebook needs; datasets are 'owner/slug', or 'slug' if the notebook does not name
+    the owner."""
 
     competitions: list = field(default_factory=list)
     datasets: list = field(default_factory=list)

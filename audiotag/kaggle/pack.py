@@ -20,7 +20,8 @@ PLACEHOLDER_OWNER = "your-kaggle-name"  # the owner in metadata until one is giv
 
 
 def slug_of(name: str) -> str:
-    "A slug from a folder's name: lower case, digits and hyphens, 6 to 50 characters; raises `AudiotagError` if that fails."
+    """A slug from a folder's name: lower case, digits and hyphens, 6 to 50 characters; raises `AudiotagError` if that
+    fails."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     if not slug:
         raise AudiotagError(
@@ -181,7 +182,8 @@ def write_manifest(
     readme: str = "",  # the generated README; its hash shows later whether the user has changed it
     **facts,  # further facts to keep in it
 ):
-    "List the files of a packed folder, with sizes and SHA-256, in its `manifest.json`; the same files give the same bytes."
+    """List the files of a packed folder, with sizes and SHA-256, in its `manifest.json`; the same files give the same
+    bytes."""
     folder = Path(folder)
     names = sorted(
         p.name for p in folder.iterdir() if p.is_file() and p.name not in ("manifest.json", "dataset-metadata.json")
@@ -313,7 +315,8 @@ def keep_existing_graphs(
     folder,  # that is packed, for the messages
     command: str,  # that makes new graphs, for the messages
 ):
-    "Copy the graphs of an earlier export for the networks whose weights are the same; print which are kept and which are deleted."
+    """Copy the graphs of an earlier export for the networks whose weights are the same; print which are kept and which
+    are deleted."""
     from audiotag.infer.openvino_graphs import keep_graphs
 
     def weights(b):
@@ -393,7 +396,8 @@ def pack_weights(
     # steps of `audiotag.infer.postprocess` that `infer` applies at the end; None: the recipe's, () for nothing
     after=None,
 ) -> Path:
-    "Seal the members of a run as a bundle folder for upload; the same run gives the same bytes. Raises `AudiotagError` if the run is not finished."
+    """Seal the members of a run as a bundle folder for upload; the same run gives the same bytes. Raises
+    `AudiotagError` if the run is not finished."""
     from audiotag.data.competitions import class_prior
     from audiotag.infer.postprocess import steps_named
     from audiotag.train.run_folder import is_finished, stage_table

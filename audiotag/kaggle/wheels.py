@@ -112,7 +112,8 @@ def pack_wheels(
     owner: str = "",  # Kaggle user name; empty: as in the existing metadata
     title: str = "",
 ) -> Path:
-    "Download wheels for the kernel's Python, make audiotag's own, and pack them as a dataset; raises `AudiotagError` if one is missing."
+    """Download wheels for the kernel's Python, make audiotag's own, and pack them as a dataset; raises `AudiotagError`
+    if one is missing."""
     folder = Path(folder).resolve()
     requirements = list(requirements) or [_pinned_requirement(n) for n in DEFAULT_REQUIREMENTS]
     if rejected := [r for r in requirements if _package_name(r) in STATISTICS]:

@@ -172,7 +172,8 @@ class SpectrogramNet(nn.Module):
 # %% ../../nbs/models/01_blocks.ipynb #ea7ee291
 @dataclass(frozen=True, kw_only=True)
 class Network(Config):
-    "Base of the settings of networks, which may contain their front end; a subclass creates the module in `_build(n_classes)`."
+    """Base of the settings of networks, which may contain their front end; a subclass creates the module in
+    `_build(n_classes)`."""
 
     front: FrontEnd | None = None  # computed inside, from waves; None: the network takes the front end's output
 
@@ -235,7 +236,8 @@ def make_pool(
 
 # %% ../../nbs/models/01_blocks.ipynb #b373f49a
 class SqueezeExcite(nn.Module):
-    "Scales each channel by a number from 0 to 1 computed from the means of all channels: (B, C, bands, frames), shape unchanged."
+    """Scales each channel by a number from 0 to 1 computed from the means of all channels: (B, C, bands, frames),
+    shape unchanged."""
 
     def __init__(
         self,
@@ -253,7 +255,8 @@ class SqueezeExcite(nn.Module):
 
 # %% ../../nbs/models/01_blocks.ipynb #0ca84009
 class PooledBlock(nn.Module):
-    "Twice conv-BN-ReLU(-SE)-pool: (B, n_in, bands, frames) -> (B, n_out, ceil(bands/2), ceil(frames/2)), or the same size without pools."
+    """Twice conv-BN-ReLU(-SE)-pool: (B, n_in, bands, frames) -> (B, n_out, ceil(bands/2), ceil(frames/2)), or the same
+    size without pools."""
 
     def __init__(
         self,
@@ -293,7 +296,8 @@ def multi_scale(
     *,
     momentum: float = 0.15,  # of batch norm; Keras' .85
 ) -> nn.Sequential:  # (B, n_in, bands, frames) -> (B, n_out, bands, frames)
-    "Convolutions of several sizes side by side, batch norm, ReLU; raises `AudiotagError` when `n_out` is not a multiple of the number of sizes."
+    """Convolutions of several sizes side by side, batch norm, ReLU; raises `AudiotagError` when `n_out` is not a
+    multiple of the number of sizes."""
     if not sizes or n_out % len(sizes) or any(k % 2 == 0 for k in sizes):
         raise AudiotagError(
             f"{n_out} channels from convolutions of {sizes}",
@@ -314,14 +318,16 @@ class SideBySide(nn.ModuleList):
 
 # %% ../../nbs/models/01_blocks.ipynb #9897c589
 class ShufflePool(nn.Module):
-    "Pairs of bands become channels; then the maximum over time, then the mean over bands: (B, C, bands, frames) -> (B, 2*C)."
+    """Pairs of bands become channels; then the maximum over time, then the mean over bands: (B, C, bands, frames) ->
+    (B, 2*C)."""
 
     def forward(self, x):
         return torch.cat([x[:, :, 0::2], x[:, :, 1::2]], 1).amax(3).mean(2)
 
 # %% ../../nbs/models/01_blocks.ipynb #1e91df20
 class SequenceGRU(nn.Module):
-    "Batch norm, two bidirectional GRUs whose directions are summed, maximum over the steps: (B, steps, n_in) -> (B, n)."
+    """Batch norm, two bidirectional GRUs whose directions are summed, maximum over the steps: (B, steps, n_in) -> (B,
+    n)."""
 
     def __init__(
         self,

@@ -53,7 +53,8 @@ class CNN(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class CNNModel1(CNN):
-    "The first system's own CNN: four conv blocks of 1, 2, 4 and 8 times `width` channels, and a head; at least 16 bands and frames."
+    """The first system's own CNN: four conv blocks of 1, 2, 4 and 8 times `width` channels, and a head; at least 16
+    bands and frames."""
 
     def _body(self):
         sizes = [self.in_channels, *(self.width * 2**i for i in range(4))]

@@ -23,7 +23,8 @@ FOLDS = {  # name: front end of 5 s
 
 # %% ../../nbs/models/06_rawfold.ipynb #319d1dd5
 def _require_backbone(network, name, channels):
-    "Raise `AudiotagError` unless a backbone has `features()` and the `in_channels` of its input, or gets one channel, which is repeated."
+    """Raise `AudiotagError` unless a backbone has `features()` and the `in_channels` of its input, or gets one
+    channel, which is repeated."""
     backbone = getattr(network, name)
     network.require(hasattr(backbone, "features"), name, "give the settings of a network with a `features` method")
     network.require(
@@ -89,7 +90,8 @@ def _require_pair(net, x, page):
 # %% ../../nbs/models/06_rawfold.ipynb #22a7b13f
 @dataclass(frozen=True, kw_only=True)
 class Hybrid(Network):
-    "A spectrogram and a folded wave, their features concatenated, one dense layer; `build(n_classes)` gives a `HybridNet`."
+    """A spectrogram and a folded wave, their features concatenated, one dense layer; `build(n_classes)` gives a
+    `HybridNet`."""
 
     mel: Config  # backbone of the spectrogram, settings with `features()`
     raw: Config  # backbone of the page, settings with `features()`

@@ -20,7 +20,8 @@ from .blocks import Network, require_spectrograms, require_batch_of_two
 def features_of(
     backbone: Config,  # settings with `features()`, and `in_channels` if it is not 1
 ) -> tuple:  # (module, output channels, input channels)
-    "The feature extractor of a backbone; raises `AudiotagError` when its settings have none, or its output is not a map."
+    """The feature extractor of a backbone; raises `AudiotagError` when its settings have none, or its output is not a
+    map."""
     if not hasattr(backbone, "features"):
         raise AudiotagError(
             f"{type(backbone).__name__} has no features",
@@ -250,7 +251,8 @@ def plot_detections(
     front_end=None,  # the `LogMel` of the features, for an axis in kHz and boxes with their frequencies
     axes=None,  # two; None: a new figure
 ):
-    "Plot detections (filled) and true boxes (outlined) on the spectrogram, and below it in one row per class; returns the axes."
+    """Plot detections (filled) and true boxes (outlined) on the spectrogram, and below it in one row per class;
+    returns the axes."""
     import matplotlib.pyplot as plt
 
     top, below = (

@@ -28,7 +28,8 @@ class Resize(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Timm(Network):
-    "A network of timm by name; `build(n_classes)` returns a `SpectrogramNet`, or raises `AudiotagError` about the name or the weights."
+    """A network of timm by name; `build(n_classes)` returns a `SpectrogramNet`, or raises `AudiotagError` about the
+    name or the weights."""
 
     name: str = "efficientnet_b0"  # as in `timm.list_models()`; read when the network is built
     in_channels: int = 1  # channels of the front end; a network with three also accepts one and repeats it
@@ -62,7 +63,8 @@ class Timm(Network):
         return SpectrogramNet(body, nn.Sequential(nn.Dropout(self.dropout), nn.Linear(n, n_classes)), self.in_channels)
 
     def features(self) -> nn.Module:
-        "The network without pool and classifier, a backbone for other heads: (n, in_channels, bands, frames) -> (n, D, bands', frames')."
+        """The network without pool and classifier, a backbone for other heads: (n, in_channels, bands, frames) -> (n,
+        D, bands', frames')."""
         body, _ = timm_backbone(
             self.name,
             in_channels=self.in_channels,

@@ -25,7 +25,8 @@ from audiotag.models.blocks import (
 
 # %% ../../nbs/models/03_wavecnn.ipynb #78429d4d
 class WaveformNet(nn.Module):
-    "(x, statistics, length) -> logits (n, n_classes); x (n, 1, bands, frames), statistics (n, 1, 128, 12), length (n, 1, 1, 1)."
+    """(x, statistics, length) -> logits (n, n_classes); x (n, 1, bands, frames), statistics (n, 1, 128, 12), length
+    (n, 1, 1, 1)."""
 
     def __init__(
         self,

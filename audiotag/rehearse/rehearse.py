@@ -33,7 +33,8 @@ def run_notebook(
     env: dict | None = None,  # further environment variables
     timeout: float = 3600.0,  # seconds for one cell
 ) -> Path:  # the executed copy, in `workdir`
-    "Execute a notebook in a fresh kernel, without a sandbox; raises `AudiotagError` with the cell's own error if one fails."
+    """Execute a notebook in a fresh kernel, without a sandbox; raises `AudiotagError` with the cell's own error if one
+    fails."""
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -132,7 +133,8 @@ def _normalized(name) -> str:
 
 
 def image_packages(extra=(), python: Python | None = None) -> set:  # names in lower case with hyphens
-    "The distributions of the image: `IMAGE`, `extra`, and their requirements as far as they are installed for `python` (None: this one)."
+    """The distributions of the image: `IMAGE`, `extra`, and their requirements as far as they are installed for
+    `python` (None: this one)."""
     python = python or this_python()
     version = dict(python_version=".".join(python.version.split(".")[:2]), python_full_version=python.version)
     from packaging.requirements import InvalidRequirement, Requirement
@@ -177,7 +179,8 @@ def _bundle_name(folder: Path) -> str:  # 'owner/slug'
 
 
 def _list_mounts(root: Path, made, bundles, slug: str, mount_layout: str) -> list:  # of pairs (path here, path inside)
-    "The competition `root`, the hidden test `made` over it, and the bundles; a later mount covers a part of an earlier one."
+    """The competition `root`, the hidden test `made` over it, and the bundles; a later mount covers a part of an
+    earlier one."""
     base = Path("/kaggle/input")
     if mount_layout == "new":
         home = base / "competitions" / slug
@@ -268,7 +271,8 @@ def _environment(working: str, guard: str, token: str, python: Python) -> dict:
 
 
 def _prepare_run(folder: Path, setup: _RunSetup, mounts) -> tuple:  # (spec, command)
-    "Create the guard and the working folder in `folder`; returns the sandbox's spec and the command that executes the notebook."
+    """Create the guard and the working folder in `folder`; returns the sandbox's spec and the command that executes
+    the notebook."""
     sandbox, python = setup.sandbox, setup.python
     working, guard = folder / "working", folder / "guard"
     inside = "/kaggle/working" if sandbox.files else str(working)
@@ -527,7 +531,8 @@ def _runner_error(usage: _Usage, result: RunResult) -> AudiotagError:
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #e76b3124
 def _run_once(folder: Path, setup: _RunSetup, **test) -> RunResult:
-    "Execute the notebook once with a hidden test of its own (`test`: arguments of `hidden_test`); its outputs stay in `folder`."
+    """Execute the notebook once with a hidden test of its own (`test`: arguments of `hidden_test`); its outputs stay
+    in `folder`."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     made = hidden_test(setup.competition, folder / "test", **test)
@@ -713,7 +718,8 @@ def rehearse(
     python=None,  # path of the interpreter that runs the notebook; None: this one
     isolation: str = "auto",  # 'bwrap', 'unshare', 'none', or 'auto' for the strictest that works
 ) -> Rehearsal:
-    "Execute a notebook as a Kaggle kernel would, and report what went wrong; raises `AudiotagError` if it cannot be run."
+    """Execute a notebook as a Kaggle kernel would, and report what went wrong; raises `AudiotagError` if it cannot be
+    run."""
     nb, comp, bundles = (
         read_notebook(notebook),
         load_competition(competition, layout, train=False),

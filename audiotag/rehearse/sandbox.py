@@ -26,7 +26,8 @@ class Python:
 
 
 def _describe_python() -> dict:
-    "The fields of a `Python`. The source of this function is sent to another interpreter, so it imports all that it needs."
+    """The fields of a `Python`. The source of this function is sent to another interpreter, so it imports all that it
+    needs."""
     import os, platform, re, sys
     from importlib import metadata
     from inspect import getmodulename
@@ -74,7 +75,8 @@ def this_python() -> Python:
 def find_python(
     path,  # of the interpreter, or its name on PATH
 ) -> Python:
-    "Describe another interpreter; raises `AudiotagError` unless it is Python 3.10 or newer and has ipykernel and nbclient."
+    """Describe another interpreter; raises `AudiotagError` unless it is Python 3.10 or newer and has ipykernel and
+    nbclient."""
 
     def error(what, fix="give the path of a Python, such as .venv/bin/python"):
         return AudiotagError(what, file=path, field="--python", fix=fix)

@@ -421,7 +421,8 @@ def check_cv(
     workers: int = 1,  # threads that read audio files
     n: int = 500,  # bootstrap draws
 ) -> CVCheck:
-    "Check the cross-validation of a run. Near-duplicates count as one observation. Writes trust.json to the run folder."
+    """Check the cross-validation of a run. Near-duplicates count as one observation. Writes trust.json to the run
+    folder."""
     clips = run.clips if test is None else pd.concat([run.clips, test.assign(fold=-1)], ignore_index=True)
     pairs = find_duplicates(clips, workers=workers)
     groups = join_duplicates(run.clips, pairs).group

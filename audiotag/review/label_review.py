@@ -143,7 +143,8 @@ ACTIONS, COLUMNS = ("keep", "relabel", "drop"), ("clip_id", "action", "labels", 
 
 
 def _check_decision(action, labels, classes, **place):
-    "Raise `AudiotagError` if an action or its labels are invalid; `place` tells where, in the words of `AudiotagError`."
+    """Raise `AudiotagError` if an action or its labels are invalid; `place` tells where, in the words of
+    `AudiotagError`."""
     if action not in ACTIONS:
         raise AudiotagError(f"{action!r} is not an action", field="action", fix=did_you_mean(action, ACTIONS), **place)
     if action == "relabel" and not labels:

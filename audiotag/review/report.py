@@ -81,7 +81,8 @@ def plot_history(
 
 # %% ../../nbs/review/05_report.ipynb #581ac50a
 def _stage_scores(run, stages, source):
-    "(targets, out-of-fold scores) of the clips of a source: the mean of `stages`, or of the recipe's members if there are none."
+    """(targets, out-of-fold scores) of the clips of a source: the mean of `stages`, or of the recipe's members if
+    there are none."""
     mask = (run.clips.source == source).to_numpy()
     if not mask.any():
         raise AudiotagError(f"the run has no {source!r} clips", file=run.folder)
@@ -192,7 +193,8 @@ def calibration_table(
 def calibration_error(
     table: pd.DataFrame,  # from `calibration_table`
 ) -> float:  # 0 to 1; NaN for an empty table
-    "Expected calibration error: the mean distance of the mean score from the share that is right, weighted by the number of scores."
+    """Expected calibration error: the mean distance of the mean score from the share that is right, weighted by the
+    number of scores."""
     if not len(table):
         return float("nan")
     return float(np.average((table["mean score"] - table.right).abs(), weights=table.scores))

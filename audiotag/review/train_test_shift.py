@@ -113,7 +113,8 @@ def separability(
     seed: int = 0,
     small_tree: bool = False,  # a decision tree of 8 leaves instead of a random forest
 ) -> tuple[float, float, float]:  # AUC out of fold, and its 95 % interval
-    "How well a classifier tells training clips from test clips: .5 is chance. Raises `AudiotagError` below 20 clips of either."
+    """How well a classifier tells training clips from test clips: .5 is chance. Raises `AudiotagError` below 20 clips
+    of either."""
     y, x = np.asarray(is_test, bool), pd.get_dummies(table, dtype=float).fillna(0.0).to_numpy()
     groups = np.arange(len(y)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     if min(y.sum(), (~y).sum()) < 20:

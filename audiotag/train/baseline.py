@@ -127,7 +127,8 @@ def baseline_table(
 def baseline_front_end(
     sample_rate: int,  # Hz, of the competition's files
 ) -> FrontEnd:
-    "A log-mel of 64 bands: windows of about 50 ms every 16 ms, over the whole spectrum, without the silence at both ends."
+    """A log-mel of 64 bands: windows of about 50 ms every 16 ms, over the whole spectrum, without the silence at both
+    ends."""
     return LogMel(
         sample_rate=sample_rate,
         n_fft=2 ** round(math.log2(0.05 * sample_rate)),

@@ -182,7 +182,8 @@ def run_in_ranks(
     *args,
     threads: int = 1,  # of torch, in each
 ):  # what it returned in process 0
-    "Call a function in `n` processes that form a group of `torch.distributed`, with a GPU each if there are any; raises the first `AudiotagError` of them."
+    """Call a function in `n` processes that form a group of `torch.distributed`, with a GPU each if there are any;
+    raises the first `AudiotagError` of them."""
     from joblib.externals.loky import ProcessPoolExecutor
 
     if torch.cuda.is_available() and torch.cuda.device_count() < n:
@@ -205,7 +206,8 @@ def run_in_ranks(
 def distributed_trainer(
     device,  # of the batches
 ):  # a fastai callback
-    "fastai's `DistributedTrainer` for a group made by `run_in_ranks`: averages the gradients, and gives each process a part of each batch."
+    """fastai's `DistributedTrainer` for a group made by `run_in_ranks`: averages the gradients, and gives each process
+    a part of each batch."""
     accelerate = load_library("accelerate")
     from fastai.distributed import DistributedTrainer
 

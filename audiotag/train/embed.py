@@ -32,7 +32,8 @@ def penultimate(
     model: torch.nn.Module,
     n_classes: int,
 ):
-    "A context that yields a list, to which each pass of the model appends (n, D): the input of its last layer with `n_classes` outputs."
+    """A context that yields a list, to which each pass of the model appends (n, D): the input of its last layer with
+    `n_classes` outputs."""
     caught, layer_inputs = [], []
 
     def before_layer(layer, args):
@@ -142,7 +143,8 @@ def boosted_scores(
     rounds: int = 50,
     seed: int = 0,
 ) -> np.ndarray:  # (new clips, classes)
-    "Probabilities of gradient boosting, one classifier per class (scikit-learn's histogram trees); a class that all or no clips have is constant."
+    """Probabilities of gradient boosting, one classifier per class (scikit-learn's histogram trees); a class that all
+    or no clips have is constant."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     out = np.tile(y.mean(0, dtype=float), (len(x_new), 1))
@@ -179,7 +181,8 @@ def embedding_scores(
     trees=forest_scores,  # or `boosted_scores`; called as `trees(x, y, x_new, seed=)`
     seed: int = 0,
 ) -> pd.DataFrame:  # index clip_id of the curated clips, one column per class
-    "Out-of-fold scores of trees on each fold's own embeddings; raises `AudiotagError` if a network was trained on the clips that it is tested on."
+    """Out-of-fold scores of trees on each fold's own embeddings; raises `AudiotagError` if a network was trained on
+    the clips that it is tested on."""
     clips = run.clips[run.clips.source == "curated"].reset_index(drop=True)
     y, fold, p = targets(clips, run.classes), clips.fold.to_numpy(), np.zeros((len(clips), len(run.classes)))
     for k in map(int, progress(np.unique(fold), label="trees on embeddings", unit="folds")):

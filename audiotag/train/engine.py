@@ -207,7 +207,8 @@ class Engine:
         self.close()
 
     def each(self, jobs):
-        "Yield pairs (job, value) in the order in which jobs end; at the end raise one `AudiotagError` for those that failed."
+        """Yield pairs (job, value) in the order in which jobs end; at the end raise one `AudiotagError` for those that
+        failed."""
         yield from _drive(self, jobs)
 
     def run(self, jobs) -> dict:  # job's name -> what its function returned
@@ -600,7 +601,8 @@ def _connect(ray, address):
 
 # %% ../../nbs/train/09_engine.ipynb #2541f512
 class RayEngine(Engine):
-    "Jobs on a Ray cluster: the one at `address`, or the one that this process is connected to, or a new one on this machine."
+    """Jobs on a Ray cluster: the one at `address`, or the one that this process is connected to, or a new one on this
+    machine."""
 
     def __init__(
         self,

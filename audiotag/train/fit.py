@@ -79,7 +79,8 @@ def _clip_by_clip(front_end, waves):
 
 
 class ApplyAugmentations(Callback):
-    "Pass each training batch through augmentations, seeded by epoch and batch; and waves through the front end, if there is one."
+    """Pass each training batch through augmentations, seeded by epoch and batch; and waves through the front end, if
+    there is one."""
 
     order = 5
 
@@ -198,7 +199,8 @@ class Schedule(Config):
 
 
 class OneCycle(Schedule):
-    "Up for a quarter of the stage, then down to nearly zero, momentum the other way (Smith 2018): fastai's `fit_one_cycle`."
+    """Up for a quarter of the stage, then down to nearly zero, momentum the other way (Smith 2018): fastai's
+    `fit_one_cycle`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,7 +360,8 @@ def peak_memory() -> int:  # MB
 
 # %% ../../nbs/train/04_fit.ipynb #13c554ca
 class Checkpoint(Callback):
-    "After each epoch, write everything that the next one needs to `path`, add the losses to `history`, and print a line."
+    """After each epoch, write everything that the next one needs to `path`, add the losses to `history`, and print a
+    line."""
 
     order = 90
 

@@ -60,7 +60,8 @@ class PseudoLabelRule(ClipRule, kind="Pseudo"):
         self,
         p,  # (n, classes) the teachers' probabilities
     ) -> np.ndarray:  # (n, classes) float32
-        "Training targets of each clip, whether it is kept or not; raises `AudiotagError` unless `p` holds probabilities."
+        """Training targets of each clip, whether it is kept or not; raises `AudiotagError` unless `p` holds
+        probabilities."""
         p = np.asarray(p, dtype=np.float64)
         if p.ndim != 2 or not ((p >= 0) & (p <= 1)).all():
             raise AudiotagError(

@@ -165,7 +165,8 @@ def universal2020(
 
 # %% ../../nbs/train/10_recipes.ipynb #bf637a95
 def universal2020_ladder() -> list[Recipe]:
-    "The steps of system 4's write-up; its scores: .9526, .9697, .9731, and .9754 and .9759 with five folds, without and with TTA."
+    """The steps of system 4's write-up; its scores: .9526, .9697, .9731, and .9754 and .9759 with five folds, without
+    and with TTA."""
     return [
         universal2020(side=64, backbone="resnet50", tta=False),
         universal2020(side=128, tta=False),

@@ -47,7 +47,8 @@ def trainable_clips(
     clips: pd.DataFrame,  # clip table of a competition
     recipe: Recipe,
 ) -> tuple:  # (rows that can be trained on, table of what is stored)
-    "Labelled clips, and unlabelled ones if a stage uses them. If the recipe has crops, `recording` names the recording of each row."
+    """Labelled clips, and unlabelled ones if a stage uses them. If the recipe has crops, `recording` names the
+    recording of each row."""
     sources = set().union(*(s.sources for s in recipe.stages))
     rows = clips[(clips.labels.map(len) > 0) | ((clips.source == "unlabeled") & ("unlabeled" in sources))]
     if recipe.crops is None:
@@ -97,7 +98,8 @@ def _read_rows(path: Path) -> pd.DataFrame:
 
 # %% ../../nbs/train/08_run_folder.ipynb #0e1cafc5
 class RunFolder:
-    "The settings, clips and files of a run: `recipe.json`, `clips.parquet`, `store/`, and a folder `<n>-<stage>/fold-<k>/` for each training."
+    """The settings, clips and files of a run: `recipe.json`, `clips.parquet`, `store/`, and a folder
+    `<n>-<stage>/fold-<k>/` for each training."""
 
     def __init__(self, folder):
         self.folder = Path(folder)
@@ -180,7 +182,8 @@ class RunFolder:
         return {c for s in ancestors for c in read_json(self.fold_path(s.name, fold) / "trained_on.json")}
 
     def weights_mark(self, stage: str, fold: int) -> str:
-        "The mark of a model's weights: a hash of stage, fold and the clips of `trained_on.json`, as 16 hexadecimal digits."
+        """The mark of a model's weights: a hash of stage, fold and the clips of `trained_on.json`, as 16 hexadecimal
+        digits."""
         ids = read_json(self.fold_path(stage, fold) / "trained_on.json")
         return hashlib.sha256(json.dumps([stage, fold, ids]).encode()).hexdigest()[:16]
 
@@ -210,7 +213,8 @@ class Run(RunFolder):
         return pd.DataFrame(p, pd.Index(ids, name="clip_id"), list(self.classes))
 
     def verify_out_of_fold(self, stage: str, fold: int, scored):
-        "Raise `AudiotagError` if the model or an ancestor was trained on the clips `scored`, or if weights do not match `trained_on.json`."
+        """Raise `AudiotagError` if the model or an ancestor was trained on the clips `scored`, or if weights do not
+        match `trained_on.json`."""
         check_out_of_fold(scored, self.trained_on(stage, fold), self.all_clips, where=self.fold_path(stage, fold))
         for s in ancestry(self.recipe, stage):
             path = self.fold_path(s.name, fold) / "weights.safetensors"
@@ -256,7 +260,8 @@ class Run(RunFolder):
         *stages: str,
         fold: int | None = None,  # score the clips of this fold alone; None: all
     ) -> dict:  # such as {'lwlrap noisy': .4, 'lwlrap curated': .7}; NaN without clips
-        "The recipe's metric of the mean of these stages, out of fold, by source. On noisy clips it is measured against noisy labels."
+        """The recipe's metric of the mean of these stages, out of fold, by source. On noisy clips it is measured
+        against noisy labels."""
         clips = self.clips if fold is None else self.clips[self.clips.fold == fold]
         truth, p = targets(clips, self.classes), self.oof(*stages).loc[clips.clip_id].to_numpy()
         metric, scores = self.recipe.metric, {}
@@ -337,7 +342,8 @@ def _teacher_path(run: Run, stage: str, rule: PseudoLabelRule, fold: int) -> Pat
 
 
 def teacher_probabilities(run: Run, stage: Stage, rule: PseudoLabelRule, fold: int) -> pd.DataFrame:  # index clip_id
-    "Mean prediction of this fold's own teachers for all clips of the rule's source; computed once and kept in the fold's folder."
+    """Mean prediction of this fold's own teachers for all clips of the rule's source; computed once and kept in the
+    fold's folder."""
     path, clips = _teacher_path(run, stage.name, rule, fold), run.rows[run.rows.source == rule.source]
     if not len(clips):
         raise AudiotagError(
@@ -395,7 +401,8 @@ def _clips_of(run: Run, stage: Stage, source, fold: int) -> pd.DataFrame:
 # %% ../../nbs/train/08_run_folder.ipynb #8e492949
 @patch
 def training_clips(self: Run, stage: Stage, fold: int) -> pd.DataFrame:
-    "The clips that `stage` trains on in `fold`, without those of the fold; with columns `soft` and `probability` as their rule has them."
+    """The clips that `stage` trains on in `fold`, without those of the fold; with columns `soft` and `probability` as
+    their rule has them."""
     union = pd.concat([_clips_of(self, stage, source, fold) for source in stage.train_on]).drop_duplicates("clip_id")
     held_out = self.rows.group[self.rows.fold == fold]  # an unlabelled clip has no fold, but may be in such a group
     return union[~union.group.isin(held_out)].sort_values("clip_id")
@@ -552,7 +559,8 @@ def _in_shard_order(run: Run, clip_ids) -> list:
 
 
 def score_fold(run: Run, stage: str, fold: int):
-    "Score the clips of the fold, all sources, after checking that the model was not trained on them; resumes after a kill."
+    """Score the clips of the fold, all sources, after checking that the model was not trained on them; resumes after a
+    kill."""
     clips, folder = run.clips[run.clips.fold == fold], run.fold_path(stage, fold)
     run.verify_out_of_fold(stage, fold, clips.clip_id)
     weights, ids = file_sha256(folder / "weights.safetensors"), _in_shard_order(run, clips.clip_id)
@@ -678,7 +686,8 @@ def is_finished(run: Run) -> bool:
 def stage_table(
     run: Run,
 ) -> pd.DataFrame:  # a row per stage, and one for the mean of the members
-    "Out-of-fold score on noisy and curated clips, clips trained on, and minutes, for each stage that is finished in all folds."
+    """Out-of-fold score on noisy and curated clips, clips trained on, and minutes, for each stage that is finished in
+    all folds."""
     rows = []
     for s in run.recipe.stages:
         paths = [run.fold_path(s.name, k) for k in range(run.recipe.n_folds)]

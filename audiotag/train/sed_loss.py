@@ -44,7 +44,8 @@ def masked_mean(
 
 # %% ../../nbs/train/02_sed_loss.ipynb #8570c474
 def _split_targets(logits, targets):
-    "The labels (n, classes), the targets of frames (n, classes, frames) or None, and the weights of the labels; raises `AudiotagError` on shapes that do not fit."
+    """The labels (n, classes), the targets of frames (n, classes, frames) or None, and the weights of the labels;
+    raises `AudiotagError` on shapes that do not fit."""
     labels, frame_targets, weights = targets, None, torch.ones((), device=targets.device)
     if targets.ndim == 3:
         labels, frame_targets = targets[..., 0], targets[..., 1:]
@@ -113,7 +114,8 @@ class SEDLoss(Loss):
         return parts + self._frame_parts(frame, attention, labels, frame_targets, w)
 
     def _cost(self, z, t):
-        "Cross-entropy of each cell, or its focal cost; an unknown target is set to 0, since even a masked NaN would spoil the gradient."
+        """Cross-entropy of each cell, or its focal cost; an unknown target is set to 0, since even a masked NaN would
+        spoil the gradient."""
         t = t.nan_to_num()
         if not self.gamma:
             return F.binary_cross_entropy_with_logits(z, t, reduction="none")

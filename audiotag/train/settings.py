@@ -310,7 +310,8 @@ class Recipe(Config):
     stream_from: int = 200_000
     # threads of each training, and what a cluster reserves for it; None: torch's default where the run begins
     cpus: int | None = None
-    # of each training: a fraction of one on a cluster; 2 or more share every batch (on a machine without GPUs, that many
+    # of each training: a fraction of one on a cluster; 2 or more share every batch (on a machine without GPUs, that
+    # many
     # processes do); None: 1 if there is one
     gpus: float | None = None
     seed: int = 0
