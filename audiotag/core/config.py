@@ -74,6 +74,10 @@ def _flatten(value, prefix=""):
         yield from _flatten(v, f"{prefix}.{k}" if prefix else str(k))
 
 
+def _place(cls):
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
 _kinds = {}  # the word under `kind` in JSON -> class
 
 # %% ../../nbs/core/02_config.ipynb #4b1ff169
@@ -86,6 +90,13 @@ class Config:
     def __init_subclass__(cls, kind: str = "", **kwargs):
         super().__init_subclass__(**kwargs)
         cls.kind = kind or cls.__name__
+        other = _kinds.get(cls.kind, cls)
+        # a class may be defined anew where it stands, or in a notebook; two that files could not tell apart may not
+        if _place(other) != _place(cls) and "__main__" not in (cls.__module__, other.__module__):
+            raise AudiotagError(
+                f"two classes would be stored as {cls.kind!r}: {_place(other)} and {_place(cls)}",
+                fix=f"rename the second one, or give it a word of its own: class {cls.__name__}(..., kind='...')",
+            )
         _kinds[cls.kind] = cls
 
     def __post_init__(self):

@@ -323,7 +323,8 @@ def _check_lengths(clips):
         timed,
         beyond,
         lambda row: (
-            f"{row.start_s:g} to {row.end_s:g} s lies outside of {Path(row.path).name}, which has {_duration(row.path):.2f} s"
+            f"{row.start_s:g} to {row.end_s:g} s lies outside of {Path(row.path).name}, which has "
+            f"{_duration(row.path):.2f} s"
         ),
         field="end_s",
         fix="correct the time",
@@ -922,11 +923,13 @@ def _window_test_clips(root, template, path):
         asked = {}
     elif missing:
         notes.append(
-            f"{len(missing)} recordings of the template are not in {folder.name}/; their rows get the class prior: {a_few(missing)}"
+            f"{len(missing)} recordings of the template are not in {folder.name}/; their rows get the class "
+            f"prior: {a_few(missing)}"
         )
     if unreadable := [k for k, (_, seconds) in on_disk.items() if np.isnan(seconds)]:
         notes.append(
-            f"{len(unreadable)} recordings cannot be read; they get {len(ends[unreadable[0]])} rows each: {a_few(unreadable)}"
+            f"{len(unreadable)} recordings cannot be read; they get {len(ends[unreadable[0]])} rows each: "
+            f"{a_few(unreadable)}"
         )
     wanted = {k: sorted({*ends.get(k, []), *asked.get(k, [])}) for k in [*asked, *on_disk]}
     return _window_clips(on_disk, wanted, "test", folder, dict(zip(template.row_id, template["row"]))), notes

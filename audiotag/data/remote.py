@@ -732,7 +732,8 @@ class Lease:
         return AudiotagError(
             f"{what} process {held['pid']} on {held['machine'][0]}",
             file=self.remote.url,
-            fix=f"wait for it, or stop it; if you know that it is dead, remove {self.remote.url}/{_LEASE_FILE} and start again",
+            fix=f"wait for it, or stop it; if you know that it is dead, remove {self.remote.url}/{_LEASE_FILE} "
+            f"and start again",
         )
 
     def check(self):
@@ -754,7 +755,8 @@ class Lease:
             if seen is None:
                 seen, timeout = heartbeat, time.monotonic() + self.timeout_s
                 say(
-                    f"{self.remote.url}: process {held['pid']} on {held['machine'][0]} drove this run; if it gives no sign of life within {self.timeout_s:.0f} s it is dead, and this one goes on"
+                    f"{self.remote.url}: process {held['pid']} on {held['machine'][0]} drove this run; if it "
+                    f"gives no sign of life within {self.timeout_s:.0f} s it is dead, and this one goes on"
                 )
             if time.monotonic() > timeout:
                 return

@@ -640,7 +640,8 @@ def _publish_index(folder, settings, plan, done):
     if len(shapes) > 1:
         (shape, row), (other_shape, other_row) = list(shapes.items())[:2]
         raise AudiotagError(
-            f"the front end gives {shape} channels and bands for {row['path']}, and {other_shape} for {other_row['path']}",
+            f"the front end gives {shape} channels and bands for {row['path']}, and {other_shape} for "
+            f"{other_row['path']}",
             file=folder,
             fix="correct the front end",
         )
@@ -655,7 +656,8 @@ def _publish_index(folder, settings, plan, done):
         shutil.rmtree(p, ignore_errors=True)
     if bad:
         say(
-            f"{len(bad)} of {len(rows)} clips could not be read, see {folder / 'quarantine.csv'}; the first: {bad[0]['path']}: {bad[0]['what']}"
+            f"{len(bad)} of {len(rows)} clips could not be read, see {folder / 'quarantine.csv'}; the first: "
+            f"{bad[0]['path']}: {bad[0]['what']}"
         )
 
 # %% ../../nbs/data/06_store.ipynb #62f28ff1

@@ -51,7 +51,8 @@ def _read_text(path, competition) -> tuple:  # (text or None, findings)
         if size > most:
             return None, [
                 _fatal(
-                    f"the file has {size / 1e6:.1f} MB, and {len(competition.of('test'))} rows of {len(competition.template.columns)} columns cannot need more than {most / 1e6:.1f}"
+                    f"the file has {size / 1e6:.1f} MB, and {len(competition.of('test'))} rows of "
+                    f"{len(competition.template.columns)} columns cannot need more than {most / 1e6:.1f}"
                 )
             ]
         data = path.read_bytes()

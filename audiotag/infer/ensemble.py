@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'WAYS', 'combine', 'Combiner', 'Mean', 'RankMean', 'Stacked', 'start_of_stack', 'member_means',
-           'EnsembleMethod', 'EqualWeights', 'Weighted', 'Stack', 'cross_fit', 'with_metric', 'ensemble_table']
+           'EnsembleMethod', 'EqualWeights', 'FittedWeights', 'Stack', 'cross_fit', 'with_metric', 'ensemble_table']
 
 # %% ../../nbs/infer/03_ensemble.ipynb #573dd7b3
 from dataclasses import dataclass
@@ -235,7 +235,9 @@ class EnsembleMethod(Config, kind="Way"):
         seed: int = 0,
     ) -> Combiner:
         "Fit to out-of-fold scores and labels."
-        raise AudiotagError("EnsembleMethod is only the base of methods", fix="choose EqualWeights, Weighted or Stack")
+        raise AudiotagError(
+            "EnsembleMethod is only the base of methods", fix="choose EqualWeights, FittedWeights or Stack"
+        )
 
     def with_metric(self, metric: str) -> "EnsembleMethod":
         "The same method, optimised for another metric if it uses one."
@@ -295,7 +297,7 @@ def _greedy_weights(p, truth, metric, rounds) -> np.ndarray:  # (members,), sum 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weighted(EnsembleMethod):
+class FittedWeights(EnsembleMethod):
     "Weights by greedy selection with replacement, averaged over draws of the clips (Caruana et al. 2004)."
 
     how: str = "mean"  # 'mean', 'geometric' or 'rank'; weights of votes cannot be found by adding
@@ -336,7 +338,7 @@ class Stack(EnsembleMethod):
     shift: float = 1.6
     lr: float = 1e-4
     batch_size: int = 40
-    mean: Weighted | None = None  # how the weights of the mean are found; None: all the same
+    mean: FittedWeights | None = None  # how the weights of the mean are found; None: all the same
     epochs: int = 1000  # at most
     patience: int = 15  # stop the search after this many epochs without improvement
 
@@ -446,11 +448,11 @@ WAYS = {
     "geometric mean": EqualWeights(how="geometric"),
     "rank mean": EqualWeights(how="rank"),
     "vote": EqualWeights(how="vote"),
-    "weighted": Weighted(),
-    "weighted geometric": Weighted(how="geometric"),
-    "weighted rank": Weighted(how="rank"),
+    "weighted": FittedWeights(),
+    "weighted geometric": FittedWeights(how="geometric"),
+    "weighted rank": FittedWeights(how="rank"),
     "stack": Stack(),
-    "weighted stack": Stack(mean=Weighted()),
+    "weighted stack": Stack(mean=FittedWeights()),
 }
 
 

@@ -168,7 +168,8 @@ def _report_removed(folder: Path, names):
     for removed in sorted({p.name for p in folder.glob("*.whl")} - set(names)):
         only_statistics = _package_name(removed.split("-")[0]) in STATISTICS
         say(
-            f"{folder}: removed {removed}: {'it only sends statistics' if only_statistics else 'not requested this time'}"
+            f"{folder}: removed {removed}: "
+            f"{'it only sends statistics' if only_statistics else 'not requested this time'}"
         )
 
 

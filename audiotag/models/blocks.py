@@ -469,7 +469,8 @@ def _load_timm(net, name, cfg, path, in_channels):
     ]
     if mismatched:
         raise AudiotagError(
-            f"holds the weights of another network than {name}: {len(mismatched)} tensors differ, the first is {mismatched[0]}",
+            f"holds the weights of another network than {name}: {len(mismatched)} tensors differ, the first is "
+            f"{mismatched[0]}",
             file=path,
             field="pretrained",
             fix=source,

@@ -118,11 +118,14 @@ IMAGE = {
     "scikit-learn": "1.6.1",
     "torchvision": "0.25.0",
     **dict.fromkeys(
-        """matplotlib seaborn plotly pillow opencv-python opencv-python-headless scikit-image tqdm joblib pyarrow polars fastparquet h5py tables numba
-         requests pyyaml psutil safetensors huggingface-hub transformers tokenizers datasets accelerate soxr audioread resampy pydub noisereduce tensorflow keras jax flax optax
-         lightgbm xgboost catboost optuna statsmodels sympy networkx nltk spacy gensim albumentations kornia lightning pytorch-lightning torchmetrics einops wandb tensorboard
-         beautifulsoup4 lxml openpyxl cython dask protobuf cloudpickle ipykernel ipython jupyter notebook jupyterlab nbclient nbconvert nbformat papermill ipywidgets traitlets
-         pip setuptools wheel packaging virtualenv pytest kaggle kagglehub kagglesdk rich click flask fastapi sqlalchemy duckdb six tabulate sortedcontainers""".split(),
+        """matplotlib seaborn plotly pillow opencv-python opencv-python-headless scikit-image tqdm joblib pyarrow
+    polars fastparquet h5py tables numba requests pyyaml psutil safetensors huggingface-hub transformers
+    tokenizers datasets accelerate soxr audioread resampy pydub noisereduce tensorflow keras jax flax optax
+    lightgbm xgboost catboost optuna statsmodels sympy networkx nltk spacy gensim albumentations kornia
+    lightning pytorch-lightning torchmetrics einops wandb tensorboard beautifulsoup4 lxml openpyxl cython dask
+    protobuf cloudpickle ipykernel ipython jupyter notebook jupyterlab nbclient nbconvert nbformat papermill
+    ipywidgets traitlets pip setuptools wheel packaging virtualenv pytest kaggle kagglehub kagglesdk rich click
+    flask fastapi sqlalchemy duckdb six tabulate sortedcontainers""".split(),
         "",
     ),
 }
@@ -525,7 +528,8 @@ def _runner_error(usage: _Usage, result: RunResult) -> AudiotagError:
         return AudiotagError("the rehearsal could not be run", fix=(usage.output or "try --isolation none")[-600:])
     where = f" in cell {result.cell} (`{result.line[:80]}`)" if result.cell else ""
     return AudiotagError(
-        f"the rehearsal was killed by another process (SIGKILL){where}, most likely because this machine ran out of memory",
+        f"the rehearsal was killed by another process (SIGKILL){where}, most likely because this machine ran out "
+        f"of memory",
         fix="give --memory less than this machine has free, so that the rehearsal stops at its own limit",
     )
 
@@ -625,7 +629,8 @@ class Rehearsal:
                 else "no test files"
             )
             out.append(
-                f"{test}: {'finished' if r.finished else 'NOT finished'}, {r.seconds:.1f} s of {seconds_of(limits.limit):.0f} s, "
+                f"{test}: {'finished' if r.finished else 'NOT finished'}, {r.seconds:.1f} s of "
+                f"{seconds_of(limits.limit):.0f} s, "
                 f"{_format_size(r.memory)} of {limits.memory} memory, {_format_size(r.disk)} of {limits.disk} disk"
             )
             out += [f"  submission: {f}" for f in r.findings] or ["  submission: valid"]
@@ -685,7 +690,8 @@ def _list_notes(rehearsal: Rehearsal) -> list:
         if m["by"].split(".")[0] in ("__main__", "audiotag")
     }
     notes = [
-        f"the image lacks {module!r}, imported in cell {cell}: {'installed from a wheel' if came else 'no wheel installed it'}"
+        f"the image lacks {module!r}, imported in cell {cell}: "
+        f"{'installed from a wheel' if came else 'no wheel installed it'}"
         for module, cell, came in missing
     ]
     notes = sorted([*rehearsal.notes, *notes]) + list(rehearsal.sandbox.missing)

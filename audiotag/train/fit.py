@@ -406,7 +406,8 @@ class Checkpoint(Callback):
             return  # process 0 writes the file, as all have the same weights
         self._write()
         say(
-            f"{self.label} epoch {self.epoch + 1}/{self.n_epoch}: loss {train:.4f}, valid {valid:.4f}, {self.metric} {score:.3f} ({seconds:.1f} s)"
+            f"{self.label} epoch {self.epoch + 1}/{self.n_epoch}: loss {train:.4f}, valid {valid:.4f}, "
+            f"{self.metric} {score:.3f} ({seconds:.1f} s)"
         )
 
     def _write(self):

@@ -635,7 +635,8 @@ def _record_round(run: Run, stage: str):
         say(f"{stage}: {row.score:.4f}")
     else:
         say(
-            f"{stage}: {run.planned.metric} {row.score:.4f} out of fold, {row.gain:+.4f} to the best round before it: {row['then']}"
+            f"{stage}: {run.planned.metric} {row.score:.4f} out of fold, {row.gain:+.4f} to the best round before "
+            f"it: {row['then']}"
         )
 
 # %% ../../nbs/train/08_run_folder.ipynb #3cd60997

@@ -7,7 +7,7 @@ import pytest
 
 from audiotag.audio.io import ReadOptions
 from audiotag.core import config
-from audiotag.core.config import config_from_dict
+from audiotag.core.config import Config, config_from_dict
 from audiotag.core.errors import AudiotagError
 from audiotag.data.crops import CropSettings
 from audiotag.data.sampling import MixPartners, RandomSubset
@@ -60,3 +60,19 @@ def test_every_kind_makes_the_round_trip():
             assert config_from_dict(json.loads(one.to_json())).hash == one.hash
             made += 1
     assert made > 30
+
+
+def test_two_classes_never_share_a_word():
+    def named(module, **kind):
+        return type("Plain2", (Config,), {"__module__": module}, **kind)
+
+    first = named("somewhere")
+    assert named("somewhere").kind == first.kind  # defined anew where it stands
+    with pytest.raises(AudiotagError, match="two classes would be stored as 'Plain2': somewhere.Plain2 and elsewhere"):
+        named("elsewhere")
+    with pytest.raises(AudiotagError, match="stored as 'Plain'"):
+        named("elsewhere", kind="Plain")
+    assert named("elsewhere", kind="Plain3").kind == "Plain3"
+    assert named("__main__").kind == "Plain2"  # in a notebook one tries a class before it is exported
+    for kind in ("Plain2", "Plain3"):
+        config._kinds.pop(kind)

@@ -17,7 +17,7 @@ from audiotag.infer.ensemble import (
     RankMean,
     Stack,
     Stacked,
-    Weighted,
+    FittedWeights,
     combine,
     cross_fit,
     ensemble_table,
@@ -43,19 +43,19 @@ def planted(n=300, classes=8, skill=(4.0, 1.0, 0.5), seed=0):
 )
 def test_weights_find_the_one_member_that_knows(how, metric):
     truth, p = planted(skill=(0.0, 6.0, 0.0))
-    found = Weighted(how=how, metric=metric, draws=3, rounds=8).fit(p, truth)
+    found = FittedWeights(how=how, metric=metric, draws=3, rounds=8).fit(p, truth)
     assert found.weights[1] > 0.85 and abs(sum(found.weights) - 1) < 1e-9 and min(found.weights) >= 0
 
 
 def test_weights_beat_the_best_member_where_they_were_fitted():
     truth, p = planted(skill=(2.0, 1.8, 1.5))
-    assert lwlrap(truth, Weighted().fit(p, truth).apply(p)) > max(lwlrap(truth, o) for o in p)
+    assert lwlrap(truth, FittedWeights().fit(p, truth).apply(p)) > max(lwlrap(truth, o) for o in p)
 
 
 def test_same_seed_same_numbers_other_seed_others():
     truth, p = planted(skill=(1.5, 1.5, 1.5))
     folds = np.arange(300) % 4
-    for way in (Weighted(), Stack(lr=0.01, epochs=5)):
+    for way in (FittedWeights(), Stack(lr=0.01, epochs=5)):
         a, b, c = (way.fit(p, truth, folds, seed=s).to_json() for s in (1, 1, 2))
         assert a == b != c
 
@@ -71,7 +71,7 @@ def test_a_stack_that_may_not_train_is_the_mean():
 
 def test_a_stack_starts_from_the_weights_that_were_found():
     truth, p = planted(skill=(0.0, 6.0, 0.0))
-    stack = Stack(epochs=0, mean=Weighted()).fit(p, truth, np.arange(300) % 4)
+    stack = Stack(epochs=0, mean=FittedWeights()).fit(p, truth, np.arange(300) % 4)
     assert stack.mean[1] > 0.9
     np.testing.assert_allclose(stack.apply(p), (1 + np.tanh(combine(p, weights=stack.mean) - 1.6)) / 2, atol=1e-9)
 
@@ -120,7 +120,7 @@ def test_a_member_that_peeked_at_every_label_is_not_hidden_by_crossing():
     "Crossing is about the combiner; a member that leaks shows as too good, alone and in the ensemble."
     truth, p = planted(n=120, skill=(0.0, 0.0, 0.0))
     cheat = np.concatenate([p, truth[None] * 0.9 + 0.05])
-    assert lwlrap(truth, cross_fit(Weighted(), cheat, truth, np.arange(120) % 3)) > 0.99
+    assert lwlrap(truth, cross_fit(FittedWeights(), cheat, truth, np.arange(120) % 3)) > 0.99
 
 
 def test_groups_may_not_be_divided():
@@ -186,7 +186,7 @@ def test_silent_members_are_replaced_by_the_others():
         lambda: Stacked(local=((0.0, 1.0),), dense=((1.0, 0.0),), mean=(1.0,)),
         lambda: Stacked(local=((0.0, 0.0, 1.0),), dense=((1.0,),), mean=(1.0,)),
         lambda: Stacked(local=((0.0, float("nan")),), dense=((1.0,),), mean=(1.0,)),
-        lambda: Weighted(how="vote"),
+        lambda: FittedWeights(how="vote"),
         lambda: Stack(lr=0.0),
         lambda: start_of_stack(2, 3).apply(np.zeros((2, 5, 4))),
         lambda: Mean(weights=(0.5, 0.5)).apply(np.full((2, 3, 4), np.nan)),

@@ -29,7 +29,7 @@ MEL = LogMel(sample_rate=16000, n_fft=512, hop_length=160, n_mels=32, f_max=8000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plain(Config):
+class PlainBackbone(Config):
     "A backbone that does nothing: one frame of the map is one frame of the input."
 
     in_channels: int = 1
@@ -41,7 +41,7 @@ class Plain(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Strided(Plain):
+class Strided(PlainBackbone):
     def features(self):
         conv = lambda a, b: nn.Conv2d(a, b, 3, stride=4, padding=1)
         return nn.Sequential(conv(self.in_channels, 8), nn.ReLU(), conv(8, 8), nn.ReLU())
@@ -167,7 +167,7 @@ def test_with_the_height_of_the_band_low_and_high_are_told_apart():
 
 def listener(n_classes=2):
     "Frame logit of class 0: the mean of the bands; of class 1: its negative."
-    net = build(SED(backbone=Plain()), n_classes)
+    net = build(SED(backbone=PlainBackbone()), n_classes)
     with torch.no_grad():
         net.head.frame.weight[:] = torch.tensor([1.0, -1.0])[:n_classes, None, None]
         net.head.frame.bias.zero_()
@@ -289,7 +289,7 @@ class Mute(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fronted(Plain):
+class Fronted(PlainBackbone):
     front: LogMel | None = None
 
 
@@ -299,10 +299,10 @@ def test_backbones_that_are_none():
     with pytest.raises(AudiotagError, match="2 axes"):
         SED(backbone=Vector()).build(3)
     with pytest.raises(AudiotagError, match="whole number"):
-        SED(backbone=Plain()).build(0)
+        SED(backbone=PlainBackbone()).build(0)
     with pytest.raises(AudiotagError, match="front end of its own"):
         SED(backbone=Fronted(front=MEL)).build(3)
-    body, n, n_in = features_of(Plain(in_channels=3))
+    body, n, n_in = features_of(PlainBackbone(in_channels=3))
     assert (n, n_in, body.training) == (3, 3, True)
 
 
