@@ -16,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadsco
 UV := build/uv/bin/uv
 EDGES := newest oldest kaggle
 
-.PHONY: help demo test test-long test-edges constraints cluster docs site
+.PHONY: help demo test test-long test-edges constraints cluster docs notebooks site
 
 help:
 	@echo 'make demo   features, four stages, sealed bundle, inference notebook, submission: on synthesised sounds'
@@ -26,6 +26,7 @@ help:
 	@echo 'make constraints   constraints.txt anew: the newest versions that the ranges of settings.ini allow'
 	@echo 'make test-edges   do the newest, the oldest and Kaggle'"'"'s versions work? (EDGES=kaggle for one; an hour, 10 GB at a time)'
 	@echo 'make site   the documentation from the notebooks, in _docs/'
+	@echo 'make notebooks   execute the training and inference notebooks and store their outputs (SYSTEMS=rainforest2021 for one)'
 	@echo 'make docs   format, lint, export the package and README.md from nbs/, and clean the notebooks'
 
 $(READY): settings.ini setup.py constraints.txt
@@ -82,6 +83,10 @@ docs: $(READY)
 	@$(PY) tests/readme.py
 	@$(VENV)/bin/nbdev_clean
 	@$(PY) tests/outputs.py
+
+# the outputs of the notebooks in nbs/kaggle, from competitions that the project synthesises: about seven minutes
+notebooks: $(READY)
+	@$(PY) tests/kaggle_notebooks.py $(SYSTEMS)
 
 # no notebook is executed: the pages show the stored outputs
 site: $(READY)

@@ -11,18 +11,26 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
 NBS = REPO / "nbs"
-TEMPORARY = re.escape(tempfile.gettempdir())
-FOLDERS = re.compile(
-    # an installation, this checkout, the home folder, a temporary folder with a random name, a kernel's own
-    rf"(?:/[\w.@+-]+)*/site-packages|{re.escape(sys.prefix)}|{re.escape(str(REPO))}|{re.escape(str(Path.home()))}(?=/)"
-    rf"|{TEMPORARY}/(?:tmp\w{{8}}|pytest-of-\w+|[\w-]+-\w{{8}})(?=[/\W])|{TEMPORARY}/ipykernel_\d+"
+# what names a machine, whichever: an installation, a person's home, a temporary folder with a random name, a kernel's own
+MACHINE = re.compile(
+    r"(?:/[\w.@+-]+)*/site-packages|/(?:root|home/\w+|Users/\w+)(?=/)"
+    r"|/tmp/(?:tmp\w{8}|pytest-of-\w+|[\w-]+-\w{8})(?=[/\W])|/tmp/ipykernel_\d+"
 )
 WARNING = re.compile(r"^.*?:\d+: \w*Warning: .*(?:\n[ \t]+.*)*\n?", re.MULTILINE)
 
 
+def own_folders():
+    "This checkout, the virtual environment, and the folder for temporary files: a long path before one that it starts with."
+    folders = {str(REPO), tempfile.gettempdir() if tempfile.gettempdir() != "/tmp" else ""}
+    folders |= {sys.prefix} if sys.prefix != sys.base_prefix else set()
+    return sorted(filter(None, folders), key=len, reverse=True)
+
+
 def clean_text(text):
     "`text` without folders of this machine."
-    return FOLDERS.sub("…", text)
+    for folder in own_folders():
+        text = re.sub(re.escape(folder) + r"(?![\w-])", "…", text)
+    return MACHINE.sub("…", text)
 
 
 def _clean(value):
