@@ -22,7 +22,7 @@ from ..models import cnn, wavecnn, rawfold, sed, timm_backbone  # noqa: F401
 from ..infer.windows import Windows
 from . import losses
 from .sed_loss import SEDLoss, with_weights
-from .fit import OPTIMIZERS, OneCycle, Schedule
+from .fit import OPTIMIZERS, PRECISIONS, OneCycle, Schedule
 from .pseudo import ClipRule, PseudoLabelRule, compare_rounds
 
 # %% ../../nbs/train/06_settings.ipynb #f1809fd8
@@ -337,7 +337,8 @@ class Recipe(Config):
         )
         self.require(self.metric in METRICS, "metric", did_you_mean(self.metric, METRICS))
         self.require(self.activation in ("sigmoid", "softmax"), "activation", "choose 'sigmoid' or 'softmax'")
-        self.require(self.precision in ("auto", "bf16", "fp32"), "precision", "choose 'auto', 'bf16' or 'fp32'")
+        precisions = ("auto", *PRECISIONS)
+        self.require(self.precision in precisions, "precision", did_you_mean(self.precision, precisions))
 
     def stage(self, name: str) -> Stage:
         "The stage of this name."

@@ -11,7 +11,7 @@ from audiotag.data.competitions import load_competition
 from audiotag.data.crops import fold_loaders
 from audiotag.data.store import build_store
 from audiotag.models.cnn import CNNModel1
-from audiotag.train.fit import BestEpoch, Ema, Milestones, train_fold
+from audiotag.train.fit import BestEpoch, Ema, Milestones, Precision, autocast_dtype, train_fold
 from audiotag.train.losses import BCE
 
 WEIGHTS = "weights.safetensors"
@@ -20,6 +20,7 @@ OPTIONS = {
     "best epoch": lambda: dict(keeper=BestEpoch(patience=2)),
     "nadam, milestones": lambda: dict(schedule=Milestones(epochs=(2, 3)), optimizer="nadam"),
     "manifold mixup": lambda: dict(augment=(ManifoldMixUp(alpha=0.4, last=3),)),
+    "fp16 and its scaler": lambda: dict(precision="fp16"),
 }
 
 
@@ -75,3 +76,52 @@ def test_a_killed_fold_goes_on_to_the_same_bytes(training, plain, tmp_path, name
 def test_a_compiled_network_learns_the_same(training, plain, tmp_path):
     compiled = training(tmp_path / "compiled", compile="aot_eager")
     assert compiled[-1]["valid_loss"] == pytest.approx(plain[0][-1]["valid_loss"], abs=1e-3)
+
+
+GPUS = {  # name -> compute capability, has bfloat16 units, what 'auto' takes
+    "GTX 1080 Ti": ((6, 1), False, None),
+    "P100": ((6, 0), False, torch.float16),
+    "V100": ((7, 0), False, torch.float16),
+    "T4 and 2080 Ti": ((7, 5), False, torch.float16),
+    "A100": ((8, 0), True, torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("old_torch", [False, True])
+@pytest.mark.parametrize("gpu", GPUS)
+def test_emulated_bfloat16_is_not_taken(monkeypatch, gpu, old_torch):
+    capability, native, expected = GPUS[gpu]
+    asked = (lambda: True) if old_torch else lambda including_emulation=True: including_emulation or native
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", asked)
+    assert autocast_dtype("auto", "cuda") == expected
+    assert autocast_dtype("fp32", "cuda") is None and autocast_dtype("bf16", "cuda") == torch.bfloat16
+
+
+class Overflow(Callback):
+    "An infinite gradient in one batch of the first epoch; notes the weights behind each step."
+
+    order = 60
+
+    def before_fit(self):
+        self.weights, self.scales = [], []
+
+    def after_backward(self):
+        if self.epoch == 0 and self.iter == 1:
+            next(self.model.parameters()).grad.fill_(float("inf"))
+
+    def after_batch(self):
+        if self.training:
+            self.weights.append(next(self.model.parameters()).detach().clone())
+            self.scales.append(next(c for c in self.learn.cbs if isinstance(c, Precision)).scaler.get_scale())
+
+
+def test_a_step_without_finite_gradients_is_left_out(training, tmp_path):
+    watch, resumed = Overflow(), Overflow()
+    with pytest.raises(KeyboardInterrupt):
+        training(tmp_path / "overflow", cbs=[watch, Kill()], precision="fp16")
+    assert torch.equal(watch.weights[1], watch.weights[0]) and not torch.equal(watch.weights[2], watch.weights[1])
+    assert watch.scales[1] == watch.scales[0] / 2 and watch.scales[2] == watch.scales[1]
+    assert all(torch.isfinite(w).all() for w in watch.weights)
+    training(tmp_path / "overflow", cbs=[resumed], precision="fp16")
+    assert resumed.scales[0] == watch.scales[0] / 2, "the checkpoint holds the factor"
