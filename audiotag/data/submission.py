@@ -6,13 +6,14 @@
 __all__ = ['NO_FILE', 'BAD_FILE', 'Finding', 'check_submission', 'refused']
 
 # %% ../../nbs/data/02_submission.ipynb #1b0ef1e3
-import csv, io, re
+import csv, io, math, re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd
-from .competitions import Competition
-from ..core.errors import a_few
+from .competitions import Competition, binary_format
+from ..core.errors import AudiotagError, a_few
+from ..core.files import read_regular
 
 # %% ../../nbs/data/02_submission.ipynb #462b470e
 NO_FILE, BAD_FILE = "Submission CSV Not Found", "Submission Scoring Error"  # messages of Kaggle
@@ -55,17 +56,16 @@ def _read_text(path, competition) -> tuple:  # (text or None, findings)
                     f"{len(competition.template.columns)} columns cannot need more than {most / 1e6:.1f}"
                 )
             ]
-        data = path.read_bytes()
+        data = read_regular(path, largest=most)
+    except AudiotagError as e:
+        return None, [Finding(str(e), NO_FILE)]
     except (OSError, ValueError) as e:
         return None, [Finding(f"{path} cannot be read ({e})", NO_FILE)]
     if not data:
         return None, [_fatal("the file is empty")]
-    if kind := _binary_format(data):
-        return None, [_fatal(f"the file is {kind}, not a csv")]
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        return None, [_fatal(f"the file is not UTF-8 text (byte {e.start})")]
+    if why := binary_format(data):
+        return None, [_fatal(f"the file {why}")]
+    text = data.decode("utf-8-sig")
     found = [_suspicious("the file begins with a byte order mark")] if data[:3] == b"\xef\xbb\xbf" else []
     if re.search(r"\r(?!\n)", text):
         found.append(_suspicious("lines end with CR alone, as on a Mac before 2001"))
@@ -82,18 +82,6 @@ def _max_bytes(competition):
     )
 
 # %% ../../nbs/data/02_submission.ipynb #666ca3e3
-def _binary_format(data: bytes) -> str:
-    "The format of a file that is not text; '' for text."
-    known = {
-        b"PK\3\4": "a ZIP archive",
-        b"\x1f\x8b": "a gzip archive",
-        b"PAR1": "a Parquet file",
-        b"\xff\xfe": "UTF-16 text",
-        b"\xfe\xff": "UTF-16 text",
-    }
-    return next((what for magic, what in known.items() if data.startswith(magic)), "binary" if b"\0" in data else "")
-
-
 def _parse_csv(text) -> tuple:  # (header, rows, findings)
     """Header and rows of a csv as lists of str; rows with another number of cells than the header are left out and
     reported."""
@@ -206,15 +194,33 @@ def _parse_numbers(column: list) -> np.ndarray:
     return values
 
 
+_REASONS = {  # a pattern of cells, and why they are not numbers; the first that matches counts
+    r"": "it is empty",
+    r"true|false": "it is true or false: write numbers",
+    r"nan|n/?a|null|none|<na>|#n/a": "it is a missing value",
+    r"[+-]?inf(inity)?": "it is infinite",
+    r"[+-]?[0-9]*,[0-9]+": "write a point instead of the decimal comma",
+    r"[+-]?[0-9]{1,3}([,_ ][0-9]{3})+(\.[0-9]*)?": "write it without separators between the digits",
+    r"[+-]?[0-9_]*\.?[0-9_]+": "write it without separators between the digits",
+    r"[0-9.]+ *%": "write a share of 1 instead of a percentage",
+    r"[+-]?0x[0-9a-f]+": "write it in decimal digits",
+    r"[+-]?[0-9.]+[ij]|\(.*[ij]\)": "it is a complex number",
+    r"[0-9.]*e[+-]?|[+-][0-9.]*e[+-]?": "its exponent has no digits",
+    r"[+-]{2,}.*": "it has two signs",
+    r"[0-9.e+-]*\.[0-9e+-]*\.[0-9.e+-]*": "it has two points",
+    r"(tensor|array|np\.\w+)?[\[({].*": "it is a list or an array: write its numbers one by one",
+}
+_NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?"
+
+
 def _explain_cell(cell: str) -> str:
-    "Why a cell is not a number; '' if there is nothing to add."
-    if not cell:
-        return "it is empty"
-    if re.fullmatch(r"-?\d*,\d+", cell):
-        return "write a point instead of the decimal comma"
-    if cell.lower() in ("true", "false"):
-        return "it is text: write numbers"
-    return "too large for a number" if re.fullmatch(r"[\d.e+-]+", cell, re.I) else ""
+    "Why a cell is not a number that a scorer reads."
+    text = cell.strip()
+    if re.fullmatch(_NUMBER, text, re.I):
+        return "too large for a number" if math.isinf(float(text)) else "a line break or a tab is beside it"
+    if any(c.isnumeric() and not c.isascii() for c in text):
+        return "its digits are not 0 to 9 but others of Unicode"
+    return next((why for pattern, why in _REASONS.items() if re.fullmatch(pattern, text, re.I | re.S)), "it is text")
 
 
 def _check_numbers(rows, header, columns) -> list:
@@ -228,9 +234,9 @@ def _check_numbers(rows, header, columns) -> list:
         return _check_values(values, columns)
     row, col = wrong[0]
     cell = rows[row][positions[col]]
-    why = _explain_cell(cell.strip())
+    why = _explain_cell(cell)
     what = f"{len(wrong)} values are not finite numbers, the first is {cell[:40]!r} in row {row + 1}, {columns[col]!r}"
-    return [_fatal(f"{what} ({why})" if why else what)]
+    return [_fatal(f"{what} ({why})")]
 
 # %% ../../nbs/data/02_submission.ipynb #e4482be8
 def _check_values(values: np.ndarray, columns) -> list:

@@ -25,6 +25,7 @@ from audiotag.data.competitions import (
     targets,
 )
 from audiotag.core.errors import AudiotagError
+from audiotag.data.submission import check_submission, refused
 from audiotag.data.folds import assign_folds
 from audiotag.audio.synth import make_competition, make_rainforest, make_soundscapes, make_universal
 
@@ -106,7 +107,10 @@ def test_csv_dialects_mean_the_same(tmp_path, text):
         (b'fname,labels\na,b\nc,"d\ne,f\n', "row 2: is not a valid csv"),
         ("fname,labels\na,Café\n".encode("latin-1"), "not UTF-8"),
         ("fname,labels\na,b\n".encode("utf-16"), "not UTF-8"),
-        (b"fname,labels\na,b\0\n", "not UTF-8"),
+        (b"fname,labels\na,b\0\n", "holds 1 NUL bytes, the first in line 2"),
+        (b"fname\0labels\0" * 9, "holds 18 NUL bytes, the first in line 1"),
+        ("fname,labels\na,b\n".encode("utf-16-le"), "UTF-16 text"),
+        (b"\x1f\x8b\x08", "gunzip"),
         (b"PK\x03\x04" + bytes(range(256)), "unzip it"),
         (b"fname,labels\na," + b"x" * 200_000, "row 1: is not a valid csv"),
     ],
@@ -124,8 +128,12 @@ def test_csv_that_is_no_file(tmp_path):
     (tmp_path / "sub" / "a.csv").write_text("fname,labels\n")
     with pytest.raises(AudiotagError, match="did you mean the folder .*sub"):
         read_table(tmp_path / "a.csv")
-    with pytest.raises(AudiotagError, match="cannot be read"):
+    with pytest.raises(AudiotagError, match="is a folder"):
         read_table(tmp_path)
+    os.mkfifo(tmp_path / "pipe.csv")
+    for odd, said in ((tmp_path / "pipe.csv", "named pipe"), ("/dev/zero", "a device"), ("/dev/tty", "a device")):
+        with pytest.raises(AudiotagError, match=said):  # and comes back at once
+            read_table(odd)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -832,8 +840,94 @@ def test_faults_of_soundscapes_are_named(scapes, fault):
 def test_rows_of_the_template_behind_the_end_of_a_file_are_kept(scapes):
     with open(scapes / "sample_submission.csv", "a") as f:
         f.write("SYNTH_test_0001_20,0,0,0,0\n")
-    test = load_competition(scapes, "birdclef2024", train=False).of("test")
-    assert list(test.clip_id[:4]) == [f"SYNTH_test_0001_{e}" for e in (5, 10, 15, 20)] and (
-        test.start_s[3],
-        test.end_s[3],
-    ) == (15, 20)
+    test = load_competition(scapes, "birdclef2024", train=False).of("test").set_index("clip_id")
+    assert test.index[-1] == "SYNTH_test_0001_20" and (test.start_s.iloc[-1], test.end_s.iloc[-1]) == (15, 20)
+
+
+# --- the template is echoed -------------------------------------------------------------------------------------------
+
+NAMES = st.text("ab é\u0301,;\"'.Ö鳥-", min_size=1, max_size=6).filter(
+    lambda name: name.strip(" .") and ".." not in name
+)
+NAMES = st.one_of(
+    NAMES, st.sampled_from([" a", "a ", "NA", "007", "1e5", "row", "a\tb", '"', "True", "a,b", "e\u0301"])
+)
+
+
+def write_template(path, header, ids):
+    "A template, and how a scorer reads its ids and its header."
+    with open(path, "w", newline="", encoding="utf-8") as f:
+        csv.writer(f).writerows([header, *([id_, *["0.5"] * (len(header) - 1)] for id_ in ids)])
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    return list(table.iloc[:, 0]), list(table.columns)
+
+
+def echoes(root, layout, ids, header):
+    "Load the folder, and let the doctor see a submission for it; the competition."
+    comp = load_competition(root, layout, train=False)
+    assert list(comp.of("test").clip_id)[: len(ids)] == ids and list(comp.columns) == header
+    out = comp.submission(np.random.default_rng(0).random((len(comp.of("test")), len(comp.classes))))
+    out.to_csv(root / "out.csv", index=False)
+    assert not refused(check_submission(root / "out.csv", comp))
+    again = pd.read_csv(root / "out.csv", dtype=str, keep_default_na=False)
+    assert list(again.iloc[:, 0])[: len(ids)] == ids and list(again.columns) == header
+    assert comp.read_scores(again).shape == out.iloc[:, 1:].shape
+    return comp
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    ids=st.lists(NAMES, min_size=1, max_size=5, unique_by=lambda name: name.strip()),
+    classes=st.lists(NAMES.filter(str.strip), min_size=1, max_size=4, unique_by=lambda name: name.strip()),
+    on_disk=st.sets(st.integers(0, 4)),
+    layout=st.sampled_from([("freesound2019", "fname", ".wav"), ("rainforest2021", "recording_id", ".flac")]),
+)
+def test_the_ids_of_a_template_are_the_rows(tmp_path, ids, classes, on_disk, layout):
+    name, first, suffix = layout
+    shutil.rmtree(tmp_path / "c", ignore_errors=True)
+    (tmp_path / "c" / "test").mkdir(parents=True)
+    classes = [c for c in classes if c.strip() != first]
+    ids = [id_ + suffix for id_ in ids] if name == "freesound2019" else ids
+    if not classes or "" in [c.strip() for c in classes]:
+        return
+    ids, header = write_template(tmp_path / "c" / "sample_submission.csv", [first, *classes], ids)
+    there = [id_ for i, id_ in enumerate(ids) if i in on_disk]
+    for id_ in there:
+        (tmp_path / "c" / "test" / (id_ if suffix in id_ else id_ + suffix)).write_bytes(b"")
+    comp = echoes(tmp_path / "c", name, ids, header)
+    assert len(comp.of("test")) == len(ids)
+    assert [os.path.exists(path) for path in comp.of("test").path] == [id_ in there for id_ in ids]
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    stems=st.lists(NAMES.filter(lambda name: name[0] not in ". "), min_size=1, max_size=3, unique_by=str.strip),
+    seconds=st.lists(st.sampled_from([0, 3, 10, 21]), min_size=3, max_size=3),
+    ends=st.lists(st.tuples(st.integers(0, 2), st.sampled_from([5, 10, 15, 20, 25, 7, 33])), min_size=1, max_size=9, unique=True),
+    form=st.sampled_from(["{}_{}", "{}_0{}"]),
+)  # fmt: skip
+def test_the_windows_of_a_template_are_the_rows(tmp_path, stems, seconds, ends, form):
+    shutil.rmtree(tmp_path / "c", ignore_errors=True)
+    folder = tmp_path / "c" / "test_soundscapes"
+    folder.mkdir(parents=True)
+    for stem, n in zip(stems, seconds):  # 0 s: a file that is not there
+        if n:
+            sf.write(folder / f"{stem}.ogg", np.full(n * 1000, 0.1), 8000, format="OGG", subtype="VORBIS")
+    ids = [form.format(stems[i % len(stems)], end) for i, end in ends]
+    ids, header = write_template(tmp_path / "c" / "sample_submission.csv", ["row_id", "a b", "c"], dict.fromkeys(ids))
+    named = {id_.rpartition("_")[0] for id_ in ids}
+    present = {stem for stem, n in zip(stems, seconds) if n}
+    if present and not named & present:
+        return  # a dummy, whose rows are left out
+    test = echoes(tmp_path / "c", "birdclef2024", ids, header).of("test")
+    assert set(test.group[: len(ids)]) <= named and not set(test.group[len(ids) :]) & named
+
+
+def test_ids_and_files_may_differ_in_spaces_and_in_the_form_of_an_accent(root):
+    ids, first = [o.split(",")[0] for o in lines(root / "sample_submission.csv")[1:3]], " e\u0301t\u00e9.wav"
+    (root / "test" / ids[0]).rename(root / "test" / "\u00e9te\u0301.wav")
+    text = (root / "sample_submission.csv").read_text().replace(ids[0], first).replace(ids[1], ids[1] + " ")
+    (root / "sample_submission.csv").write_text(text)
+    test = load_competition(root, train=False).of("test")
+    assert list(test.clip_id[:2]) == [first, ids[1] + " "] and len(test) == 8
+    assert all(map(os.path.exists, test.path))

@@ -1,6 +1,7 @@
 "Damaged submissions, and whether the doctor's verdict is that of a strict scorer."
 
 import io
+import math
 import os
 import random
 import string
@@ -8,9 +9,11 @@ import string
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from audiotag.data.competitions import Competition, clip_table, load_competition
-from audiotag.data.submission import check_submission, refused
+from audiotag.data.submission import _explain_cell, check_submission, refused
 from audiotag.audio.synth import make_competition
 
 N = 9
@@ -259,3 +262,37 @@ def test_the_command_ends_with_0_only_for_a_good_file(tmp_path, comp, good, caps
     for name, code in (("good.csv", 0), ("bad.csv", 2), ("nowhere.csv", 2)):
         assert main(["doctor", str(tmp_path / name), "--data", str(comp.root)]) == code
     assert "Submission Scoring Error" in capsys.readouterr().out
+
+
+REASONS = {
+    "--1": "two signs", "1e": "exponent has no digits", "1e+": "exponent has no digits", "0.1.2": "two points", "１": "Unicode",
+    "٠.٥": "Unicode", "1e400": "too large", "-1e999": "too large", "": "empty", " ": "empty", "nan": "missing", "N/A": "missing",
+    "inf": "infinite", "-Infinity": "infinite", "0,5": "decimal comma", "-,5": "decimal comma", "1,000.5": "separators", "1_000": "separators",
+    "50%": "percentage", "0x1F": "decimal digits", "1j": "complex", "(1+2j)": "complex", "tensor(0.5)": "a list or an array",
+    "[0.5]": "a list or an array", "high": "text", "True": "true or false", "0.5\n": "line break", "\t0.5": "tab",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("value", REASONS)
+def test_a_cell_that_is_no_number_is_explained(tmp_path, comp, value):
+    table = comp.submission(np.random.default_rng(0).random((N, len(comp.classes)))).astype(str)
+    table.iloc[2, 3] = value
+    found = verdict(tmp_path, comp, table.to_csv(index=False))
+    assert refused(found) and REASONS[value] in found[0].what.rpartition("(")[2], found[0]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.one_of(st.text("0123456789.eE+-_, ", max_size=12), st.text(max_size=6), st.floats().map(str)))
+def test_only_numbers_that_are_too_large_are_called_so(value):
+    try:
+        large = "_" not in value and value.isascii() and math.isinf(float(value)) and "inf" not in value.lower()
+    except ValueError:
+        large = False
+    assert ("too large" in _explain_cell(value)) == large
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path, comp, good):
+    said = {good.replace("0.", "0\0", 1).encode(): "1 NUL bytes, the first in line 2", good.encode("utf-16"): "UTF-16"}
+    said |= {b"PK\3\4": "a ZIP archive", good.replace("wav", "wäv").encode("latin-1"): "byte 0xe4 in line 2"}
+    for data, what in said.items():
+        assert what in verdict(tmp_path, comp, data)[0].what
