@@ -8,6 +8,8 @@ import torch
 from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from audiotag.augment.mixing import TimeCutMix
+from audiotag.augment.recorder import FilterAugment, FreqMixStyle
 from audiotag.augment.spec import Cutout, Gamma, Lighting, MixUp, SpecAugment, SpecMix, ZoomCrop, augment_batch
 from audiotag.core.errors import AudiotagError
 from audiotag.core.config import config_from_dict
@@ -26,6 +28,12 @@ ALL = [
     Lighting(max_change=0.5, p=1),
     Gamma(),
     Gamma(low=0.5, high=4, p=1),
+    TimeCutMix(),
+    TimeCutMix(target="union", max_time=1, p=1),
+    FilterAugment(),
+    FilterAugment(shape="step", min_ranges=1, max_ranges=2, unit_db=15, p=1),
+    FreqMixStyle(),
+    FreqMixStyle(alpha=1, p=1),
 ]
 each = pytest.mark.parametrize("aug", ALL, ids=repr)
 
