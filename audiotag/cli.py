@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PANELS', 'RESUMABLE', 'app', 'UsageError', 'RecipeName', 'Scale', 'Changes', 'DataFolder', 'Layout', 'EngineName',
            'Address', 'Threads', 'AsJson', 'RunFolder', 'SubmissionFile', 'pack', 'Owner', 'Title', 'DatasetFolder',
-           'Postprocess', 'Kernel', 'repeat_options', 'Commands', 'example', 'current_names', 'main', 'synth', 'recipe',
-           'features', 'print_result', 'store', 'train', 'print_results', 'ledger', 'tune', 'baseline', 'pack_weights',
-           'infer', 'doctor', 'Precision', 'export', 'ensemble', 'embed', 'rehearse', 'pack_wheels', 'pack_kernel',
-           'publish', 'push', 'follow', 'submit', 'report', 'audit', 'check_cv', 'completion']
+           'Postprocess', 'ThresholdWord', 'Kernel', 'repeat_options', 'Commands', 'example', 'current_names', 'main',
+           'synth', 'recipe', 'features', 'print_result', 'store', 'train', 'print_results', 'ledger', 'tune',
+           'thresholds', 'baseline', 'pack_weights', 'infer', 'doctor', 'Precision', 'export', 'ensemble', 'embed',
+           'rehearse', 'pack_wheels', 'pack_kernel', 'publish', 'push', 'follow', 'submit', 'report', 'audit',
+           'check_cv', 'completion']
 
 # %% ../nbs/01_cli.ipynb #bd4744ef
 import json, os, shlex, sys
@@ -435,6 +436,40 @@ def tune(
     following = "next: audiotag pack weights RUN DIR --postprocess STEP …, with the steps to use"
     print_result(as_json, result, f"{format_table(found.table.drop(columns='kept'))}\n\ngained: {gained}\n{following}")
 
+# %% ../nbs/01_cli.ipynb #7c3e0003
+@app.command(
+    rich_help_panel="Train",
+    epilog=example("audiotag thresholds runs/first", "audiotag thresholds runs/first --rule global:precision=0.9"),
+)
+def thresholds(
+    run: RunFolder,
+    rule: Annotated[
+        str,
+        Option(
+            metavar="RULE",
+            help="Rule: f1, precision=0.9, recall=0.8, one of these after global: for one threshold for all classes, or "
+            "top for the label with the highest score.",
+        ),
+    ] = "f1",
+    draws: Annotated[int, Option(min=1, metavar="N", help="Draws of the bootstrap.")] = 300,
+    as_json: AsJson = False,
+):
+    "Choose thresholds from scores to labels, and measure out of fold what they give."
+    from audiotag.infer.postprocess import steps_named
+    from audiotag.review.report import format_table
+    from audiotag.train.run_folder import Run
+    from audiotag.train.thresholds import run_thresholds, threshold_rule
+
+    chosen, opened = threshold_rule(rule), Run(run)
+    found = run_thresholds(opened, rule=chosen, after=steps_named(opened.recipe.after), draws=draws)
+    result = {
+        "thresholds": found.thresholds.to_dict(),
+        "table": json.loads(found.table.to_json(orient="index")),
+        "overall": json.loads(found.overall.to_json(orient="index")),
+    }
+    following = f"next: audiotag pack weights {shlex.quote(run)} DIR --thresholds {rule}"
+    print_result(as_json, result, f"{format_table(found.table)}\n\n{format_table(found.overall)}\n\n{following}")
+
 # %% ../nbs/01_cli.ipynb #0cd73fe2
 def _print_findings(path, findings, as_json=False) -> int:
     fatal = any(f.kaggle for f in findings)
@@ -495,6 +530,17 @@ Postprocess = Annotated[
     ),
 ]
 
+ThresholdWord = Annotated[
+    str | None,
+    Option(
+        "--thresholds",
+        metavar="RULE",
+        help="How `infer --labels` turns scores into labels: f1, precision=0.9, recall=0.8, one of these after global: "
+        "for one threshold for all classes, top, or none.  [default: f1; top where a clip has one label; none where "
+        "post-processing steps follow]",
+    ),
+]
+
 
 @pack.command(
     "weights",
@@ -502,7 +548,12 @@ Postprocess = Annotated[
     epilog=example("audiotag pack weights runs/first kaggle_datasets/my-weights --owner ann"),
 )
 def pack_weights(
-    run: RunFolder, folder: DatasetFolder, owner: Owner = "", title: Title = "", postprocess: Postprocess = []
+    run: RunFolder,
+    folder: DatasetFolder,
+    owner: Owner = "",
+    title: Title = "",
+    postprocess: Postprocess = [],
+    thresholds: ThresholdWord = None,
 ):
     "Pack the weights of a finished run as a dataset: safetensors and JSON, no pickle."
     from audiotag.infer.postprocess import steps_named
@@ -510,7 +561,7 @@ def pack_weights(
     from audiotag.train.run_folder import Run
 
     steps = steps_named(postprocess) if postprocess else None
-    _print_folder(pack_weights(Run(run), folder, owner=owner, title=title, after=steps))
+    _print_folder(pack_weights(Run(run), folder, owner=owner, title=title, after=steps, thresholds=thresholds))
     print(f"next: audiotag export {shlex.quote(run)} {shlex.quote(folder)}")
 
 # %% ../nbs/01_cli.ipynb #7d31c0be
@@ -543,6 +594,9 @@ def infer(
         str | None, Option(metavar="DIR", help="Folder for compiled graphs, which open faster in the next run.")
     ] = None,
     postprocess: Postprocess = [],
+    labels: Annotated[
+        str | None, Option(metavar="FILE", help="Also write the labels of each row, by the thresholds of the bundle.")
+    ] = None,
 ):
     "Score the test files with one or more bundles in limited time, and write the submission."
     from audiotag.data.competitions import load_competition
@@ -561,8 +615,11 @@ def infer(
         weights=weights or None,
         cache=cache,
         after=steps_named(postprocess) if postprocess else None,
+        labels=labels,
     )
     print(report)
+    if labels:
+        print(f"{labels}: the labels of each row")
     return _print_findings(out, check_submission(out, competition))
 
 # %% ../nbs/01_cli.ipynb #2712c726
@@ -683,6 +740,7 @@ def ensemble(
     ] = [],
     owner: Owner = "",
     title: Title = "",
+    thresholds: ThresholdWord = None,
 ):
     "Combine several runs into one bundle, by the method that is best out of fold."
     from audiotag.kaggle.pack_ensemble import gather, pack_ensemble
@@ -692,7 +750,9 @@ def ensemble(
     opened = [Run(r) for r in runs]
     for note in gather(opened).notes:
         say(f"ensemble: {note}")
-    folder, chosen, table = pack_ensemble(opened, out, bundles=bundle, way=method, owner=owner, title=title)
+    folder, chosen, table = pack_ensemble(
+        opened, out, bundles=bundle, way=method, owner=owner, title=title, thresholds=thresholds
+    )
     print(f"{format_table(table)}\n\n{folder}: {len(runs)} runs, combined by: {chosen}")
 
 # %% ../nbs/01_cli.ipynb #104a6544

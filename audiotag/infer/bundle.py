@@ -18,6 +18,7 @@ from ..core.config import Config, config_from_dict
 from ..core.files import atomic_folder, file_sha256, read_json, write_bytes, write_json
 from ..core.seeding import rng
 from .ensemble import Combiner
+from .postprocess import Thresholds
 from ..audio.features import FrontEnd, front_end_parts
 from .windows import Windows, probabilities
 
@@ -369,6 +370,16 @@ def _is_kept_graph(g: dict, files: dict) -> bool:
     return type(g.get("output")) is int and 0 <= g["output"] < 1000 and 0 <= g["golden"] <= 0.5
 
 # %% ../../nbs/infer/05_bundle.ipynb #c9d030c2
+def _sealed_thresholds(about: dict, path) -> Thresholds | None:
+    "The thresholds of a bundle.json; raises `AudiotagError` if they do not fit its classes."
+    if about.get("thresholds") is None:
+        return None
+    thresholds = config_from_dict(about["thresholds"], where=str(path))
+    if not isinstance(thresholds, Thresholds) or len(thresholds.values) != len(about["classes"]):
+        raise AudiotagError("has thresholds that do not fit its classes", file=path, fix="pack the run again")
+    return thresholds
+
+
 class Bundle:
     "An opened bundle: `classes`, `front_end`, `windows`, `activation`, `prior`, `members`; `model(i)` loads a network."
 
@@ -409,6 +420,7 @@ class Bundle:
         self.windows = config_from_dict(about["windows"], where=str(self.path))
         self.prior = np.array(about["prior"], dtype=np.float32)  # (classes,)
         self.graphs = list(about.get("graphs", []))  # verdicts of `audiotag.infer.openvino_graphs`
+        self.thresholds = _sealed_thresholds(about, self.path)  # from scores to labels; None: none were sealed
 
     def _is_consistent(self) -> bool:
         "Whether the fields have the right types and refer to one another."
@@ -644,11 +656,11 @@ class Member:
 
 # %% ../../nbs/infer/05_bundle.ipynb #2cc6f7d3
 class Ensemble:
-    """Several bundles of the same classes: `bundles`, `classes` and `prior` in the order of the first; `combiner`, if
-    one was fitted."""
+    """Several bundles of the same classes: `bundles`, `classes` and `prior` in the order of the first; `combiner` and
+    `thresholds`, if they were fitted."""
 
-    def __init__(self, bundles, combiner: Combiner | None = None):
-        self.bundles, self.combiner = list(bundles), combiner
+    def __init__(self, bundles, combiner: Combiner | None = None, thresholds: Thresholds | None = None):
+        self.bundles, self.combiner, self.thresholds = list(bundles), combiner, thresholds
         if not self.bundles:
             raise AudiotagError("an ensemble needs a bundle", field="bundles", fix="name one folder or more")
         self.classes = self.bundles[0].classes
@@ -661,6 +673,8 @@ class Ensemble:
                 )
         if len({b.about["sha256"] for b in self.bundles}) < len(self.bundles):
             raise AudiotagError("the same bundle is there twice", field="bundles", fix="name each once")
+        if thresholds is None and len(self.bundles) == 1:
+            self.thresholds = self.bundles[0].thresholds
         # one entry per member; equal entries are folds, whose scores are averaged
         self.kinds = [(i, m["model"], m["stage"]) for i, b in enumerate(self.bundles) for m in b.members]
         if combiner is not None:  # raises if it was fitted to other members or classes
@@ -740,6 +754,7 @@ def _open_parts(folder: Path, about: dict) -> Ensemble:
         _check_seal(about, path)
         parts = [(p["prefix"], p["sha256"]) for p in about["parts"]]
         combiner = config_from_dict(about["combiner"], where=str(path))
+        thresholds = _sealed_thresholds(about, path)
         consistent = isinstance(combiner, Combiner) and [p for p, _ in parts] == _PREFIXES[: len(parts)]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as e:
         raise AudiotagError(
@@ -753,7 +768,7 @@ def _open_parts(folder: Path, about: dict) -> Ensemble:
             raise AudiotagError("is not the bundle that was joined", file=b.path, fix="join the bundles again")
     if about.get("classes") != [c for b in bundles[:1] for c in b.classes]:
         raise AudiotagError("names other classes than its first part", file=path, fix="join the bundles again")
-    return Ensemble(bundles, combiner)
+    return Ensemble(bundles, combiner, thresholds)
 
 
 def open_bundles(

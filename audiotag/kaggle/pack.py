@@ -395,6 +395,9 @@ def pack_weights(
     title: str = "",
     # steps of `audiotag.infer.postprocess` that `infer` applies at the end; None: the recipe's, () for nothing
     after=None,
+    # how `infer` turns scores into labels: a word for `audiotag.train.thresholds.threshold_rule`, or 'none'; None: 'f1',
+    # or 'top' where a clip has one label, or 'none' where steps follow, for which windows would be scored once more
+    thresholds: str | None = None,
 ) -> Path:
     """Seal the members of a run as a bundle folder for upload; the same run gives the same bytes. Raises
     `AudiotagError` if the run is not finished."""
@@ -410,7 +413,7 @@ def pack_weights(
             "is not finished", file=run.folder, fix="run the same `audiotag train` again: it resumes where it stopped"
         )
     check_replaceable(folder, "weights")
-    before = existing_bundles(folder)
+    before, chosen = existing_bundles(folder), _chosen_thresholds(run, thresholds, after)
     table = stage_table(run).filter(like=recipe.metric).round(6)
     scores = {f"{s}, {c}": float(v) for s, row in table.iterrows() for c, v in row.items() if v == v}
     readme = _readme(run, table, slug_of(folder.name))
@@ -432,7 +435,8 @@ def pack_weights(
             members=members,
             prior=class_prior(run.clips, run.classes),
             about={"recipe": recipe.hash, "layout": recipe.layout, "competition": run.competition, "oof": scores}
-            | ({"after": [s.to_dict() for s in after]} if after else {}),
+            | ({"after": [s.to_dict() for s in after]} if after else {})
+            | ({"thresholds": chosen.to_dict()} if chosen else {}),
             extra=files,
             replace=True,
         )
@@ -442,6 +446,22 @@ def pack_weights(
     return folder
 
 # %% ../../nbs/kaggle/02_pack.ipynb #ec2562ab
+def _chosen_thresholds(run, word: str | None, after):
+    "The thresholds for a bundle; None where none are wanted, or the default cannot be chosen."
+    from audiotag.train.thresholds import run_thresholds, threshold_rule
+
+    if word == "none" or (word is None and after):
+        return None
+    rule = threshold_rule(word) if word else None
+    try:
+        return run_thresholds(run, rule=rule, after=after, draws=0).thresholds
+    except AudiotagError as e:
+        if word:
+            raise
+        say(f"no thresholds for labels: {e}")
+        return None
+
+
 def _fold_scores(run, stage, fold) -> dict:
     "The out-of-fold score of one model, by source."
     return {k.split()[-1]: round(float(v), 6) for k, v in run.scores(stage, fold=fold).items() if v == v}

@@ -14,7 +14,7 @@ from ..infer.bundle import Bundle, join_bundles
 from ..data.competitions import targets
 from ..core.errors import AudiotagError, a_few, did_you_mean
 from ..core.files import atomic_folder
-from ..infer.ensemble import WAYS, EqualWeights, ensemble_table, with_metric
+from ..infer.ensemble import WAYS, EqualWeights, cross_fit, ensemble_table, with_metric
 from audiotag.kaggle.pack import (
     check_replaceable,
     dataset_files,
@@ -143,6 +143,9 @@ def pack_ensemble(
     way: str = "best",  # combiner, as in `fit_ensemble`
     owner: str = "",  # Kaggle user name; empty: as in the existing metadata
     title: str = "",
+    # how `infer` turns scores into labels, a word as for `pack_weights`; None: 'f1', or 'top' where a clip has one label,
+    # or 'none' where steps follow
+    thresholds: str | None = None,
     seed: int = 0,
 ) -> tuple:  # (folder, name of the combiner, table)
     "Pack several runs as one dataset folder, with a combiner fitted to their out-of-fold scores."
@@ -156,6 +159,7 @@ def pack_ensemble(
         )
     before, gathered = existing_bundles(folder), gather(runs)
     name, combiner, table = fit_ensemble(gathered, way=way, seed=seed)
+    labels = _chosen_thresholds(gathered, runs, name, thresholds, seed)
     with tempfile.TemporaryDirectory() as tmp:
         parts = [Path(tmp) / f"part-{i}" for i in range(len(runs))]
         if bundles:
@@ -177,7 +181,7 @@ def pack_ensemble(
                 packed,
                 name=" + ".join(dict.fromkeys(r.recipe.name for r in runs)),
                 combiner=combiner,
-                about={"oof": oof, "way": name},
+                about={"oof": oof, "way": name} | labels,
                 extra=dataset_page(folder, readme, owner=owner, title=title),
                 replace=True,
             )
@@ -186,6 +190,29 @@ def pack_ensemble(
     return folder, name, table
 
 # %% ../../nbs/kaggle/03_pack_ensemble.ipynb #ec6afc28
+def _chosen_thresholds(gathered, runs, name, word: str | None, seed: int) -> dict:  # for bundle.json; {} for none
+    "Thresholds for the ensemble's scores, each clip combined by a fit without its fold."
+    from audiotag.train.thresholds import choose_thresholds, threshold_rule
+
+    steps = next((r.recipe.after for r in runs if r.recipe.after), ())
+    if word == "none" or (steps and not word):
+        return {}
+    if steps:
+        raise AudiotagError(
+            f"the thresholds of an ensemble are chosen on clips, and {', '.join(steps)} changes windows",
+            field="thresholds",
+            fix="give 'none'",
+        )
+    word = word or ("top" if runs[0].recipe.activation == "softmax" else "f1")
+    rule, folds, groups = threshold_rule(word), gathered.clips.fold.to_numpy(), gathered.clips.group.to_numpy()
+    p = np.stack(list(gathered.members.values()))
+    way = with_metric(WAYS, gathered.metric)[name]
+    p = cross_fit(way, p, gathered.truth, folds, groups=groups, seed=seed)
+    truth, options = gathered.truth, dict(rule=rule, groups=groups, draws=0)
+    chosen = choose_thresholds(np.clip(p, 0, 1), truth, runs[0].classes, folds, **options)
+    return {"thresholds": chosen.thresholds.to_dict()}
+
+
 def _writable_bundle(bundle: Bundle, before, folder: Path) -> Bundle:
     "A bundle to which graphs may be added: a copy in `folder`, or the bundle itself if no graphs will be added."
     if bundle.graphs or not any(b.graphs for b in before):
