@@ -6,7 +6,7 @@
 __all__ = ['heads', 'pool_modes', 'conv_bn_relu', 'ConvBlock', 'n_params', 'AvgMaxPool', 'AvgPool', 'writeup_head', 'code_head',
            'require_n_classes', 'make_head', 'require_spectrograms', 'require_batch_of_two', 'SpectrogramNet',
            'Network', 'make_pool', 'SqueezeExcite', 'PooledBlock', 'multi_scale', 'SideBySide', 'ShufflePool',
-           'SequenceGRU', 'timm_backbone']
+           'SequenceGRU', 'timm_name', 'timm_backbone']
 
 # %% ../../nbs/models/01_blocks.ipynb #ca083923
 from dataclasses import dataclass
@@ -348,6 +348,41 @@ class SequenceGRU(nn.Module):
         return x.amax(1)
 
 # %% ../../nbs/models/01_blocks.ipynb #72faa6b5
+def timm_name(
+    name: str,  # of a network, perhaps with the tag of its weights: 'resnet18', 'resnet18.a1_in1k'
+) -> str:  # the name that timm has today, where it was renamed
+    "Check a name of timm's; raises `AudiotagError` with the nearest one if timm has no such network or tag."
+    timm = load_library("timm")
+    from timm.models import _registry  # the public module has had no table of renamed networks so far
+
+    renamed = _registry.get_deprecated_models()
+    arch, _, tag = name.partition(".")
+    if arch in renamed:
+        arch, _, new_tag = renamed[arch].partition(".")
+        tag = tag or new_tag
+    today = f"{arch}.{tag}" if tag else arch
+    if not timm.is_model(arch):  # this also refuses names that timm would download: 'hf-hub:…'
+        matches = get_close_matches(arch, [*timm.list_models(), *renamed], 1)
+        raise AudiotagError(
+            f"timm {timm.__version__} has no network {name!r}",
+            field="name",
+            fix=f"did you mean {matches[0]!r}?" if matches else "timm.list_models() lists them all",
+        )
+    try:
+        timm.get_pretrained_cfg(today)
+    except RuntimeError:
+        tags = [o.partition(".")[2] for o in timm.list_models(f"{arch}.*", pretrained=True)]
+        nearest = get_close_matches(tag, tags, 1, cutoff=0) or [""]
+        if name in renamed and nearest[0].startswith(tag):  # a tag that timm has renamed since: .sam to .sam_in1k
+            return f"{arch}.{nearest[0]}"
+        raise AudiotagError(
+            f"timm {timm.__version__} has no weights {tag!r} of {arch}",
+            field="name",
+            fix=f"did you mean {f'{arch}.{nearest[0]}'.strip('.')!r}?",
+        ) from None
+    return today
+
+
 def timm_backbone(
     name: str,  # as in `timm.list_models()`
     *,
@@ -358,14 +393,7 @@ def timm_backbone(
     size: tuple | None = None,  # (bands, frames); for networks that are built for one size, as transformers are
 ) -> tuple:  # (module, numbers n): (B, in_channels, bands, frames) -> (B, n), or (B, n, bands', frames') without `pool`
     "A network of timm without its classifier; raises `AudiotagError` on unknown names and files that do not fit."
-    timm = load_library("timm")
-    if not timm.is_model(name):  # this also refuses names that timm would download: 'hf-hub:…'
-        matches = get_close_matches(name, timm.list_models(), 1)
-        raise AudiotagError(
-            f"timm {timm.__version__} has no network {name!r}",
-            field="name",
-            fix=f"did you mean {matches[0]!r}?" if matches else "timm.list_models() lists them all",
-        )
+    timm, name = load_library("timm"), timm_name(name)
     cfg = timm.get_pretrained_cfg(name)
 
     def create(**options):
@@ -380,7 +408,7 @@ def timm_backbone(
                 **fixed,
                 **options,
             )
-        except (TypeError, AssertionError, RuntimeError, ValueError) as e:
+        except (TypeError, AssertionError, RuntimeError, ValueError, LookupError, ArithmeticError) as e:
             raise AudiotagError(
                 f"{name} cannot be built with {dict(in_channels=in_channels, size=size, **options)}: {e}",
                 field="name",

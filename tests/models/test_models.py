@@ -17,7 +17,7 @@ from audiotag.core.errors import AudiotagError
 from audiotag.core.config import config_from_dict
 from audiotag.core.seeding import rng
 from audiotag.audio.features import PRESETS
-from audiotag.models.blocks import SequenceGRU, make_pool, n_params, pool_modes, timm_backbone
+from audiotag.models.blocks import SequenceGRU, make_pool, n_params, pool_modes, timm_backbone, timm_name
 from audiotag.models.cnn import VGG16BN, CNNModel1
 from audiotag.models.wavecnn import WAVE_CNNS, WaveCNN
 from audiotag.models.timm_backbone import Timm
@@ -665,6 +665,37 @@ def test_timm_never_asks_the_net(monkeypatch):
     ):
         with pytest.raises(AudiotagError, match="has no network"):
             Timm(name=name).build(3)
+
+
+def test_renamed_networks_of_timm_are_found():
+    from timm.models._registry import get_deprecated_models
+
+    renamed = get_deprecated_models()
+    assert len(renamed) > 100
+    for old, new in renamed.items():
+        today = timm_name(old)
+        assert timm_name(today) == today and today.startswith(new) and timm.get_pretrained_cfg(today) is not None
+        assert timm_name(f"{old}.{today.partition('.')[2]}") == today, "with a tag behind the old name"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18.zzz", "resnet18.A1_in1k", "tf_efficientnet_b0_ns.zzz", "resnet18.a1_in1k.x", "hgnet_b0", "resnet18 "],
+)
+def test_a_wrong_name_or_tag_is_answered_with_the_nearest(name):
+    with pytest.raises(AudiotagError, match="did you mean '(resnet18|tf_efficientnet_b0|hgnet)") as e:
+        Timm(name=name).build(3)
+    timm_name(e.value.fix.split("'")[1])  # which exists
+
+
+def test_weights_of_a_renamed_network_with_one_channel(tmp_path):
+    new = "tf_efficientnet_b0.ns_jft_in1k"
+    save_file({k: v.clone() for k, v in timm.create_model(new).state_dict().items()}, tmp_path / "w.safetensors")
+    nets = [
+        Timm(name=name, pretrained=str(tmp_path / "w.safetensors")).build(3) for name in (new, "tf_efficientnet_b0_ns")
+    ]
+    first, second = (net.state_dict() for net in nets)
+    assert all(torch.equal(v, second[k]) for k, v in first.items() if k.startswith("body"))
 
 
 def test_drop_path_drops_only_in_training():
