@@ -18,7 +18,7 @@ from typing import Callable
 import numpy as np, pandas as pd
 from .bundle import Bundle, Ensemble, Member, open_bundles
 from .deadline import Candidate, Deadline, MemberState, Pace, Plan, as_deadline
-from ..data.competitions import Competition, load_competition
+from ..data.competitions import Competition, load_competition, match_names
 from ..core.errors import AudiotagError, a_few
 from ..core.config import config_from_dict
 from ..core.files import write_json, write_text
@@ -129,7 +129,11 @@ def first_prior(
     classes,  # of the competition
 ) -> np.ndarray:  # (classes,)
     "The mean of the priors that can be read without opening the bundles, else 1/classes."
-    priors = [[prior[c] for c in classes] for prior in map(peek_prior, bundles) if set(prior) == set(classes)]
+    priors = []
+    for prior in map(peek_prior, bundles):
+        names = match_names(classes, set(prior))
+        if len(names) == len(set(names.values())) == len(prior) == len(classes):
+            priors.append([prior[names[c]] for c in classes])
     return np.mean(priors, axis=0) if priors else np.full(len(classes), 1 / max(1, len(classes)))
 
 # %% ../../nbs/infer/09_predict.ipynb #72add44e
@@ -140,7 +144,8 @@ def class_order(
     where="",  # the bundle's folder
 ) -> list[int]:  # for each template class its index in the bundle
     "Map the template's classes to those of the bundle; raises `AudiotagError` if the two sets differ."
-    ours, wanted = list(bundle_classes), list(template_classes)
+    names = match_names(template_classes, set(bundle_classes))  # a Mac may have spelled é as e and an accent
+    ours, wanted = list(bundle_classes), [names.get(c, c) for c in template_classes]
     if set(ours) != set(wanted):
         problems = []
         if missing := sorted(set(wanted) - set(ours)):

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from markupsafe import Markup
 from ..train.baseline import forest_scores
-from ..data.competitions import read_table, targets
+from ..data.competitions import join_labels, match_names, read_table, split_labels, targets
 from ..core.errors import AudiotagError, did_you_mean
-from ..core.files import write_text
+from ..core.files import read_regular, write_text
 from ..core.progress import progress, say
 from ..core.seeding import derive_seed
 from ..audio.features import LogMel
@@ -162,7 +162,7 @@ def read_corrections(
     "Read and check decisions. Raises `AudiotagError` with the row of the first error."
     table = read_table(path, columns=list(COLUMNS[:3]))
     table = table.assign(**{c: "" for c in COLUMNS if c not in table})[list(COLUMNS)]
-    label_sets = [tuple(c.strip() for c in cell.split(",") if c.strip()) for cell in table["labels"]]
+    label_sets = [split_labels(cell, classes) for cell in table["labels"]]
     for row, action, labels in zip(table.index, table.action, label_sets):
         _check_decision(action, labels, classes, file=path, row=row)
     return table.assign(labels=label_sets)
@@ -170,13 +170,14 @@ def read_corrections(
 
 def write_corrections(path, corrections: pd.DataFrame):
     "Append decisions to a corrections.csv, which is created if it does not exist."
-    old = Path(path).read_text(encoding="utf-8") if Path(path).exists() else ""
+    old = read_regular(path).decode("utf-8") if Path(path).exists() else ""
+    columns = list(read_table(path, columns=list(COLUMNS[:3])).columns) if old else list(COLUMNS)
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")
     if not old:
-        out.writerow(COLUMNS)
+        out.writerow(columns)
     for r in corrections.to_dict("records"):
-        out.writerow([",".join(r["labels"]) if c == "labels" else r.get(c, "") for c in COLUMNS])
+        out.writerow([join_labels(r["labels"]) if c == "labels" else r.get(c, "") for c in columns])
     write_text(path, old + ("\n" if old and not old.endswith("\n") else "") + text.getvalue())
 
 # %% ../../nbs/review/03_label_review.ipynb #9b71da2d
@@ -189,9 +190,10 @@ def apply_corrections(
     pd.DataFrame
 ):  # a copy without the dropped clips; `given_labels` are the original ones, `corrected` is the action or ''
     "Replace labels and drop clips. Raises `AudiotagError` if a clip does not exist or is a test clip."
-    known = set(clips[clips.source != "test"].clip_id)
+    known = clips[clips.source != "test"].clip_id
+    found = match_names(corrections.clip_id, set(known))
     for row, clip_id in zip(corrections.index, corrections.clip_id):
-        if clip_id not in known:
+        if clip_id not in found:
             raise AudiotagError(
                 f"{clip_id!r} is not a training clip",
                 file=where,
@@ -199,6 +201,7 @@ def apply_corrections(
                 field="clip_id",
                 fix="check that the file belongs to this competition",
             )
+    corrections = corrections.assign(clip_id=corrections.clip_id.map(found))
     ordered = corrections.assign(_n=range(len(corrections))).sort_values(["when", "_n"], kind="stable")
     last = ordered.drop_duplicates("clip_id", keep="last").set_index("clip_id")
     decision = ordered.action + " " + ordered["labels"].map(str)

@@ -16,11 +16,13 @@ from audiotag.data.competitions import (
     check_clips,
     class_prior,
     clip_table,
+    join_labels,
     join_same_content,
     layouts,
     load_competition,
     read_table,
     recordings,
+    split_labels,
     target_weights,
     targets,
 )
@@ -931,3 +933,73 @@ def test_ids_and_files_may_differ_in_spaces_and_in_the_form_of_an_accent(root):
     test = load_competition(root, train=False).of("test")
     assert list(test.clip_id[:2]) == [first, ids[1] + " "] and len(test) == 8
     assert all(map(os.path.exists, test.path))
+
+
+# --- what one tool writes, the others read ----------------------------------------------------------------------------
+
+CLASSES = st.lists(
+    st.one_of(st.text("ab ,\"'é;\n", min_size=1, max_size=5), st.sampled_from(["a,b", "e\u0301", "é", '"a" ,b', " a", "NA"])),
+    min_size=1, max_size=6, unique=True,
+).map(lambda names: [name for name in names if name.strip()])  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(CLASSES, st.randoms())
+def test_labels_of_any_name_survive_a_cell(classes, g):
+    labels = tuple(g.sample(classes, g.randint(0, len(classes))))
+    assert split_labels(join_labels(labels), classes) == labels
+
+
+@pytest.mark.parametrize(
+    "cell,labels",
+    [
+        ("Bark,Meow", ("Bark", "Meow")),
+        (" Bark , Meow ", ("Bark", "Meow")),
+        ("Door, slam", ("Door, slam",)),
+        ("Bark,Door, slam,Meow", ("Bark", "Door, slam", "Meow")),
+        ('"Door, slam",Bark', ("Door, slam", "Bark")),
+        ('7" single', ('7" single',)),
+        ("Caf\u00e9,Bark", ("Cafe\u0301", "Bark")),
+        ("Bark,Bork", ("Bark", "Bork")),
+        ("", ()),
+    ],
+)
+def test_cells_with_several_labels(cell, labels):
+    assert split_labels(cell, ["Bark", "Meow", "Door, slam", '7" single', "Cafe\u0301"]) == labels
+
+
+def test_labels_of_training_tables_may_be_spelled_in_another_form(root):
+    template = pd.read_csv(root / "sample_submission.csv", dtype=str)
+    first, second = template.columns[1:3]
+    new = {first: "Caf\u00e9", second: f"{second}, loud"}
+    template.rename(columns=new).to_csv(root / "sample_submission.csv", index=False)
+    new[first] = "Cafe\u0301"
+    for path in (root / "train_curated.csv", root / "train_noisy.csv"):
+        cells = pd.read_csv(path, dtype=str)
+        cells["labels"] = [",".join(new.get(c, c) for c in cell.split(",")) for cell in cells["labels"]]
+        cells.to_csv(path, index=False)
+    comp = load_competition(root)
+    assert comp.classes[:2] == ("Caf\u00e9", f"{second}, loud")
+    assert targets(comp.of("curated", "noisy"), comp.classes)[:, :2].any(0).all()
+
+
+def test_boxes_that_are_there_twice_are_named(forest):
+    rows = lines(forest / "train_tp.csv")
+    (forest / "train_tp.csv").write_text("\n".join([*rows, rows[1]]) + "\n")
+    with open(forest / "train_fp.csv", "a") as f:
+        f.write(rows[2] + "\n")
+    notes = " ".join(load_competition(forest, "rainforest2021").notes)
+    assert f"2 rows of train_tp.csv repeat each other and count as often as they are there: 1, {len(rows)}" in notes
+    assert "1 boxes are both in train_tp.csv and in train_fp.csv" in notes and "row 2 and row" in notes
+
+
+def test_clips_of_one_author_share_a_group(scapes):
+    table = pd.read_csv(scapes / "train.csv", dtype=str)
+    table["author"] = [f"author {i % 11}" for i in range(len(table) - 1)] + [""]
+    table.to_csv(scapes / "train.csv", index=False)
+    clips = load_competition(scapes, "birdclef2024").of("curated")
+    assert (clips.groupby(list(table.author)).group.nunique().drop("") == 1).all() and clips.group.iloc[
+        -1
+    ] == clips.clip_id.iloc[-1]
+    table.assign(author="one").to_csv(scapes / "train.csv", index=False)  # too few to keep them apart
+    assert load_competition(scapes, "birdclef2024").of("curated").group.nunique() == len(table)

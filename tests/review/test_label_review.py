@@ -5,13 +5,16 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.tiny import SETS, called, train_words
 
 from audiotag.cli import main
-from audiotag.data.competitions import load_competition
+from audiotag.data.competitions import clip_table, load_competition
 from audiotag.core.errors import AudiotagError
 from audiotag.review.label_review import (
+    LabelReview,
     apply_corrections,
     baseline_scores,
     correct_labels,
@@ -170,6 +173,30 @@ def test_decisions_are_added_and_never_lost(comp, tmp_path):
     write_corrections(path, pd.DataFrame(rows[1:]))
     table = read_corrections(path, comp.classes)
     assert [tuple(r) for r in table.itertuples(index=False)] == [tuple(r.values()) for r in rows]
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text("ab ,\"'é\n", min_size=1, max_size=5).filter(str.strip), min_size=1, max_size=4, unique=True))
+def test_classes_of_any_name_are_saved_and_read(tmp_path, classes):
+    path = tmp_path / "c.csv"
+    path.unlink(missing_ok=True)
+    ids = [f"{c}/{i}.wav" for i, c in enumerate(classes)]
+    clips = clip_table(ids, path=ids, labels=[(classes[0],)] * len(ids), source="curated")
+    review = LabelReview(
+        clips, find_suspects(clips[:0], {"one": np.zeros((0, len(classes)))}, classes), None, tuple(classes)
+    )
+    for id_ in ids:
+        review.decide(id_, "relabel", classes, why='a "b", c')
+    review.save(path)
+    fixed = apply_corrections(clips, read_corrections(path, classes))
+    assert list(fixed.labels) == [tuple(classes)] * len(ids)
+
+
+def test_rows_are_added_in_the_order_of_the_columns_that_are_there(comp, tmp_path):
+    (tmp_path / "c.csv").write_text("action,labels,clip_id\n")
+    row = dict(clip_id=comp.of("noisy").clip_id[0], action="relabel", labels=("Bell",), when="2026")
+    write_corrections(tmp_path / "c.csv", pd.DataFrame([row]))
+    assert list(read_corrections(tmp_path / "c.csv", comp.classes).clip_id) == [row["clip_id"]]
 
 
 def test_a_recipe_trains_on_the_corrected_labels_and_remembers_the_given_ones(data, comp, tmp_path):

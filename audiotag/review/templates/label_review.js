@@ -73,12 +73,17 @@
     return '"' + text.replace(/"/g, '""').replace(/[\r\n]+/g, ' ') + '"';
   }
 
+  // Several labels in one field are a CSV of their own: a name with a comma, a quote or outer spaces stands in quotes.
+  function labelField(label) {
+    return /[",\n\r]|^\s|\s$/.test(label) ? '"' + label.replace(/"/g, '""') + '"' : label;
+  }
+
   who.addEventListener('change', store);
   document.getElementById('save').addEventListener('click', () => {
     const rows = [['clip_id', 'action', 'labels', 'who', 'when', 'why']];
     for (const clip of decided()) {
       const d = decisions[clip];
-      rows.push([clip, d.action, d.action === 'relabel' ? d.labels.join(',') : '', who.value, d.when, d.why]);
+      rows.push([clip, d.action, d.action === 'relabel' ? d.labels.map(labelField).join(',') : '', who.value, d.when, d.why]);
     }
     const text = rows.map(row => row.map(csvField).join(',') + '\n').join('');
     const url = URL.createObjectURL(new Blob([text], {type: 'text/csv'}));
