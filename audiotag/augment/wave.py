@@ -15,6 +15,7 @@ import torch
 from ..audio.io import read_audio
 from ..core.errors import AudiotagError
 from ..core.config import Config
+from ..core.targets import Targets
 
 # %% ../../nbs/augment/01_wave.ipynb #22a51ce3
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Augment(Config):
     def __call__(
         self,
         x,  # (clips, channels, bands, frames) floats; not changed
-        y,  # (clips, classes) floats; not changed
+        y,  # (clips, classes) floats, or `Targets`; not changed
         generator,  # torch.Generator for all random draws
     ):  # (x, y)
         "Draw and apply; raises `AudiotagError` when `x` and `y` are not a batch."
@@ -59,6 +60,7 @@ class Augment(Config):
 # %% ../../nbs/augment/01_wave.ipynb #175500cd
 def require_batch(x, y, generator):
     "Raise `AudiotagError` unless these are a batch of floats, on one device, and a torch.Generator."
+    y = Targets.of(y).labels
     if not (
         x.ndim == 4
         and y.ndim == 2

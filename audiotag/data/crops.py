@@ -13,6 +13,7 @@ from fastai.data.load import DataLoader
 from ..core.errors import AudiotagError
 from ..core.config import Config
 from ..core.seeding import rng
+from ..core.targets import Targets
 from .prefetch import prefetch_to_device
 from .competitions import targets
 from .store import FeatureStore
@@ -127,6 +128,10 @@ def _as_tensor(x):
     "Features as a float32 tensor (channels, bands, frames)."
     return torch.from_numpy(np.require(x if x.ndim == 3 else x[None], np.float32, "CW"))
 
+
+def _as_float32(y):
+    return torch.from_numpy(np.array(y, np.float32))
+
 # %% ../../nbs/data/08_crops.ipynb #37797a7a2
 class PrefetchingLoader(DataLoader):
     "A fastai loader that prepares its batches in a thread and yields them on a device."
@@ -145,10 +150,15 @@ class PrefetchingLoader(DataLoader):
         n = self.prefetch if self.prefetch is not None else 2 * (self.target_device.type != "cpu")
         yield from prefetch_to_device(batches, self.target_device, n=n) if n else batches
 
+    def create_batch(self, items: list) -> tuple:  # (x, *beside, y)
+        "Stack items `(x, *beside, y)`, of which `y` is a `Targets`."
+        *inputs, y = zip(*items)
+        return *map(torch.stack, inputs), Targets.stack(y)
+
 # %% ../../nbs/data/08_crops.ipynb #e1a87917
 class CropLoader(PrefetchingLoader):
-    """Batches `(x, y)` of one crop per clip: `x` (batch, channels, bands, frames) and `y` (batch, classes), both
-    float32; of a joined store `(x, *beside, y)`."""
+    """Batches `(x, y)` of one crop per clip: `x` (batch, channels, bands, frames) float32, and the `Targets` `y`; of a
+    joined store `(x, *beside, y)`."""
 
     def __init__(
         self,
@@ -160,9 +170,7 @@ class CropLoader(PrefetchingLoader):
         batch_size: int = 64,
         train: bool = True,  # random crops in random order, no small last batch; else middle crops in table order
         seed: int = 0,  # determines, together with the epoch, all random draws
-        # (clips, classes) soft targets, or (clips, 2*classes) targets and weights as a loss takes them; None: labels,
-        # 0 or 1
-        y=None,
+        y=None,  # `Targets` of the clips, or (clips, classes) soft labels; None: labels, 0 or 1
         probability=None,  # (clips,) probability that a clip is in an epoch; None: always
         short: str = "middle",  # where a clip shorter than a crop stands in it: 'start', 'middle', 'end' or 'random'
         # rows of an epoch: `(generator, epoch) -> rows`, or `-> (rows, partners, share)`; None: each row once
@@ -174,8 +182,8 @@ class CropLoader(PrefetchingLoader):
     ):
         self.ids = _stored_ids(clips, store, crops is not None)
         self.store, self.frames, self.train, self.seed, self.short = store, frames, train, seed, short
-        self.draw, self.crops, self.prefetch, self.n_classes = draw, crops or CropSettings(), prefetch, len(classes)
-        self.y = torch.from_numpy(targets(clips, classes) if y is None else np.asarray(y, dtype=np.float32))
+        self.draw, self.crops, self.prefetch = draw, crops or CropSettings(), prefetch
+        self.y = Targets.of(targets(clips, classes) if y is None else y).map(_as_float32)
         self.probability = None if probability is None else np.asarray(probability, dtype=float)
         self.lengths = np.array([store.n_frames(c) for c in self.ids])
         self.first, self.last = (0 * self.lengths, self.lengths) if crops is None else place_frames(clips, store)
@@ -223,7 +231,12 @@ class CropLoader(PrefetchingLoader):
         if len(crops) == 1:
             return crops[0]
         w = float(self.share[j])
-        return tuple((1 - w) * a + w * b for a, b in zip(*crops))
+
+        def mix(own, partner):
+            return (1 - w) * own + w * partner
+
+        *inputs, (own, partner) = zip(*crops)
+        return *(mix(*pair) for pair in inputs), own.mixed(partner, mix)
 
     def _crop(self, j: int, k: int) -> tuple:  # (x, *beside, y)
         "The crop of the clip of item `j` (`k=0`), or of its partner (`k=1`)."
@@ -231,12 +244,14 @@ class CropLoader(PrefetchingLoader):
         x = self.store.crop(self.ids[i], start, self.frames, left=int(self.left_pads[j, k]))
         return *(_as_tensor(o) for o in (x if isinstance(x, tuple) else (x,))), self.target(i, start)
 
-    def target(self, i: int, start: int) -> torch.Tensor:  # a row of `y`
+    def target(self, i: int, start: int) -> Targets:
         "The target of clip `i`, plus the labels of other clips that lie in its crop from frame `start` on."
         if not (inside := self._labels_inside(i, start)):
             return self.y[i]
         y = self.y[i].clone()
-        y.view(-1, self.n_classes)[:, inside] = 1.0  # the target, and its weight if there is one
+        y.labels[inside] = 1.0
+        if y.weights is not None:
+            y.weights[inside] = 1.0
         return y
 
     def _labels_inside(self, i, start):
@@ -286,7 +301,7 @@ def fold_loaders(
     frames: int,  # length of a crop
     batch_size: int = 64,
     seed: int = 0,
-    y=None,  # soft targets of the training clips
+    y=None,  # `Targets` or soft labels of the training clips
     probability=None,  # probability that a training clip is in an epoch
     short: str = "middle",  # where a clip that is shorter than a crop stands in it
     crops: CropSettings | None = None,  # for clips that are places in recordings; None: the clips themselves are stored

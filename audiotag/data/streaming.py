@@ -25,6 +25,7 @@ from audiotag.core.files import (
 )
 from ..core.progress import progress
 from ..core.seeding import derive_seed, rng
+from ..core.targets import Targets
 from .competitions import targets
 from .crops import CropSettings, PrefetchingLoader, _as_tensor, _left_pads, place_frames
 from .mmap import PageBudget
@@ -130,7 +131,9 @@ def _clip_records(clips, store, classes, y, end):
     if "recording" in clips:
         out["first"], out["last"] = place_frames(clips, store)
     out["probability"] = clips.probability if "probability" in clips else 1.0
-    y = targets(clips, classes) if y is None else np.asarray(y, np.float32)
+    y = Targets.of(targets(clips, classes) if y is None else y)
+    # weights, where there are some, stand after the labels
+    y = np.concatenate([np.asarray(o, np.float32) for o in (y.labels, y.weights) if o is not None], 1)
     i, k = np.nonzero(y)
     values = np.empty(len(i), TARGET)
     values["class"], values["value"] = k, y[i, k]
@@ -140,7 +143,7 @@ def _clip_records(clips, store, classes, y, end):
 # %% ../../nbs/data/09_streaming.ipynb #3f04086f
 def write_clips(
     folder,  # is replaced if it exists
-    tables,  # clip tables: pieces of one, in any order; or pairs (piece, its soft targets)
+    tables,  # clip tables: pieces of one, in any order; or pairs (piece, its `Targets` or soft labels)
     store: FeatureStore,  # holds all the clips, or the recordings that the tables name
     classes,
 ) -> "StreamClips":
@@ -158,7 +161,9 @@ def write_clips(
             raise AudiotagError("there are no clips", file=folder, fix="give a clip table with a row")
         records = np.memmap(part / "clips", CLIP, "r")
         np.lexsort((records["row"], records["shard"])).astype(np.int64).tofile(part / "by_shard")
-        write_json(part / "about.json", {"clips": n, "targets": end, "width": width})
+        write_json(
+            part / "about.json", {"clips": n, "targets": end, "width": width, "weighted": width > len(list(classes))}
+        )
     return StreamClips(folder)
 
 # %% ../../nbs/data/09_streaming.ipynb #828b350e
@@ -169,7 +174,7 @@ class StreamClips:
     def __init__(self, folder):
         self.folder = Path(folder)
         about = read_json(self.folder / "about.json")
-        self.width, self.page_budget = about["width"], PageBudget()
+        self.width, self.weighted, self.page_budget = about["width"], about.get("weighted", False), PageBudget()
         self.records, self.values, self.by_shard = (
             np.memmap(self.folder / k, t, "r").view(np.ndarray) if (self.folder / k).stat().st_size else np.zeros(0, t)
             for k, t in (("clips", CLIP), ("targets", TARGET), ("by_shard", np.dtype("<i8")))
@@ -187,11 +192,11 @@ class StreamClips:
         self.page_budget.spend(8192 * len(rows), (self.records, self.values, self.by_shard))
         return self.records[rows], np.where(rows > 0, self.records["end"][rows - 1], 0)
 
-    def targets(self, begin: int, end: int) -> torch.Tensor:  # (width,), float32
+    def targets(self, begin: int, end: int) -> Targets:  # of one clip
         y = torch.zeros(self.width)
         for target in self.values[begin:end]:
             y[int(target["class"])] = float(target["value"])
-        return y
+        return Targets(*y.chunk(2)) if self.weighted else Targets(y)
 
 # %% ../../nbs/data/09_streaming.ipynb #ef58eb39
 class StreamLoader(PrefetchingLoader):
@@ -288,7 +293,7 @@ def stream_loaders(
     classes,
     folder,  # for the records of the clips; a few tens of bytes per clip
     *,
-    y=None,  # soft targets of the training clips, or a function from a piece of their table to its soft targets
+    y=None,  # `Targets` or soft labels of the training clips, or a function from a piece of their table to them
     **options,  # frames, batch_size, seed, short, crops, shuffle_window, num_workers: of `StreamLoader`
 ) -> DataLoaders:
     """The loaders of a fold, as `audiotag.data.crops.fold_loaders` makes them, streamed; raises `AudiotagError` when a

@@ -29,6 +29,7 @@ from ..core.config import Config
 from ..core.files import read_json, write_bytes, write_json
 from ..core.progress import say
 from ..core.seeding import derive_seed
+from ..core.targets import Targets
 from ..core.metrics import metric_named
 from .ddp import unwrap_model, n_ranks, rank, distributed_trainer
 
@@ -212,17 +213,24 @@ class RunningLoss(AvgSmoothLoss):
         self.count, self.val = self.count + 1, torch.lerp(loss, self.val.to(loss), self.beta)
 
 # %% ../../nbs/train/04_fit.ipynb #d1f8b75f
+class _LabelMetric(AccumMetric):
+    "A metric of the predictions and the labels of `Targets`."
+
+    def accum_values(self, preds, targs, learn=None):
+        super().accum_values(preds, Targets.of(targs).labels, learn)
+
+
 def fold_metric(
     name: str = "lwlrap",  # one of `audiotag.core.metrics.METRICS`
 ) -> AccumMetric:
     "A fastai metric of the validation crops, over all batches at once."
     metric = metric_named(name)
 
-    def of_targets(y, p):
+    def of_labels(y, p):
         return metric((y > 0.5).astype(float), p.astype(float))
 
-    return AccumMetric(
-        of_targets, invert_arg=True, flatten=False, to_np=True, activation=ActivationType.Sigmoid, name=name
+    return _LabelMetric(
+        of_labels, invert_arg=True, flatten=False, to_np=True, activation=ActivationType.Sigmoid, name=name
     )
 
 # %% ../../nbs/train/04_fit.ipynb #2e5981b2

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 from ..core.errors import AudiotagError
 from ..core.config import Config
+from ..core.targets import Targets
 
 # %% ../../nbs/train/01_losses.ipynb #0aa7eba8
 @dataclass(frozen=True, kw_only=True)
@@ -20,10 +21,16 @@ class Loss(Config):
     def __call__(
         self,
         logits,  # (clips, classes)
-        targets,  # (clips, classes), 0 to 1
+        targets,  # (clips, classes), 0 to 1; or `Targets` without weights
         weights=None,  # (clips,) weight of each clip; None: all the same
     ):  # scalar tensor with gradient
         "The (weighted) mean over the clips; raises `AudiotagError` on shapes that do not fit."
+        y = Targets.of(targets)
+        if y.weights is not None:
+            raise AudiotagError(
+                f"{type(self).__name__} takes no weights of single labels", field="loss", fix="choose SEDLoss"
+            )
+        targets = y.labels
         if (
             logits.ndim != 2
             or logits.shape != targets.shape

@@ -27,6 +27,7 @@ from ..core.progress import say
 from ..core.seeding import derive_seed
 from ..core.memory import keep_memory
 from ..core.metrics import METRICS, per_clip_lwlrap
+from ..core.targets import Targets
 from ..data.competitions import CLIP_COLUMNS, recordings, targets
 from ..data.folds import assign_folds
 from ..data.sampling import epoch_draw
@@ -35,7 +36,7 @@ from ..data.crops import fold_loaders, place_frames
 from ..data.streaming import join_parquet, stream_loaders
 from ..data.remote import build_stores_at, is_url, open_store_at
 from ..infer.windows import score_clips
-from .sed_loss import SEDLoss, with_weights
+from .sed_loss import SEDLoss
 from .ddp import run_in_ranks, rank, rank_0_first
 from .fit import BestEpoch, Ema, load_weights, read_mark, train_fold
 from .pseudo import PseudoLabelRule, compare_rounds, pseudo_ledger
@@ -414,7 +415,7 @@ def training_targets(
     stage: Stage,
     clips: pd.DataFrame,  # as `training_clips` returns them, or some of them
     fold: int,
-) -> np.ndarray:  # (clips, classes), or (clips, 2*classes) for a loss that takes weights
+) -> Targets:  # arrays (clips, classes); with weights for a loss that takes them
     "The labels; for clips of a soft or pseudo-label rule the predictions of this fold's own models, or a mix of both."
     y, labels = targets(clips, self.classes, secondary=self.recipe.labels.secondary), self.recipe.labels
     for rule in (r for r in stage.agreement_rules if r.soft):
@@ -426,11 +427,10 @@ def training_targets(
         p = teacher_probabilities(self, stage, rule, fold)
         y[of_rule] = rule.targets(p.loc[clips.clip_id.iloc[of_rule]])
     if not isinstance(stage.loss or self.recipe.loss, SEDLoss):
-        return y
+        return Targets(y)
     weighted = labels.weighted(y, clips, self.classes)
     for rule in stage.pseudo_rules:
-        of_rule = (clips.source == rule.source).to_numpy()
-        weighted[of_rule] = with_weights(y[of_rule], np.full_like(y[of_rule], rule.weight))
+        weighted.weights[(clips.source == rule.source).to_numpy()] = rule.weight
     return weighted
 
 # %% ../../nbs/train/08_run_folder.ipynb #f216fb3c

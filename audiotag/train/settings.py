@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ..core.errors import AudiotagError, did_you_mean
 from ..core.config import Config
 from ..core.metrics import METRICS
+from ..core.targets import Targets
 from ..audio.features import FrontEnd, Joined, Waveform, front_end_parts
 from ..data.competitions import target_weights
 from ..data.sampling import Sampler
@@ -21,7 +22,7 @@ from ..augment import manifold, spec, wave  # noqa: F401
 from ..models import cnn, wavecnn, rawfold, sed, timm_backbone  # noqa: F401
 from ..infer.windows import Windows
 from . import losses
-from .sed_loss import SEDLoss, with_weights
+from .sed_loss import SEDLoss
 from .fit import OPTIMIZERS, PRECISIONS, OneCycle, Schedule
 from .pseudo import ClipRule, PseudoLabelRule, compare_rounds
 
@@ -169,13 +170,13 @@ class Labels(Config):
         y: np.ndarray,  # (clips, classes) targets
         clips: pd.DataFrame,  # their clip table
         classes,
-    ) -> np.ndarray:  # (clips, 2*classes), as `with_weights` gives them
+    ) -> Targets:
         "The targets together with their weights in the loss."
         w = target_weights(clips, classes, secondary=self.secondary_weight)
         if self.negatives == "all":
             w[(clips.source == "negative").to_numpy()] = 1
         w[(clips.source == "unlabeled").to_numpy()] = 0
-        return with_weights(y, w)
+        return Targets(y, w)
 
 # %% ../../nbs/train/06_settings.ipynb #2a79f826
 def require_name(name, names, field, what):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from audiotag.data import store as store_module
+from audiotag.core.targets import Targets
 from audiotag.core.errors import AudiotagError
 from audiotag.core.files import file_sha256
 from audiotag.data.crops import AroundBox, CropLoader
@@ -286,7 +287,7 @@ def test_the_middle_crops_are_those_of_the_crop_loader(real, tmp_path):
         write_clips(tmp_path / "c", [clips], store, comp.classes), store, frames=64, batch_size=16, train=False
     )
     theirs = CropLoader(clips, store, comp.classes, frames=64, batch_size=16, train=False)
-    sort = lambda dl: sorted((x.numpy().tobytes(), y.numpy().tobytes()) for b in dl for x, y in zip(*b))  # noqa: E731
+    sort = lambda dl: sorted((x.numpy().tobytes(), y.labels.numpy().tobytes()) for b in dl for x, y in zip(*b))  # noqa: E731
     assert sort(ours) == sort(theirs)
 
 
@@ -343,11 +344,24 @@ def test_soft_targets_come_with_their_clip(real, tmp_path):
     c = write_clips(tmp_path / "c", [(clips.iloc[:30], y[:30]), (clips.iloc[30:], y[30:])], store, comp.classes)
     crops = {}
     for x, t in StreamLoader(c, store, frames=64, batch_size=8, train=False):
-        crops.update({o.numpy().tobytes(): v.numpy() for o, v in zip(x, t)})
+        crops.update({o.numpy().tobytes(): v.numpy() for o, v in zip(x, t.labels)})
     middle = CropLoader(clips, store, comp.classes, frames=64, train=False, y=y)
     for x, t in middle:
-        for o, v in zip(x, t):
+        for o, v in zip(x, t.labels):
             np.testing.assert_array_equal(crops[o.numpy().tobytes()], v.numpy())
+
+
+def test_weights_come_with_their_clip(real, tmp_path):
+    comp, clips, store = real
+    g = np.random.default_rng(1)
+    y = Targets(*(g.random((len(clips), len(comp.classes))).astype(np.float32) for _ in range(2)))
+    c = write_clips(tmp_path / "c", [(clips.iloc[:30], y[:30]), (clips.iloc[30:], y[30:])], store, comp.classes)
+    (streamed,) = StreamLoader(c, store, frames=64, batch_size=len(clips), train=False)
+    (held,) = CropLoader(clips, store, comp.classes, frames=64, batch_size=len(clips), train=False, y=y)
+    order = [np.lexsort(b[0].flatten(1).numpy().T) for b in (streamed, held)]
+    for name in ("labels", "weights"):
+        ours, theirs = (getattr(b[1], name)[torch.from_numpy(o)] for b, o in zip((streamed, held), order))
+        assert torch.equal(ours, theirs)
 
 
 def test_a_wrong_clip_is_named(real, tmp_path):

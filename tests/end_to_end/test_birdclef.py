@@ -9,6 +9,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 
+from audiotag.core.targets import Targets
 from audiotag.data.competitions import clip_table, load_competition
 from audiotag.core.errors import AudiotagError
 from audiotag.core.files import read_json, write_json
@@ -30,7 +31,7 @@ from audiotag.data.sampling import (
     epoch_draw,
     systematic_sample,
 )
-from audiotag.train.sed_loss import SEDLoss, with_weights
+from audiotag.train.sed_loss import SEDLoss
 from audiotag.train.settings import Stage
 from audiotag.train.selection import ancestry
 from audiotag.train.run_folder import Run, is_finished, open_run, round_table, run_stages, score_fold, stage_table
@@ -154,17 +155,17 @@ def test_partners_are_mixed_in_sound_and_target_and_weight():
         "abc",
         frames=8,
         batch_size=40,
-        y=with_weights(y, w),
+        y=Targets(y, w),
         draw=epoch_draw((MixPartners(p=0.5, share=0.25, column=None),), table),
     )
     x, t = loader.one_batch()
     mixed = 0
-    for xi, ti, (i, j) in zip(x, t, loader.rows):
+    for xi, ti, wi, (i, j) in zip(x, t.labels, t.weights, loader.rows):
         i, j = int(i), int(j)
         mixed += j >= 0
         assert i < 40 and (j == -1 or j >= 40)
         assert torch.allclose(xi, torch.full_like(xi, i if j < 0 else 0.75 * i + 0.25 * j))
-        assert np.allclose(ti, np.r_[y[i], np.ones(3)] if j < 0 else 0.75 * np.r_[y[i], np.ones(3)], atol=1e-6)
+        assert np.allclose(ti, y[i], atol=1e-6) and np.allclose(wi, 1.0 if j < 0 else 0.75, atol=1e-6)
     assert 10 < mixed < 30
     z = torch.randn(40, 3)
     alone = torch.nn.functional.binary_cross_entropy_with_logits(
@@ -327,10 +328,10 @@ def test_a_fold_is_taught_by_its_own_models(whole):
         train = whole.training_clips(stage, k)
         assert (train.fold != k).all() and set(train.source) == {"curated", "unlabeled"}
         y = whole.training_targets(stage, train, k)
-        at, n = (train.source == "unlabeled").to_numpy(), len(whole.classes)
+        at = (train.source == "unlabeled").to_numpy()
         said[k] = whole.predict("labelled", k, train.clip_id[at]).to_numpy()
-        assert np.allclose(y[at], with_weights(rule.targets(said[k]), np.full_like(said[k], rule.weight)), atol=1e-5)
-        assert (y[~at][:, n:] <= 1).all() and np.isin(y[~at][:, :n], (0, 1)).all()
+        assert np.allclose(y.labels[at], rule.targets(said[k]), atol=1e-5) and (y.weights[at] == rule.weight).all()
+        assert (y.weights[~at] <= 1).all() and np.isin(y.labels[~at], (0, 1)).all()
     assert not np.allclose(said[0], said[1], atol=1e-4)
     assert [s.name for s in ancestry(whole.recipe, "round2")] == ["round2", "round1", "labelled"]
 

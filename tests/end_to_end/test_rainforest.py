@@ -128,12 +128,12 @@ def test_a_batch_is_what_the_store_has_at_that_place(forest):
                 >= 0.5 * (np.ceil(o.end_s * seconds) - np.floor(o.start_s * seconds))
             }
             own = set(rows.labels.iloc[i]) if rows.source.iloc[i] == "curated" else set()
-            assert {competition.classes[k] for k in np.flatnonzero(y[j])} == heard | own
+            assert {competition.classes[k] for k in np.flatnonzero(y.labels[j])} == heard | own
 
 
 def test_only_the_own_label_if_asked(forest):
     loader = loader_of(forest, crops=AroundBox(shift=(8, 40), beside=None))
-    assert all(torch.equal(loader.target(i, 0), loader.y[i]) for i in range(len(loader.ids)))
+    assert all(torch.equal(loader.target(i, 0).labels, loader.y.labels[i]) for i in range(len(loader.ids)))
 
 
 def test_a_label_that_is_heard_is_known(forest):
@@ -144,8 +144,9 @@ def test_a_label_that_is_heard_is_known(forest):
     some = 0
     for i in range(len(rows)):
         for s in (0, 100, 300):
-            told, heard = loader.target(i, s), plain.target(i, s)
-            assert torch.equal(told[:4], heard) and torch.equal(told[4:], torch.maximum(heard, loader.y[i, 4:]))
+            told, heard = loader.target(i, s), plain.target(i, s).labels
+            assert torch.equal(told.labels, heard)
+            assert torch.equal(told.weights, torch.maximum(heard, loader.y.weights[i]))
             some += int(heard.sum())
     assert some
 
@@ -195,14 +196,14 @@ def test_the_mask_never_punishes_a_species_that_the_row_does_not_name(seed):
     g = np.random.default_rng(seed)
     classes = [f"s{i}" for i in range(5)]
     rows = pd.DataFrame(dict(labels=[(classes[int(g.integers(5))],) for _ in range(4)], source="negative"))
-    y = torch.from_numpy(Labels().weighted(np.zeros((4, 5), np.float32), rows, classes))
+    y = Labels().weighted(np.zeros((4, 5), np.float32), rows, classes).map(torch.from_numpy)
     parts = torch.from_numpy(g.normal(size=(4, 5, 1 + 2 * 6))).float().requires_grad_()
     SEDLoss(gamma=float(g.choice([0, 2])))(parts, y).backward()
     named = np.array([[c in o for c in classes] for o in rows.labels])
     assert (parts.grad.abs().sum(2).numpy()[~named] == 0).all() and (parts.grad.abs().sum(2).numpy()[named] > 0).all()
     down = parts.grad[:, :, 0].numpy()[named]
     assert (down > 0).all()  # the clip logit of what is not there falls
-    zeros = torch.from_numpy(Labels(negatives="all").weighted(np.zeros((4, 5), np.float32), rows, classes))
+    zeros = Labels(negatives="all").weighted(np.zeros((4, 5), np.float32), rows, classes).map(torch.from_numpy)
     parts.grad = None
     SEDLoss()(parts, zeros).backward()
     assert (parts.grad.abs().sum(2).numpy() > 0).all()  # the entrant's form punishes all
@@ -315,9 +316,10 @@ def test_so_many_negative_rows_an_epoch_drawn_anew(run):
     assert stage.sampling == (RandomSubset(source="negative", n=5),)
     train = run.training_clips(stage, 0)
     y = run.training_targets(stage, train, 0)
-    assert y.shape == (len(train), 8)
+    assert y.shape == y.weights.shape == (len(train), 4)
     negative = (train.source == "negative").to_numpy()
-    assert (y[negative, :4] == 0).all() and (y[negative, 4:].sum(1) == 1).all() and (y[~negative, 4:] == 1).all()
+    assert (y.labels[negative] == 0).all() and (y.weights[negative].sum(1) == 1).all()
+    assert (y.weights[~negative] == 1).all()
 
 
 def test_the_windows_of_a_place(run):
@@ -343,7 +345,7 @@ def test_whole_recordings_as_those_without_boxes_train(run, forest, tmp_path):
     whole = open_run(tmp_path / "whole", recipe.replace(crops=Anywhere(), stages=(stage,)), forest[0])
     assert list(whole.rows.clip_id) == list(whole.rows.recording) and set(whole.clips.clip_id) == set(run.clips.clip_id)
     assert whole.rows.start_s.isna().all()
-    y = whole.training_targets(stage, whole.training_clips(stage, 0), 0)[:, :4]
+    y = whole.training_targets(stage, whole.training_clips(stage, 0), 0).labels
     assert y.sum() == whole.rows[whole.rows.fold != 0].labels.map(len).sum()
 
 

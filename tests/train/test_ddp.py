@@ -109,7 +109,10 @@ def test_a_part_of_both_loaders(begin, tmp_path):
             for dl in (whole, *parts):
                 dl.set_epoch(epoch)
             for b, *ps in zip(whole, *parts, strict=True):
-                assert all(torch.equal(o, torch.cat(list(p))) for o, p in zip(b, zip(*ps)))
+                (x, y), parts_x, parts_y = b, *zip(*ps)
+                assert torch.equal(x, torch.cat(parts_x)) and torch.equal(
+                    y.labels, torch.cat([p.labels for p in parts_y])
+                )
 
 
 # --- the same bytes

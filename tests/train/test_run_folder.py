@@ -152,7 +152,7 @@ def test_soft_targets_come_from_the_folds_own_models(soft_run):
     for fold in (0, 1):
         train = run.training_clips(stage, fold)
         y, hard, own = (
-            run.training_targets(stage, train, fold),
+            run.training_targets(stage, train, fold).labels,
             targets(train, run.classes),
             run.predict("agreed", fold, train.clip_id).to_numpy(),
         )

@@ -8,11 +8,12 @@ import torch
 
 from audiotag.augment.spec import MixUp
 from audiotag.core.errors import AudiotagError
+from audiotag.core.targets import Targets
 from audiotag.core.config import config_from_dict
 from audiotag.train.losses import BCE, Focal
 from audiotag.models.cnn import CNNModel1
 from audiotag.models.sed import SED, attention_pool, split_parts
-from audiotag.train.sed_loss import SEDLoss, with_weights
+from audiotag.train.sed_loss import SEDLoss
 
 NAN = float("nan")
 
@@ -27,8 +28,8 @@ def example(seed=0, n=5, classes=3, frames=6, box_frames=0):
     if box_frames:
         moments = (torch.rand(n, classes, box_frames, generator=g) < 0.3).float()
         moments[torch.rand(n, classes, box_frames, generator=g) < 0.2] = NAN
-        return parts, torch.cat([y[..., None], moments], 2)
-    return parts, y
+        return parts, Targets(y, frames=moments)
+    return parts, Targets(y)
 
 
 def cell(z, t, gamma):
@@ -40,8 +41,8 @@ def cell(z, t, gamma):
 def in_words(loss, parts, targets, weights=None):
     """Loops over cells, sums of cost times weight over sums of weights."""
     clip, frame, attention = (o.double().numpy() for o in split_parts(parts))
-    y = (targets[..., 0] if targets.ndim == 3 else targets).double().numpy()
-    moments = targets[..., 1:].double().numpy() if targets.ndim == 3 else None
+    y = targets.labels.double().numpy()
+    moments = None if targets.frames is None else targets.frames.double().numpy()
     sums = {k: [0.0, 0.0] for k in ("clip", "peak", "pseudo", "segment")}
 
     def add(name, cost, w):
@@ -90,12 +91,17 @@ def test_the_parts_in_words(loss, box_frames, weights):
         if weights is None
         else torch.rand(y.shape[:1] if weights == "clip" else y.shape[:2], generator=torch.Generator().manual_seed(1))
     )
-    assert loss(parts, y, w).item() == pytest.approx(in_words(loss, parts, y, w), rel=1e-4)
+    if weights == "cell":
+        got = loss(parts, Targets(y.labels, w, y.frames))
+    else:
+        got = loss(parts, y if box_frames else y.labels, w)
+    assert got.item() == pytest.approx(in_words(loss, parts, y, w), rel=1e-4)
     assert config_from_dict(loss.to_dict()) == loss
 
 
 def test_what_is_unknown_pulls_at_nothing():
     parts, y = example(seed=3)
+    y = y.labels
     z = parts.clone().requires_grad_()
     SEDLoss()(z, y).backward()
     assert torch.isfinite(z.grad).all()
@@ -135,19 +141,18 @@ def test_a_mixture_with_the_unknown_is_unknown():
 
 @pytest.mark.parametrize("loss", LOSSES[:3], ids=str)
 def test_weights_beside_the_targets(loss):
-    "The same as weights of their own; unknown is weight 0; numpy and torch."
+    "Unknown is NaN, or weight 0; a weight for all labels of a clip is the weight of the clip."
     parts, y = example(seed=5)
-    w = torch.rand(y.shape, generator=torch.Generator().manual_seed(2)) * (~y.isnan())
-    both = with_weights(y.nan_to_num(), w)
-    assert both.shape == (5, 6)
-    assert loss(parts, both).item() == pytest.approx(loss(parts, y, w).item(), rel=1e-5)
-    assert loss(parts[..., 0], both).item() == pytest.approx(loss(parts[..., 0], y, w).item(), rel=1e-5)
-    np.testing.assert_array_equal(with_weights(y.nan_to_num().numpy(), w.numpy()), both.numpy())
+    y = y.labels
+    both = Targets(y.nan_to_num(), (~y.isnan()).float())
+    assert loss(parts, both).item() == pytest.approx(loss(parts, y).item(), rel=1e-5)
+    assert loss(parts[..., 0], both).item() == pytest.approx(loss(parts[..., 0], y).item(), rel=1e-5)
+    of_clips = torch.tensor([1.0, 0.2, 0.0, 0.7, 0.5])
+    weighted = Targets(y, of_clips[:, None].expand_as(y))
+    assert loss(parts, weighted).item() == pytest.approx(loss(parts, y, of_clips).item(), rel=1e-5)
     z = parts.clone().requires_grad_()
     loss(z, both).backward()
-    assert torch.isfinite(z.grad).all() and z.grad[w == 0].abs().sum() == 0
-    with pytest.raises(AudiotagError, match="one weight a target"):
-        with_weights(y, w[:, :2])
+    assert torch.isfinite(z.grad).all() and z.grad[both.weights == 0].abs().sum() == 0
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.98, 1.0])
@@ -158,10 +163,10 @@ def test_mixup_of_weighted_targets_mixes_costs(share):
         (torch.rand(2, 4, generator=g) < 0.5).float(),
         torch.tensor([[1.0, 1, 1, 1], [0, 0, 1, 0]]),
     )
-    y = with_weights(t, w)
+    y = Targets(t, w)
     params = dict(partner=torch.tensor([1, 0]), weight=torch.tensor([share, share], dtype=torch.float64))
     _, mixed = MixUp().apply(torch.zeros(2, 1, 16, 16), y, params)
-    total = lambda y: SEDLoss()(z, y).item() * y[:, 4:].sum().item()
+    total = lambda y: SEDLoss()(z, y).item() * y.weights.sum().item()
     assert total(mixed[:1]) == pytest.approx(share * total(y[:1]) + (1 - share) * total(y[1:]), rel=1e-5)
 
 
@@ -204,7 +209,7 @@ def test_it_trains_a_network_that_learns_when():
         (torch.zeros(2, 3, 4), torch.zeros(2, 3), None, "not the parts"),
         (torch.zeros(6), torch.zeros(6), None, "logits"),
         (torch.zeros(2, 3, 5), torch.zeros(2, 3), torch.ones(3), "weights"),
-        (torch.zeros(2, 3, 5), torch.zeros(2, 3), torch.ones(2, 3, 5), "weights"),
+        (torch.zeros(2, 3, 5), torch.zeros(2, 3), torch.ones(2, 3), "weights"),
     ],
 )
 def test_shapes_that_do_not_fit(logits, targets, weights, said):
