@@ -253,6 +253,10 @@ def near_duplicates(
     workers: int = 1,  # threads
     table_size: int = 40_000_000,  # most hashes kept in memory
     at_least: int = 3,  # votes of a pair that is verified
+    at_most: int | None = None,  # pairs that are verified, those of most votes; None: all
+    # for folds: leave out pairs with one `group`, by itself or through pairs that share a label, and do not measure the
+    # likeness of pairs with very many votes; most votes first
+    across_groups: bool = False,
 ) -> pd.DataFrame:  # a, b (clip_ids), offset_s (of b within a), overlap_s, votes, likeness
     "Pairs of clips that hold the same recording, even at another level, cropped, or in another codec."
     keep = _thinning(clips, table_size)
@@ -260,14 +264,47 @@ def near_duplicates(
     if prints.unread:
         say(f"fingerprints: {len(prints.unread)} clips have none, such as {a_few(prints.unread)}")
     found = candidates(prints, at_least=max(2, at_least // keep))
-    pairs = sorted(zip(found.a, found.b))  # in this order the cache saves most reads
-    rows = [
-        row
-        for a, b in progress(pairs, label="near-duplicates", unit="pairs")
-        if (row := _verify_pair(prints.clips, a, b, settings))
-    ]
+    if at_most is not None and len(found) > at_most:
+        say(f"near-duplicates: of {len(found)} possible pairs the {at_most} most likely are verified")
+        found = found.head(at_most)
+    rows = _verified(prints, found, settings, _marks_needed(prints, keep) if across_groups else None)
     table = pd.DataFrame(rows, columns=["a", "b", "offset_s", "overlap_s", "votes", "likeness"])
-    return table.sort_values(["likeness", "a"], ascending=[False, True]).reset_index(drop=True)
+    by = "votes" if across_groups else "likeness"
+    return table.sort_values([by, "a"], ascending=[False, True], kind="stable").reset_index(drop=True)
+
+
+def _marks_needed(prints, keep):
+    "The votes with which a pair needs no verification, by those of the clip with fewer landmarks; (clips,)."
+    return np.maximum(20, 0.02 * keep * np.bincount(prints.clip, minlength=len(prints.clips)))
+
+
+def _verified(prints, found, settings, enough) -> list:
+    """Rows of the result; with `enough`, pairs whose group is one already are left out, and those with as many votes
+    are not verified again."""
+    clips, rows, group = prints.clips, [], np.arange(len(prints.clips))
+    if enough is not None:
+        group = pd.factorize(clips.group)[0]
+    pairs = sorted(zip(found.a, found.b, found.offset, found.votes))  # in this order the cache saves most reads
+    for a, b, offset, votes in progress(pairs, label="near-duplicates", unit="pairs"):
+        if enough is not None and group[a] == group[b]:
+            continue
+        if enough is not None and votes >= min(enough[a], enough[b]):
+            row = (
+                clips.clip_id[a],
+                clips.clip_id[b],
+                offset * settings.hop / settings.sample_rate,
+                np.nan,
+                votes,
+                np.nan,
+            )
+        else:
+            row = _verify_pair(clips, a, b, settings)
+        if row is None:
+            continue
+        rows.append(row)
+        if enough is not None and set(clips.labels[a]) & set(clips.labels[b]):
+            group[group == group[b]] = group[a]
+    return rows
 
 # %% ../../nbs/audio/04_fingerprint.ipynb #0d9f8cd5
 def join_duplicates(

@@ -195,7 +195,7 @@ def match_names(
 # %% ../../nbs/data/01_competitions.ipynb #b3ea284e
 SOURCES = ("curated", "noisy", "test", "unlabeled", "negative")
 CLIP_COLUMNS = ("clip_id", "path", "labels", "source", "start_s", "end_s", "group", "fold")
-OPTIONAL_COLUMNS = ("f_min", "f_max", "secondary")  # columns that a table may have
+OPTIONAL_COLUMNS = ("f_min", "f_max", "secondary", "author", "site")  # columns that a table may have
 
 
 def clip_table(
@@ -991,6 +991,10 @@ def _bird_clips(root, classes):
     secondary = [
         tuple(c for c in labels if c in classes and c != primary) for labels, (primary,) in zip(secondary, clips.labels)
     ]
+    if "author" in rows:
+        clips["author"] = list(rows.author)
+    if {"latitude", "longitude"} <= set(rows):
+        clips["site"] = [f"{a}, {b}" if a and b else "" for a, b in zip(rows.latitude, rows.longitude)]
     return clips.assign(secondary=secondary), notes
 
 # %% ../../nbs/data/01_competitions.ipynb #0331fa30

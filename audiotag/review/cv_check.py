@@ -176,7 +176,9 @@ def find_duplicates(
     clips: pd.DataFrame,  # clip table with folds: training clips and test clips
     *,
     workers: int = 1,  # threads that read audio files
-) -> pd.DataFrame:  # a, b, where, sources, same_labels (None if either has none), offset_s, overlap_s, votes, likeness
+) -> (
+    pd.DataFrame
+):  # a, b, where, sources, same_labels and common_label (None if either has none), offset_s, overlap_s, …
     "Near-duplicates, the folds or sets that they lie in, and whether their labels agree."
     pairs = near_duplicates(clips, workers=workers)
     clip = clips.set_index("clip_id")
@@ -191,11 +193,16 @@ def find_duplicates(
         a, b = set(clip["labels"][a]), set(clip["labels"][b])
         return a == b if a and b else None
 
+    def common_label(a, b):
+        a, b = set(clip["labels"][a]), set(clip["labels"][b])
+        return bool(a & b) if a and b else None
+
     both = list(zip(pairs.a, pairs.b))
     return pairs.assign(
         where=[where(a, b) for a, b in both],
         sources=[" and ".join(sorted((clip.source[a], clip.source[b]))) for a, b in both],
         same_labels=pd.Series([same_labels(a, b) for a, b in both], dtype=object),
+        common_label=pd.Series([common_label(a, b) for a, b in both], dtype=object),
     )
 
 # %% ../../nbs/review/04_cv_check.ipynb #29461df2
@@ -334,15 +341,24 @@ def _leak_advice(check):
         else:
             leaks.append(f"{r.groups} {r.kind} groups lie in several folds ({r.example})")
     for where, place in (("across folds", "in different folds"), ("train and test", "in training and test")):
-        pairs = check.duplicates[check.duplicates["where"] == where]
+        pairs = check.duplicates[(check.duplicates["where"] == where) & (check.duplicates.common_label != False)]  # noqa: E712 - of objects
         if len(pairs):
             subject = "1 pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
             leaks.append(f"{subject} of near-duplicates {place}, such as {pairs.a.iloc[0]} and {pairs.b.iloc[0]}")
     if leaks:
-        return f"The score is too high because of leaks: {'; '.join(leaks)}: give such clips one group and train again."
+        return (
+            f"The score is too high because of leaks: {'; '.join(leaks)}: train again in a new folder, with these clips in "
+            "one group."
+        )
+    apart = int(((check.duplicates["where"] == "across folds") & (check.duplicates.common_label == False)).sum())  # noqa: E712
+    background = (
+        f" {apart} pairs in different folds share a sound but no label, which does not flatter." if apart else ""
+    )
     if check.tested:
-        return "No leaks were found: no recording lies in two folds, and none lies in both training and test."
-    return "No leaks were found: no recording lies in two folds."
+        return (
+            f"No leaks were found: no recording of a label lies in two folds, or in both training and test.{background}"
+        )
+    return f"No leaks were found: no recording of a label lies in two folds.{background}"
 
 # %% ../../nbs/review/04_cv_check.ipynb #9f2e1b17
 def _test_advice(check):

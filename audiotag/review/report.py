@@ -493,10 +493,11 @@ def _check_table(name, rows):
 
 def _cross_validation_section(run, scores, check):
     "In full after `audiotag check-cv`, otherwise the part that needs no audio files."
+    folds = _report_macros().folds(run.fold_notes())
     if check is None:
-        return _report_macros().unchecked(run.folder, _with_titles(scores), stage_gains(run, n=300))
+        return folds + _report_macros().unchecked(run.folder, _with_titles(scores), stage_gains(run, n=300))
     tables = [(title, _check_table(name, check[name])) for name, (title, *_) in CHECK_TABLES.items() if check.get(name)]
-    return _report_macros().checked(check["advice"], tables)
+    return folds + _report_macros().checked(check["advice"], tables)
 
 
 def _recipe_section(run):

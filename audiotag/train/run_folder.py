@@ -29,7 +29,7 @@ from ..core.memory import keep_memory
 from ..core.metrics import METRICS, per_clip_lwlrap
 from ..core.targets import Targets
 from ..data.competitions import CLIP_COLUMNS, recordings, targets
-from ..data.folds import assign_folds
+from ..data.folds import assign_folds, join_groups
 from ..data.sampling import epoch_draw
 from ..data.store import FeatureStore
 from ..data.crops import fold_loaders, place_frames
@@ -154,6 +154,13 @@ class RunFolder:
         if self.recipe.features == "stored":
             return self.features(clip_id)
         return self.recipe.windows.view_features(self.recipe.front_end, self.features(clip_id)[0])
+
+    def fold_notes(self) -> list:  # of sentences
+        "What the folds keep together, and what is not known about that."
+        path = self.folder / "folds.json"
+        if path.exists():
+            return read_json(path)["notes"]
+        return ["near-duplicates were not searched when the folds were made: `audiotag check-cv` looks for them"]
 
     def threads(self) -> int:
         "Torch threads of each training: the recipe's, or those of the process that began the run."
@@ -297,6 +304,26 @@ def _data_fingerprint(clips, store) -> str:
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
 
 # %% ../../nbs/train/08_run_folder.ipynb #9d3cab97
+def _new_folds(folder: Path, clips: pd.DataFrame, recipe: Recipe, workers: int) -> pd.DataFrame:
+    "Clips with groups and folds; what was found is written to `folds.json` and `duplicates.parquet`."
+    grouped = join_groups(clips, n_folds=recipe.n_folds, by=recipe.group_by, workers=workers)
+    for note in grouped.notes:
+        say(f"folds: {note}")
+    write_json(folder / "folds.json", grouped.to_json())
+    write_parquet(folder / "duplicates.parquet", grouped.pairs)
+    return assign_folds(grouped.clips, n_folds=recipe.n_folds, seed=derive_seed(recipe.seed, "folds"))
+
+
+def _stored_folds(folder: Path, clips: pd.DataFrame) -> pd.DataFrame:
+    "Clips with the groups and folds that the run was begun with; clips that it does not have keep their own."
+    stored = _read_rows(folder / "clips.parquet").set_index("clip_id")
+    known = clips.clip_id.isin(stored.index)
+    clips = clips.copy()
+    for column in ("group", "fold"):
+        clips.loc[known, column] = stored.loc[clips.clip_id[known], column].to_numpy()
+    return clips
+
+# %% ../../nbs/train/08_run_folder.ipynb #7d0a11e2
 def open_run(
     folder,  # made if missing
     recipe: Recipe,
@@ -317,7 +344,7 @@ def open_run(
     rows, stored = trainable_clips(competition.clips, recipe)
     features = build_stores_at(stored, recipe.stored, store or folder / "store", workers=workers)
     clips = rows[[c in features for c in rows.get("recording", rows.clip_id)]].reset_index(drop=True)
-    clips = assign_folds(clips, n_folds=recipe.n_folds, seed=derive_seed(recipe.seed, "folds"))
+    clips = _stored_folds(folder, clips) if resumed else _new_folds(folder, clips, recipe, workers)
     fingerprint = _data_fingerprint(clips, features)
     if resumed and read_json(folder / "recipe.json")["data"] != fingerprint:
         raise AudiotagError(

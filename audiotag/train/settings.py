@@ -15,6 +15,7 @@ from ..core.targets import Targets
 from ..audio.features import FrontEnd, Joined, Waveform, front_end_parts
 from ..data.competitions import target_weights
 from ..data.sampling import Sampler
+from ..data.folds import GROUP_BY
 from ..data.crops import CropSettings
 
 # with losses, the kinds that a recipe.json may name
@@ -303,6 +304,8 @@ class Recipe(Config):
     activation: str = "sigmoid"  # 'softmax' where a clip has one label
     metric: str = "lwlrap"  # the competition's; 'lrap', 'accuracy' and 'macro_auc' are the others
     n_folds: int = 10
+    # what clips of one fold share: the recording (near-duplicates), the author, the site; see `audiotag.data.folds`
+    group_by: tuple[str, ...] = GROUP_BY
     precision: str = "auto"  # of training; see `audiotag.train.fit.autocast_dtype`
     compile: str = ""  # a backend of torch.compile for training, such as 'inductor'; '': none
     keep_memory: bool = True  # see `audiotag.core.memory.keep_memory`
@@ -323,6 +326,7 @@ class Recipe(Config):
         _check_features(self)
         _check_labels(self)
         self.require(self.n_folds >= 2, "n_folds", "give 2 or more")
+        self.require(set(self.group_by) <= set(GROUP_BY), "group_by", f"choose from {', '.join(GROUP_BY)}")
         self.require(self.stream_from > 0, "stream_from", "give a number of clips")
         self.require(self.cpus is None or self.cpus > 0, "cpus", "give a positive number")
         self.require(

@@ -3,12 +3,14 @@
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile as sf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audiotag.data.competitions import clip_table, load_competition
 from audiotag.core.errors import AudiotagError
-from audiotag.data.folds import assign_folds, check_folds, fold_table
+from audiotag.audio.synth import make_competition
+from audiotag.data.folds import assign_folds, check_folds, fold_table, join_groups
 
 LABELS = "ABCDE"
 
@@ -128,3 +130,63 @@ def test_no_speaker_is_in_two_folds(sample_set):
     sizes = train.fold.value_counts()
     assert sizes.max() < 1.15 * len(train) / 5 and sizes.min() > 0.85 * len(train) / 5
     assert (fold_table(folded) > 20).all(axis=None)
+
+
+# --- clips that belong together -------------------------------------------------------------------
+
+
+def own_groups(n, **columns):
+    ids = [f"{i:03d}" for i in range(n)]
+    return clip_table(ids, path=ids, labels=[(LABELS[i % 2],) for i in range(n)], source="curated").assign(**columns)
+
+
+def test_copies_of_a_recording_share_a_fold(tmp_path):
+    "A copy at another level and cut, of a curated clip among the noisy ones; nothing else is joined."
+    data = make_competition(tmp_path / "data", seed=3, n_curated=16, n_noisy=16, n_test=0, sample_rate=16000)
+    curated, noisy = (sorted((data / part).iterdir()) for part in ("train_curated", "train_noisy"))
+    for original, copy in ((curated[0], noisy[0]), (curated[1], curated[2])):
+        wave, rate = sf.read(original)
+        sf.write(copy, 0.4 * wave[len(wave) // 5 :], rate)
+    clips = load_competition(data).clips
+    grouped = join_groups(clips, n_folds=2)
+    group = grouped.clips.set_index("clip_id").group
+    assert group[curated[0].name] == group[noisy[0].name] and group[curated[1].name] == group[curated[2].name]
+    assert group.nunique() == len(clips) - 2 and clips.group.nunique() == len(clips), "the table given is not changed"
+    assert "4 recordings are near-duplicates" in grouped.notes[0] and "author and site" in grouped.notes[1]
+    assert join_groups(clips, n_folds=2, by=()).clips.group.equals(clips.group)
+
+
+def test_authors_and_sites_share_a_fold_unless_they_hold_a_class():
+    clips = own_groups(40, author=[f"a{i // 4}" for i in range(40)], site=[""] * 36 + ["pond"] * 4)
+    grouped = join_groups(clips, n_folds=4, by=("author", "site"))
+    assert (grouped.clips.groupby("author").group.nunique() == 1).all() and grouped.clips.group.nunique() == 10
+    assert "10 authors of 40 clips are kept in one fold each" in grouped.notes
+    alone = clips.assign(author=np.where(clips.labels == ("A",), "ann", ""))  # all clips of the class A
+    grouped = join_groups(alone, n_folds=2, by=("author",))
+    assert grouped.clips[alone.author == "ann"].group.value_counts().max() == 10, "half of the class"
+    assert "except for 1 with too many clips or most of a class" in grouped.notes[0]
+    folded = assign_folds(grouped.clips, n_folds=2, seed=0)
+    assert (fold_table(folded) > 0).all(axis=None)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10**6), n_folds=st.integers(2, 6), n_authors=st.integers(1, 20))
+def test_groups_never_outgrow_a_fold(seed, n_folds, n_authors):
+    g = np.random.default_rng(seed)
+    clips = own_groups(36, author=[f"a{i}" for i in g.integers(0, n_authors, 36)])
+    joined = join_groups(clips, n_folds=n_folds, by=("author",)).clips
+    assert joined.group.value_counts().max() <= 36 // n_folds
+    assert set(assign_folds(joined, n_folds=n_folds, seed=seed).fold) == set(range(n_folds))
+
+
+def test_of_a_large_collection_the_first_seconds_are_compared(tmp_path, monkeypatch):
+    "Three minutes of noise with a limit of .01 hours; the copies begin alike, so they are found in their first seconds."
+    monkeypatch.setattr("audiotag.data.folds.COMPARED_HOURS", 0.012)
+    g = np.random.default_rng(0)
+    waves = [0.1 * g.standard_normal(16000 * 60).astype(np.float32) for _ in range(2)]
+    for name, wave in zip("abc", [*waves, 0.5 * waves[0]]):
+        sf.write(tmp_path / f"{name}.wav", wave, 16000)
+    paths = [str(tmp_path / f"{name}.wav") for name in "abc"]
+    grouped = join_groups(clip_table(list("abc"), path=paths, labels=[("A",)] * 3, source="curated"), n_folds=2)
+    assert "the first 14 s were compared" in grouped.notes[0]
+    assert list(zip(grouped.pairs.a, grouped.pairs.b)) == [("a", "c")]

@@ -12,13 +12,13 @@ from audiotag.augment.spec import MixUp
 from audiotag.augment.wave import Gain, Noise
 from audiotag.data.competitions import load_competition, targets
 from audiotag.core.errors import AudiotagError
-from audiotag.core.files import read_json
+from audiotag.core.files import read_json, read_parquet, write_json, write_parquet
 from audiotag.audio.features import Waveform
 from audiotag.train.recipes import get_recipe
 from audiotag.review.report import ledger_counts, ledger_overlap, selection_quality
 from audiotag.train.settings import AgreementRule, Stage, warm_up
 from audiotag.train.selection import ancestry, pick_clips
-from audiotag.train.run_folder import Run, open_run, run_stages
+from audiotag.train.run_folder import Run, _data_fingerprint, open_run, run_stages
 from audiotag.audio.synth import make_competition, read_truth
 from audiotag.infer.windows import View, score_clips
 
@@ -250,3 +250,28 @@ def test_what_a_rule_picked_is_trained_on_and_nothing_else(soft_run):
         trained = set(read_json(Run(run.folder).fold_path("certain", k) / "trained_on.json"))
         noisy = {c for c in trained if c in set(ledger.clip_id)}
         assert noisy == set(ledger.clip_id[ledger.picked & (ledger.fold != k)])
+
+
+def test_copies_share_a_fold_and_a_begun_run_keeps_its_folds(tmp_path, capfd):
+    "The second time the run is one of an older version: no `group_by` in its recipe, and folds that divide the copies."
+    data = make_competition(tmp_path / "data", seed=3, n_curated=12, n_noisy=8, n_test=1, sample_rate=16000)
+    first, *_, last = sorted((data / "train_curated").iterdir())
+    last.write_bytes(first.read_bytes() + b"\0\0")  # other bytes, the same sound
+    changes = [o for o in SETS if o != "group_by=[]"]
+    recipe, competition = get_recipe("freesound2019", scale="small", changes=changes), load_competition(data)
+    run = open_run(tmp_path / "run", recipe, competition)
+    fold = run.clips.set_index("clip_id").fold
+    assert fold[first.name] == fold[last.name] and "near-duplicates" in capfd.readouterr().err
+    assert (
+        read_json(run.folder / "folds.json")["near_duplicates"]
+        == len(read_parquet(run.folder / "duplicates.parquet"))
+        == 1
+    )
+    old = run.rows.assign(group=run.rows.clip_id, fold=np.arange(len(run.rows)) % 2)
+    about = read_json(run.folder / "recipe.json")
+    about["recipe"].pop("group_by")
+    write_parquet(run.folder / "clips.parquet", old)
+    write_json(run.folder / "recipe.json", {**about, "data": _data_fingerprint(old, run.store)})
+    again = open_run(tmp_path / "run", recipe, competition)
+    assert list(again.rows.fold) == list(old.fold) and list(again.rows.group) == list(old.clip_id)
+    assert "near-duplicates" not in capfd.readouterr().err, "they are not searched again"
