@@ -21,7 +21,7 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 from typer.main import get_command
 from .core.errors import AudiotagError, library_error
-from .core.files import write_bytes
+from .core.files import hold_signals, write_bytes
 from .core.progress import say
 
 # %% ../nbs/01_cli.ipynb #3a2d1c65
@@ -599,18 +599,18 @@ def infer(
     ] = None,
 ):
     "Score the test files with one or more bundles in limited time, and write the submission."
-    from audiotag.data.competitions import load_competition
-    from audiotag.infer.deadline import Deadline
-    from audiotag.infer.postprocess import steps_named
-    from audiotag.infer.predict import bundle_classes, bundle_layout, check_submission, infer
+    with hold_signals():  # from here to the first file
+        from audiotag.infer.deadline import Deadline
+        from audiotag.infer.postprocess import steps_named
+        from audiotag.infer.predict import check_submission, first_submission, infer
 
-    layout = layout or bundle_layout(bundle)
-    competition = load_competition(data, layout, train=False, classes=bundle_classes(bundle))
+        limit = Deadline(deadline, started="process")
+        competition = first_submission(bundle, data, out, layout)
     report = infer(
         bundle,
         competition,
         out,
-        deadline=Deadline(deadline, started="process"),
+        deadline=limit,
         precision=precision,
         weights=weights or None,
         cache=cache,

@@ -377,10 +377,10 @@ def _check_times(clips):
 
 # %% ../../nbs/data/01_competitions.ipynb #0012d321
 def _file_names(folder) -> set:
-    "The names of the files in a folder; none if it does not exist."
+    "The names of the files in a folder; none if it does not exist. A link that leads nowhere is not a file."
     try:
         with os.scandir(folder) as found:
-            return {entry.name for entry in found if entry.is_file()}
+            return {entry.name for entry in found if os.path.isfile(entry.path)}
     except (FileNotFoundError, NotADirectoryError):
         return set()
     except OSError as e:
@@ -761,7 +761,7 @@ def _class_folders(folder) -> tuple:
                 sorted(
                     entry.name
                     for entry in found
-                    if entry.is_dir() and entry.name[0] not in "._" and _can_be_id(entry.name)
+                    if os.path.isdir(entry.path) and entry.name[0] not in "._" and _can_be_id(entry.name)
                 )
             )
     except (FileNotFoundError, NotADirectoryError):
@@ -805,6 +805,8 @@ def _clips_by_folder(root, classes):
 def _universal2020(root, train, classes):
     path, template = _label_template(root, "submission.csv", "sample_submission.csv")
     classes = _class_folders(root / "train") or classes
+    if not (classes or train):  # for the first file of a bundle that cannot be read
+        classes = tuple(sorted({c for c in template[_template_column(template, "label")] if c.strip()}))
     if not classes:
         raise AudiotagError(
             "the classes are the folders of train/, and there are none",

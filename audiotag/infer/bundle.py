@@ -463,7 +463,11 @@ class Bundle:
         path = self.folder / f"{self.prefix}{name}"
         if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
             raise AudiotagError(f"{name!r} is not a file name of a bundle", file=self.path)
-        if path.is_symlink() and path.resolve().parent != self.folder.resolve():
+        try:
+            leads_out = path.is_symlink() and path.resolve().parent != self.folder.resolve()
+        except (OSError, RuntimeError):  # a link to itself
+            leads_out = True
+        if leads_out:
             raise AudiotagError("is a link that leads out of the bundle", file=path, fix="fetch the dataset again")
         return path
 

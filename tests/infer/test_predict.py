@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import resource
 import signal
 import subprocess
@@ -799,6 +800,99 @@ def test_somebody_elses_file_is_not_touched(comp, bundle, tmp_path):
         with pytest.raises(AudiotagError, match="no submission for this competition"):
             infer(bundle, comp, tmp_path / "s.csv")
         assert (tmp_path / "s.csv").read_text() == text
+
+
+# --- a valid file, whatever lies there --------------------------------------------------------------
+
+
+def sparse(path):
+    with open(path, "wb") as f:
+        f.truncate(8_000_000_000)
+
+
+def with_layout(path, name):
+    about = json.loads(path.read_text())
+    about["layout"] = name
+    path.unlink()
+    path.write_text(json.dumps(about))
+
+
+STRANGE = {
+    "a pipe": lambda p: (p.unlink(), os.mkfifo(p)),
+    "a device": lambda p: (p.unlink(), p.symlink_to("/dev/zero")),
+    "a terminal": lambda p: (p.unlink(), p.symlink_to("/dev/tty")),
+    "8 GB": sparse,
+    "a folder": lambda p: (p.unlink(), p.mkdir()),
+    "a link to itself": lambda p: (p.unlink(), p.symlink_to(p)),
+    "gone": lambda p: p.unlink(),
+    "deep": lambda p: p.write_text("[" * 100_000),
+    "a list": lambda p: p.write_text("[]"),
+    "half a surrogate": lambda p: p.write_text('{"classes": ["\\ud800"], "prior": [1]}'),
+    "an unknown layout": lambda p: with_layout(p, "mars2031"),
+    "a layout that is none": lambda p: with_layout(p, {"a": []}),
+    "another layout": lambda p: with_layout(p, "birdclef2024"),
+}
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_a_file_is_written_whatever_lies_in_the_bundle(data, comp, bundle, tmp_path, what):
+    strange = shutil.copytree(bundle, tmp_path / "b")
+    STRANGE[what](strange / "bundle.json")
+    with pytest.raises(AudiotagError):
+        infer(strange, data, tmp_path / "s.csv")
+    assert not refused(check_submission(tmp_path / "s.csv", comp))
+
+
+def test_each_entry_of_the_test_folder_is_judged_alone(data, comp, bundle, tmp_path):
+    shutil.copytree(data, tmp_path / "d")
+    ids = list(comp.of("test").clip_id)
+    (tmp_path / "d/test/loop.wav").symlink_to("loop.wav")
+    (tmp_path / "d/test/nowhere.wav").symlink_to("/nowhere")
+    os.mkfifo(tmp_path / "d/test/pipe.wav")
+    (tmp_path / "d/test/zero.wav").symlink_to("/dev/zero")
+    (tmp_path / "d/test/folder.wav").mkdir()
+    for name, target in zip(ids, ("self", "/dev/zero", "pipe")):  # named by the template
+        (tmp_path / "d/test" / name).unlink()
+        if target == "pipe":
+            os.mkfifo(tmp_path / "d/test" / name)
+        else:
+            (tmp_path / "d/test" / name).symlink_to(name if target == "self" else target)
+    report = infer(bundle, tmp_path / "d", tmp_path / "s.csv")
+    assert (
+        list(report.prior) == ids[:3] and report.rows == N and not refused(check_submission(tmp_path / "s.csv", comp))
+    )
+
+
+def test_what_dead_processes_left_is_cleared(comp, bundle, tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = [f".s.csv.{dead.pid}-0a1b2c.part", f".s.csv.report.json.{dead.pid}-0a1b2c.part"]
+    kept = [f".s.csv.{os.getpid()}-0a1b2c.part", f".t.csv.{dead.pid}-0a1b2c.part", f".s.csv.{dead.pid}.part"]
+    for name in (*left, *kept):
+        (tmp_path / name).write_text("half")
+    infer(bundle, comp, tmp_path / "s.csv", deadline=0.01)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*kept, "s.csv", "s.csv.report.json"])
+
+
+HELD = """
+import os, signal, sys
+import audiotag.infer.predict as predict
+honest = predict.load_competition
+def slow(*args, **kwargs):
+    os.kill(os.getpid(), getattr(signal, sys.argv[4])) # the worst moment: nothing is written yet
+    return honest(*args, **kwargs)
+predict.load_competition = slow
+predict.first_submission(*sys.argv[1:4])
+print('survived')
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_before_the_first_file_waits_for_it(data, bundle, comp, tmp_path, name):
+    words = [sys.executable, "-c", HELD, str(bundle), str(data), str(tmp_path / "s.csv"), name]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -getattr(signal, name) or (name == "SIGINT" and "KeyboardInterrupt" in done.stderr)
+    assert not done.stdout and not refused(check_submission(tmp_path / "s.csv", comp))
 
 
 # --- the clock ------------------------------------------------------------------------------------
