@@ -8,7 +8,7 @@ __all__ = ['METRICS', 'lwlrap', 'per_class_lwlrap', 'per_clip_lwlrap', 'lrap', '
 
 # %% ../../nbs/core/08_metrics.ipynb #03676b83
 import numpy as np, pandas as pd
-from .errors import AudiotagError, did_you_mean
+from .errors import AudiotagError, require_name
 from .seeding import rng
 
 # %% ../../nbs/core/08_metrics.ipynb #990ea127
@@ -233,8 +233,7 @@ METRICS = {f.__name__: f for f in (lwlrap, lrap, accuracy, macro_auc, padded_cma
 
 def metric_named(name: str):
     "The function of `METRICS` with that name; raises `AudiotagError` when there is none."
-    if name not in METRICS:
-        raise AudiotagError(f"unknown metric {name!r}", field="metric", fix=did_you_mean(name, METRICS))
+    require_name(name, METRICS, "metric", "metric")
     return METRICS[name]
 
 # %% ../../nbs/core/08_metrics.ipynb #fec8f993

@@ -7,12 +7,12 @@ __all__ = ['RECORD', 'resident_memory', 'PageBudget', 'release_pages', 'read_at_
            'order_by_shard', 'ClipLookup', 'make_lookup', 'write_lookup', 'read_lookup']
 
 # %% ../../nbs/data/05_mmap.ipynb #9c6b46d6
-import hashlib, mmap, os
+import mmap, os
 from bisect import bisect_left
 from pathlib import Path
 import numpy as np
 from ..core.errors import AudiotagError
-from ..core.files import atomic_folder, read_json, write_json
+from ..core.files import atomic_folder, file_sha256, read_json, write_json
 
 # %% ../../nbs/data/05_mmap.ipynb #499a4c11
 def resident_memory() -> int:  # bytes
@@ -192,7 +192,7 @@ def write_lookup(folder, pieces, about: dict):
         order_by_shard(records).tofile(part / "by_shard")
         write_json(
             part / "about.json",
-            {**_with_shard_starts(records, about), "sha256": {k: _sha256(part / k) for k in _LOOKUP_FILES}},
+            {**_with_shard_starts(records, about), "sha256": {k: file_sha256(part / k) for k in _LOOKUP_FILES}},
         )
 
 
@@ -203,20 +203,12 @@ def _mapped(path, dtype):
     return np.memmap(path, dtype, "r").view(np.ndarray) if os.path.getsize(path) else np.zeros(0, dtype)
 
 # %% ../../nbs/data/05_mmap.ipynb #21182edd
-def _sha256(path):
-    h = hashlib.sha256()
-    with open(path, "rb") as f:
-        while block := f.read(2**20):
-            h.update(block)
-    return h.hexdigest()
-
-
 def read_lookup(folder) -> ClipLookup:
     "Map the files of `write_lookup`; raises `AudiotagError` when they are missing, damaged or unreadable."
     folder = Path(folder)
     about = read_json(folder / "about.json")
     try:
-        if any(_sha256(folder / k) != about["sha256"][k] for k in _LOOKUP_FILES):
+        if any(file_sha256(folder / k) != about["sha256"][k] for k in _LOOKUP_FILES):
             raise AudiotagError("is damaged", file=folder, fix="remove it; it is made again when the store is opened")
         return ClipLookup(
             *(_mapped(folder / k, t) for k, t in zip(_LOOKUP_FILES, (np.uint8, RECORD, np.dtype("<i8")))), about

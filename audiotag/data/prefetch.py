@@ -6,11 +6,12 @@
 __all__ = ['prefetch_batches', 'DeviceSender', 'prefetch_to_device']
 
 # %% ../../nbs/data/07_prefetch.ipynb #c8333fdd
-import queue, threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Iterable, Iterator
 
 # %% ../../nbs/data/07_prefetch.ipynb #e7159438
-_END = object()  # in the queue: there are no more batches
+_END = object()  # there are no more batches
 
 
 def prefetch_batches(
@@ -21,38 +22,20 @@ def prefetch_batches(
 ) -> Iterator:  # the same batches in the same order
     """Yield the items of `batches`, prepared in a thread. Its errors are raised here; closing the iterator ends the
     thread."""
-    ready, stop = queue.Queue(n), threading.Event()
+    batches = iter(batches)
 
-    def put(batch, error=None):
-        while not stop.is_set():
-            try:
-                return ready.put((batch, error), timeout=0.1)
-            except queue.Full:
-                pass
+    def prepare():
+        batch = next(batches, _END)
+        return batch if batch is _END or send is None else send(batch)
 
-    def work():
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
+        ready = deque(thread.submit(prepare) for _ in range(n + 1))
         try:
-            for batch in batches:
-                put(send(batch) if send else batch)
-                if stop.is_set():
-                    return
-            put(_END)
-        except BaseException as e:  # noqa: BLE001 (raised again by the consumer)
-            put(None, e)
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            batch, error = ready.get()
-            if error is not None:
-                raise error
-            if batch is _END:
-                return
-            yield batch
-    finally:
-        stop.set()
-        thread.join()
+            while (batch := ready.popleft().result()) is not _END:
+                yield batch
+                ready.append(thread.submit(prepare))
+        finally:
+            thread.shutdown(cancel_futures=True)
 
 # %% ../../nbs/data/07_prefetch.ipynb #833d3510
 class DeviceSender:

@@ -10,7 +10,7 @@ __all__ = ['METRICS', 'WAYS', 'combine', 'Combiner', 'Mean', 'RankMean', 'Stacke
 from dataclasses import dataclass
 from functools import cached_property
 import numpy as np
-from ..core.errors import AudiotagError, did_you_mean
+from ..core.errors import AudiotagError, did_you_mean, require_name
 from ..core.config import Config
 from ..core.seeding import derive_seed, rng
 
@@ -271,14 +271,9 @@ class EqualWeights(EnsembleMethod, kind="Plain"):
 METRICS = "lwlrap", "lrap", "accuracy", "macro_auc", "padded_cmap"
 
 
-def _check_metric(name: str):
-    if name not in METRICS:
-        raise AudiotagError(f"unknown metric {name!r}", field="metric", fix=did_you_mean(name, METRICS))
-
-
 def _metric_function(name: str):
     "The metric of that name, of `(truth, scores)`."
-    _check_metric(name)
+    require_name(name, METRICS, "metric", "metric")
     from audiotag.core import metrics  # imports scikit-learn, which inference does without
 
     return getattr(metrics, name)
@@ -307,7 +302,7 @@ class FittedWeights(EnsembleMethod):
 
     def check(self):
         self.require(self.how in _HOWS[:3], "how", did_you_mean(self.how, _HOWS[:3]))
-        _check_metric(self.metric)
+        require_name(self.metric, METRICS, "metric", "metric")
         for f in ("rounds", "draws"):
             self.require(getattr(self, f) > 0, f, "give a positive number")
 
@@ -343,7 +338,7 @@ class Stack(EnsembleMethod):
     patience: int = 15  # stop the search after this many epochs without improvement
 
     def check(self):
-        _check_metric(self.metric)
+        require_name(self.metric, METRICS, "metric", "metric")
         self.require(self.epochs >= 0, "epochs", "give 0 (the mean) or more")
         self.require(self.mean is None or self.mean.how == "mean", "mean", "a stack starts from an arithmetic mean")
         for f in ("lr", "batch_size", "patience"):

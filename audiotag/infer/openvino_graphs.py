@@ -26,7 +26,7 @@ from audiotag.infer.bundle import (
     torch_run,
 )
 from ..data.competitions import targets
-from ..core.errors import AudiotagError, did_you_mean, library_error, load_library
+from ..core.errors import AudiotagError, library_error, load_library, require_name
 from ..core.config import Config, config_from_dict
 from ..core.files import file_sha256
 from ..core.progress import progress
@@ -261,16 +261,7 @@ def to_int8(
                 ignored_scope=nncf.IgnoredScope(names=names, validate=False),
                 advanced_parameters=full_range,
             )
-    except (
-        ImportError,
-        RuntimeError,
-        ValueError,
-        TypeError,
-        KeyError,
-        nncf.errors.InternalError,
-        nncf.errors.ValidationError,
-        nncf.errors.UnsupportedModelError,
-    ) as e:
+    except Exception as e:  # noqa: BLE001 (nncf and OpenVINO raise many types, some of their own)
         error = f"nncf cannot quantise this network ({type(e).__name__}: {str(e).strip().splitlines()[0][:200]})"
         raise library_error(e) or AudiotagError(error) from None
 
@@ -570,8 +561,7 @@ def export_bundle(
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
     requested = (precision,) if isinstance(precision, str) else tuple(precision)
     for p in requested:
-        if p not in PRECISIONS:
-            raise AudiotagError(f"{p!r} is not a precision", field="precision", fix=did_you_mean(p, PRECISIONS))
+        require_name(p, PRECISIONS, "precision", "precision")
     if shared and (batch or fixed_time):
         raise AudiotagError("a shared pass needs open sizes", field="shared", fix="leave batch and fixed_time alone")
     load_library("openvino", *(["nncf"] if "int8" in requested else []))
@@ -780,9 +770,7 @@ def open_members(
     enough: Callable = _never,  # number of open members -> True to stop; called before each member
 ) -> list:  # of `Member`, in the order of bundles and their members
     "Check the files and open every member: its graph if there is one, or else in torch, with the reason in `why`."
-    known = ("best", *PRECISIONS, "torch")
-    if precision not in known:
-        raise AudiotagError(f"{precision!r} is not a precision", field="precision", fix=did_you_mean(precision, known))
+    require_name(precision, ("best", *PRECISIONS, "torch"), "precision", "precision")
     ensemble, members = open_bundles(bundle), []
     for b, order in zip(ensemble.bundles, ensemble.orders):
         if enough(len(members)):

@@ -22,6 +22,7 @@ from audiotag.kaggle.pack import (
     missing_graphs,
     read_manifest,
     slug_of,
+    update_manifest,
     write_manifest,
 )
 from .notebook import notebook_sources, read_notebook
@@ -251,18 +252,7 @@ def _check_packed(folder: Path):
     if changed:
         raise AudiotagError(f"{a_few(changed)} changed since it was packed", file=folder, fix="pack it again")
     if manifest["files"] and changed_files(folder):
-        write_json(folder / "manifest.json", _updated_manifest(folder, manifest))
-
-
-def _updated_manifest(folder, manifest) -> dict:
-    "`manifest` with the files as they are now."
-    with tempfile.TemporaryDirectory() as tmp:
-        for p in folder.iterdir():
-            if p.is_file():
-                os.symlink(p.resolve(), Path(tmp) / p.name)
-        (Path(tmp) / "manifest.json").unlink(missing_ok=True)
-        write_manifest(tmp, manifest["kind"])
-        return {**manifest, "files": read_manifest(tmp)["files"]}
+        update_manifest(folder)
 
 # %% ../../nbs/kaggle/06_client.ipynb #469de3c1
 def publish(

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..infer.deadline import seconds_of
 from ..infer.predict import handle_sigterm
 from ..data.competitions import Competition, load_competition
-from ..core.errors import AudiotagError, a_few, did_you_mean
+from ..core.errors import AudiotagError, a_few, require_name
 from ..core.files import claim_folder, locked, read_json, write_json, write_text
 from ..core.progress import say
 from ..data.submission import check_submission, refused
@@ -316,12 +316,9 @@ def _process_tree(pid: int) -> list:  # of psutil processes
 
     try:
         first = psutil.Process(pid)
-    except psutil.Error:
-        return []
-    try:
         return [first, *first.children(recursive=True)]
-    except psutil.Error:
-        return [first]
+    except psutil.Error:  # it has ended
+        return []
 
 
 def _resident_memory(processes, *, proportional=False) -> int:  # bytes
@@ -749,10 +746,7 @@ def rehearse(
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #ddcc9c3d
 def _check_arguments(bundles, mounts) -> list:  # absolute paths of the bundles
-    if mounts not in ("new", "old"):
-        raise AudiotagError(
-            f"unknown mount layout {mounts!r}", field="mounts", fix=did_you_mean(mounts, ("new", "old"))
-        )
+    require_name(mounts, ("new", "old"), "mounts", "mount layout")
     if not hasattr(os, "sched_setaffinity"):
         raise AudiotagError("a rehearsal needs Linux", fix="run it there, or in WSL")
     bundles = [Path(b).absolute() for b in bundles]

@@ -10,7 +10,7 @@ import inspect, json, os, re, shlex, shutil, subprocess, sys, tempfile
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from ..core.errors import AudiotagError, did_you_mean
+from ..core.errors import AudiotagError, require_name
 
 # %% ../../nbs/rehearse/01_sandbox.ipynb #5f0c7a11
 @dataclass(frozen=True, eq=False)
@@ -289,9 +289,7 @@ def find_sandbox(
     tool: str = "auto",  # 'bwrap', 'unshare', 'none', or 'auto' for the strictest that works
 ) -> Sandbox:
     "The strictest sandbox that this machine allows this user; raises `AudiotagError` on an unknown tool."
-    tools = ("auto", "bwrap", "unshare", "none")
-    if tool not in tools:
-        raise AudiotagError(f"unknown isolation tool {tool!r}", field="--isolation", fix=did_you_mean(tool, tools))
+    require_name(tool, ("auto", "bwrap", "unshare", "none"), "--isolation", "isolation tool")
     no_net = "the network is reachable: this machine offers no network namespace, so only Python code is blocked"
     reasons = []
     for name, net, pid in (c for c in _CANDIDATES if tool in ("auto", c[0])):

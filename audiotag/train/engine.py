@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'Job', 'code_version', 'run_job', 'Engine', 'SerialEngine', 'LineWriter', 'ProcessEngine',
-           'claim_fold_folder', 'train_job', 'fold_jobs', 'timeline', 'draw_timeline', 'RayEngine', 'predict_job',
-           'predict_chunks', 'get_engine']
+           'claim_fold_folder', 'train_job', 'fold_jobs', 'timeline', 'RayEngine', 'predict_job', 'predict_chunks',
+           'get_engine']
 
 # %% ../../nbs/train/09_engine.ipynb #797ffcaf
 import contextlib, hashlib, importlib.metadata, io, math, os, socket, tempfile, time, traceback
@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from fastai.callback.core import Callback
 import audiotag
-from ..core.errors import AudiotagError, a_few, did_you_mean, library_error, load_library
+from ..core.errors import AudiotagError, a_few, library_error, load_library, require_name
 from ..core.files import file_sha256, locked, read_parquet, write_parquet
 from ..core.progress import say
 from ..data.remote import local_copy, is_url, origin, refresh
 from .run_folder import Run, finish_fold
-from .ddp import FileTail, init_worker
+from .ddp import FileTail, worker_pool
 
 # %% ../../nbs/train/09_engine.ipynb #75601404
 @dataclass(frozen=True, kw_only=True)
@@ -388,17 +388,8 @@ class ProcessEngine(Engine):
         self.slots.clear()
 
     def _pool(self, slot, job):
-        from joblib.externals.loky import ProcessPoolExecutor
-
         if slot not in self.pools:
-            env = {f"{k}_NUM_THREADS": str(job.threads) for k in ("OMP", "MKL", "OPENBLAS")}
-            self.pools[slot] = ProcessPoolExecutor(
-                1,
-                timeout=60,
-                env={**env, **_gpu_environment(slot, job)},
-                initializer=init_worker,
-                initargs=(os.getpid(),),
-            )
+            self.pools[slot] = worker_pool(1, job.threads, timeout=60, env=_gpu_environment(slot, job))
         return self.pools[slot]
 
 # %% ../../nbs/train/09_engine.ipynb #ec9e6253
@@ -507,44 +498,6 @@ def timeline(
     "When each job ran, and where."
     log = pd.DataFrame(engine.log, columns=["job", "place", "began", "ended", "ok"])
     return log.assign(began=log.began - log.began.min(), ended=log.ended - log.began.min())
-
-
-def draw_timeline(
-    engine: Engine,  # after it has run something
-    ax=None,  # None: a new figure
-):
-    "A bar for each job and a row for each worker, coloured by stage; failed jobs are hatched."
-    import matplotlib.pyplot as plt
-
-    log = timeline(engine)
-    places, stages = list(dict.fromkeys(log.place)), list(dict.fromkeys(log.job.str.split(",").str[0]))
-    ax = ax or plt.subplots(figsize=(7, 0.8 + 0.35 * len(places)), layout="constrained")[1]
-    for r in log.itertuples():
-        stage, _, fold = r.job.partition(", ")
-        row, number = places.index(r.place), fold.removeprefix("fold ").split("/")[0]
-        ax.barh(
-            row,
-            r.ended - r.began,
-            left=r.began,
-            color=f"C{stages.index(stage)}",
-            ec="white",
-            alpha=0.6,
-            hatch="" if r.ok else "///",
-        )
-        ax.text((r.began + r.ended) / 2, row, number, ha="center", va="center", fontsize=7)
-    for i, s in enumerate(stages):
-        ax.barh(0, 0, color=f"C{i}", alpha=0.6, label=s)
-    ax.set(yticks=range(len(places)), xlabel="seconds")
-    ax.set_yticklabels(places, fontsize=7)
-    ax.invert_yaxis()
-    ax.legend(
-        fontsize=6,
-        ncols=len(stages),
-        loc="upper center",
-        bbox_to_anchor=(0.5, 1.5 if len(places) < 3 else 1.2),
-        frameon=False,
-    )
-    return ax
 
 # %% ../../nbs/train/09_engine.ipynb #5be225a8
 def _ray_task_and_actor():
@@ -738,8 +691,7 @@ def get_engine(
     workers: int | None = None,  # jobs at the same time
 ) -> Engine:
     "An engine by its name, as the command line gives it."
-    if name not in ENGINES:
-        raise AudiotagError(f"{name!r} is no engine", field="engine", fix=did_you_mean(name, ENGINES))
+    require_name(name, ENGINES, "engine", "engine")
     if address and name != "ray":
         raise AudiotagError(
             f"the engine {name!r} has no address", field="address", fix="leave it out, or choose the engine 'ray'"

@@ -10,7 +10,7 @@ from audiotag.data.prefetch import DeviceSender, prefetch_batches, prefetch_to_d
 
 
 def threads():
-    return [t for t in threading.enumerate() if t.name == "prefetch"]
+    return [t for t in threading.enumerate() if t.name.startswith("prefetch")]
 
 
 @pytest.mark.parametrize("n", [1, 2, 7])
