@@ -1,7 +1,7 @@
 """Outputs for the notebooks in nbs/kaggle: `python tests/kaggle_notebooks.py [SYSTEM ...]`, or `make notebooks`.
 
 Each training notebook, and then its inference notebook with the weights that it has packed, is executed on a small competition that the project
-synthesises, and its outputs are stored beside the cells; the cells themselves stay as they are. Networks are small and train for a few epochs,
+synthesizes, and its outputs are stored beside the cells; the cells themselves stay as they are. Networks are small and train for a few epochs,
 so the scores say what the notebook shows and nothing about the system. About seven minutes on two cores.
 """
 

@@ -15,7 +15,7 @@ PICTURES = Path(__file__).resolve().parent.parent / "nbs" / "pictures"
 
 
 def augmentations(names=("Bell", "Bird_rising", "Fire_crackle", "Siren")):
-    "Four synthesised sounds, one a column, before and after three augmentations."
+    "Four synthesized sounds, one a column, before and after three augmentations."
     front_end = LogMel(hop_length=694, scaling=Standardize())
     waves = [sound(name, rng(1, name), seconds=2) for name in names]
     x = torch.stack([torch.from_numpy(front_end(w)[None, :, :128]) for w in waves])

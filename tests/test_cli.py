@@ -13,7 +13,7 @@ from audiotag.audio.synth import SynthSettings, make_competition
 from audiotag.cli import _renamed, app, current_names, main
 from audiotag.data.competitions import layouts, load_competition
 from audiotag.data.store import DTYPES, FeatureStore
-from audiotag.infer.ensemble import WAYS
+from audiotag.infer.ensemble import METHODS
 from audiotag.infer.openvino_graphs import PRECISIONS
 from audiotag.train.engine import ENGINES
 from audiotag.train.recipes import recipes
@@ -61,7 +61,7 @@ CHOICES = {
     "features": ["full", "small", *ENGINES, *DTYPES],
     "infer": [*layouts(), "best", *PRECISIONS, "torch"],
     "export": PRECISIONS,
-    "ensemble": ["best", *WAYS],
+    "ensemble": ["best", *METHODS],
     "rehearse": ["new", "old", "auto", "bwrap", "unshare", "none"],
 }
 
@@ -181,7 +181,7 @@ def test_a_store_keeps_its_number_format_and_is_replaced_only_when_asked(tmp_pat
     assert called(*words).returncode == 0 and FeatureStore(store).settings.dtype == "uint8"
     for other in (["--dtype", "float16"], ["--set", "front_end.top_db=60"]):
         done = called(*words, *other)
-        assert done.returncode == 2 and "differs" in done.stderr and "--rebuild" in done.stderr, done.stderr
+        assert done.returncode == 2 and "other settings" in done.stderr and "--rebuild" in done.stderr, done.stderr
     done = called(*words, "--set", "front_end.top_db=60", "--rebuild")
     assert (
         done.returncode == 0

@@ -285,7 +285,7 @@ def _smooth_block(before, x, keep: float):
 # %% ../../nbs/audio/02_features.ipynb #a76c176a
 @dataclass(frozen=True, kw_only=True)
 class PCEN(Config):
-    "Per-channel energy normalisation (Wang et al., ICASSP 2017) with the parameters of `librosa.pcen`, in place of dB."
+    "Per-channel energy normalization (Wang et al., ICASSP 2017) with the parameters of `librosa.pcen`, in place of dB."
 
     gain: float = 0.98  # how much of the slow loudness is divided out
     bias: float = 2.0  # added before the root

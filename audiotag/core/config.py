@@ -9,7 +9,7 @@ __all__ = ['Config', 'config_from_dict', 'require_same', 'set_fields']
 import hashlib, json, types, typing
 from dataclasses import dataclass, fields, replace
 import numpy as np
-from .errors import AudiotagError, did_you_mean
+from .errors import AudiotagError, a_few, did_you_mean
 
 # %% ../../nbs/core/02_config.ipynb #52be0770
 def _conform(value, hint, where: str):
@@ -48,8 +48,23 @@ def _is_instance(value, cls) -> bool:
 
 
 def _invalid_value(value, hint, where: str) -> AudiotagError:
-    wanted = getattr(hint, "__name__", str(hint)) if typing.get_origin(hint) is None else str(hint)
-    return AudiotagError(f"{value!r} is not a valid value", field=where, fix=f"give {wanted}")
+    return AudiotagError(f"invalid value {value!r}", field=where, fix=f"give {_in_words(hint)}")
+
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
+
+
+def _in_words(hint) -> str:
+    "What the type `hint` stands for: 'a whole number or null'."
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(map(_in_words, args))
+    if typing.get_origin(hint) is tuple:
+        return f"a list, each item {_in_words(args[0])}" if args[-1] is Ellipsis else f"a list of {len(args)}"
+    if hint in _WORDS:
+        return _WORDS[hint]
+    kinds = [kind for kind, cls in _kinds.items() if issubclass(cls, hint) and cls is not hint]
+    return f"settings of the kind {a_few(kinds or [hint.__name__], 6)}" if hint is not Config else "settings"
 
 # %% ../../nbs/core/02_config.ipynb #7a8aebfe
 def _to_plain(value):
@@ -61,12 +76,17 @@ def _to_plain(value):
     return value
 
 
+def _item_names(values) -> list:
+    "The name of each item of a list in a dotted path: its field `name`, or its number."
+    return [str(o.get("name", i)) if isinstance(o, dict) else str(i) for i, o in enumerate(values)]
+
+
 def _flatten(value, prefix=""):
     "Yield (dotted name, leaf) for nested dicts and lists."
     if isinstance(value, dict):
         items = value.items()
     elif isinstance(value, list) and value:
-        items = enumerate(value)
+        items = zip(_item_names(value), value)
     else:
         yield prefix, value
         return
@@ -85,6 +105,7 @@ _kinds = {}  # the word under `kind` in JSON -> class
 class Config:
     "Base of every settings dataclass: checked when created, JSON round trip, content hash, field-wise diff."
 
+    file_words = {}  # field -> its word in files, where that is another
     libraries = ()  # names for `load_library` of what is imported only when these settings are used
 
     def __init_subclass__(cls, kind: str = "", **kwargs):
@@ -113,7 +134,7 @@ class Config:
         "Raise `AudiotagError` about the field `name` unless `ok`."
         if not ok:
             raise AudiotagError(
-                f"{getattr(self, name)!r} is out of range", field=f"{type(self).__name__}.{name}", fix=fix
+                f"invalid value {getattr(self, name)!r}", field=f"{type(self).__name__}.{name}", fix=fix
             )
 
     def replace(self, **changes):
@@ -131,7 +152,8 @@ class Config:
 
     def to_dict(self) -> dict:
         "All fields as plain JSON values, with the registered name of the class under `kind`."
-        return {"kind": self.kind, **{f.name: _to_plain(getattr(self, f.name)) for f in fields(self)}}
+        names = {f.name: self.file_words.get(f.name, f.name) for f in fields(self)}
+        return {"kind": self.kind, **{word: _to_plain(getattr(self, name)) for name, word in names.items()}}
 
     def to_json(self) -> str:
         "`to_dict` as indented text."
@@ -160,6 +182,8 @@ def config_from_dict(
     if d["kind"] not in _kinds:
         raise AudiotagError(f"unknown kind {d['kind']!r}", file=where, fix=did_you_mean(d["kind"], _kinds))
     cls = _kinds[d["kind"]]
+    field_of = {cls.file_words.get(f.name, f.name): f.name for f in fields(cls)}
+    d = {field_of.get(word, word): value for word, value in d.items()}
     known = [f.name for f in fields(cls)]
     for name in d:
         if name != "kind" and name not in known:
@@ -188,7 +212,7 @@ def require_same(
     "Raise `AudiotagError` naming each field in which `found` differs from `wanted`."
     if changes := found.diff(wanted):
         differences = "; ".join(f"{k} is {a!r} there and {b!r} here" for k, (a, b) in changes.items())
-        raise AudiotagError(f"{type(found).__name__} differs: {differences}", file=where, fix=fix)
+        raise AudiotagError(f"was made with other settings: {differences}", file=where, fix=fix)
 
 # %% ../../nbs/core/02_config.ipynb #6ceced6d
 def set_fields(
@@ -210,10 +234,12 @@ def _set_path(node, names, value, path):
     "Set the field at `names` below `node`, a dict or a list, in place."
     head, *rest = names
     if isinstance(node, list):
-        keys = [str(o.get("name", i)) if isinstance(o, dict) else str(i) for i, o in enumerate(node)]
+        keys = _item_names(node)
         matches = [i for i, k in enumerate(keys) if head in ("*", k, str(i))]
     else:
         keys = [k for k in node if k != "kind"] if isinstance(node, dict) else []
+        if isinstance(node, dict):
+            head = _kinds.get(node.get("kind"), Config).file_words.get(head, head)
         matches = [head] if head in keys else []
     if not matches:
         raise AudiotagError(f"there is no field {head!r} in {path!r}", field=path, fix=did_you_mean(head, keys))

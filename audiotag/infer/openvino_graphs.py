@@ -232,7 +232,7 @@ def to_int8(
     *,
     leave_out=None,  # names of operations that stay in 32 bits; None: `head_of(graph)` and `gates_of(graph)`
 ):
-    """Quantise the convolutions of a graph to 8 bits (NNCF, post-training); raises `AudiotagError` if that is not
+    """Quantize the convolutions of a graph to 8 bits (NNCF, post-training); raises `AudiotagError` if that is not
     possible."""
     nncf = load_library("nncf")
     import logging, sys
@@ -262,7 +262,7 @@ def to_int8(
                 advanced_parameters=full_range,
             )
     except Exception as e:  # noqa: BLE001 (nncf and OpenVINO raise many types, some of their own)
-        error = f"nncf cannot quantise this network ({type(e).__name__}: {str(e).strip().splitlines()[0][:200]})"
+        error = f"nncf cannot quantize this network ({type(e).__name__}: {str(e).strip().splitlines()[0][:200]})"
         raise library_error(e) or AudiotagError(error) from None
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #95a488d8
@@ -422,7 +422,7 @@ class _Exporter:
         torch_scores = _held_out_scores(run, self.bundle, self.evidence, ids)
         if self.evidence.oof and np.abs(torch_scores[1] - self.evidence.oof(i, ids)).max() > 0.01:
             raise AudiotagError(
-                f"the scores of {self.bundle.called(i)} are not the out-of-fold scores of the run",
+                f"the scores of {self.bundle.member_name(i)} are not the out-of-fold scores of the run",
                 file=self.bundle.folder,
                 fix="pack the run again",
             )
@@ -449,7 +449,7 @@ class _Exporter:
         return verdicts, kept
 
     def base_graphs(self, i: int) -> tuple:  # {shared: graph}, front end or None, why there is no shared pass
-        "The graphs of a member before quantisation."
+        "The graphs of a member before quantization."
         front, inner = _split_front_end(self.bundle, i)
         example, graphs, reason = _apply_front_end(front, self.view_windows[0]), {}, ""
         try:
@@ -464,7 +464,7 @@ class _Exporter:
         return graphs, front, reason
 
     def in_precision(self, i: int, precision: str, shared: bool, graph, front):
-        "The graph, quantised if the precision is int8."
+        "The graph, quantized if the precision is int8."
         if (shared or precision != "fp32") and self.evidence.truth is None:
             raise AudiotagError("there are no labelled clips to measure its loss on")
         return to_int8(graph, self.calibration_windows(i, front)) if precision == "int8" else graph
@@ -588,7 +588,7 @@ def graph_table(
     "The gate's verdicts: which graphs were kept, and why."
     rows = [
         {
-            "member": bundle.called(g["member"]),
+            "member": bundle.member_name(g["member"]),
             "precision": g["precision"] + ", shared" * g.get("shared", False),
             "off by": g.get("difference", math.nan),
             **dict(zip(("metric, torch", "metric, graph"), g.get("metric") or (math.nan, math.nan))),
@@ -733,7 +733,7 @@ def _member_graph(bundle: Bundle, joined, entry: dict, example):
 
     results = [r for r in joined.get_results() if r.get_friendly_name() == f"member-{entry['member']}"]
     if len(results) != 1:
-        refuse(f"has no output for {bundle.called(entry['member'])}")
+        refuse(f"has no output for {bundle.member_name(entry['member'])}")
     graph = ov.Model(results, joined.get_parameters(), "member")
     inputs = example if isinstance(example, tuple) else (example,)
     if len(graph.inputs) != len(inputs):
@@ -927,5 +927,5 @@ def keep_graphs(
         if disagreeing:
             unused = set(_graph_file_names(sealed.graphs)) - set(_graph_file_names(kept))
             reseal(sealed, drop=unused, graphs=kept)
-    names = {why: list(dict.fromkeys(old.called(g["member"]) for w, g in lost if w == why)) for why, _ in lost}
+    names = {why: list(dict.fromkeys(old.member_name(g["member"]) for w, g in lost if w == why)) for why, _ in lost}
     return len({g["member"] for g in kept if g["kept"]}), names

@@ -50,7 +50,7 @@ class Raw(Network):
 
 # %% ../../nbs/models/06_rawfold.ipynb #5d9e83fc
 class HybridNet(nn.Module):
-    "(spectrogram (n, C, bands, frames), page (n, c, rows, columns)) -> logits (n, n_classes)."
+    "(spectrogram (n, C, bands, frames), folded wave (n, c, rows, columns)) -> logits (n, n_classes)."
 
     def __init__(
         self,
@@ -62,29 +62,30 @@ class HybridNet(nn.Module):
         super().__init__()
         self.mel, self.raw, self.head, self.pool, self.in_channels = mel, raw, head, AvgPool(), in_channels
 
-    def forward(self, x, page=None):
+    def forward(self, x, folded=None):
         if isinstance(x, tuple):
-            x, page = x  # from a front end inside
+            x, folded = x  # from a front end inside
         if not torch.jit.is_tracing():
-            _require_pair(self, x, page)
-        x, page = (o.expand(-1, n, -1, -1) for o, n in zip((x, page), self.in_channels))
-        return self.head(torch.cat([self.pool(self.mel(x)), self.pool(self.raw(page))], 1))
+            _require_pair(self, x, folded)
+        x, folded = (o.expand(-1, n, -1, -1) for o, n in zip((x, folded), self.in_channels))
+        return self.head(torch.cat([self.pool(self.mel(x)), self.pool(self.raw(folded))], 1))
 
 
-def _require_pair(net, x, page):
+def _require_pair(net, x, folded):
     "Raise `AudiotagError` unless both inputs are given and fit the two bodies."
     require_batch_of_two(net, x)
-    shapes = ", ".join("nothing" if o is None else str(tuple(o.shape)) for o in (x, page))
+    shapes = ", ".join("nothing" if o is None else str(tuple(o.shape)) for o in (x, folded))
     if (
-        page is None
-        or len(page) != len(x)
+        folded is None
+        or len(folded) != len(x)
         or any(
-            o.ndim != 4 or o.shape[1] not in (1, n) or min(o.shape[2:]) < 16 for o, n in zip((x, page), net.in_channels)
+            o.ndim != 4 or o.shape[1] not in (1, n) or min(o.shape[2:]) < 16
+            for o, n in zip((x, folded), net.in_channels)
         )
     ):
         raise AudiotagError(
             f"the network was given {shapes}",
-            fix="give spectrograms and pages of the same clips: `Joined(main=LogMel(…), beside=(RawFold(…),))`",
+            fix="give spectrograms and folded waves of the same clips: `Joined(main=LogMel(…), beside=(RawFold(…),))`",
         )
 
 # %% ../../nbs/models/06_rawfold.ipynb #22a7b13f
@@ -94,7 +95,7 @@ class Hybrid(Network):
     `HybridNet`."""
 
     mel: Config  # backbone of the spectrogram, settings with `features()`
-    raw: Config  # backbone of the page, settings with `features()`
+    raw: Config  # backbone of the folded wave, settings with `features()`
     # computed inside, from waves: a spectrogram, and one `RawFold` beside it; None: both are inputs
     front: Joined | None = None
     dropout: float = 0.0  # before the dense layer

@@ -51,7 +51,7 @@ def clips(folder, n):
     "`n` waves and their files in three formats: of the freesound sample, or made here where that is missing."
     source, reason = sample_folder("freesound")
     if source is None:
-        print(f"no sample set ({reason}); clips are synthesised instead")
+        print(f"no sample set ({reason}); clips are synthesized instead")
         waves = [sound(SOUNDS[i % len(SOUNDS)], rng(0, i), seconds=1 + i % 5, sample_rate=RATE) for i in range(n)]
     else:
         waves = [sf.read(p, dtype="float32")[0] for p in sorted((source / "train_curated").iterdir())[:n]]
@@ -267,7 +267,7 @@ def main():
         )
         table.say(
             "Audio seconds per wall second, one thread unless it says two. The ratio is ours to librosa's, or to the entrants' loop "
-            "(librosa.load, effects.trim, melspectrogram, power_to_db, standardised), which then stands in the second column.\n"
+            "(librosa.load, effects.trim, melspectrogram, power_to_db, standardized), which then stands in the second column.\n"
         )
         table.say("| | ours | librosa / entrants | torchaudio | ratio | wanted | |\n|---|---|---|---|---|---|---|")
         decoding(table, files, seconds, args.rounds)

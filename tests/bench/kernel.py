@@ -174,7 +174,7 @@ def work(job):
 
 
 def lessons(fe, n, seconds, *, seed, rate):
-    "Synthesised sounds in noise: (features, kind)."
+    "Synthesized sounds in noise: (features, kind)."
     import numpy as np
     from audiotag.core.seeding import rng
     from audiotag.audio.synth import SOUNDS, sound
@@ -300,7 +300,7 @@ def cnn_about(tiny):
 
 
 def cnn_files(folder, n, classes):
-    "Test clips of `freesound`, or synthesised ones of the same length where there is no such set."
+    "Test clips of `freesound`, or synthesized ones of the same length where there is no such set."
     import pandas as pd
     import soundfile as sf
     from audiotag.core.seeding import rng

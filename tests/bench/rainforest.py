@@ -2,7 +2,7 @@
 
 Trains the small recipe of system 3 on `rainforest`, in four ways that differ in nothing but what they are told: the labels of
 whole recordings; boxes; boxes and false positives as known absent; boxes and false positives with the label 0. The folds, the seeds, the
-network and the number of optimiser steps are the same. Interrupted and called again it goes on. (A seed takes six minutes of one quiet core.)
+network and the number of optimizer steps are the same. Interrupted and called again it goes on. (A seed takes six minutes of one quiet core.)
 """
 
 import argparse
@@ -150,7 +150,7 @@ def main():
     text = f"""# Do boxes pay, and rows of what is not there?
 
 `python -m tests.bench.rainforest --seeds {o.seeds} --save`, {datetime.date.today()}, {os.cpu_count()} cores of {platform.processor() or platform.machine()}, {o.seeds} seeds.
-`rainforest` sample set: {len(clips)} recordings with boxes, scored out of fold ({FOLDS} folds by recording); {STEPS} optimiser steps a fold in every row,
+`rainforest` sample set: {len(clips)} recordings with boxes, scored out of fold ({FOLDS} folds by recording); {STEPS} optimizer steps a fold in every row,
 the small recipe of system 3 with an 8-wide CNN and 48 bands. Each seed has folds of its own. Minutes are those of the epochs on one thread, with whatever else the machine did. Brackets: 95 % bootstrap interval over recordings.
 Only a part of the calls is listed in the csv files, so the truth of a recording is a lower bound of what is in it.
 

@@ -50,7 +50,7 @@ def arms():
     }
 
 
-STEPS = {"mel": 200, "rows128": 120, "rows80": 120, "hybrid": 120}  # optimiser steps of 16 clips
+STEPS = {"mel": 200, "rows128": 120, "rows80": 120, "hybrid": 120}  # optimizer steps of 16 clips
 
 
 def open_arm(work, data, name):

@@ -1,7 +1,7 @@
 """Does the warm-up pay? `python -m tests.bench.warmup [--work DIR] [--save]`
 
 Trains on `freesound` (real recordings; some labels of the noisy part are wrong on purpose) with one network, the same seeds
-and the same number of optimiser steps in every row, and prints out-of-fold lwlrap. Interrupted and called again it goes on.
+and the same number of optimizer steps in every row, and prints out-of-fold lwlrap. Interrupted and called again it goes on.
 """
 
 import argparse
@@ -14,14 +14,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 FOLDS, BATCH, FRAMES = 3, 16, 64  # crops of a second
-STEPS, SEEDS = 1600, (0, 1)  # optimiser steps a fold, whatever the stages
+STEPS, SEEDS = 1600, (0, 1)  # optimizer steps a fold, whatever the stages
 # an option is tried at half the length with one seed, and compared with the same stages without it
 OPTION_STEPS, OPTION_SEEDS = 800, (0,)
 BASE, PLAIN = "curated only", "four stages, half the steps"  # what the rows of the two tables are compared with
 
 
 def stages(*, steps=STEPS // 4, noisy_loss=None, picked_loss=None, ema=None, soft=0.0, probability=1.0, student=False):
-    "The four stages of system 1, `steps` optimiser steps each, with options."
+    "The four stages of system 1, `steps` optimizer steps each, with options."
     from audiotag.train.settings import AgreementRule, Stage
 
     common = dict(steps=steps, lr=3e-3, batch_size=BATCH, ema=ema)
@@ -168,7 +168,7 @@ def summary(runs, against):
             "seeds": len(mine),
             "minutes": sum(t.minutes.sum() for t in tables) / len(tables),
         }
-    return pd.DataFrame(rows).T.rename_axis("with the same number of optimiser steps")
+    return pd.DataFrame(rows).T.rename_axis("with the same number of optimizer steps")
 
 
 def stage_means(runs, name):
@@ -196,7 +196,7 @@ def report(runs):
     return f"""# Does the warm-up pay?
 
 `python -m tests.bench.warmup --save`, {datetime.date.today()}, {os.cpu_count()} cores of {platform.processor() or platform.machine()}.
-`freesound` sample set, {FOLDS} folds, {STEPS} optimiser steps a fold in every row (batch {BATCH}, 16-wide CNN-model-1, 64 × {FRAMES} crops).
+`freesound` sample set, {FOLDS} folds, {STEPS} optimizer steps a fold in every row (batch {BATCH}, 16-wide CNN-model-1, 64 × {FRAMES} crops).
 The gain is over "{BASE}" with the same seeds; its interval is a bootstrap over clips.
 
 {main_table}

@@ -1,4 +1,4 @@
-"The store under kill -9, full disks, two writers, damage and changed files. All sounds are synthesised."
+"The store under kill -9, full disks, two writers, damage and changed files. All sounds are synthesized."
 
 import json
 import os

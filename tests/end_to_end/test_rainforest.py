@@ -132,7 +132,7 @@ def test_a_batch_is_what_the_store_has_at_that_place(forest):
 
 
 def test_only_the_own_label_if_asked(forest):
-    loader = loader_of(forest, crops=AroundBox(shift=(8, 40), beside=None))
+    loader = loader_of(forest, crops=AroundBox(shift=(8, 40), min_overlap=None))
     assert all(torch.equal(loader.target(i, 0).labels, loader.y.labels[i]) for i in range(len(loader.ids)))
 
 
@@ -159,7 +159,13 @@ def test_faults_of_places(forest):
         loader_of(forest, rows.assign(recording="gone"))
     with pytest.raises(AudiotagError, match="after the end of its recording"):
         loader_of(forest, rows.assign(start_s=99.0, end_s=100.0))
-    for bad in (dict(shift=(5, 2)), dict(shift=(1,)), dict(shift=(-1, 2)), dict(beside=0.0), dict(beside=1.5)):
+    for bad in (
+        dict(shift=(5, 2)),
+        dict(shift=(1,)),
+        dict(shift=(-1, 2)),
+        dict(min_overlap=0.0),
+        dict(min_overlap=1.5),
+    ):
         with pytest.raises(AudiotagError):
             AroundBox(**bad)
 

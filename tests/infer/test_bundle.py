@@ -145,7 +145,7 @@ def test_two_architectures_in_one_bundle(tmp_path):
     ]
     bundle, models = open_bundle(sealed(tmp_path / "b", model=nets, members=members))
     assert [m["file"] for m in bundle.members] == ["s.safetensors", "s-wide.safetensors"]
-    assert [bundle.called(i) for i in (0, 1)] == ["s fold 0", "s fold 0 of wide"]
+    assert [bundle.member_name(i) for i in (0, 1)] == ["s fold 0", "s fold 0 of wide"]
     assert [len(m.body[0][0].weight) for m in models] == [4, 6]
 
 

@@ -11,7 +11,7 @@ import torch
 from audiotag.core.errors import AudiotagError
 from audiotag.core.config import config_from_dict
 from audiotag.infer.ensemble import (
-    WAYS,
+    METHODS,
     Mean,
     EqualWeights,
     RankMean,
@@ -55,8 +55,8 @@ def test_weights_beat_the_best_member_where_they_were_fitted():
 def test_same_seed_same_numbers_other_seed_others():
     truth, p = planted(skill=(1.5, 1.5, 1.5))
     folds = np.arange(300) % 4
-    for way in (FittedWeights(), Stack(lr=0.01, epochs=5)):
-        a, b, c = (way.fit(p, truth, folds, seed=s).to_json() for s in (1, 1, 2))
+    for method in (FittedWeights(), Stack(lr=0.01, epochs=5)):
+        a, b, c = (method.fit(p, truth, folds, seed=s).to_json() for s in (1, 1, 2))
         assert a == b != c
 
 
@@ -102,17 +102,17 @@ def test_the_stack_keeps_its_norms_and_learns_per_class():
     assert lwlrap(truth, stack.apply(halves)) > lwlrap(truth, halves.mean(0)) + 0.01
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", METHODS)
 def test_cross_fitting_leaks_nothing(name):
     "The labels of one fold are turned into nonsense: what is said of this fold must not change by a bit."
     truth, p = planted(n=120, classes=5, skill=(1.0, 1.2, 0.8))
     folds = np.arange(120) % 3
     other = truth.copy()
     other[folds == 1] = np.roll(truth[folds == 1], 2, axis=1)
-    way = WAYS[name].replace(lr=0.01, epochs=4) if hasattr(WAYS[name], "lr") else WAYS[name]
-    a, b = (cross_fit(way, p, t, folds) for t in (truth, other))
+    method = METHODS[name].replace(lr=0.01, epochs=4) if hasattr(METHODS[name], "lr") else METHODS[name]
+    a, b = (cross_fit(method, p, t, folds) for t in (truth, other))
     assert np.array_equal(a[folds == 1], b[folds == 1])
-    if hasattr(way, "metric"):
+    if hasattr(method, "metric"):
         assert not np.array_equal(a[folds != 1], b[folds != 1]), "the nonsense should have been noticed elsewhere"
 
 
@@ -130,11 +130,11 @@ def test_groups_may_not_be_divided():
     cross_fit(EqualWeights(), p, truth, (np.arange(120) // 2) % 3, groups=np.arange(120) // 2)
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", METHODS)
 def test_what_was_fitted_survives_json_and_works_clip_by_clip(name):
     truth, p = planted(n=90)
-    way = WAYS[name].replace(epochs=3) if hasattr(WAYS[name], "epochs") else WAYS[name]
-    combiner = way.fit(p, truth, np.arange(90) % 3)
+    method = METHODS[name].replace(epochs=3) if hasattr(METHODS[name], "epochs") else METHODS[name]
+    combiner = method.fit(p, truth, np.arange(90) % 3)
     back = config_from_dict(json.loads(combiner.to_json()))
     whole = combiner.apply(p)
     assert back == combiner and whole.shape == (90, 8) and (whole >= 0).all() and (whole <= 1).all()
@@ -199,7 +199,9 @@ def test_refused(bad):
 
 def test_the_table_is_paired():
     truth, p = planted(n=150, skill=(3.0, 3.0))
-    table = ensemble_table({"a": p[0], "b": p[1]}, truth, np.arange(150) % 3, ways={"mean": EqualWeights()}, draws=60)
+    table = ensemble_table(
+        {"a": p[0], "b": p[1]}, truth, np.arange(150) % 3, methods={"mean": EqualWeights()}, draws=60
+    )
     assert table.loc["mean", "gain low"] > 0, "the mean of two independent members is better than either"
     best = table.loc[["a", "b"], "lwlrap"].idxmax()
     assert table.loc[best, ["gain", "gain low", "gain high"]].tolist() == [0, 0, 0]

@@ -396,7 +396,7 @@ def test_the_head_and_the_pooling_stay_in_32_bits(world):
         and sum("MatMul" in n for n in names) == 2
     )
     int8 = to_int8(graph, [windows_of(world[1])[i : i + 1] for i in range(8)])
-    quantised = {
+    quantized = {
         i.get_source_output().get_node().get_type_name()
         for o in int8.get_ops()
         if o.get_type_name() == "MatMul"
@@ -408,7 +408,7 @@ def test_the_head_and_the_pooling_stay_in_32_bits(world):
         if o.get_type_name() == "Convolution"
         for i in o.inputs()
     ]
-    assert "FakeQuantize" not in quantised and convs.count("FakeQuantize") == 8
+    assert "FakeQuantize" not in quantized and convs.count("FakeQuantize") == 8
 
 
 class Gated(torch.nn.Module):

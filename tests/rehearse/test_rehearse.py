@@ -179,7 +179,7 @@ def test_it_writes_elsewhere(rehearse_cells, data, tool):
 @pytest.mark.long
 @needs_sandbox
 def test_a_program_without_a_monitor_writes_elsewhere(rehearse_cells):
-    "A known program is recognised by its command line, any other by what it prints."
+    "A known program is recognized by its command line, any other by what it prints."
     quiet = "import subprocess\nfor c in ('touch /kaggle/input/marker', 'echo 1 > /kaggle/input/other'): subprocess.run(c, shell=True, capture_output=True)"
     found = rehearse_cells(
         START,

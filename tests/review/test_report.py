@@ -53,7 +53,7 @@ def test_the_report_is_one_small_file(path):
         "Label review",
         "Time and memory",
         "Recipe",
-        "stages.0.epochs",
+        "stages.noisy.epochs",
     ):
         assert word in text
 

@@ -181,4 +181,4 @@ def test_runs_that_do_not_belong_together_are_refused(run, data, tmp_path):
     with pytest.raises(AudiotagError, match="share no clips|another label"):
         gather([run, other])
     with pytest.raises(AudiotagError, match="unknown combiner"):
-        pack_ensemble([run], tmp_path / "x", way="stak")
+        pack_ensemble([run], tmp_path / "x", method="stak")
