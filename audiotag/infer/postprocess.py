@@ -9,7 +9,7 @@ __all__ = ['STEPS', 'FAMILIES', 'NEVER', 'Step', 'Smooth', 'NeighbourMax', 'Halv
 # %% ../../nbs/infer/04_postprocess.ipynb #be978b50
 from dataclasses import dataclass
 import numpy as np, pandas as pd
-from ..core.errors import AudiotagError, did_you_mean
+from ..core.errors import AudiotagError, require_name
 from ..core.config import Config, set_fields
 from .ensemble import Combiner
 
@@ -163,8 +163,7 @@ def steps_named(
     out = []
     for word in words:
         name, _, change = word.partition(":")
-        if name not in STEPS:
-            raise AudiotagError(f"there is no step {name!r}", field="after", fix=did_you_mean(name, STEPS))
+        require_name(name, STEPS, "after", "step")
         field, _, value = change.partition("=")
         out.append(set_fields(STEPS[name], [(field, value)] if change else []))
     return tuple(out)

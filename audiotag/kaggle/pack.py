@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLACEHOLDER_OWNER', 'MAX_FILES', 'MAX_BYTES', 'slug_of', 'dataset_metadata', 'check_metadata', 'dataset_files',
-           'write_manifest', 'read_manifest', 'changed_files', 'check_replaceable', 'dataset_page', 'existing_bundles',
-           'keep_existing_graphs', 'missing_graphs', 'pack_weights']
+           'write_manifest', 'update_manifest', 'read_manifest', 'changed_files', 'check_replaceable', 'dataset_page',
+           'existing_bundles', 'keep_existing_graphs', 'missing_graphs', 'pack_weights']
 
 # %% ../../nbs/kaggle/02_pack.ipynb #c4842ce7
 import hashlib, json, re
@@ -184,12 +184,23 @@ def write_manifest(
 ):
     """List the files of a packed folder, with sizes and SHA-256, in its `manifest.json`; the same files give the same
     bytes."""
-    folder = Path(folder)
-    names = sorted(
-        p.name for p in folder.iterdir() if p.is_file() and p.name not in ("manifest.json", "dataset-metadata.json")
-    )
-    files = {n: {"size": (folder / n).stat().st_size, "sha256": file_sha256(folder / n)} for n in names}
-    write_json(folder / "manifest.json", {"kind": kind, "readme": _sha256(readme), **facts, "files": files})
+    manifest = {"kind": kind, "readme": _sha256(readme), **facts, "files": _list_files(folder)}
+    write_json(Path(folder) / "manifest.json", manifest)
+
+
+def update_manifest(folder):
+    "List the files of a packed folder again, after an export has added some; does nothing without a manifest."
+    if (Path(folder) / "manifest.json").is_file():
+        write_json(Path(folder) / "manifest.json", {**read_manifest(folder), "files": _list_files(folder)})
+
+
+def _list_files(folder) -> dict:  # {name: {'size', 'sha256'}}
+    paths = sorted(p for p in Path(folder).iterdir() if p.is_file())
+    return {
+        p.name: {"size": p.stat().st_size, "sha256": file_sha256(p)}
+        for p in paths
+        if p.name not in ("manifest.json", "dataset-metadata.json")
+    }
 
 
 def _sha256(text: str) -> str:
@@ -403,15 +414,12 @@ def pack_weights(
     `AudiotagError` if the run is not finished."""
     from audiotag.data.competitions import class_prior
     from audiotag.infer.postprocess import steps_named
-    from audiotag.train.run_folder import is_finished, stage_table
+    from audiotag.train.run_folder import require_finished, stage_table
 
     folder, recipe = Path(folder).resolve(), run.recipe
     if after is None:
         after = steps_named(recipe.after)
-    if not is_finished(run):
-        raise AudiotagError(
-            "is not finished", file=run.folder, fix="run the same `audiotag train` again: it resumes where it stopped"
-        )
+    require_finished(run)
     check_replaceable(folder, "weights")
     before, chosen = existing_bundles(folder), _chosen_thresholds(run, thresholds, after)
     table = stage_table(run).filter(like=recipe.metric).round(6)

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from ..infer.bundle import Bundle, join_bundles
 from ..data.competitions import targets
-from ..core.errors import AudiotagError, a_few, did_you_mean
+from ..core.errors import AudiotagError, a_few, require_name
 from ..core.files import atomic_folder
-from ..infer.ensemble import WAYS, EqualWeights, cross_fit, ensemble_table, with_metric
+from ..infer.ensemble import METHODS, EqualWeights, cross_fit, ensemble_table, with_metric
 from audiotag.kaggle.pack import (
     check_replaceable,
     dataset_files,
@@ -25,7 +25,7 @@ from audiotag.kaggle.pack import (
     keep_existing_graphs,
     write_manifest,
 )
-from ..train.run_folder import is_finished
+from ..train.run_folder import require_finished
 
 # %% ../../nbs/kaggle/03_pack_ensemble.ipynb #f47be767
 @dataclass
@@ -53,10 +53,7 @@ def gather(
         raise AudiotagError("an ensemble needs a run", field="runs", fix="name one run folder or more")
     first = runs[0]
     for r in runs:
-        if not is_finished(r):
-            raise AudiotagError(
-                "is not finished", file=r.folder, fix="run the same `audiotag train` again: it resumes where it stopped"
-            )
+        require_finished(r)
         _check_comparable(first, r)
     source = "curated" if (first.clips.source == "curated").any() else first.clips.source.iloc[0]
     candidates = first.clips[first.clips.source == source]
@@ -107,14 +104,13 @@ def _check_comparable(first, run):
 def fit_ensemble(
     gathered: OutOfFold,
     *,
-    way: str = "best",  # a key of `WAYS`, or 'best': the highest cross-validated score
+    method: str = "best",  # a key of `METHODS`, or 'best': the highest cross-validated score
     draws: int = 500,  # of the bootstrap
     seed: int = 0,
 ) -> tuple:  # (name of the combiner, `Combiner`, table)
     "Cross-validate every combiner on out-of-fold scores, and fit the chosen one to all clips."
-    if way not in ("best", *WAYS):
-        raise AudiotagError(f"unknown combiner {way!r}", field="way", fix=did_you_mean(way, ("best", *WAYS)))
-    combiners = with_metric(WAYS, gathered.metric)
+    require_name(method, ("best", *METHODS), "method", "combiner")
+    combiners = with_metric(METHODS, gathered.metric)
     if len(gathered.members) == 1:
         combiners = {"mean": EqualWeights()}  # nothing to choose
     folds = gathered.clips.fold.to_numpy()
@@ -122,15 +118,15 @@ def fit_ensemble(
         gathered.members,
         gathered.truth,
         folds,
-        ways=combiners,
+        methods=combiners,
         metric=gathered.metric,
         groups=gathered.clips.group.to_numpy(),
         draws=draws,
         seed=seed,
     )
-    name = table.loc[list(combiners), gathered.metric].idxmax() if way == "best" else way
+    name = table.loc[list(combiners), gathered.metric].idxmax() if method == "best" else method
     if name not in combiners:
-        raise AudiotagError("there is only one member", field="way", fix="choose 'mean'")
+        raise AudiotagError("there is only one member", field="method", fix="choose 'mean'")
     combiner = combiners[name].fit(np.stack(list(gathered.members.values())), gathered.truth, folds, seed=seed)
     return name, combiner, table
 
@@ -140,7 +136,7 @@ def pack_ensemble(
     folder,  # the dataset's folder, usually kaggle_datasets/NAME
     *,
     bundles=(),  # folders packed from these runs, in the same order; empty: the runs are packed now
-    way: str = "best",  # combiner, as in `fit_ensemble`
+    method: str = "best",  # combiner, as in `fit_ensemble`
     owner: str = "",  # Kaggle user name; empty: as in the existing metadata
     title: str = "",
     # how `infer` turns scores into labels, a word as for `pack_weights`; None: 'f1', or 'top' where a clip has one label,
@@ -158,7 +154,7 @@ def pack_ensemble(
             fix="give one for each run, in the same order",
         )
     before, gathered = existing_bundles(folder), gather(runs)
-    name, combiner, table = fit_ensemble(gathered, way=way, seed=seed)
+    name, combiner, table = fit_ensemble(gathered, method=method, seed=seed)
     labels = _chosen_thresholds(gathered, runs, name, thresholds, seed)
     with tempfile.TemporaryDirectory() as tmp:
         parts = [Path(tmp) / f"part-{i}" for i in range(len(runs))]
@@ -206,8 +202,8 @@ def _chosen_thresholds(gathered, runs, name, word: str | None, seed: int) -> dic
     word = word or ("top" if runs[0].recipe.activation == "softmax" else "f1")
     rule, folds, groups = threshold_rule(word), gathered.clips.fold.to_numpy(), gathered.clips.group.to_numpy()
     p = np.stack(list(gathered.members.values()))
-    way = with_metric(WAYS, gathered.metric)[name]
-    p = cross_fit(way, p, gathered.truth, folds, groups=groups, seed=seed)
+    method = with_metric(METHODS, gathered.metric)[name]
+    p = cross_fit(method, p, gathered.truth, folds, groups=groups, seed=seed)
     truth, options = gathered.truth, dict(rule=rule, groups=groups, draws=0)
     chosen = choose_thresholds(np.clip(p, 0, 1), truth, runs[0].classes, folds, **options)
     return {"thresholds": chosen.thresholds.to_dict()}

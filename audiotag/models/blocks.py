@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 import torch
 from torch import nn
-from ..core.errors import AudiotagError, did_you_mean, load_library
+from ..core.errors import AudiotagError, load_library, require_name
 from ..core.config import Config
 from ..audio.features import FrontEnd
 
@@ -117,8 +117,7 @@ def make_head(
     hidden: int | None = None,  # size of the hidden layer; None takes that of `heads`
 ) -> nn.Sequential:
     "The head of that name; raises `AudiotagError` on an unknown name or a number of classes below 1."
-    if name not in heads:
-        raise AudiotagError(f"unknown head {name!r}", field="head", fix=did_you_mean(name, heads))
+    require_name(name, heads, "head", "head")
     require_n_classes(n_classes)
     make, size = heads[name]
     return make(n_in, n_classes, size if hidden is None else hidden)
@@ -221,8 +220,7 @@ def make_pool(
     stride: int,  # cells from window to window
 ) -> nn.Module:  # (B, C, bands, frames) -> (B, C, ceil(bands/stride), ceil(frames/stride))
     "The pool of that name; raises `AudiotagError` on an unknown one, and on overlapping windows of an even size."
-    if mode not in pool_modes:
-        raise AudiotagError(f"unknown pool {mode!r}", field="pools", fix=did_you_mean(mode, pool_modes))
+    require_name(mode, pool_modes, "pools", "pool")
     if not (size == stride or size % 2) or min(size, stride) < 1:
         raise AudiotagError(
             f"size {size} with stride {stride}", field="pools", fix="give an odd size, or a stride of the same size"
