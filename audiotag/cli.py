@@ -169,7 +169,8 @@ def main(
         return get_command(app).main(current_names(words), prog_name="audiotag", standalone_mode=False)
     except UsageError as e:
         command = e.ctx.command_path if e.ctx else "audiotag"
-        say(f"audiotag: {' '.join(e.format_message().split())} (see `{command} --help`)")
+        message = " ".join(e.format_message().replace("Value error, ", "").split())
+        say(f"audiotag: {message} (see `{command} --help`)")
         return 2
 
 # %% ../nbs/01_cli.ipynb #af896ab2
@@ -679,6 +680,7 @@ def export(
     "Export the networks of a bundle as OpenVINO graphs; a graph is kept only if it agrees with torch."
     from audiotag.infer.bundle import Bundle
     from audiotag.infer.openvino_graphs import Gate, evidence_of, export_bundle
+    from audiotag.kaggle.pack import update_manifest
     from audiotag.review.report import format_table
     from audiotag.train.run_folder import Run
 
@@ -688,21 +690,8 @@ def export(
     precisions = [p.value for p in precision]
     table = export_bundle(opened, evidence, precision=precisions, gate=gate, shared=share_overlap)
     print(format_table(table, digits=4))
-    _update_manifest(opened.folder)
+    update_manifest(opened.folder)
     print(f"next: audiotag rehearse NOTEBOOK --competition DATA --bundle {shlex.quote(bundle)}")
-
-
-def _update_manifest(folder):
-    "Add the new files to the manifest of a packed folder; a file that is missing there counts as a foreign change."
-    from audiotag.core.files import write_json
-    from audiotag.kaggle.pack import read_manifest, write_manifest
-
-    if not (folder / "manifest.json").is_file():
-        return
-    old = read_manifest(folder)
-    extra = {k: v for k, v in old.items() if k not in ("kind", "readme", "files")}
-    write_manifest(folder, old.get("kind", "weights"), **extra)
-    write_json(folder / "manifest.json", {**read_manifest(folder), "readme": old.get("readme")})
 
 # %% ../nbs/01_cli.ipynb #3f33afd5
 @app.command(
@@ -751,7 +740,7 @@ def ensemble(
     for note in gather(opened).notes:
         say(f"ensemble: {note}")
     folder, chosen, table = pack_ensemble(
-        opened, out, bundles=bundle, way=method, owner=owner, title=title, thresholds=thresholds
+        opened, out, bundles=bundle, method=method, owner=owner, title=title, thresholds=thresholds
     )
     print(f"{format_table(table)}\n\n{folder}: {len(runs)} runs, combined by: {chosen}")
 
@@ -778,7 +767,7 @@ def embed(
     table, lost = embed_bundle(opened, clips, members=member)
     table.insert(0, "source", clips.set_index("clip_id").source[table.index])
     write_parquet(out, table)
-    networks = ", ".join(opened.called(m) for m in member)
+    networks = ", ".join(opened.member_name(m) for m in member)
     print(f"{out}: {len(table)} clips, {table.shape[1] - 1} numbers each, from {networks}")
     for clip, reason in list(lost.items())[:5]:
         print(f"no embedding for {clip!r}: {reason}")

@@ -530,7 +530,7 @@ _layouts, _first_columns = {}, {}
 
 def layout(name: str, first_column: str = ""):
     """Decorator: register a function `(root: Path, train: bool, classes: tuple) -> Competition` under `name`,
-    recognised by the first column of the template."""
+    recognized by the first column of the template."""
 
     def register(f):
         _layouts[name] = f
@@ -549,7 +549,7 @@ def layouts() -> tuple:
 def layout_of(
     root,  # folder of a competition
 ) -> str:  # 'freesound2019' if no layout matches; its errors say what is missing
-    "Recognise the layout of a folder by the first column of its template."
+    "Recognize the layout of a folder by the first column of its template."
     for path in (Path(root) / "sample_submission.csv", Path(root) / "submission.csv"):
         try:
             _, header = next(_csv_rows(path), (0, []))
@@ -562,7 +562,7 @@ def layout_of(
 
 def load_competition(
     root,  # folder of the competition
-    layout: str | None = None,  # one of `layouts()`; None: recognised by `layout_of`
+    layout: str | None = None,  # one of `layouts()`; None: recognized by `layout_of`
     *,
     train: bool = True,  # False: only test clips, which is all that inference needs
     classes=(),  # for a folder that does not name them, such as a test set with a template for labels

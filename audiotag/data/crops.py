@@ -24,7 +24,7 @@ class CropSettings(Config, kind="Crops"):
     "Crops at random positions that contain the place of a clip, or lie inside it if it is longer than a crop."
 
     whole = False  # True: ignore the places, and train on recordings with the labels of all their clips
-    beside = None  # share of another clip that must lie in the crop for its labels to count; None: never
+    min_overlap = None  # share of another clip that must lie in the crop for its labels to count; None: never
 
     def starts(
         self,
@@ -187,7 +187,7 @@ class CropLoader(PrefetchingLoader):
         self.probability = None if probability is None else np.asarray(probability, dtype=float)
         self.lengths = np.array([store.n_frames(c) for c in self.ids])
         self.first, self.last = (0 * self.lengths, self.lengths) if crops is None else place_frames(clips, store)
-        self.neighbours = _neighbours(clips, classes, self.first, self.last) if crops and crops.beside else {}
+        self.neighbours = _neighbours(clips, classes, self.first, self.last) if crops and crops.min_overlap else {}
         super().__init__(range(len(clips)), bs=batch_size, num_workers=num_workers, shuffle=False)
         self.set_epoch(0)
 
@@ -255,7 +255,7 @@ class CropLoader(PrefetchingLoader):
         return y
 
     def _labels_inside(self, i, start):
-        end, share = start + self.frames, self.crops.beside
+        end, share = start + self.frames, self.crops.min_overlap
         return [c for c, a, b in self.neighbours.get(i, ()) if min(b, end) - max(a, start) >= share * (b - a)]
 
 # %% ../../nbs/data/08_crops.ipynb #5ec27c29
@@ -263,9 +263,10 @@ class CropLoader(PrefetchingLoader):
 class AroundBox(CropSettings):
     "Crops centred on a box, moved by `shift` frames to the left or right, with the box kept inside (RFCX 2021)."
 
+    file_words = {"min_overlap": "beside"}
     shift: tuple[int, ...] = (32, 256)  # least and most frames
     # share of another box that must lie in the crop for its labels to count; None: only the labels of its own box
-    beside: float | None = 0.5
+    min_overlap: float | None = 0.5
 
     def check(self):
         self.require(
@@ -273,7 +274,8 @@ class AroundBox(CropSettings):
             "shift",
             "give two numbers of frames, the least and the most",
         )
-        self.require(self.beside is None or 0 < self.beside <= 1, "beside", "give a share above 0, up to 1, or null")
+        valid = self.min_overlap is None or 0 < self.min_overlap <= 1
+        self.require(valid, "min_overlap", "give a share above 0, up to 1, or null")
 
     def _choose(self, first, last, length, frames, low, high, g):
         anywhere, centred = super()._choose(first, last, length, frames, low, high, g), (first + last - frames) // 2

@@ -471,7 +471,7 @@ class Bundle:
             raise AudiotagError("is a link that leads out of the bundle", file=path, fix="fetch the dataset again")
         return path
 
-    def called(self, index: int) -> str:
+    def member_name(self, index: int) -> str:
         "The name of a member in messages and reports."
         m = self.members[index]
         return f"{m['stage']} fold {m['fold']}" + ("" if m["model"] == "main" else f" of {m['model']}")
@@ -553,12 +553,12 @@ class Bundle:
             scores = _golden_scores(run, view_windows, self.windows)
         except (TypeError, ValueError, RuntimeError, NotImplementedError, MemoryError) as e:
             raise AudiotagError(
-                f"{self.called(index)} cannot score the golden example ({type(e).__name__}: {e})",
+                f"{self.member_name(index)} cannot score the golden example ({type(e).__name__}: {e})",
                 file=self.path,
                 fix="pack the run again",
             ) from None
         if within is not None:
-            name = f"scores of member {self.called(index)}"
+            name = f"scores of member {self.member_name(index)}"
             self._check_golden(name, sealed[index], scores, within, lambda at: f"class {self.classes[at[0]]!r}")
         return float(np.abs(sealed[index] - scores).max())
 
@@ -644,7 +644,7 @@ class Member:
 
     def __str__(self):
         reason = f" ({self.why})" if self.why else ""
-        return f"{self.bundle.name}: {self.bundle.called(self.index)}, {self.precision}{reason}"
+        return f"{self.bundle.name}: {self.bundle.member_name(self.index)}, {self.precision}{reason}"
 
     @property
     def front_end(self) -> FrontEnd:

@@ -200,7 +200,7 @@ class MemberRun(Candidate):
 
     member: Member | None = None
     loader: FeatureLoader | None = None
-    group: int = 0  # members of one group share its weight
+    weight_group: int = 0  # members of one group share its weight
     weight: float = 1.0
     scores: np.ndarray | None = None  # (rows, classes), NaN where it gave none
     window_share: float = 1.0  # of the windows of a view that it scores
@@ -335,8 +335,8 @@ def ensemble_scores(
     "Combine the scores of members row by row, over those that scored the row; the prior where none did."
     scores = np.stack([m.scores for m in members])
     scored = np.isfinite(scores).all(-1)  # (members, rows)
-    groups = [m.group for m in members]
-    weights = np.array([m.weight / groups.count(m.group) for m in members])
+    groups = [m.weight_group for m in members]
+    weights = np.array([m.weight / groups.count(m.weight_group) for m in members])
     out = np.tile(np.asarray(prior, dtype=np.float64), (scores.shape[1], 1))
     for pattern in np.unique(scored, axis=1).T if len(out) else ():  # which members scored
         w, rows = weights[pattern], np.flatnonzero((scored == pattern[:, None]).all(0))
@@ -529,7 +529,7 @@ def subsample_windows(
 
 # %% ../../nbs/infer/09_predict.ipynb #ffedcc89
 def _member_name(ensemble: Ensemble, bundle: Bundle, index: int) -> str:
-    return bundle.called(index) if len(ensemble.bundles) == 1 else f"{bundle.name}: {bundle.called(index)}"
+    return bundle.member_name(index) if len(ensemble.bundles) == 1 else f"{bundle.name}: {bundle.member_name(index)}"
 
 
 def member_runs(
@@ -561,7 +561,7 @@ def member_runs(
                 kind=(bundle, facts["model"], facts["stage"]),
                 member=m,
                 loader=loaders[m.front_end.hash, m.windows.hash],
-                group=0 if weights is None else bundle,
+                weight_group=0 if weights is None else bundle,
                 weight=1.0 if weights is None else float(weights[bundle]),
             )
         )

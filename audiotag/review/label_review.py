@@ -14,7 +14,7 @@ import numpy as np, pandas as pd
 from markupsafe import Markup
 from ..train.baseline import forest_scores
 from ..data.competitions import join_labels, match_names, read_table, split_labels, targets
-from ..core.errors import AudiotagError, did_you_mean
+from ..core.errors import AudiotagError, require_name
 from ..core.files import read_regular, write_text
 from ..core.progress import progress, say
 from ..core.seeding import derive_seed
@@ -145,14 +145,11 @@ ACTIONS, COLUMNS = ("keep", "relabel", "drop"), ("clip_id", "action", "labels", 
 def _check_decision(action, labels, classes, **place):
     """Raise `AudiotagError` if an action or its labels are invalid; `place` tells where, in the words of
     `AudiotagError`."""
-    if action not in ACTIONS:
-        raise AudiotagError(f"{action!r} is not an action", field="action", fix=did_you_mean(action, ACTIONS), **place)
+    require_name(action, ACTIONS, "action", "action", **place)
     if action == "relabel" and not labels:
         raise AudiotagError("relabel needs labels", field="labels", fix="add them, or use drop", **place)
-    if unknown := [c for c in labels if c not in classes]:
-        raise AudiotagError(
-            f"{unknown[0]!r} is not a class", field="labels", fix=did_you_mean(unknown[0], classes), **place
-        )
+    for label in labels:
+        require_name(label, classes, "labels", "class", **place)
 
 
 def read_corrections(
@@ -272,10 +269,7 @@ class LabelReview:
     ):
         "Add a decision; `save` writes it. Raises `AudiotagError` if it is invalid."
         labels = (labels,) if isinstance(labels, str) else tuple(labels)
-        if clip_id not in set(self.clips.clip_id):
-            raise AudiotagError(
-                f"there is no clip {clip_id!r}", field="clip_id", fix=did_you_mean(clip_id, self.clips.clip_id)
-            )
+        require_name(clip_id, set(self.clips.clip_id), "clip_id", "clip")
         _check_decision(action, labels, self.classes)
         if labels and action != "relabel":
             raise AudiotagError(f"{action} takes no labels", field="labels", fix="use relabel")

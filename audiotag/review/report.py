@@ -24,7 +24,7 @@ from .html_page import PALETTE, figure_svg, headline_html, macros, read_asset, r
 from ..train.pseudo import PseudoLabelRule, compare_rounds
 from ..train.recipes import get_recipe
 from ..train.settings import AgreementRule
-from ..train.run_folder import Run, is_finished, round_table, stage_table
+from ..train.run_folder import Run, require_finished, round_table, stage_table
 from ..audio.synth import read_truth
 from .cv_check import score_intervals, scored_source, stage_gains
 
@@ -254,7 +254,7 @@ def cost_table(
     run: Run,
 ) -> (
     pd.DataFrame
-):  # index stage: clips a fold, epochs, minutes, s an epoch, peak memory (if recorded), size of the weights
+):  # index stage: clips per fold, epochs, minutes, s per epoch, peak memory (if recorded), size of the weights
     "Time and memory of each stage."
     rows = {}
     for stage in run.recipe.stages:
@@ -264,10 +264,10 @@ def cost_table(
         memory = [entry["memory_mb"] for entry in history if "memory_mb" in entry]
         weights = [f.stat().st_size for folder in folders for f in folder.glob("weights.safetensors")]
         rows[stage.name] = {
-            "clips a fold": int(np.mean([len(read_json(folder / "trained_on.json")) for folder in folders])),
+            "clips per fold": int(np.mean([len(read_json(folder / "trained_on.json")) for folder in folders])),
             "epochs": len(history) // len(folders),
             "minutes": sum(seconds) / 60,
-            "s an epoch": float(np.mean(seconds)),
+            "s per epoch": float(np.mean(seconds)),
             "peak memory so far (MB)": max(memory) if memory else np.nan,
             "weights (MB)": sum(weights) / 1e6,
         }
@@ -536,10 +536,7 @@ def report_html(
     clips: int = 40,  # number of clips in the label review
 ) -> str:  # a whole HTML file
     "The report of a run as one self-contained page. Raises `AudiotagError` if the run is not finished."
-    if not is_finished(run):
-        raise AudiotagError(
-            "the run is not finished", file=run.folder, fix="call `audiotag train` again: it resumes the run"
-        )
+    require_finished(run)
     check_file = run.folder / "trust.json"  # of `audiotag check-cv`
     check, scores = read_json(check_file) if check_file.exists() else None, score_intervals(run, n=300)
     sections = [

@@ -24,7 +24,7 @@ from fastai.optimizer import Adam, OptimWrapper
 from safetensors import safe_open
 from safetensors.torch import save as to_safetensors
 from ..augment.spec import augment_batch
-from ..core.errors import AudiotagError, did_you_mean
+from ..core.errors import AudiotagError, require_name
 from ..core.config import Config
 from ..core.files import read_json, write_bytes, write_json
 from ..core.progress import say
@@ -58,10 +58,7 @@ def autocast_dtype(
     device="cpu",
 ) -> torch.dtype | None:  # None: no autocast, plain fp32
     "The type that training computes in on this device; raises `AudiotagError` for an unknown precision."
-    if precision not in ("auto", *PRECISIONS):
-        raise AudiotagError(
-            f"{precision!r} is no precision", field="precision", fix=did_you_mean(precision, ("auto", *PRECISIONS))
-        )
+    require_name(precision, ("auto", *PRECISIONS), "precision", "precision")
     return _fast_dtype(torch.device(device)) if precision == "auto" else PRECISIONS[precision]
 
 # %% ../../nbs/train/04_fit.ipynb #56826289
@@ -350,7 +347,7 @@ class BestEpoch(Keeper):
 
 # %% ../../nbs/train/04_fit.ipynb #ab146a9e
 def _pack_checkpoint(state: dict, opt=None, kept: dict | None = None, **facts) -> bytes:
-    "Weights, optimiser state, kept weights and facts as one safetensors file; the same content gives the same bytes."
+    "Weights, optimizer state, kept weights and facts as one safetensors file; the same content gives the same bytes."
     tensors = {
         f"{group}.{k}": v.detach().cpu().contiguous()
         for group, values in (("model", state), ("kept", kept or {}))
@@ -369,7 +366,7 @@ def _pack_checkpoint(state: dict, opt=None, kept: dict | None = None, **facts) -
 
 
 def _optimizer_state(opt) -> tuple[list, list]:  # settings of the groups, state of each parameter
-    "The state of a fastai optimiser, or of a torch optimiser in a wrapper."
+    "The state of a fastai optimizer, or of a torch optimizer in a wrapper."
     sd = opt.state_dict()
     if "hypers" in sd:
         return [dict(h) for h in sd["hypers"]], sd["state"]
@@ -478,7 +475,7 @@ class Checkpoint(Callback):
 def _load_checkpoint(
     learn: Learner, path: Path, keeper: Keeper | None, scaler: torch.amp.GradScaler | None = None
 ) -> tuple[int, list]:  # first epoch to run, history so far
-    "Load weights and optimiser state into a Learner, kept weights into its keeper, and the state of its scaler."
+    "Load weights and optimizer state into a Learner, kept weights into its keeper, and the state of its scaler."
     device = _device(learn.dls)
     groups, facts = _unpack_checkpoint(path)
     groups = {g: {k: v.to(device) for k, v in tensors.items()} for g, tensors in groups.items()}
@@ -536,8 +533,7 @@ def compiled_by(
         yield model
         return
     known = torch.compiler.list_backends(exclude_tags=())
-    if backend not in known:
-        raise AudiotagError(f"there is no backend {backend!r}", field="compile", fix=did_you_mean(backend, known))
+    require_name(backend, known, "compile", "backend")
     model.compile(backend=backend)
     try:
         yield model

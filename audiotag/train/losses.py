@@ -100,7 +100,7 @@ def _mix(targets, positive, negative):
 
 @dataclass(frozen=True, kw_only=True)
 class LqLoss(Loss):
-    "Generalised cross-entropy (1-p^q)/q per class, mean over the classes (Zhang and Sabuncu 2018)."
+    "Generalized cross-entropy (1-p^q)/q per class, mean over the classes (Zhang and Sabuncu 2018)."
 
     q: float = 0.7  # above 0 (cross-entropy) to 1 (absolute distance)
 

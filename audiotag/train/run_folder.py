@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['RECIPE_KEYS', 'PIECE', 'trainable_clips', 'scored_clips', 'RunFolder', 'Run', 'open_run', 'teacher_probabilities',
            'pseudo_clips', 'pseudo_ledgers', 'train_stage_fold', 'score_fold', 'finish_fold', 'stage_groups',
-           'run_stages', 'is_finished', 'stage_table', 'round_table']
+           'run_stages', 'require_finished', 'is_finished', 'stage_table', 'round_table']
 
 # %% ../../nbs/train/08_run_folder.ipynb #2ef5fe0b
 import hashlib, json, shutil, numpy as np, pandas as pd, torch
 from pathlib import Path
 from fastcore.basics import patch
-from ..core.errors import AudiotagError, did_you_mean, load_library
+from ..core.errors import AudiotagError, did_you_mean, load_library, require_name
 from ..core.config import config_from_dict, require_same
 from audiotag.core.files import (
     claim_folder,
@@ -40,7 +40,7 @@ from .sed_loss import SEDLoss
 from .ddp import run_in_ranks, rank, rank_0_first
 from .fit import BestEpoch, Ema, load_weights, read_mark, train_fold
 from .pseudo import PseudoLabelRule, compare_rounds, pseudo_ledger
-from .settings import AgreementRule, Recipe, Stage, require_name, resolve_rounds
+from .settings import AgreementRule, Recipe, Stage, resolve_rounds
 from .selection import ancestry, check_out_of_fold, pick_clips
 
 # %% ../../nbs/train/08_run_folder.ipynb #07f61063
@@ -473,7 +473,7 @@ def _fold_loaders(run: Run, stage: Stage, fold: int, train: pd.DataFrame, seed: 
         frames=frames, short=recipe.windows.train_at, crops=crops, batch_size=stage.batch_size, seed=seed
     )  # of both kinds of loaders
     draw = epoch_draw(stage.sampling, train) if stage.sampling else None
-    can_stream = not draw and not (crops and crops.beside) and isinstance(run.store, FeatureStore)
+    can_stream = not draw and not (crops and crops.min_overlap) and isinstance(run.store, FeatureStore)
     if len(train) >= recipe.stream_from and can_stream:
         return stream_loaders(
             train,
@@ -704,6 +704,16 @@ def _run_group(run: Run, group: list, cbs, engine):
         _record_round(run, group[0].name)
 
 
+def require_finished(run: Run):
+    "Raise `AudiotagError` unless every stage of every fold is finished."
+    if not is_finished(run):
+        raise AudiotagError(
+            "the run is not finished",
+            file=run.folder,
+            fix="run the same `audiotag train` again: it resumes where it stopped",
+        )
+
+
 def is_finished(run: Run) -> bool:
     "Whether all folds of all stages have been scored, apart from rounds that are skipped."
     return set(run.recipe.rounds) <= set(run.rounds()) and all(
@@ -723,13 +733,13 @@ def stage_table(
             continue
         clips = np.mean([len(read_json(p / "trained_on.json")) for p in paths])
         seconds = sum(h["seconds"] for p in paths for h in read_json(p / "history.json"))
-        rows.append({"stage": s.name, **run.scores(s.name), "clips a fold": round(clips), "minutes": seconds / 60})
+        rows.append({"stage": s.name, **run.scores(s.name), "clips per fold": round(clips), "minutes": seconds / 60})
     if not rows:
         raise AudiotagError("no stage is finished", file=run.folder, fix="resume the run with `audiotag train`")
     members = run.recipe.members
     if len(members) > 1 and set(members) <= {r["stage"] for r in rows}:
         rows.append({"stage": "mean of " + ", ".join(members), **run.scores(*members)})
-    return pd.DataFrame(rows).set_index("stage").dropna(axis=1, how="all").astype({"clips a fold": "Int64"})
+    return pd.DataFrame(rows).set_index("stage").dropna(axis=1, how="all").astype({"clips per fold": "Int64"})
 
 
 def round_table(
