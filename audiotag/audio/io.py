@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['SOXR_QUALITIES', 'CROP_POSITIONS', 'READ_PRESETS', 'ERROR_KINDS', 'QUARANTINE_COLUMNS', 'resample', 'trim_bounds',
-           'trim_silence', 'crop_or_pad', 'ReadOptions', 'read_audio', 'AudioInfo', 'audio_info', 'quarantine_row',
-           'write_quarantine']
+           'trim_silence', 'crop_or_pad', 'ReadOptions', 'read_audio', 'AudioInfo', 'audio_info', 'AudioExtent',
+           'audio_extent', 'quarantine_row', 'write_quarantine']
 
 # %% ../../nbs/audio/01_io.ipynb #dff1c1bb
-import csv, io, math, os, socket, stat, threading
-from contextlib import ExitStack, contextmanager, nullcontext
+import csv, io, math, os, socket, stat, threading, time
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 import numpy as np
 import soundfile as sf
 import soxr
+from .containers import PiecesFile, survey
 from ..core.errors import AudiotagError, did_you_mean
 from ..core.config import Config
 from ..core.files import write_text
+from ..core.progress import say
 
 # %% ../../nbs/audio/01_io.ipynb #54f6344a
 SOXR_QUALITIES = "QQ", "LQ", "MQ", "HQ", "VHQ"
@@ -359,46 +361,105 @@ def _pipe_from(fd, offset):
         thread.join()
 
 # %% ../../nbs/audio/01_io.ipynb #7ae2aa44
-def _check_length(fd, size, head):
-    """(whether the stated length is only an estimate, offset of the sound after the ID3 tag if the file is longer than
-    that, else None)"""
-    if head[:4] in _CONTAINERS:
-        return False, None
-    offset = 10 + sum((b & 127) << s for b, s in zip(head[6:10], (21, 14, 7, 0))) if head[:3] == b"ID3" else 0
-    first = os.pread(fd, 256, offset)
-    if first[:1] != b"\xff" or any(tag in first for tag in (b"Xing", b"Info", b"VBRI")):
-        return False, None
-    try:
-        with _SequentialFile(fd, closefd=False) as f:
-            f.seek(f.frames)
-    except sf.LibsndfileError:
-        return True, None
-    finally:
-        end, _ = os.lseek(fd, 0, os.SEEK_CUR), os.lseek(fd, 0, os.SEEK_SET)
-    return True, offset if size - end > 1024 else None
+_surveys = {}  # (device, inode, size, times) -> `Survey`
+
+
+def _survey_once(fd, size, is_quick):
+    "`survey`, kept for files that have not changed in the last two seconds, because ranges of one file are read in turn."
+    st = os.fstat(fd)
+    key = st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns
+    if (found := _surveys.get(key)) is None:
+        found = survey(fd, size, is_quick=is_quick)
+        if not is_quick and time.time() - max(st.st_mtime, st.st_ctime) > 2:
+            if len(_surveys) >= 4096:
+                _surveys.clear()
+            _surveys[key] = found
+    return found
 
 # %% ../../nbs/audio/01_io.ipynb #815cde43
-@contextmanager
-def _open_stream(fd, size, head, path):
-    "Yield the open `_SequentialFile`, with stderr muted if its decoder prints; raises `AudiotagError` on a bad header."
-    with nullcontext() if head[:4] in _QUIET_DECODERS else _stderr.muted(), ExitStack() as stack:
-        is_estimate, offset = _check_length(fd, size, head)
-        pipe = None if offset is None else stack.enter_context(_pipe_from(fd, offset))
+class _Reader:
+    "An open sound file, decoded from front to back: what `survey` found in it, and the stream that is being decoded."
+
+    def __init__(self, fd, size, path, *, is_quick=False):
+        self.fd, self.size, self.path = fd, size, path
+        self.head = _read_head(fd, path)
+        self.survey = _survey_once(fd, size, is_quick)
+        if self.survey.refusal:
+            kind, what, fix = self.survey.refusal
+            raise AudiotagError(what, file=path, kind=kind, fix=fix)
+        self.outer, self.inner = ExitStack(), ExitStack()
+        self.cancels = False  # whether channels cancelled each other somewhere
+
+    def __enter__(self):
+        with ExitStack() as stack:
+            if self.head[:4] not in _QUIET_DECODERS:
+                stack.enter_context(_stderr.muted())
+            stack.callback(self.close)
+            self.open(0)
+            self.outer = stack.pop_all()
+        return self
+
+    def __exit__(self, *error):
+        self.outer.close()
+
+    def close(self):
+        "Close the stream that is being decoded."
+        self.inner.close()
+
+    def open(self, number=0):
+        "Begin to decode a stream; raises `AudiotagError` on a bad header."
+        self.inner.close()
+        self.number, self.pipe, source = number, None, self.fd
+        if self.survey.pipe_from is not None:
+            self.pipe = self.inner.enter_context(_pipe_from(self.fd, self.survey.pipe_from))
+            source = self.pipe.fileno()
+        elif self.survey.streams:
+            source = PiecesFile(self.fd, self.survey.streams[number])
+        else:
+            os.lseek(self.fd, 0, os.SEEK_SET)
         try:
-            f = _SequentialFile(pipe.fileno() if pipe else fd, closefd=False)
+            f = self.inner.enter_context(_SequentialFile(source, closefd=False))
         except sf.LibsndfileError as e:
-            kind, what = _diagnose(fd, size, head) if e.code != 2 else ("io_error", "the disk gave an error")
+            raise _header_error(self, e) from None
+        if not 1 <= f.samplerate <= 10**7:
+            raise AudiotagError(f"claims {f.samplerate} Hz", file=self.path, kind="corrupt_header", fix=_FIX_DAMAGED)
+        if number and (f.samplerate, f.channels) != (self.f.samplerate, self.f.channels):
             raise AudiotagError(
-                f"{what or 'its header is damaged'} (libsndfile: {_libsndfile_message(e)}); nothing is readable",
-                file=path,
-                kind=kind or "corrupt_header",
-                fix=_FIX_DAMAGED,
-            ) from None
-        with f:
-            if not 1 <= f.samplerate <= 10**7:
-                raise AudiotagError(f"claims {f.samplerate} Hz", file=path, kind="corrupt_header", fix=_FIX_DAMAGED)
-            f.pipe, f.length = pipe, _UNKNOWN_LENGTH if is_estimate or f.frames >= 2**40 else f.frames
-            yield f
+                f"holds recordings of {self.f.samplerate} and {f.samplerate} Hz, or of different channels, one after the other",
+                file=self.path,
+                kind="unsupported",
+                fix="divide it into one file for each",
+            )
+        self.f = f
+
+    @property
+    def is_single(self) -> bool:
+        return len(self.survey.streams) < 2 and self.pipe is None
+
+    @property
+    def length(self) -> int:
+        "The frames that the file states; `_UNKNOWN_LENGTH` if it does not."
+        return self.f.frames if self.is_single and self.f.frames < 2**40 else _UNKNOWN_LENGTH
+
+    def seek(self, frame) -> int:
+        "Go to a frame from which `frame` comes out as in a read of the whole file."
+        start = _seek_start(self, frame)
+        # seeking to frame 0 would take a sixth of the decoding time of a short Vorbis file
+        return self.f.seek(start) if start else 0
+
+    def read(self, block) -> int:
+        "Fill `block`, also from the streams that follow; the number of frames."
+        got = len(self.f.read(out=block))
+        while got < len(block) and self.number + 1 < len(self.survey.streams):
+            self.open(self.number + 1)
+            got += len(self.f.read(out=block[got:]))
+        return got
+
+    def bytes_left(self) -> int:
+        "How many bytes the decoder has not read; 0 where that is not known."
+        if self.pipe:
+            return len(self.pipe.recv(2048, socket.MSG_WAITALL))
+        return 0 if self.survey.streams else self.size - os.lseek(self.fd, 0, os.SEEK_CUR)
 
 
 _FIX_DAMAGED = "copy it again, or leave it out"
@@ -408,17 +469,52 @@ _UNKNOWN_LENGTH = 2**62  # frames of a file that does not state its length
 def _libsndfile_message(e):
     return e.error_string.removeprefix("Error : ").rstrip(". ")
 
+
+def _header_error(reader, e):
+    "The error for a stream that libsndfile cannot open."
+    kind, what = "io_error", "the disk gave an error"
+    if e.code != 2:
+        kind, what = _diagnose(reader.fd, reader.size, reader.head)
+    return AudiotagError(
+        f"{what or 'its header is damaged'} (libsndfile: {_libsndfile_message(e)}); nothing is readable",
+        file=reader.path,
+        kind=kind or "corrupt_header",
+        fix=_FIX_DAMAGED,
+    )
+
 # %% ../../nbs/audio/01_io.ipynb #ff40c6ce
-def _mix_to_mono(block, channel, out):
+def _mix_to_mono(block, channel, out) -> bool:  # whether channels cancelled each other
     "Mix (frames, channels) int16 or float32 into `out` (frames,) float32."
-    n = block.shape[1]
+    n, cancels = block.shape[1], False
     out[:] = block[:, channel or 0]
     if channel is None and n > 1:
         for i in range(1, n):
             out += block[:, i]
-        out /= np.float32(n)
+        cancels = _take_loudest(block, out)
+        if not cancels:
+            out /= np.float32(n)
     if block.dtype == np.int16:
         out *= np.float32(1 / 32768)
+    return cancels
+
+
+def _take_loudest(block, out) -> bool:
+    "Put the loudest channel into `out`, which holds their sum, if the sum has less than a tenth of its energy."
+    energy = float(np.dot(out, out))
+    loudest, most = 0, 0.0
+    for i in range(block.shape[1]):
+        channel = block[:, i].astype(np.float32)
+        if (power := float(np.dot(channel, channel))) > most:
+            loudest, most = i, power
+    if not energy < 0.1 * most < math.inf:
+        return False
+    out[:] = block[:, loudest]
+    return True
+
+
+def _block_length(channels) -> int:
+    "Frames of a block of about a million bytes, a power of two."
+    return 1 << max(0, 17 - (channels - 1).bit_length())
 
 
 def _max_samples(size):
@@ -427,44 +523,70 @@ def _max_samples(size):
     return 2**25 + 64 * size
 
 # %% ../../nbs/audio/01_io.ipynb #17b58483
-def _decode(f, path, reading, lo, hi, max_samples):
-    "(wave, end): up to hi-lo frames from frame `lo` as (frames,) float32, and the frame at which reading stopped."
-    dtype = "int16" if f.subtype == "PCM_16" else "float32"
-    n = done = at = 0  # frames in `wave`, frames decoded, position in the file
-    wave = np.empty(
-        min(hi - lo, max_samples // f.channels), dtype=np.float32
-    )  # pages that are not written take no memory
-    block = np.empty((max(1, min(2**18 // f.channels, len(wave))), f.channels), dtype=dtype)
+def _decode(reader, reading, lo, hi, max_samples, is_exact=False):
+    """(wave, end): up to hi-lo frames from frame `lo` as (frames,) float32, and the frame at which reading stopped.
+    `is_exact`: decode nothing behind `hi`."""
+    f, path = reader.f, reader.path
+    size = _block_length(f.channels)
+    grid = size if reading.channel is None and f.channels > 1 and not is_exact else 1
+    first, last = lo // grid * grid, -(-hi // grid) * grid
+    n = done = 0  # frames in `wave`, frames decoded
+    # pages that are not written take no memory
+    wave = np.empty(min(last - first, max_samples // f.channels + grid), dtype=np.float32)
+    block = np.empty((max(1, min(size, len(wave))), f.channels), dtype="int16" if f.subtype == "PCM_16" else "float32")
+    at = 0
     try:
-        start = _seek_start(f, lo)
-        # seeking to frame 0 would take a sixth of the decoding time of a short Vorbis file
-        if sf.SoundFile.seekable(f) and (start or f.format != "OGG"):
-            at = f.seek(start)
-        while n < hi - lo:
-            want = lo - at if at < lo else min(hi, f.frames) - at
-            got = len(f.read(out=block[: max(0, min(want, len(block)))]))
+        at = reader.seek(first)
+        while at < last:
+            want = min(first - at if at < first else last - at, len(block))
+            got = reader.read(block[:want])
             if not got:
                 break
             at, done = at + got, done + got
             if done * f.channels > max_samples:
                 raise _too_long_error(path, done)
-            if at > lo:
-                _mix_to_mono(block[:got], reading.channel, wave[n : n + got])
+            if at > first:
+                reader.cancels |= _mix_to_mono(block[:got], reading.channel, wave[n : n + got])
                 n += got
+            if got < want:
+                break
     except sf.LibsndfileError as e:
-        raise _decode_error(f, path, _libsndfile_message(e), at, e.code) from None
-    if n < hi - lo and f.pipe and len(f.pipe.recv(2048, socket.MSG_WAITALL)) > 1024:
-        raise _decode_error(f, path, "no end", at)
-    return (wave if n == len(wave) else wave[:n].copy()), at
+        raise _decode_error(reader, _libsndfile_message(e), at, e.code) from None
+    if at < hi and _stopped_early(reader, at):
+        raise _decode_error(reader, "no end", at)
+    wave = wave[min(n, lo - first) : min(n, hi - first)]
+    return (wave if len(wave) == wave.base.size else wave.copy()), at
+
+
+def _stopped_early(reader, at) -> bool:
+    "Whether a decoder that stopped at frame `at` has left sound behind it."
+    if reader.pipe and reader.bytes_left() > 1024:
+        return True
+    return at < reader.survey.least and reader.number + 1 >= len(reader.survey.streams)
 
 # %% ../../nbs/audio/01_io.ipynb #37f4e3a4
-def _seek_start(f, lo):
-    "The frame to seek to, so that frame `lo` comes out as it does in a read of the whole file."
-    if not lo or f.length == _UNKNOWN_LENGTH:
+# frames before the wanted one at which decoding has to begin; other kinds of samples are decoded from the start
+_LEAD = {
+    "VORBIS": 2**13,
+    "OPUS": 2**16,
+    "MPEG_LAYER_I": 48 * 384,
+    "MPEG_LAYER_II": 48 * 1152,
+    "MPEG_LAYER_III": 48 * 1152,
+}
+_LEAD |= dict.fromkeys(("FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM"), 0)
+_LEAD |= dict.fromkeys((f"{name}_{bits}" for name in ("PCM", "ALAC") for bits in ("S8", "U8", 16, 20, 24, 32)), 0)
+
+
+def _seek_start(reader, frame):
+    "The frame to seek to, so that `frame` comes out as it does in a read of the whole file."
+    f = reader.f
+    if not frame or reader.length == _UNKNOWN_LENGTH or not reader.survey.seekable or f.subtype not in _LEAD:
+        return 0
+    if not sf.SoundFile.seekable(f):
         return 0
     if f.subtype == "VORBIS":
-        lo = min(lo, _last_page_start(f.name))
-    return max(0, lo - {"VORBIS": 2**13, "OPUS": 2**16}.get(f.subtype, 0))
+        frame = min(frame, _last_page_start(reader.fd))
+    return max(0, frame - _LEAD[f.subtype])
 
 
 def _last_page_start(fd):
@@ -492,31 +614,37 @@ def _too_long_error(path, samples):
     )
 
 
-def _count_decodable(fd):
-    "How many frames can be decoded before the first error, to within 256."
-    n = os.lseek(fd, 0, os.SEEK_SET)
-    with _SequentialFile(fd, closefd=False) as f:
-        block = np.empty((256, f.channels), dtype=np.float32)
+def _count_decodable(reader):
+    "How many frames can be decoded from the start, to within 256 of the first error."
+    n = 0
+    for step in (2**20, 256):
+        at = 0
         try:
-            while got := len(f.read(out=block)):
-                n += got
-        except sf.LibsndfileError:
-            pass
+            reader.open()
+            block = np.empty((_block_length(reader.f.channels), reader.f.channels), dtype=np.float32)
+            while got := reader.read(block[: len(block) if at + len(block) <= n else step]):
+                at += got
+            return at
+        except (sf.LibsndfileError, AudiotagError):
+            n = at
     return n
 
 
 _LOST_SYNC = 158  # libsndfile's number for 'flac decoder lost sync'
 
 
-def _decode_error(f, path, message, at, code=0):
+def _decode_error(reader, message, at, code=0):
     "The error for a decoder that failed at frame `at` or somewhat later."
-    at_end = code == _LOST_SYNC and os.lseek(f.name, 0, os.SEEK_CUR) == os.fstat(f.name).st_size
+    at_end = code == _LOST_SYNC and not reader.pipe and not reader.survey.streams and not reader.bytes_left()
     kind = "truncated" if at_end else "corrupt_data"
     if code == 2:
         kind = "io_error"
-    readable = _describe_readable(at if f.pipe else _count_decodable(f.name), f.samplerate)
+    readable = _describe_readable(at if reader.pipe else _count_decodable(reader), reader.f.samplerate)
     return AudiotagError(
-        f"breaks off in the middle (libsndfile: {message}); {readable}", file=path, kind=kind, fix=_FIX_DAMAGED
+        f"breaks off in the middle (libsndfile: {message}); {readable}",
+        file=reader.path,
+        kind=kind,
+        fix=_FIX_DAMAGED,
     )
 
 
@@ -570,9 +698,9 @@ def _widen_range(lo, hi, frames, rate, to):
     return max(0, lo - margin) // grid * grid, min(frames, hi + margin)
 
 # %% ../../nbs/audio/01_io.ipynb #5703e27a
-def _read_range(f, path, reading, to, start_s, end_s, max_samples):
+def _read_range(reader, reading, to, start_s, end_s, max_samples):
     "(wave, frame at which it begins): what has to be resampled to `to` Hz; empty if the file is."
-    rate, frames = f.samplerate, f.length
+    f, path, rate, frames = reader.f, reader.path, reader.f.samplerate, reader.length
     if (reading.channel or 0) >= f.channels:
         raise AudiotagError(
             f"has {f.channels} channel{'s' * (f.channels > 1)}, but channel {reading.channel} was asked for",
@@ -584,12 +712,19 @@ def _read_range(f, path, reading, to, start_s, end_s, max_samples):
         return np.zeros(0, np.float32), 0
     lo, hi = (0 if start_s is None else round(start_s * rate)), (frames if end_s is None else round(end_s * rate))
     _check_range(path, lo, hi, frames, rate)
+    _check_damage(reader, hi)
     first, last = _widen_range(lo, hi, frames, rate, to)
-    wave, end = _decode(f, path, reading, first, last, max_samples)
-    if not end:
-        return wave, 0
+    try:
+        wave, end = _decode(reader, reading, first, last, max_samples)
+    except AudiotagError:
+        if end_s is None:
+            raise
+        reader.open()  # what cannot be decoded may lie behind the range
+        wave, end = _decode(reader, reading, first, hi, max_samples, is_exact=True)
     # these formats only estimate their length
     estimate = end_s is None and f.format in ("MP3", "OGG")
+    if not end and (estimate or frames == _UNKNOWN_LENGTH):
+        return wave, 0
     if end < hi and frames < _UNKNOWN_LENGTH and not estimate:
         raise AudiotagError(
             f"states {frames} frames and ends before; {_describe_readable(end, rate)}",
@@ -599,6 +734,18 @@ def _read_range(f, path, reading, to, start_s, end_s, max_samples):
         )
     _check_range(path, lo, end if end_s is None else hi, end, rate)
     return wave, first
+
+
+def _check_damage(reader, hi):
+    "Raise `AudiotagError` if a range reaches beyond the first damage that `survey` found."
+    if reader.survey.damage and hi > reader.survey.damage[0]:
+        n, what = reader.survey.damage
+        raise AudiotagError(
+            f"{what} at {n / reader.f.samplerate:.2f} s; {_describe_readable(n, reader.f.samplerate)}",
+            file=reader.path,
+            kind="corrupt_data",
+            fix=_FIX_DAMAGED,
+        )
 
 # %% ../../nbs/audio/01_io.ipynb #68e07a33
 def _check_finite(wave, rate, path):
@@ -626,6 +773,18 @@ def _resample_range(wave, path, rate, to, reading, first, start_s, end_s, max_sa
     skip = lo - first * to // rate
     return wave[skip : None if end_s is None else skip + round(end_s * to) - lo]
 
+# %% ../../nbs/audio/01_io.ipynb #c0a70104
+_cancelling = set()  # files that a message was about
+
+
+def _say_that_channels_cancel(path):
+    "Say once for each file that its channels cancel each other."
+    if path not in _cancelling and len(_cancelling) < 1000:
+        _cancelling.add(path)
+        say(
+            f"{path}: its channels cancel each other; where they do, the loudest one is taken (or choose one: channel=0)"
+        )
+
 # %% ../../nbs/audio/01_io.ipynb #c24791d6
 def read_audio(
     path,  # any file
@@ -640,13 +799,15 @@ def read_audio(
     start_s, end_s = _parse_seconds(start_s, "start_s", path), _parse_seconds(end_s, "end_s", path)
     to = None if sample_rate is None else _check_rate(sample_rate, "sample_rate")
     with _open_regular_file(path) as (fd, size), np.errstate(over="ignore", invalid="ignore"):
-        head, max_samples = _read_head(fd, path), _max_samples(size)
-        with _open_stream(fd, size, head, path) as f:
-            rate, is_integer = f.samplerate, f.subtype.startswith("PCM_")
+        max_samples = _max_samples(size)
+        with _Reader(fd, size, path) as reader:
+            rate, is_integer = reader.f.samplerate, reader.f.subtype.startswith("PCM_")
             to = to or rate
-            wave, first = _read_range(f, path, reading, to, start_s, end_s, max_samples)
+            wave, first = _read_range(reader, reading, to, start_s, end_s, max_samples)
+        if reader.cancels:
+            _say_that_channels_cancel(path)
         if not len(wave):
-            raise _no_samples_error(fd, size, head, path)
+            raise _no_samples_error(fd, size, reader.head, path)
         if not is_integer:
             _check_finite(wave, rate, path)
         wave = _resample_range(wave, path, rate, to, reading, first, start_s, end_s, max_samples)
@@ -673,8 +834,8 @@ class AudioInfo:
 
 def audio_info(path) -> AudioInfo:
     "Read the header of a file; raises `AudiotagError` when it has none that can be read."
-    with _open_regular_file(path) as (fd, size), _open_stream(fd, size, _read_head(fd, path), path) as f:
-        n = f.length if f.length < _UNKNOWN_LENGTH else None
+    with _open_regular_file(path) as (fd, size), _Reader(fd, size, path, is_quick=True) as reader:
+        n, f = reader.length if reader.length < _UNKNOWN_LENGTH else None, reader.f
         return AudioInfo(
             sample_rate=f.samplerate,
             channels=f.channels,
@@ -683,6 +844,61 @@ def audio_info(path) -> AudioInfo:
             subtype=f.subtype,
             seconds=None if n is None else n / f.samplerate,
         )
+
+# %% ../../nbs/audio/01_io.ipynb #c0a70102
+@dataclass(frozen=True, kw_only=True)
+class AudioExtent:
+    "How much of a file can be decoded from its start."
+
+    sample_rate: int  # Hz
+    frames: int
+    fault: str  # why it is less than the header states; empty if it is not
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.sample_rate
+
+
+def _ends_as_stated(reader) -> bool:
+    "Whether the last frame that the header states can be decoded."
+    f, stated = reader.f, reader.length
+    if not (f.format == "FLAC" or f.subtype in ("VORBIS", "OPUS")):
+        return True
+    before = min(stated, _last_page_start(reader.fd)) if f.subtype == "VORBIS" else stated - 4096
+    try:
+        at = f.seek(max(0, before - _LEAD.get(f.subtype, 0)))
+        block = np.empty((_block_length(f.channels), f.channels), dtype=np.float32)
+        while got := len(f.read(out=block)):
+            at += got
+    except sf.LibsndfileError:
+        return False
+    return at == stated
+
+
+def _count_frames(reader) -> int:
+    "The frames that can be decoded from the start."
+    if reader.survey.damage:
+        return reader.survey.damage[0]
+    if reader.length < _UNKNOWN_LENGTH and reader.survey.is_length_known and _ends_as_stated(reader):
+        return reader.length
+    return _count_decodable(reader)
+
+
+def audio_extent(
+    path,  # any file
+    *,
+    is_quick: bool = False,  # do not look for damage in the middle
+) -> AudioExtent:
+    "How much sound a file holds; raises `AudiotagError` if none."
+    with _open_regular_file(path) as (fd, size), _Reader(fd, size, path, is_quick=is_quick) as reader:
+        stated, rate = reader.length, reader.f.samplerate
+        n = _count_frames(reader)
+        if not n:
+            raise _no_samples_error(fd, size, reader.head, path)
+        fault = reader.survey.damage[1] if reader.survey.damage else ""
+        if n < stated < _UNKNOWN_LENGTH and not fault:
+            fault = f"its header states {stated / rate:.2f} s"
+        return AudioExtent(sample_rate=rate, frames=n, fault=fault)
 
 # %% ../../nbs/audio/01_io.ipynb #d02b4801
 QUARANTINE_COLUMNS = "clip_id", "path", "kind", "what"

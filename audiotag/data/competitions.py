@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 import numpy as np, pandas as pd
-from ..audio.io import audio_info
+from ..audio.io import audio_extent
 from ..core.errors import AudiotagError, a_few, did_you_mean
 from ..core.files import file_sha256, read_regular
 from ..core.progress import say
@@ -410,9 +410,9 @@ def _check_files(clips):
 
 # %% ../../nbs/data/01_competitions.ipynb #5754b180
 def _duration(path) -> float:
-    "Length in seconds by the header; NaN if it cannot be read (the store puts such a file into quarantine)."
+    "Seconds of sound in a file; NaN if it cannot be read (the store puts such a file into quarantine)."
     try:
-        return audio_info(path).seconds or np.nan
+        return audio_extent(path, is_quick=True).seconds
     except AudiotagError:
         return np.nan
 

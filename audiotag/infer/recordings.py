@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Callable, NamedTuple
 import numpy as np, pandas as pd
-from ..audio.io import audio_info, crop_or_pad, read_audio, trim_silence
+from ..audio.io import audio_extent, crop_or_pad, read_audio, trim_silence
 from ..core.errors import AudiotagError, library_error
 from ..core.config import Config
 from ..audio.features import FrontEnd, LogMel, Waveform, window_starts
@@ -73,6 +73,7 @@ class Job:
     is_piece: bool = False  # one of several pieces of a long row
     last: bool = True  # whether the rows are complete after this job
     share: float = 1.0  # of the recording's work
+    times: tuple | None = None  # (start_s, end_s) of each row: a damaged stretch is read row by row
     error: str = ""  # why the rows cannot be read
 
 
@@ -111,7 +112,8 @@ class _Planner:
     "Plan how the rows of one recording of known length are read."
 
     path: str
-    duration: float  # seconds
+    duration: float  # seconds that can be decoded
+    is_whole: bool  # False: the header states more than that
     front_end: FrontEnd
     windows: Windows
     options: LoaderOptions
@@ -149,7 +151,7 @@ class _Planner:
         "Compute features once and cut the frames of each row from them."
         stretch, context, rate = self.stretch(group), _context_frames(self.front_end), self.front_end.sample_rate
         if self.duration <= self.options.piece_s:
-            first, end_s, seconds = 0, None, self.duration
+            first, end_s, seconds = 0, self.duration, self.duration
         else:
             first = max(0, int(stretch.start_s * rate) // self.hop - context)
             end_s = min(self.duration, stretch.end_s + (context * self.hop + self.max_offset * self.hop) / rate)
@@ -163,6 +165,7 @@ class _Planner:
             frames=frames,
             seconds=seconds,
             share=share,
+            times=tuple((s.start_s, s.end_s) for s in group),
         )
 
     def shared_wave(self, group, share) -> Job:
@@ -177,6 +180,7 @@ class _Planner:
             spans=tuple((round(s.start_s * rate) - base, round(s.end_s * rate) - base) for s in group),
             seconds=stretch.seconds,
             share=share,
+            times=tuple((s.start_s, s.end_s) for s in group),
         )
 
     def pieces(self, span: Span) -> list:  # of `Job`
@@ -238,8 +242,8 @@ class _Planner:
         return alone if alone <= minimum else max(minimum, round(seconds * rate / self.hop))
 
     def end(self, end_s):
-        "The end of a job; None for the end of the file."
-        return None if end_s == self.duration else end_s
+        "The end of a job; None for the end of the file, if that is where its header says."
+        return None if end_s == self.duration and self.is_whole else end_s
 
     @staticmethod
     def stretch(group) -> Span:
@@ -255,18 +259,11 @@ class _Planner:
         return max(v.offset for v in self.windows.views)
 
 # %% ../../nbs/infer/08_recordings.ipynb #254660a5
-def _duration(path: str) -> float | None:
-    "The length of a file in seconds, None if it states none; raises `AudiotagError` if it cannot be read."
+def _extent(path: str):  # `AudioExtent`
+    "How much sound a file holds; raises `AudiotagError` if it cannot be read."
     if not path:
         raise AudiotagError("file not found", kind="missing")
-    seconds = audio_info(path).seconds
-    if seconds is None and os.path.getsize(path) > 24e6:
-        raise AudiotagError(
-            "does not state its length and is too large to be read at once",
-            file=path,
-            fix="convert it, for example with ffmpeg -i … out.flac",
-        )
-    return seconds
+    return audio_extent(path)
 
 
 def plan_jobs(
@@ -279,25 +276,15 @@ def plan_jobs(
     "Plan how the rows of one recording are read; a row that cannot be read gets a job with an `error`."
     spans = [Span(*s) for s in spans]
     try:
-        duration = _duration(path)
+        extent = _extent(path)
     except AudiotagError as e:
         return [Job(path, tuple(s.row for s in spans), error=str(e))]
+    duration, why = extent.seconds, f" ({extent.fault})" if extent.fault else ""
+    # a clip that is a whole file is read as training reads it, which raises what is wrong with it
+    is_whole = not extent.fault or all(math.isnan(s.end_s) for s in spans)
     spans = sorted((s._replace(start_s=0.0) if math.isnan(s.start_s) else s for s in spans), key=lambda s: s[1:])
-    if duration is None:
-        share = 1 / len(spans)
-        return [
-            Job(
-                path,
-                (s.row,),
-                s.start_s or None,
-                None if math.isnan(s.end_s) else s.end_s,
-                seconds=options.piece_s,
-                share=share,
-            )
-            for s in spans
-        ]
     late = [
-        Job(path, (s.row,), error=f"{path}: begins at {s.start_s:g} s, and the file lasts {duration:g} s")
+        Job(path, (s.row,), error=f"{path}: begins at {s.start_s:g} s, and the file holds {duration:g} s{why}")
         for s in spans
         if s.start_s >= duration
     ]
@@ -308,7 +295,7 @@ def plan_jobs(
     ]
     if not inside:
         return late
-    planner = _Planner(path, duration, front_end, windows, options)
+    planner = _Planner(path, duration, is_whole, front_end, windows, options)
     return planner.plan_single(inside[0]) if len(spans) == 1 else late + planner.plan(inside)
 
 # %% ../../nbs/infer/08_recordings.ipynb #aeffaa57
@@ -364,6 +351,24 @@ def load_features(
     "Read a stretch of a recording and compute the features of its rows for each view."
     if job.error:
         return [(row, job.error) for row in job.rows]
+    try:
+        return _load_stretch(job, front_end, windows, on_stage)
+    except AudiotagError as e:
+        if job.times is None or e.kind == "library":
+            raise
+    out = []
+    for row, (start_s, end_s) in zip(job.rows, job.times):
+        try:
+            out += _load_stretch(Job(job.path, (row,), start_s or None, end_s), front_end, windows, on_stage)
+        except AudiotagError as e:
+            if e.kind == "library":
+                raise
+            out.append((row, str(e)))
+    return out
+
+
+def _load_stretch(job, front_end, windows, on_stage) -> list:
+    "`load_features` of a stretch that can be decoded; raises `AudiotagError` if it cannot."
     out, begin = [], time.monotonic()
     for row, wave in _read_waves(job, front_end):
         on_stage("decode", begin)

@@ -215,9 +215,9 @@ def _write_template(made: HiddenTest, competition, names):
 
 
 def _duration(path) -> float:  # seconds; 60 for an unreadable file
-    from audiotag.audio.io import audio_info
+    from audiotag.audio.io import audio_extent
 
     try:
-        return audio_info(path).seconds
+        return audio_extent(path, is_quick=True).seconds
     except AudiotagError:
         return 60.0

@@ -21,6 +21,7 @@ from audiotag.audio.io import (
     QUARANTINE_COLUMNS,
     READ_PRESETS,
     ReadOptions,
+    audio_extent,
     audio_info,
     crop_or_pad,
     quarantine_row,
@@ -122,7 +123,8 @@ def test_broken_set_prints_nothing(sample_set):
         "for p in sorted(Path(sys.argv[1]).iterdir()):\n    try: read_audio(p, sample_rate=32000)\n    except AudiotagError: pass\n"
     )
     done = subprocess.run([sys.executable, "-W", "always", "-c", code, str(folder)], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    said = [line for line in done.stderr.splitlines() if "antiphase.wav: its channels cancel" not in line]
+    assert (done.returncode, done.stdout, said) == (0, "", []) and "antiphase.wav" in done.stderr
 
 
 # ---- parity -----------------------------------------------------------------------------------------------------
@@ -307,18 +309,14 @@ def test_vorbis_ranges_where_libsndfile_is_wrong(tmp_path, kind, quality):
 
 
 def test_opus_at_a_low_bit_rate(tmp_path):
-    "In its speech mode Opus does not quite forget where decoding began: a range is near to the whole, not equal."
+    "In its speech mode Opus does not quite forget where decoding began: it is decoded from the start."
     t = np.arange(20 * 48000) / 48000
     x = 0.3 * np.sin(2000 * t + 30 * np.sin(9 * t)) + 0.02 * np.random.default_rng(1).standard_normal(len(t))
     path = write(tmp_path / "a.opus", x[:, None].astype(np.float32), 48000, "OGG", "OPUS", compression_level=0.99)
-    whole, off = read_audio(path), []
-    for at in np.arange(3, 19.5, 0.37):
+    whole = read_audio(path)
+    for at in (3, 11.3, 19.1):
         lo = round(at * 48000)
-        off.append(
-            np.abs(read_audio(path, start_s=at, end_s=at + 0.2) - whole[lo : round((at + 0.2) * 48000)]).max()
-            / np.abs(whole).max()
-        )
-    assert 0 < max(off) < 0.01
+        assert np.array_equal(read_audio(path, start_s=at, end_s=at + 0.2), whole[lo : round((at + 0.2) * 48000)])
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.ogg", "a.mp3"])
@@ -461,7 +459,7 @@ def test_a_file_that_vanishes_while_we_read(wav, monkeypatch):
 @pytest.mark.parametrize("left", [0, 44, 5000])
 def test_a_file_that_shrinks_while_we_read(wav, monkeypatch, left):
     decode = audio._decode
-    monkeypatch.setattr(audio, "_decode", lambda f, path, *args: (os.truncate(path, left), decode(f, path, *args))[1])
+    monkeypatch.setattr(audio, "_decode", lambda f, *args, **kw: (os.truncate(wav, left), decode(f, *args, **kw))[1])
     assert fault(wav).kind in ("truncated", "zero_frames")
 
 
@@ -520,7 +518,7 @@ def test_sizes_that_lie(wav):
         if theirs:
             assert len(read_audio(wav)) == theirs, (at, value)
         else:
-            assert fault(wav).kind == "zero_frames"
+            assert len(read_audio(wav)) == 16000 == audio_extent(wav).frames  # a recorder that died leaves a 0
         wav.write_bytes(good)
 
 
@@ -585,6 +583,8 @@ def test_cut_anywhere(tmp_path, suffix, container, subtype):
             theirs = 0
         if theirs:
             assert len(read_audio(path)) == theirs
+        elif container == "CAF" and n > 8000:  # libsndfile refuses it, although the sound is there
+            assert 0 < len(read_audio(path)) == audio_extent(path).frames <= 16000
         else:
             errors += 1
             assert fault(path).kind in ("truncated", "zero_bytes", "corrupt_header", "zero_frames", "corrupt_data"), n

@@ -80,7 +80,7 @@ def ds64(size):
 
 ODD = {
     "odd chunk before fmt": (riff(chunk(b"LIST", b"INFOabc"), fmt(), DATA), N),
-    "odd chunk without its pad": (riff(chunk(b"LIST", b"INFOabc")[:-1], fmt(), DATA), "truncated"),
+    "odd chunk without its pad": (riff(chunk(b"LIST", b"INFOabc")[:-1], fmt(), DATA), N),
     "data before fmt": (riff(DATA, fmt()), "corrupt_header"),
     "no fmt": (riff(DATA), "corrupt_header"),
     "two fmt": (riff(fmt(), fmt(rate=8000), DATA), "corrupt_header"),
@@ -97,7 +97,7 @@ ODD = {
     "extensible float": (riff(ext(SUBFORMAT), FLOAT), N),
     "extensible float with NaN": (riff(ext(SUBFORMAT), BAD), "non_finite"),
     "extensible of nobody": (riff(ext(b"\xee" * 16), FLOAT), "corrupt_header"),
-    "sizes 0": (riff(fmt(), chunk(b"data", PCM, 0), size=0), "zero_frames"),
+    "sizes 0": (riff(fmt(), chunk(b"data", PCM, 0), size=0), N),
     "sizes unknown": (riff(fmt(), chunk(b"data", PCM, 2**32 - 1), size=2**32 - 1), N),
     "rubbish behind": (riff(fmt(), DATA) + RUBBISH, N),
     "zeros before": (bytes(16) + riff(fmt(), DATA), "not_audio"),
@@ -115,7 +115,7 @@ ODD = {
     "FLAC of 32 bits": (streaminfo(FLAC, bits=31), "corrupt_header"),
     "FLAC with a wrong MD5": (put(FLAC, 26, b"\xaa" * 16), N),
     "FLAC behind ID3": (ID3 + FLAC, N),
-    "FLAC without frames": (FLAC[:42], "corrupt_data"),
+    "FLAC without frames": (FLAC[:42], "truncated"),
     "ID3 alone": (b"ID3\4\0\0\0\0\7\x76" + bytes(1000), "corrupt_header"),
     "MP3 behind ID3 that lies": (b"ID3\4\0\0\x7f\x7f\x7f\x7f" + bytes(1000) + MP3, "corrupt_header"),
     "MP3 behind two ID3": (ID3 + ID3 + MP3, N),
@@ -132,7 +132,7 @@ ODD = {
     "AIFF of 2**32 frames": (put(AIFF, COMM + 10, b"\xff" * 4), N),
     "CAF of infinite Hz": (put(CAF, 20, struct.pack(">d", float("inf"))), "corrupt_header"),
     "CAF of NaN Hz": (put(CAF, 20, struct.pack(">d", float("nan"))), "corrupt_header"),
-    "CAF cut off": (CAF[: len(CAF) // 2], "corrupt_header"),
+    "CAF cut off": (CAF[: 4096 + N], N // 2),
     "AU of unknown length": (put(AU, 8, b"\xff" * 4), N),
     "AU that begins behind its end": (put(AU, 4, b"\x7f\xff\xff\xff"), "zero_frames"),
     "AU of no channels": (put(AU, 20, bytes(4)), "corrupt_header"),
@@ -152,7 +152,9 @@ def test_odd_files(tmp_path, capfd, name):
         except AudiotagError as e:
             assert e.kind == want and str(path) in str(e) and e.what
         else:
-            assert want == N and len(x) == (-(-N * 8000 // audio_info(path).sample_rate) if kwargs else N)
+            assert want in (N, N // 2) and len(x) == (
+                -(-want * 8000 // audio_info(path).sample_rate) if kwargs else want
+            )
             assert x.dtype == np.float32 and np.isfinite(x).all() and x.any()
     assert time.monotonic() - start < 5 and capfd.readouterr() == ("", "")
 

@@ -1,0 +1,281 @@
+"What decoders do not say: recordings that follow each other, damage that is skipped, headers that state too little or too much, ranges."
+
+import io
+import struct
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from audiotag.audio import containers
+from audiotag.audio.io import ReadOptions, audio_extent, audio_info, read_audio
+from audiotag.core.errors import AudiotagError
+
+RATE = 16000
+CODECS = {
+    "wav": ("WAV", "PCM_16"),
+    "wav24": ("WAV", "PCM_24"),
+    "float": ("WAV", "FLOAT"),
+    "rf64": ("RF64", "PCM_16"),
+    "ima": ("WAV", "IMA_ADPCM"),
+    "gsm": ("WAV", "GSM610"),
+    "g721": ("WAV", "G721_32"),
+    "w64": ("W64", "PCM_16"),
+    "flac": ("FLAC", "PCM_16"),
+    "flac24": ("FLAC", "PCM_24"),
+    "vorbis": ("OGG", "VORBIS"),
+    "opus": ("OGG", "OPUS"),
+    "mp3": ("MP3", "MPEG_LAYER_III"),
+    "aiff": ("AIFF", "PCM_16"),
+    "dwvw": ("AIFF", "DWVW_16"),
+    "au": ("AU", "PCM_16"),
+    "g723": ("AU", "G723_24"),
+    "caf": ("CAF", "PCM_16"),
+    "alac": ("CAF", "ALAC_16"),
+}
+
+
+def sound(seconds, rate=RATE, seed=0):
+    "A tone and noise whose loudness changes, so that a variable bit rate varies."
+    t, rng = np.arange(int(seconds * rate)) / rate, np.random.default_rng(seed)
+    loud = 0.05 + 0.6 * (np.sin(2 * np.pi * 0.9 * t) > 0.3)
+    return (loud * (0.3 * np.sin(2 * np.pi * 450 * t) + 0.15 * rng.standard_normal(len(t)))).astype(np.float32)
+
+
+def encode(codec, x=None, rate=RATE, **kwargs) -> bytes:
+    x, out = sound(3) if x is None else x, io.BytesIO()
+    container, subtype = CODECS[codec]
+    with sf.SoundFile(
+        out, "w", rate, 1 if x.ndim == 1 else x.shape[1], format=container, subtype=subtype, **kwargs
+    ) as f:
+        for i in range(0, len(x), 4096):
+            f.write(x[i : i + 4096])
+    return out.getvalue()
+
+
+def put(path, data):
+    path.write_bytes(data)
+    return path
+
+
+def fault(path, **kwargs):
+    with pytest.raises(AudiotagError) as e:
+        read_audio(path, **kwargs)
+    return e.value
+
+
+def check_ranges(path, rate, rng, n=6, to=None):
+    whole, out = read_audio(path, sample_rate=to), to or rate
+    seconds = min(len(whole) / out, audio_extent(path).seconds)
+    places = [sorted(rng.uniform(0, seconds, 2)) for _ in range(n)]
+    for a, b in [(0, 0.3), (0.5 * seconds, seconds), (seconds - 0.05, seconds), *places]:
+        part, want = read_audio(path, sample_rate=to, start_s=a, end_s=b), whole[round(a * out) : round(b * out)]
+        assert len(part) == len(want) and np.abs(part - want).max(initial=0) < 3e-6, (path.name, rate, to, a, b)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_range_is_a_slice_of_the_whole(tmp_path, codec):
+    rng = np.random.default_rng(len(codec))
+    rate = {"gsm": 8000, "opus": 48000, "g723": 8000}.get(codec, 22050)
+    path = put(tmp_path / "a", encode(codec, sound(8, rate), rate))
+    assert audio_extent(path).frames == len(read_audio(path)) and not audio_extent(path).fault
+    check_ranges(path, rate, rng)
+    check_ranges(path, rate, rng, n=2, to=16000)
+
+
+@pytest.mark.parametrize(
+    "mode", ["VARIABLE", *(pytest.param(m, marks=pytest.mark.long) for m in ("CONSTANT", "AVERAGE"))]
+)
+@pytest.mark.parametrize(
+    "rate", [8000, 24000, 44100, *(pytest.param(r, marks=pytest.mark.long) for r in (16000, 48000))]
+)
+def test_ranges_of_mp3(tmp_path, mode, rate):
+    "A frame may hold bits of many frames before it, most at low rates."
+    rng = np.random.default_rng(rate)
+    for level in (0.3, 0.95):
+        data = encode("mp3", sound(12, rate), rate, bitrate_mode=mode, compression_level=level)
+        check_ranges(put(tmp_path / "a.mp3", data), rate, rng, n=4)
+        start = containers._mpeg_frame(data[:4])[0]
+        check_ranges(put(tmp_path / "b.mp3", data[start:]), rate, rng, n=2)  # states no length
+
+
+@pytest.mark.long
+def test_ranges_of_many_files(tmp_path):
+    rng, n = np.random.default_rng(7), 0
+    for codec in ("vorbis", "opus", "mp3", "flac", "wav", "alac", "ima"):
+        for rate in (8000, 12000, 24000, 48000):
+            for level in (0.0, 0.99) if codec in ("vorbis", "opus", "mp3") else (None,):
+                kwargs = {} if level is None else dict(compression_level=level)
+                x = sound(rng.uniform(1, 15), rate, seed=n) * 10 ** rng.uniform(-3, 0)
+                x = np.stack([x, -x], 1) if n % 5 == 4 else x
+                path = put(tmp_path / "a", encode(codec, x.astype(np.float32), rate, **kwargs))
+                check_ranges(path, rate, rng, n=4, to=[None, 16000, 44100][n % 3])
+                n += 1
+
+
+# ---- several recordings in one file -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", [c for c in CODECS if c not in ("dwvw", "g723")])
+def test_joined_files_are_heard_in_full(tmp_path, codec):
+    rate = {"gsm": 8000, "opus": 48000}.get(codec, RATE)
+    one, two = encode(codec, sound(3, rate), rate), encode(codec, sound(2, rate, seed=1), rate)
+    first, second = read_audio(put(tmp_path / "a", one)), read_audio(put(tmp_path / "b", two))
+    path = put(tmp_path / "c", one + two)
+    both = read_audio(path)
+    if codec == "mp3":  # the frame that states a length is heard too, and delays are not cut
+        assert 0 <= len(both) - len(first) - len(second) < 5 * 1152
+    else:
+        assert np.array_equal(both, np.concatenate([first, second]))
+    assert audio_extent(path).frames == len(both)
+    check_ranges(path, rate, np.random.default_rng(0), n=3)
+
+
+def test_joined_files_of_different_rates_are_named(tmp_path):
+    e = fault(put(tmp_path / "a", encode("flac") + encode("flac", sound(1, 8000), 8000)))
+    assert e.kind == "unsupported" and "16000 and 8000 Hz" in e.what
+
+
+def test_streams_at_once_are_named(tmp_path):
+    one, two = encode("vorbis"), encode("vorbis")
+    two = b"".join(renumbered(page, 77) for page in pages(two))
+    mixed = [page for pair in zip(pages(one), pages(two)) for page in pair]
+    e = fault(put(tmp_path / "a", b"".join(mixed)))
+    assert e.kind == "unsupported" and "2 sound streams" in e.what
+
+
+def pages(ogg):
+    found, at = [], 0
+    while at < len(ogg):
+        n = ogg[at + 26]
+        end = at + 27 + n + sum(ogg[at + 27 : at + 27 + n])
+        found.append(ogg[at:end])
+        at = end
+    return found
+
+
+def sealed(page):
+    "The page with a checksum that is right."
+    page = page[:22] + bytes(4) + page[26:]
+    return page[:22] + struct.pack("<I", containers._ogg_crc(page)) + page[26:]
+
+
+def renumbered(page, stream):
+    return sealed(page[:14] + struct.pack("<I", stream) + page[18:])
+
+
+def test_the_checksum_is_oggs():
+    for page in pages(encode("vorbis")) + pages(encode("opus")):
+        assert sealed(page) == page
+
+
+# ---- lengths ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["vorbis", "opus"])
+@pytest.mark.parametrize("more", [100, 7 * 48000])
+def test_ogg_whose_last_page_states_more(tmp_path, codec, more):
+    whole = pages(encode(codec))
+    n = len(read_audio(put(tmp_path / "a", b"".join(whole))))
+    last = whole[-1]
+    granule = struct.unpack("<q", last[6:14])[0] + more
+    path = put(tmp_path / "b", b"".join(whole[:-1]) + sealed(last[:6] + struct.pack("<q", granule) + last[14:]))
+    assert audio_info(path).frames > n
+    e = audio_extent(path)
+    # the last packet may hold a little more than the encoder said
+    assert n <= e.frames == len(read_audio(path)) < n + 3000 and ("states" in e.fault or more == 100)
+    check_ranges(path, RATE, np.random.default_rng(0), n=3)
+    assert fault(path, start_s=e.seconds + 0.01, end_s=e.seconds + 0.02).kind in ("truncated", "out_of_range")
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("share", [0.3, 0.61, 0.9])
+def test_a_cut_file_has_what_is_there(tmp_path, codec, share):
+    data = encode(codec, sound(6))
+    whole = read_audio(put(tmp_path / "a", data))
+    path = put(tmp_path / "b", data[: int(len(data) * share)])
+    e = audio_extent(path)
+    assert 0.2 * share < e.frames / len(whole) <= share + 0.2
+    part = read_audio(path, start_s=0, end_s=e.seconds)
+    assert len(part) == e.frames and np.abs(part[:-4000] - whole[: e.frames - 4000]).max() < 1e-6
+    assert fault(path, start_s=e.seconds, end_s=e.seconds + 0.1).kind in ("truncated", "out_of_range", "corrupt_data")
+
+
+SIZE_OF_SOUND = {  # what a recorder writes last: where it stands, and its width
+    "wav": (b"data", 4, 4),
+    "aiff": (b"SSND", 4, 4),
+    "w64": (containers._W64_DATA, 16, 8),
+    "caf": (b"data", 4, 8),
+    "au": (b".snd", 8, 4),
+}
+
+
+@pytest.mark.parametrize("codec", SIZE_OF_SOUND)
+def test_a_size_of_zero_with_sound_behind_it(tmp_path, codec):
+    data, (name, offset, width) = encode(codec), SIZE_OF_SOUND[codec]
+    at = data.find(name) + offset
+    path = put(tmp_path / "a", data[:at] + bytes(width) + data[at + width :])
+    whole = read_audio(put(tmp_path / "b", data))
+    assert np.array_equal(read_audio(path), whole) and audio_extent(path).frames == len(whole)
+    check_ranges(path, RATE, np.random.default_rng(0), n=3)
+
+
+def test_two_chunks_of_sound(tmp_path):
+    data = encode("wav")
+    more = data[:36] + struct.pack("<4sI", b"data", 1000) + data[44:1044]
+    path = put(tmp_path / "a", more + data[36:])
+    assert len(read_audio(path)) == 500 + 3 * RATE
+
+
+# ---- damage -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["vorbis", "opus"])
+@pytest.mark.parametrize("how", ["changed", "missing", "cut out"])
+def test_a_damaged_page_is_named(tmp_path, codec, how):
+    whole = pages(encode(codec, sound(12)))
+    n, bad = len(whole), whole[len(whole) // 2]
+    changed = {"changed": bad[:99] + bytes([bad[99] ^ 1]) + bad[100:], "missing": b"", "cut out": bad[:50]}[how]
+    path = put(tmp_path / "a", b"".join([*whole[: n // 2], changed, *whole[n // 2 + 1 :]]))
+    e = fault(path)
+    assert e.kind == "corrupt_data" and "page" in e.what
+    extent = audio_extent(path)
+    part = read_audio(path, start_s=0, end_s=extent.seconds)
+    assert 2 * RATE < extent.frames == len(part) < 10 * RATE and "page" in extent.fault
+    assert np.array_equal(part, read_audio(put(tmp_path / "b", b"".join(whole)))[: len(part)])
+
+
+def test_an_mp3_that_cannot_be_decoded_to_its_end_is_named(tmp_path):
+    data = encode("mp3", sound(10))
+    e = fault(put(tmp_path / "a", data[:20000] + np.random.default_rng(0).bytes(3000) + data[20000:]))
+    assert e.kind == "corrupt_data"
+
+
+def test_alac_with_a_table_that_does_not_fit_is_named(tmp_path):
+    data = encode("alac")
+    at = data.find(b"pakt") + 36
+    assert fault(put(tmp_path / "a", data[:at] + b"\xff\x7f" + data[at + 2 :])).kind == "corrupt_data"
+
+
+# ---- channels ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["wav", "float", "flac"])
+def test_channels_that_cancel_each_other(tmp_path, capfd, codec):
+    x = sound(9)
+    quiet = np.where(np.arange(len(x)) < 5 * RATE, -0.9, 0.5).astype(np.float32)  # opposite in the first five seconds
+    path = put(tmp_path / f"{codec}.x", encode(codec, np.stack([x, quiet * x], 1)))
+    whole = read_audio(path)
+    assert "cancel" in capfd.readouterr().err
+    left = read_audio(path, reading=ReadOptions(channel=0))
+    assert np.array_equal(whole[: 4 * RATE], left[: 4 * RATE])
+    assert np.abs(whole[-RATE:] - 0.75 * x[-RATE:]).max() < 0.1 and not np.array_equal(whole[-RATE:], left[-RATE:])
+    read_audio(path)
+    assert not capfd.readouterr().err  # said once
+    check_ranges(path, RATE, np.random.default_rng(0), n=8)
+
+
+def test_independent_channels_are_averaged(tmp_path, capfd):
+    x = np.stack([sound(2, seed=i) for i in range(3)], 1)
+    mean = read_audio(put(tmp_path / "a", encode("float", x)))
+    assert np.abs(mean - x.mean(1)).max() < 1e-6 and not capfd.readouterr().err
