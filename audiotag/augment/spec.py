@@ -28,13 +28,20 @@ def mix_targets(
     y,  # (clips, classes) labels, or `Targets`
     partner,  # (clips,) row numbers
     share,  # (clips,) of the clip itself
+    frame_share=None,  # (clips, frames) of the clip itself, at any rate; None: the same in each frame
 ):  # as `y`
     "The targets of each clip mixed with those of its partner."
 
     def mix(own, others):
         return others.lerp(own, per_clip(share, own))
 
-    return y.mixed(y[partner], mix) if isinstance(y, Targets) else mix(y, y[partner])
+    def mix_frames(own, others):
+        of_frame = F.interpolate(frame_share[:, None].to(own.dtype), own.shape[-1], mode="nearest")
+        return others.lerp(own, of_frame)
+
+    if not isinstance(y, Targets):
+        return mix(y, y[partner])
+    return y.mixed(y[partner], mix, mix if frame_share is None else mix_frames)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +113,8 @@ class SpecMix(Augment):
             if self.target == "drawn"
             else (f.double() / bands, t.double() / frames)
         )
-        return torch.where(mask, x[partner], x), mix_targets(y, partner, 1 - (h + w - h * w))
+        frame_share = torch.where(span_mask(t0, t, frames), 0.0, (1 - h)[:, None])
+        return torch.where(mask, x[partner], x), mix_targets(y, partner, 1 - (h + w - h * w), frame_share)
 
 # %% ../../nbs/augment/02_spec.ipynb #ecd2edf3
 def _require_fill(self):
@@ -204,7 +212,18 @@ class ZoomCrop(Augment):
         wide = at_least_float32(x)
         grid = F.affine_grid(theta.to(wide.dtype), x.shape, align_corners=False)
         out = F.grid_sample(wide, grid, padding_mode="border", align_corners=False).to(x.dtype)
-        return torch.where(per_clip(zoom, x) > 1, out, x), y.clone()
+        return torch.where(per_clip(zoom, x) > 1, out, x), _zoomed(y, k, left)
+
+
+def _zoomed(y, k, left):
+    "Targets whose frames are enlarged as the spectrogram is."
+    if not isinstance(y, Targets) or y.frames is None:
+        return y.clone()
+    n = y.frames.shape[-1]
+    place = (torch.arange(n, device=k.device) + 0.5) / n  # of each frame, 0 to 1
+    source = ((k[:, None] * place + ((1 - k) * left)[:, None]) * n).long().clamp(0, n - 1)
+    frames = y.frames.gather(-1, source[:, None].expand_as(y.frames))
+    return Targets(y.labels.clone(), None if y.weights is None else y.weights.clone(), frames)
 
 # %% ../../nbs/augment/02_spec.ipynb #aabbcb7f
 @dataclass(frozen=True, kw_only=True)

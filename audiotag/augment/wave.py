@@ -143,7 +143,18 @@ class Shift(WaveAugment):
         source = torch.arange(x.shape[-1], device=x.device) - samples[:, None]
         out = x.gather(-1, (source % x.shape[-1])[:, None, None].expand_as(x))
         lost = (source < 0) | (source >= x.shape[-1])
-        return out if self.wrap else out.masked_fill(lost[:, None, None], 0.0), y.clone()
+        return out if self.wrap else out.masked_fill(lost[:, None, None], 0.0), self._shifted(y, samples / x.shape[-1])
+
+    def _shifted(self, y, share):
+        "Targets whose frames move with the sound."
+        if not isinstance(y, Targets) or y.frames is None:
+            return y.clone()
+        n = y.frames.shape[-1]
+        source = torch.arange(n, device=share.device) - (share * n).round().long()[:, None]
+        frames = y.frames.gather(-1, (source % n)[:, None].expand_as(y.frames))
+        if not self.wrap:
+            frames = frames.masked_fill(((source < 0) | (source >= n))[:, None], 0.0)
+        return Targets(y.labels.clone(), None if y.weights is None else y.weights.clone(), frames)
 
 # %% ../../nbs/augment/01_wave.ipynb #e84f9eb5
 @dataclass(frozen=True, kw_only=True)

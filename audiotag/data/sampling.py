@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['class_counts', 'Sampler', 'epoch_draw', 'systematic_sample', 'InverseRoot', 'PerClass', 'RandomSubset',
-           'sum_of_maxima', 'Weighted', 'MixPartners']
+           'OnePerRecording', 'sum_of_maxima', 'Weighted', 'MixPartners']
 
 # %% ../../nbs/data/04_sampling.ipynb #3f1fb05d
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Sampler(Config):
     def draw_rows(self, clips, g) -> np.ndarray:  # row numbers in `clips`, the table of its source
         raise AudiotagError(
             "Sampler is a base class and draws nothing",
-            fix="choose InverseRoot, PerClass, RandomSubset, Weighted or MixPartners",
+            fix="choose InverseRoot, PerClass, RandomSubset, OnePerRecording, Weighted or MixPartners",
         )
 
 
@@ -154,6 +154,22 @@ class RandomSubset(Sampler, kind="RowsOf"):
 
     def draw_rows(self, clips, g):
         return g.permutation(len(clips))[: self.n]
+
+# %% ../../nbs/data/04_sampling.ipynb #d7a30b61
+@dataclass(frozen=True, kw_only=True)
+class OnePerRecording(Sampler):
+    "Draws one row of each recording, at random, in each epoch (RFCX 2021, the entrant's)."
+
+    n: int | None = None  # recordings in an epoch, drawn anew; None: all
+
+    def check(self):
+        self.require(self.n is None or self.n > 0, "n", "give a positive number, or null for all")
+
+    def draw_rows(self, clips, g):
+        order = g.permutation(len(clips))
+        names = clips["recording" if "recording" in clips else "group"].to_numpy()[order]
+        _, first = np.unique(names.astype(str), return_index=True)
+        return g.permutation(order[first])[: self.n]
 
 # %% ../../nbs/data/04_sampling.ipynb #acf5936f
 def sum_of_maxima(

@@ -274,16 +274,23 @@ class Cosine(Schedule):
 
     last: float = 0.0  # the lowest factor
     period: int | None = None  # epochs from the highest to the lowest; None: the whole stage
+    by_epoch: bool = False  # change the rate once an epoch; False: with every batch
 
     def check(self):
         self.require(0 <= self.last < 1, "last", "give 0 or more, below 1")
         self.require(self.period is None or self.period > 0, "period", "give a positive number of epochs")
 
     def lr_factor(self, epoch, epochs):
+        if self.by_epoch:
+            epoch = math.floor(epoch + 1e-6)
         return self.last + (1 - self.last) * (1 + math.cos(math.pi * epoch / (self.period or epochs))) / 2
 
 # %% ../../nbs/train/04_fit.ipynb #1fbb2b9a
-OPTIMIZERS = {"adam": Adam, "nadam": partial(OptimWrapper, opt=partial(torch.optim.NAdam, decoupled_weight_decay=True))}
+OPTIMIZERS = {
+    "adam": Adam,
+    "nadam": partial(OptimWrapper, opt=partial(torch.optim.NAdam, decoupled_weight_decay=True)),
+    "torch_adam": partial(OptimWrapper, opt=torch.optim.Adam),
+}
 
 # %% ../../nbs/train/04_fit.ipynb #2050af89
 class Keeper(Callback):

@@ -14,8 +14,8 @@ from ..augment.spec import Gamma, Lighting, MixUp, SpecAugment, SpecMix, ZoomCro
 from ..augment.wave import Gain, Noise, Shift
 from ..core.errors import AudiotagError, did_you_mean
 from ..core.config import set_fields
-from ..data.crops import AroundBox, CropSettings
-from ..data.sampling import InverseRoot, MixPartners, RandomSubset
+from ..data.crops import AroundBox, CallAt, CropSettings
+from ..data.sampling import InverseRoot, MixPartners, OnePerRecording, RandomSubset
 from ..audio.features import PRESETS, FixedStats, GlobalFeatures, Joined, Length, LogMel, Waveform
 from ..models.cnn import CNNModel1
 from ..models.wavecnn import WAVE_CNNS, WaveCNN
@@ -99,27 +99,46 @@ def freesound2019_waveform(
 # %% ../../nbs/train/10_recipes.ipynb #cb83d623
 def rainforest2021(
     scale: str = "full",  # 'full' (the entrant's, for a GPU) or 'small' (minutes on two CPU cores)
+    *,
+    by: str = "recordings",  # what an epoch draws in 'full': 'recordings' (the entrant's) or 'rows' (ours)
 ) -> Recipe:
     "System 3: calls in time (RFCX 2021, 5th place), trained around boxes."
-    boxes = dict(name="boxes", train_on=("curated", "negative"), sampling=(RandomSubset(source="negative", n=30),))
-    common = dict(name="rainforest2021", layout="rainforest2021", loss=SEDLoss(), n_folds=5, members=("boxes",))
+    name = "rainforest2021" if by == "recordings" else f"rainforest2021_{by}"
+    common = dict(name=name, layout="rainforest2021", n_folds=5, members=("boxes",))
+    stage = dict(name="boxes", train_on=("curated", "negative"))
+    rows = (RandomSubset(source="negative", n=30),)
     if scale == "small":
         return Recipe(
             front_end=PRESETS["rainforest"].replace(n_mels=64),
             model=SED(backbone=CNNModel1(width=16), output="max"),
             crops=AroundBox(shift=(16, 128)),
-            stages=(Stage(steps=400, lr=3e-3, batch_size=24, **boxes),),
+            loss=SEDLoss(),
+            stages=(Stage(steps=400, lr=3e-3, batch_size=24, sampling=rows, **stage),),
             augment=(SpecAugment(p=0.5), MixUp(alpha=0.1)),
             windows=Windows(frames=256, hop=128, pooling="max"),
             **common,
         )
+    stage |= dict(epochs=50, lr=1e-3, wd=0.0, batch_size=64, schedule=Cosine(period=10))
+    common |= dict(front_end=PRESETS["rainforest"], windows=Windows(frames=512, hop=256, pooling="max"))
+    augment = (SpecAugment(p=0.5), Gamma(), Lighting())
+    if by == "rows":
+        return Recipe(
+            model=SED(backbone=Timm(name="resnet18"), output="max"),
+            crops=AroundBox(shift=(32, 256)),
+            loss=SEDLoss(),
+            stages=(Stage(sampling=rows, **stage),),
+            augment=(*augment, ManifoldMixUp(alpha=0.1, last=6)),
+            **common,
+        )
+    recordings = OnePerRecording(source="curated"), OnePerRecording(source="negative", n=30)
+    imagenet = Timm(name="resnet18", pretrained="pretrained/resnet18.safetensors")
     return Recipe(
-        front_end=PRESETS["rainforest"],
-        model=SED(backbone=Timm(name="resnet18"), output="max"),
-        crops=AroundBox(shift=(32, 256)),
-        stages=(Stage(epochs=50, lr=1e-3, wd=0.0, batch_size=64, schedule=Cosine(period=10), **boxes),),
-        augment=(SpecAugment(p=0.5), Gamma(), Lighting(), ManifoldMixUp(alpha=0.1, last=6)),
-        windows=Windows(frames=512, hop=256, pooling="max"),
+        model=SED(backbone=imagenet, output="max"),
+        crops=CallAt(at=(32, 64, 128, 256)),
+        loss=SEDLoss(threshold=0.7, as_entrant=True),
+        labels=Labels(negatives="all"),
+        stages=(Stage(sampling=recordings, optimizer="torch_adam", best_epoch=True, metric="lrap", **stage),),
+        augment=(*augment, ManifoldMixUp(alpha=0.1, first=6, last=6)),
         **common,
     )
 
@@ -298,6 +317,7 @@ recipes = {
     "freesound2019": freesound2019,
     "freesound2019_waveform": freesound2019_waveform,
     "rainforest2021": rainforest2021,
+    "rainforest2021_rows": partial(rainforest2021, by="rows"),
     "universal2020": universal2020,
     "birdclef2024": birdclef2024,
     **{f"birdclef2024_{inputs}": partial(birdclef2024, inputs=inputs) for inputs in BIRD_INPUTS[1:]},

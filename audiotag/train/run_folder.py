@@ -36,6 +36,7 @@ from ..data.crops import fold_loaders, place_frames
 from ..data.streaming import join_parquet, stream_loaders
 from ..data.remote import build_stores_at, is_url, open_store_at
 from ..infer.windows import score_clips
+from ..models.timm_backbone import has_pretrained
 from .sed_loss import SEDLoss
 from .ddp import run_in_ranks, rank, rank_0_first
 from .fit import BestEpoch, Ema, load_weights, read_mark, train_fold
@@ -335,6 +336,9 @@ def open_run(
 ) -> Run:
     "Begin a run or resume it; raises `AudiotagError` if the recipe or the data differ from those it was begun with."
     load_library("iterstrat", *recipe.needs(), *(["accelerate"] if recipe.processes > 1 else []))
+    for model in {recipe.model, *(s.model for s in recipe.stages if s.model)}:
+        if has_pretrained(model):
+            model.build(2)  # files that are missing, or do not fit, are found before features are computed
     folder = claim_folder(folder, "run")
     resumed = (folder / "recipe.json").exists()
     if resumed:
@@ -465,15 +469,17 @@ def _fold_loaders(run: Run, stage: Stage, fold: int, train: pd.DataFrame, seed: 
     "The training and validation loaders of a fold, in memory or streamed."
     recipe, of_fold = run.recipe, run.rows[run.rows.fold == fold]
     valid = of_fold[of_fold.source == "curated"] if (of_fold.source == "curated").any() else of_fold
-    frames, crops = recipe.windows.frames, recipe.crops
+    frames, crops, step = recipe.windows.frames, recipe.crops, 1
     if recipe.features == "computed":  # frames become samples
         fe = recipe.front_end
-        frames, crops = fe.samples_for(frames), crops and crops.scaled(fe.samples_for(2) - fe.samples_for(1))
+        step = fe.samples_for(2) - fe.samples_for(1)
+        frames, crops = fe.samples_for(frames), crops and crops.scaled(step)
     options = dict(
         frames=frames, short=recipe.windows.train_at, crops=crops, batch_size=stage.batch_size, seed=seed
     )  # of both kinds of loaders
     draw = epoch_draw(stage.sampling, train) if stage.sampling else None
-    can_stream = not draw and not (crops and crops.min_overlap) and isinstance(run.store, FeatureStore)
+    needs_neighbours = crops and (crops.min_overlap is not None or crops.timed)
+    can_stream = not draw and not needs_neighbours and isinstance(run.store, FeatureStore)
     if len(train) >= recipe.stream_from and can_stream:
         return stream_loaders(
             train,
@@ -493,6 +499,7 @@ def _fold_loaders(run: Run, stage: Stage, fold: int, train: pd.DataFrame, seed: 
         y=run.training_targets(stage, train, fold),
         probability=train.probability,
         draw=draw,
+        target_step=step,
         **options,
     )
 

@@ -36,6 +36,12 @@ def _cell_weights(y: Targets, clip_weights, positives_only):
         w = w * clip_weights[:, None]
     return w * (y.labels > 0) if positives_only else w
 
+
+def _pool_frames(frames, n: int) -> tuple:  # (clips, classes, n) twice: mean of the known frames; share that is known
+    "The targets of the network's frames."
+    known = F.adaptive_avg_pool1d((~frames.isnan()).float(), n)
+    return F.adaptive_avg_pool1d(frames.nan_to_num(), n) / known.clamp(min=1e-8), known
+
 # %% ../../nbs/train/02_sed_loss.ipynb #6d49657a
 @dataclass(frozen=True, kw_only=True)
 class SEDLoss(Loss):
@@ -49,6 +55,8 @@ class SEDLoss(Loss):
     gamma: float = 0.0  # focal; 0 is cross-entropy
     label_smoothing: float = 0.0  # of clip and peak: a target t becomes t·(1-s) + s/2
     positives_only: bool = False  # only classes of the label count
+    # the segment part counts inside boxes only; the pseudo part counts all classes, and takes attention weights as logits
+    as_entrant: bool = False
 
     def check(self):
         for name in ("clip", "peak", "pseudo", "segment", "gamma"):
@@ -93,11 +101,19 @@ class SEDLoss(Loss):
     def _frame_parts(self, frame, attention, labels, frame_targets, w):
         "The parts over time: pseudo-labels for the attention, and the known targets of the frames."
         w, present = w[..., None], (labels > 0)[..., None]
-        pseudo_labels = ((frame.detach().sigmoid() >= self.threshold) & present).to(frame.dtype)
+        attended, high = attention, frame.detach().sigmoid() >= self.threshold
+        if self.as_entrant:
+            attended = attention.softmax(-1)
+        else:
+            high = high & present
         known, target = w * ~present, torch.zeros_like(frame)  # an absent class is absent in each frame
         if frame_targets is not None:
-            target = F.adaptive_max_pool1d(frame_targets, frame.shape[2])  # the maximum with a NaN is NaN
-            known = (w + 0 * target).masked_fill(target.isnan(), 0)
-        return self.pseudo * masked_mean(self._cost(attention, pseudo_labels), w) + self.segment * masked_mean(
-            self._cost(frame, target), known
+            target, share_known = _pool_frames(frame_targets, frame.shape[2])
+            known = w * share_known
+        segment_cost = self._cost(frame, target)
+        if self.as_entrant and frame_targets is not None:  # the cost of each target frame times its target
+            squares, _ = _pool_frames(frame_targets.square(), frame.shape[2])
+            segment_cost = target * self._cost(frame, squares / target.clamp(min=1e-8))
+        return self.pseudo * masked_mean(self._cost(attended, high.to(frame.dtype)), w) + self.segment * masked_mean(
+            segment_cost, known
         )

@@ -12,13 +12,13 @@ from audiotag.augment.manifold import ManifoldMixUp
 from audiotag.data.competitions import load_competition, recordings
 from audiotag.core.errors import AudiotagError
 from audiotag.core.files import read_json, write_json
-from audiotag.data.crops import Anywhere, AroundBox, CropLoader, CropSettings, fold_loaders, place_frames
+from audiotag.data.crops import Anywhere, AroundBox, CallAt, CropLoader, CropSettings, fold_loaders, place_frames
 from audiotag.audio.features import LogMel, Standardize
 from audiotag.train.losses import BCE
 from audiotag.models.cnn import CNNModel1
 from audiotag.models.sed import SED
 from audiotag.train.recipes import get_recipe
-from audiotag.data.sampling import RandomSubset
+from audiotag.data.sampling import OnePerRecording, RandomSubset, epoch_draw
 from audiotag.train.sed_loss import SEDLoss
 from audiotag.train.settings import Labels
 from audiotag.train.run_folder import Run, open_run, run_stages, score_fold, scored_clips
@@ -75,6 +75,24 @@ def test_the_centre_is_moved_by_the_numbers_given():
     assert AroundBox(shift=(2, 3)).scaled(512) == AroundBox(shift=(1024, 1536))
 
 
+def test_the_middle_of_the_call_stands_at_one_of_the_entrants_frames():
+    n, g = 4000, np.random.default_rng(0)
+    first, last, length = np.full(n, 2000), np.full(n, 2041), np.full(n, 3750)
+    at = 2020 - CallAt().starts(first, last, length, 512, g)
+    assert dict(zip(*np.unique(at, return_counts=True))).keys() == {32, 64, 128, 256}
+    assert (np.unique(at, return_counts=True)[1] > 0.23 * n).all()
+    early = 100 - CallAt().starts(0 * first + 90, 0 * first + 110, length, 512, g)
+    assert set(early) == {32, 64}  # of those that begin inside of the recording
+    assert (CallAt().starts(0 * first + 10, 0 * first + 30, length, 512, g) == 0).all()
+    late = CallAt().starts(0 * first + 3600, 0 * first + 3640, length, 512, g)
+    assert late.max() == 3750 - 512 and (late >= 3620 - 512).all()
+    assert (CallAt().starts(first, last, length, 512) == 2020 - 256).all()  # on validation it is in the middle
+    assert CallAt(at=(2, 3)).scaled(512) == CallAt(at=(1024, 1536))
+    for bad in (dict(at=()), dict(at=(3, 2)), dict(at=(-1,)), dict(min_overlap=1.5)):
+        with pytest.raises(AudiotagError):
+            CallAt(**bad)
+
+
 def test_a_clip_without_times_is_drawn_anywhere():
     n, g = 2000, np.random.default_rng(0)
     starts = AroundBox().starts(np.zeros(n, int), np.full(n, 1000), np.full(n, 1000), 512, g)
@@ -129,6 +147,43 @@ def test_a_batch_is_what_the_store_has_at_that_place(forest):
             }
             own = set(rows.labels.iloc[i]) if rows.source.iloc[i] == "curated" else set()
             assert {competition.classes[k] for k in np.flatnonzero(y.labels[j])} == heard | own
+
+
+@pytest.mark.parametrize("crops", [AroundBox(shift=(8, 40)), CallAt(at=(8, 16, 64))], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize("step", [1, 4])
+def test_frame_targets_are_the_times_of_the_boxes(forest, crops, step):
+    competition, rows, store = forest
+    loader, rate = loader_of(forest, crops=crops, target_step=step, batch_size=64), store.frame_rate
+    (_, y), some = next(iter(loader)), 0
+    assert y.frames.shape == (64, 4, 128 // step)
+    for j in range(64):
+        row, s = rows.iloc[loader.order[j]], int(loader.starts[j, 0])
+        wanted = np.zeros((4, 128))
+        for o in rows[(rows.recording == row.recording) & (rows.source == "curated")].itertuples():
+            k = competition.classes.index(o.labels[0])
+            if y.labels[j, k] and (row.source == "curated" or crops.negatives_overlap):
+                a, b = int(np.floor(o.start_s * rate)) - s, int(np.ceil(o.end_s * rate)) - s
+                wanted[k, max(0, a) : max(0, b)] = 1
+        np.testing.assert_array_equal(y.frames[j].numpy(), wanted.reshape(4, -1, step).max(2))
+        some += wanted.sum()
+    assert some > 100
+    negative = torch.from_numpy((rows.source.iloc[loader.order[:64]] == "negative").to_numpy())
+    if not crops.negatives_overlap:
+        assert not y.labels[negative].any() and not y.frames[negative].any()
+
+
+def test_an_epoch_of_recordings(forest):
+    "Each with a call once, and so many of those with a false positive."
+    competition, rows, _ = forest
+    draw = epoch_draw((OnePerRecording(source="curated"), OnePerRecording(source="negative", n=3)), rows)
+    used = set()
+    for epoch in range(30):
+        drawn = rows.iloc[draw(np.random.default_rng(epoch), epoch)]
+        curated, negative = (drawn[drawn.source == s] for s in ("curated", "negative"))
+        assert sorted(curated.recording) == sorted(rows[rows.source == "curated"].recording.unique())
+        assert negative.recording.nunique() == len(negative) == 3
+        used |= set(drawn.clip_id)
+    assert len(used) > 0.5 * len(rows)
 
 
 def test_only_the_own_label_if_asked(forest):
@@ -395,21 +450,18 @@ def test_the_channel_of_heights(forest, tmp_path, channel):
 
 
 def test_the_recipes_are_the_entrants():
-    full = get_recipe("rainforest2021")
-    stage = full.stages[0]
-    assert (full.n_folds, full.windows.frames, full.windows.pooling, full.crops) == (
-        5,
-        512,
-        "max",
-        AroundBox(shift=(32, 256)),
-    )
-    assert (stage.epochs, stage.lr, stage.batch_size, stage.schedule.period, stage.sampling[0].n) == (
-        50,
-        1e-3,
-        64,
-        10,
-        30,
-    )
+    full, rows = get_recipe("rainforest2021"), get_recipe("rainforest2021_rows")
+    for recipe in (full, rows):
+        stage = recipe.stages[0]
+        assert (recipe.n_folds, recipe.windows.frames, recipe.windows.pooling) == (5, 512, "max")
+        assert (stage.epochs, stage.lr, stage.batch_size, stage.schedule.period) == (50, 1e-3, 64, 10)
+    assert full.crops == CallAt(at=(32, 64, 128, 256)) and rows.crops == AroundBox(shift=(32, 256))
+    assert full.labels.negatives == "all" and rows.labels.negatives == "named"
+    assert [(s.source, s.n) for s in full.stages[0].sampling] == [("curated", None), ("negative", 30)]
+    assert rows.stages[0].sampling == (RandomSubset(source="negative", n=30),)
+    assert full.loss.as_entrant and full.loss.threshold == 0.7 and not rows.loss.as_entrant
+    assert full.model.backbone.pretrained and not rows.model.backbone.pretrained
+    assert full.stages[0].best_epoch and full.stages[0].metric == "lrap"
     assert (full.loss.clip, full.loss.peak, full.loss.pseudo, full.loss.segment) == (1, 0.5, 1, 0.5)
     assert {type(a).__name__ for a in full.augment} == {
         "SpecAugment",
@@ -426,3 +478,9 @@ def test_two_recordings_of_one_name_are_told_apart():
     paths = ["/d/a/x.ogg", "/d/b/x.ogg", "/d/b/y.ogg", "/d/b/y.ogg", "/d/c/z.wav", "/d/c/z.flac", "/e/c/z.flac"]
     whole = recordings(clip_table([f"c{i}" for i in range(7)], path=paths, labels=[("l",)] * 7, source="curated"))
     assert list(whole.clip_id) == ["a/x", "b/x", "y", "c/z.wav", "d/c/z.flac", "e/c/z.flac"] and whole.clip_id.is_unique
+
+
+def test_a_missing_file_of_weights_is_found_before_features_are_computed(forest, tmp_path):
+    with pytest.raises(AudiotagError, match="huggingface.co.*set it to nothing"):
+        open_run(tmp_path / "run", get_recipe("rainforest2021"), forest[0])
+    assert not list((tmp_path / "run").glob("store*"))

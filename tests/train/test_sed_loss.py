@@ -66,8 +66,9 @@ def in_words(loss, parts, targets, weights=None):
             else:
                 k = moments.shape[2]
                 part = moments[i, c, m * k // n : -(-(m + 1) * k // n)]
-                if not np.isnan(part).any():
-                    add("segment", cell(frame[i, c, m], part.max(), loss.gamma), w)
+                told = part[~np.isnan(part)]
+                if len(told):
+                    add("segment", cell(frame[i, c, m], told.mean(), loss.gamma), w * len(told) / len(part))
     return sum(getattr(loss, k) * (s / w if w else 0) for k, (s, w) in sums.items())
 
 
@@ -168,6 +169,65 @@ def test_mixup_of_weighted_targets_mixes_costs(share):
     _, mixed = MixUp().apply(torch.zeros(2, 1, 16, 16), y, params)
     total = lambda y: SEDLoss()(z, y).item() * y.weights.sum().item()
     assert total(mixed[:1]) == pytest.approx(share * total(y[:1]) + (1 - share) * total(y[1:]), rel=1e-5)
+
+
+def entrants_segment_loss(frame, boxes):
+    "As he writes it: each of 16 frames repeated 32 times, the cost of all 512, times the target, over all cells."
+    z, t = frame.repeat_interleave(32, 2), boxes
+    cost = t * (-z).exp().log1p() + (1 - t) * z.exp().log1p()
+    return (cost * t).mean().item()
+
+
+def entrants_pseudo_loss(frame, attention):
+    "The softmax over time goes into a cross-entropy of logits, against the frames of .7 and more of every class."
+    a = attention.softmax(2)
+    yes = (frame.sigmoid() >= 0.7).double()
+    return (yes * (-a).exp().log1p() + (1 - yes) * a.exp().log1p()).mean().item()
+
+
+def boxes_example():
+    g = torch.Generator().manual_seed(8)
+    frame, attention = (torch.randn(3, 4, 16, generator=g).double() * 2 for _ in range(2))
+    labels, boxes = torch.zeros(3, 4), torch.zeros(3, 4, 512)
+    for i, c, first, last in ((0, 1, 100, 163), (0, 2, 500, 512), (1, 0, 0, 300)):  # the third is a false positive
+        labels[i, c], boxes[i, c, first:last] = 1, 1
+    parts = torch.cat([attention_pool(frame, attention)[..., None], frame, attention], 2)
+    return frame, attention, parts, Targets(labels, frames=boxes)
+
+
+def test_parity_with_the_entrants_segment_and_pseudo_loss():
+    frame, attention, parts, y = boxes_example()
+    tiny = dict(clip=1e-12, peak=0.0, threshold=0.7, as_entrant=True)
+    segment = SEDLoss(pseudo=0.0, segment=1.0, **tiny)(parts, y)
+    assert segment.item() == pytest.approx(entrants_segment_loss(frame, y.frames.double()), rel=1e-5)
+    mixed = y.mixed(y[[1, 2, 0]], lambda own, others: 0.7 * own + 0.3 * others)
+    segment = SEDLoss(pseudo=0.0, segment=1.0, **tiny)(parts, mixed)
+    assert segment.item() == pytest.approx(entrants_segment_loss(frame, mixed.frames.double()), rel=1e-5)
+    pseudo = SEDLoss(pseudo=1.0, segment=0.0, **tiny)(parts, y)
+    assert pseudo.item() == pytest.approx(entrants_pseudo_loss(frame, attention), rel=1e-5)
+
+
+def test_frames_are_pulled_up_inside_their_box_and_nowhere_else_if_only_boxes_count():
+    "It fails where the times are ignored: then labelled classes have no gradient, or all of their frames have one."
+    frame, attention, parts, y = boxes_example()
+    z = parts.clone().requires_grad_()
+    SEDLoss(clip=1e-12, peak=0.0, pseudo=0.0, segment=1.0, as_entrant=True)(z, y).backward()
+    slope, touched = z.grad[:, :, 1:17], y.frames.view(3, 4, 16, 32).mean(3)
+    assert (slope[touched == 0].abs() < 1e-9).all() and (slope[touched == 1] < -1e-7).all()
+    whole = z.grad[0, 1, 1 + 4].item()  # frames 128 to 159 lie in the box: -(1 - p) of 32 of 3·4·512 cells
+    assert whole == pytest.approx(-(1 - frame[0, 1, 4].sigmoid().item()) * 32 / (3 * 4 * 512), rel=1e-4)
+
+
+def test_frames_of_a_known_label_are_up_in_the_box_and_down_outside():
+    "By default; of an absent class they are down everywhere, of an unknown one nothing moves."
+    _, _, parts, y = boxes_example()
+    weights = torch.ones(3, 4)
+    weights[2, :3] = 0
+    z = parts.clone().requires_grad_()
+    SEDLoss(clip=1e-12, peak=0.0, pseudo=0.0, segment=1.0)(z, Targets(y.labels, weights, y.frames)).backward()
+    slope, inside = z.grad[:, :, 1:17], y.frames.view(3, 4, 16, 32).mean(3)
+    assert (slope[inside == 1] < 0).all() and (slope[weights == 0].abs() == 0).all()
+    assert (slope[(inside == 0) & (weights > 0)[..., None]] > 0).all()
 
 
 def test_it_trains_a_network_that_learns_when():
