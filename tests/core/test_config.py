@@ -7,13 +7,14 @@ import pytest
 
 from audiotag.audio.io import ReadOptions
 from audiotag.core import config
-from audiotag.core.config import Config, config_from_dict
+from audiotag.core.config import Config, config_from_dict, require_same, set_fields
 from audiotag.core.errors import AudiotagError
-from audiotag.data.crops import CropSettings
+from audiotag.data.crops import AroundBox, CropSettings
 from audiotag.data.sampling import MixPartners, RandomSubset
 from audiotag.infer.ensemble import EnsembleMethod, EqualWeights
 from audiotag.infer.recordings import LoaderOptions
 from audiotag.train.pseudo import PseudoLabelRule
+from audiotag.train.recipes import get_recipe
 from audiotag.train.settings import AgreementRule
 
 RENAMED = {
@@ -76,3 +77,35 @@ def test_two_classes_never_share_a_word():
     assert named("__main__").kind == "Plain2"  # in a notebook one tries a class before it is exported
     for kind in ("Plain2", "Plain3"):
         config._kinds.pop(kind)
+
+
+def test_a_renamed_field_keeps_its_word_in_files():
+    "`min_overlap` was `beside`: files of before open, and the hash that ties stores and bundles together stays."
+    box = AroundBox(min_overlap=0.3)
+    assert box.to_dict() == {"kind": "AroundBox", "shift": [32, 256], "beside": 0.3} and box.hash == "afe57c78754f7f5b"
+    for word in ("beside", "min_overlap"):
+        assert config_from_dict({"kind": "AroundBox", word: 0.3}) == box
+        assert set_fields(AroundBox(), [(word, "0.3")]) == box
+    with pytest.raises(AudiotagError, match="AroundBox has no field 'overlap'"):
+        config_from_dict({"kind": "AroundBox", "overlap": 0.3})
+
+
+@pytest.mark.parametrize(
+    "field, text, message",
+    [
+        ("n_folds", "two", "field 'Recipe.n_folds': invalid value 'two': give a whole number"),
+        ("stages.noisy.lr", "[1]", "field 'Stage.lr': invalid value .1..: give a number"),
+        ("front_end.scaling", "small", "settings of the kind Standardize, MinMax, .* or null"),
+        ("windows.hop", "1000", "field 'Windows.hop': invalid value 1000: give 1 to `frames`"),
+    ],
+)
+def test_an_invalid_value_is_told_in_words(field, text, message):
+    with pytest.raises(AudiotagError, match=message):
+        set_fields(get_recipe("freesound2019"), [(field, text)])
+
+
+def test_stages_that_differ_are_named():
+    recipe = get_recipe("freesound2019")
+    changed = set_fields(recipe, [("stages.agreed.epochs", "3")])
+    with pytest.raises(AudiotagError, match="other settings: stages.agreed.epochs is 40 there and 3 here"):
+        require_same(recipe, changed, where="run")
