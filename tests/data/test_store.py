@@ -593,6 +593,36 @@ def test_error_bounds(dtype):
     assert decode(*encode(x, dtype), (2, 3)).shape == (2, 3, 7)
 
 
+PROMISED_DB = {"float32": 140, "float16": 60, "int16": 80, "uint8": 30}  # signal to noise of noise, whatever its level
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+def test_what_is_kept_does_not_depend_on_the_level(tmp_path, dtype, subtype):
+    "Training hears what inference hears: from 0 to -120 dB, the numbers of the store lose less than they promise."
+    noise = np.random.default_rng(3).standard_normal(2000)
+    levels = range(0, 130, 10)
+    for db in levels:
+        sf.write(tmp_path / f"{db}.wav", noise / np.abs(noise).max() * 0.999 * 10 ** (-db / 20), RATE, subtype=subtype)
+    names = [f"{db}.wav" for db in levels]
+    clips = pd.DataFrame({"clip_id": names, "path": [tmp_path / name for name in names]})
+    store = build(clips, tmp_path / "store", front_end=Waveform(sample_rate=RATE), dtype=dtype)
+    for name in names:
+        heard = store.front_end.read_features(tmp_path / name).ravel().astype(np.float64)
+        error = store[name].ravel() - heard
+        assert np.square(error).sum() <= np.square(heard).sum() * 10 ** (-PROMISED_DB[dtype] / 10), name
+        assert subtype != "PCM_16" or dtype not in ("int16", "float32") or not error.any(), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [0.0, 1e-45, -1e-40, 1e-30, 2**-126, -(2**-15), 32767 / 32768, -1.0, 1.0])
+def test_extreme_levels(dtype, value):
+    x = np.float32([[value, value / 2, 0]])
+    codes, scale, zero = encode(x, dtype)
+    assert np.isfinite([scale, zero]).all() and scale > 0
+    assert np.abs(decode(codes, scale, zero, (1,)) - x).max() <= abs(value) / 250 + 2.0**-126
+
+
 def test_a_wave_of_16_bits_comes_back_bit_for_bit(tmp_path):
     wave = np.r_[np.int16([-32768, 32767, 0, 1, -1]), sound(3, 1)]
     sf.write(tmp_path / "a.wav", wave, RATE)
