@@ -134,12 +134,29 @@ def _network_settings(d, where: str) -> Config:
     return spec
 
 # %% ../../nbs/infer/05_bundle.ipynb #d6258c03
+_RANDOM_FILLS = {"normal_", "uniform_", "random_", "bernoulli_", "exponential_", "erfinv_", "log_normal_", "cauchy_"}
+
+
+def _without_random_fills():
+    """A mode of torch in which tensors on the meta device are not filled with random numbers: torch would load its
+    compiler for that, which takes longer than all other steps of opening a bundle together."""
+    from torch.overrides import TorchFunctionMode
+
+    class WithoutRandomFills(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if getattr(function, "__name__", "") in _RANDOM_FILLS and args and args[0].is_meta:
+                return args[0]
+            return function(*args, **(kwargs or {}))
+
+    return WithoutRandomFills()
+
+
 def _build_on_meta(model: Config, n_classes: int) -> tuple:  # the network on torch's meta device, and {name: shape}
     "Build a network without allocating memory for its weights."
     import torch
 
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _without_random_fills():
             net = model.build(n_classes)
     except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError, RecursionError) as e:
         error = AudiotagError(f"{type(model).__name__} cannot be built ({e})", field="model")

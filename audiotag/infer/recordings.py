@@ -440,8 +440,9 @@ def prefetch_map(
             future.cancel()
         for _ in threads:
             tasks.put(None)
+        end = time.monotonic() + 1
         for thread in threads:
-            thread.join(timeout=1)
+            thread.join(timeout=max(0, end - time.monotonic()))
 
 # %% ../../nbs/infer/08_recordings.ipynb #af374c27
 def _file_size(path) -> int:

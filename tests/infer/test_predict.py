@@ -1029,6 +1029,52 @@ def test_a_disk_that_hangs_does_not_hang_us(comp, bundle, tmp_path, monkeypatch)
     )
 
 
+def test_opening_a_bundle_loads_no_compiler(bundle):
+    code = "import sys; from audiotag.infer.bundle import open_bundle; open_bundle(sys.argv[1]); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(bundle)], capture_output=True, text=True, check=True)
+    assert "torch" in done.stdout.split() and not {"torch._dynamo", "sympy", "triton"} & set(done.stdout.split())
+
+
+def test_no_network_is_opened_where_that_would_outlast_the_time(data, bundle, comp, tmp_path):
+    "Nor is torch loaded; the limit is a share of what the process itself has needed for the first file."
+    code = (
+        "import sys, time; from audiotag.infer.predict import *; from audiotag.infer.deadline import *\n"
+        "competition = first_submission(*sys.argv[1:])\n"
+        "limit = 2.8 * (time.monotonic() - process_started())\n"  # of which one has passed, and .3 stay unused
+        "r = infer(sys.argv[1], competition, sys.argv[3], deadline=Deadline(limit, started='process'))\n"
+        "print(r.members, len(r.left_out), r.seconds < limit, 'torch' in sys.modules)"
+    )
+    words = [sys.executable, "-c", code, str(bundle), str(data), str(tmp_path / "s.csv")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "3", "True", "False"]
+    assert not refused(check_submission(tmp_path / "s.csv", comp))
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity")
+def test_short_deadlines_on_one_core_with_four_others_busy(data, bundle, comp, tmp_path):
+    core = {min(os.sched_getaffinity(0))}
+    busy = [
+        subprocess.Popen([sys.executable, "-c", f"import os; os.sched_setaffinity(0, {core})\nwhile True: pass"])
+        for _ in range(4)
+    ]
+    run = "import os, sys; os.sched_setaffinity(0, %r); from audiotag.cli import main; sys.exit(main())" % core
+    walls = {}
+    try:
+        for limit in (0.01, 10):
+            out = tmp_path / f"{limit}.csv"
+            words = ["infer", "--bundle", bundle, "--data", data, "--out", out, "--deadline", limit]
+            begin = time.monotonic()
+            done = subprocess.run([sys.executable, "-c", run, *map(str, words)], capture_output=True, text=True)
+            walls[limit] = time.monotonic() - begin
+            assert done.returncode == 0 and not refused(check_submission(out, comp)), done.stderr
+    finally:
+        for p in busy:
+            p.kill()
+    # no faster than the first file can be there
+    assert all(wall < max(limit, 1.5 * walls[0.01]) for limit, wall in walls.items()), walls
+
+
 # --- kills ----------------------------------------------------------------------------------------
 
 KILLS = """
