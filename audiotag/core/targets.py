@@ -92,3 +92,27 @@ class Targets:
         total = mix_frames(own, others)
         frames = mix_frames(self.frames.nan_to_num() * own, other.frames.nan_to_num() * others)
         return Targets(labels, weights, torch.where(total > 0, frames / total.clamp(min=1e-8), torch.nan))
+
+    def united(
+        self,
+        other: "Targets",  # of the same shape, with the same parts
+    ) -> "Targets":
+        "The targets of two sounds that are heard at once: a class of either is there, and is absent if both know so."
+        if self.weights is None:
+            frames = None if self.frames is None else _union(self.frames, other.frames)
+            return Targets(_union(self.labels, other.labels), None, frames)
+        a, b = (o.labels.masked_fill(o.weights <= 0, torch.nan) for o in (self, other))
+        labels, larger = _union(a, b), b.nan_to_num(-1) > a.nan_to_num(-1)
+        weights = torch.where(larger, other.weights, self.weights)
+        weights = torch.where(labels > 0, weights, torch.minimum(self.weights, other.weights))
+        frames = None
+        if self.frames is not None:
+            a, b = (o.frames.masked_fill((o.weights <= 0)[..., None], torch.nan) for o in (self, other))
+            frames = _union(a, b)
+        return Targets(labels.nan_to_num(), weights.masked_fill(labels.isnan(), 0), frames)
+
+
+def _union(a, b):
+    "The larger of two labels; unknown where one of them is unknown and the other does not say that there is a sound."
+    larger = torch.fmax(a, b)
+    return larger.masked_fill((a.isnan() | b.isnan()) & ~(larger > 0), torch.nan)

@@ -8,6 +8,7 @@ from audiotag.augment.mixing import AddClips, TimeCutMix
 from audiotag.augment.recorder import FilterAugment, FreqMixStyle
 from audiotag.core.config import config_from_dict
 from audiotag.core.errors import AudiotagError
+from audiotag.core.targets import Targets
 
 
 def gen(seed=0):
@@ -162,3 +163,42 @@ def test_refuses_bad_settings(make):
     with pytest.raises(AudiotagError) as e:
         make()
     assert e.value.fix
+
+
+def targets_of(n, frames=50):
+    g = gen(3)
+    labels = (torch.rand(n, 5, generator=g) < 0.5).float()
+    weights = (torch.rand(n, 5, generator=g) < 0.7).float()
+    times = (torch.rand(n, 5, frames, generator=g) < 0.3).float() * labels[..., None]
+    return Targets(labels, weights, times)
+
+
+def test_targets_with_weights_and_times_are_united():
+    x, _ = waves()
+    y, n = targets_of(6), 6
+    before = y.clone()
+    params = AddClips(p=1).draw(x, gen(2))
+    _, got = AddClips(max_label_sum=1.0).apply(x, y, params)
+    mixed, union = params["level_db"].isfinite(), y.united(y[params["partner"]])
+    assert mixed.any() and torch.equal(y.labels, before.labels) and torch.equal(y.frames, before.frames)
+    assert torch.equal(got.weights, torch.where(mixed[:, None], union.weights, y.weights))
+    for i in range(n):
+        if not mixed[i]:
+            assert torch.equal(got.labels[i], y.labels[i]) and torch.equal(got.frames[i], y.frames[i])
+            continue
+        scale = 1 / max(1.0, (union.labels[i] * (union.weights[i] > 0)).sum().item())
+        torch.testing.assert_close(got.labels[i], union.labels[i] * scale)
+        torch.testing.assert_close(got.frames[i], union.frames[i] * scale, equal_nan=True)
+
+
+@pytest.mark.parametrize("target", ["share", "union"])
+def test_the_times_of_a_cut_are_those_of_the_partner(target):
+    x, _ = pictures(3)
+    y = targets_of(3)
+    params = {"partner": torch.tensor([2, 0, 1]), "start": torch.tensor([5, 0, 30]), "size": torch.tensor([10, 0, 20])}
+    got = TimeCutMix(target=target).apply(x, y, params)[1]
+    for i, (j, t0, t) in enumerate(zip(*(params[k].tolist() for k in ("partner", "start", "size")))):
+        wanted = y.frames[i].clone()
+        wanted[:, t0 : t0 + t] = y.frames[j][:, t0 : t0 + t]
+        known = (y.weights[i] > 0) & (y.weights[j] > 0)
+        assert torch.equal(got.frames[i][known], wanted[known])

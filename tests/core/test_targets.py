@@ -69,3 +69,26 @@ def test_stacked_indexed_and_moved(frames):
 def test_parts_that_do_not_fit(parts):
     with pytest.raises(AudiotagError, match="one for each label"):
         Targets(torch.ones(2, 3), **parts)
+
+
+def test_two_sounds_heard_at_once():
+    "A class of either is there, in full; for it to be absent, both have to know."
+    unknown = float("nan")
+    own = Targets(torch.tensor([1.0, 0.0, 0.0, 0.3, 0.0]), torch.tensor([0.5, 1.0, 1.0, 1.0, 0.0]))
+    other = Targets(torch.tensor([0.0, 0.0, 0.0, 0.6, 1.0]), torch.tensor([1.0, 0.4, 0.0, 0.7, 0.0]))
+    for a, b in ((own, other), (other, own)):
+        both = a.united(b)
+        assert both.weights.tolist() == pytest.approx([0.5, 0.4, 0.0, 0.7, 0.0])
+        assert both.labels[both.weights > 0].tolist() == pytest.approx([1.0, 0.0, 0.6])
+    plain = Targets(torch.tensor([1.0, 0.0, unknown])).united(Targets(torch.tensor([unknown, unknown, unknown])))
+    assert plain.labels[0] == 1 and plain.labels[1:].isnan().all() and plain.weights is None
+
+
+def test_frames_of_two_sounds_heard_at_once():
+    a, b = example(1), example(2)
+    both = a.united(b)
+    known = (a.weights > 0) & (b.weights > 0)
+    assert torch.equal(both.frames[known], torch.maximum(a.frames, b.frames)[known])
+    one = (a.weights > 0) & (b.weights <= 0)
+    assert one.any() and (both.frames[one].isnan() | (both.frames[one] == 1)).all()
+    assert torch.equal(both.frames[one] == 1, a.frames[one] == 1)
