@@ -36,4 +36,5 @@ def progress(
         if now - last >= every or (n == total and now - start >= every):
             last, rate = now, n / max(now - start, 1e-9)
             left = f", {(total - n) / rate:.0f} s left" if total else ""
-            say(f"{label}: {n}{f'/{total}' if total else ''} {unit}, {rate:.1f} {unit}/s{left}")
+            speed = f"{rate:.1f} {unit}/s" if rate >= 0.1 else f"{1 / rate:.0f} s each"
+            say(f"{label}: {n}{f'/{total}' if total else ''} {unit}, {speed}{left}")

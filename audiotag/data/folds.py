@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAINING', 'GROUP_BY', 'COMPARED_HOURS', 'COMPARED_PAIRS', 'check_folds', 'Grouped', 'join_groups', 'assign_folds',
-           'fold_table', 'plot_folds']
+           'given_folds', 'with_groups', 'make_folds', 'fold_table', 'plot_folds']
 
 # %% ../../nbs/data/03_folds.ipynb #43a56f92
 from collections import Counter
@@ -13,6 +13,7 @@ import numpy as np, pandas as pd
 from ..audio.fingerprint import near_duplicates
 from ..audio.io import audio_info
 from ..core.errors import AudiotagError
+from .competitions import read_table
 from ..core.progress import say
 from ..core.seeding import derive_seed
 from .competitions import recordings
@@ -228,6 +229,46 @@ def assign_folds(
     out = clips.assign(fold=np.where(train, clips.group.map(dict(zip(counts.index, fold))), -1).astype(int))
     _log_rare_labels(out, n_folds)
     return check_folds(out)
+
+# %% ../../nbs/data/03_folds.ipynb #5a120002
+def given_folds(
+    clips: pd.DataFrame,  # a clip table
+) -> pd.DataFrame | None:  # a copy with folds 0 … n-1; None unless every training clip has a fold
+    "The folds that a layout gives. A group in several folds goes to that of its first clip, which is logged."
+    train = clips.source.isin(TRAINING)
+    if not train.any() or (clips.fold[train] < 0).any():
+        return None
+    first = clips[train].drop_duplicates("group").set_index("group").fold
+    fold = clips.group.map(first).where(train, -1).astype(int)
+    if moved := int((fold[train] != clips.fold[train]).sum()):
+        say(f"folds: {moved} clips move to the given fold of the first clip of their group")
+    numbers = {f: i for i, f in enumerate(sorted(set(fold[train])))}
+    return check_folds(clips.assign(fold=fold.map({**numbers, -1: -1}).astype(int)))
+
+
+def with_groups(
+    clips: pd.DataFrame,  # a clip table, not changed
+    path,  # csv of clip_id and group, such as the groups.csv of `audiotag check-cv`
+) -> pd.DataFrame:
+    "Give clips the groups of a file; raises `AudiotagError` if it names none of them."
+    table = read_table(path, columns=["clip_id", "group"])
+    group = dict(zip(table.clip_id, table.group))
+    if not set(group) & set(clips.clip_id):
+        raise AudiotagError("names no clip of this competition", file=path, field="clip_id", fix="is it of this run?")
+    return clips.assign(group=[group.get(c) or g for c, g in zip(clips.clip_id, clips.group)])
+
+
+def make_folds(
+    clips: pd.DataFrame,  # a clip table, not changed
+    *,
+    n_folds: int,
+    seed: int,
+) -> pd.DataFrame:  # a copy with folds
+    "The given folds if their number is `n_folds`, or else those of `assign_folds`."
+    given = given_folds(clips)
+    if given is not None and given.fold.max() + 1 == n_folds:
+        return given
+    return assign_folds(clips, n_folds=n_folds, seed=seed)
 
 # %% ../../nbs/data/03_folds.ipynb #46a4c619
 def _log_rare_labels(clips, n_folds):

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'FAMILIES', 'NEVER', 'Step', 'Smooth', 'NeighbourMax', 'Halve', 'FileMax', 'Power', 'apply_steps',
-           'steps_named', 'Blend', 'cannot_change', 'same_order', 'Tuned', 'tune', 'Thresholds']
+           'steps_named', 'step_word', 'Blend', 'cannot_change', 'same_order', 'Tuned', 'tune', 'Thresholds']
 
 # %% ../../nbs/infer/04_postprocess.ipynb #be978b50
+import json
 from dataclasses import dataclass
 import numpy as np, pandas as pd
 from ..core.errors import AudiotagError, require_name
 from ..core.config import Config, set_fields
+from ..core.progress import progress
 from .ensemble import Combiner
 
 # %% ../../nbs/infer/04_postprocess.ipynb #f49b7f93
@@ -162,11 +164,19 @@ def steps_named(
         return ()
     out = []
     for word in words:
-        name, _, change = word.partition(":")
+        name, *changes = word.split(":")
         require_name(name, STEPS, "after", "step")
-        field, _, value = change.partition("=")
-        out.append(set_fields(STEPS[name], [(field, value)] if change else []))
+        pairs = [change.partition("=") for change in changes]
+        out.append(set_fields(STEPS[name], [(field, value) for field, _, value in pairs]))
     return tuple(out)
+
+
+def step_word(step: Step) -> str:
+    "The word for a step that `steps_named` and `--postprocess` take."
+    name = next(k for k, default in STEPS.items() if type(default) is type(step))
+    given, usual = step.to_dict(), STEPS[name].to_dict()
+    fields = (f":{k}={json.dumps(v, separators=(',', ':'))}" for k, v in given.items() if v != usual[k])
+    return name + "".join(fields)
 
 # %% ../../nbs/infer/04_postprocess.ipynb #04d12109
 @dataclass(frozen=True, kw_only=True)
@@ -313,7 +323,8 @@ def tune(
         return value(t, both[:, n_classes:]) - value(t, both[:, :n_classes])
 
     out_of_fold, in_sample, rows, steps = p, p, [], ()  # in_sample: all recordings by one choice
-    for name, family in (FAMILIES if families is None else families).items():
+    families = FAMILIES if families is None else families
+    for name, family in progress(families.items(), label="tune", unit="kinds of steps", total=len(families)):
         useful = [o for o in family if not cannot_change(o, metric)]
         before, after, chosen = out_of_fold, out_of_fold.copy(), []
         for k in numbers:
@@ -338,7 +349,7 @@ def tune(
         final = _best_step(useful, in_sample, truth, group, value)
         if final and row["gain"] > 0:
             steps, in_sample, out_of_fold = (*steps, final), final(in_sample, group), after
-            row["kept"] = str(final)
+            row["kept"] = step_word(final)
         rows.append(row)
     return Tuned(steps, pd.DataFrame(rows).set_index("step"), out_of_fold)
 

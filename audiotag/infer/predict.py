@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LABEL_COLUMNS', 'Submission', 'peek_prior', 'bundle_classes', 'bundle_layout', 'load_test', 'first_submission',
-           'first_prior', 'class_order', 'MemberRun', 'expected_gain', 'iter_windows', 'iter_batches',
+           'template_name', 'first_prior', 'class_order', 'MemberRun', 'expected_gain', 'iter_windows', 'iter_batches',
            'ScoreAccumulator', 'predict_batch', 'ensemble_scores', 'combined_scores', 'Report', 'steps_in_time_order',
            'sealed_steps', 'check_labels_file', 'sealed_thresholds', 'write_labels', 'subsample_windows', 'member_runs',
            'opening_seconds', 'time_member', 'handle_sigterm', 'Inference', 'infer']
@@ -19,6 +19,7 @@ import numpy as np, pandas as pd
 from .bundle import LARGEST, Bundle, Ensemble, Member, open_bundles
 from .deadline import Candidate, Deadline, MemberState, Pace, Plan, as_deadline, process_started
 from ..data.competitions import Competition, layout_of, layouts, load_competition, match_names
+from ..data.layout_file import FolderLayout, KnownLayout
 from ..core.errors import AudiotagError, a_few
 from ..core.config import config_from_dict
 from ..core.files import clear_leftovers, hold_signals, read_regular, write_json, write_text
@@ -119,11 +120,17 @@ def bundle_classes(
 
 def bundle_layout(
     bundle,  # a folder, or several
-) -> str:
+):  # its name, or a `FolderLayout`
     "The competition layout that a bundle was made for, for `load_competition`; '' where it names none that is known."
     try:
         about = _peek_json(_as_list(bundle)[0])
-        return next(part["layout"] for part in (about, *about.get("parts", [])) if part.get("layout") in layouts())
+        for named in (part.get("layout") for part in (about, *about.get("parts", []))):
+            if isinstance(named, dict):
+                named = config_from_dict(named, where="bundle.json")
+            # a bundle comes from strangers: it may not name a file that is run or read
+            if isinstance(named, (FolderLayout, KnownLayout)) or named in layouts():
+                return named
+        return ""
     except Exception:  # noqa: BLE001 a broken bundle is reported when it is opened
         return ""
 
@@ -156,6 +163,16 @@ def first_submission(
         competition = load_test(bundles, data, layout)
         Submission(competition, out, first_prior(_as_list(bundles), competition.classes)).write()
     return competition
+
+
+def template_name(
+    bundle,  # a folder, or several
+) -> str:  # a pattern for `find_input`; '' if the competition has no template
+    "The name of the sample submission of the competition that a bundle was made for."
+    layout = bundle_layout(bundle)
+    if isinstance(layout, FolderLayout):
+        return layout.test.file if layout.test else ""
+    return "*submission.csv"
 
 
 def first_prior(
@@ -388,7 +405,7 @@ class Report:
     events: list = field(default_factory=list, repr=False)  # (lane, begin, end, label), seconds
 
     def __str__(self):
-        limit = f" of {self.limit:.0f}" if self.limit else ""
+        limit = f" (limit: {self.limit:.0f} s)" if self.limit else ""
         head = f"{self.path}: {self.rows} rows, {self.scored} scored by {self.members} networks in {self.seconds:.0f} s"
         return "\n".join([head + limit, *self._member_lines(), *self._timing_lines(), *self.notes])
 
@@ -891,7 +908,7 @@ class Inference:
         if now - self.last_progress < every:
             return
         self.last_progress = now
-        left = f", {self.deadline.left():.0f} s left" if self.report.limit else ""
+        left = f"; the deadline is in {self.deadline.left():.0f} s" if self.report.limit else ""
         say(
             f"inference: {m.name}, {scored} of about {max(scored, m.windows):.0f} windows, "
             f"{1 / max(m.pace.recent_per_window, 1e-9):.0f} windows/s; "
@@ -951,7 +968,7 @@ def infer(
     data,  # folder of the competition, or a loaded `Competition`
     out="submission.csv",
     *,
-    layout: str | None = None,  # how the folder is read; None: as the bundle says
+    layout=None,  # how the folder is read, as for `load_competition`; None: as the bundle says
     deadline=None,  # a `Deadline`; or '90min' or seconds, counted from this call; None: no limit
     precision: str = "best",  # as for `open_members`
     weights=None,  # one number per bundle; None: every member counts the same

@@ -10,6 +10,8 @@ __all__ = ['PLACEHOLDER_OWNER', 'MAX_FILES', 'MAX_BYTES', 'slug_of', 'dataset_me
 # %% ../../nbs/kaggle/02_pack.ipynb #c4842ce7
 import hashlib, json, re
 from pathlib import Path
+from ..core.config import Config
+from ..data.layout_file import PythonLayout
 from ..core.errors import AudiotagError, a_few
 from ..core.files import atomic_folder, file_sha256, read_json, write_json
 from ..core.progress import say
@@ -394,8 +396,15 @@ The files are safetensors and JSON; opening them runs no code. With the audiotag
 
     from audiotag.infer.predict import infer
     from audiotag.kaggle.paths import find_input
-    infer(find_input('{slug}', sentinel='bundle.json'), find_input('THE-COMPETITION', sentinel='sample_submission.csv'))
+    infer(find_input('{slug}', sentinel='bundle.json'), find_input('THE-COMPETITION'))
 """
+
+# %% ../../nbs/kaggle/02_pack.ipynb #5a130001
+def _sealed(layout):
+    "A recipe's layout for bundle.json: Python code stays at home, but what it gave for the test clips does not."
+    if isinstance(layout, PythonLayout):
+        layout = layout.test or f"{Path(layout.path).name} (a Python file)"
+    return layout.to_dict() if isinstance(layout, Config) else layout
 
 # %% ../../nbs/kaggle/02_pack.ipynb #b34ee97d
 def pack_weights(
@@ -442,7 +451,12 @@ def pack_weights(
             model=recipe.model,
             members=members,
             prior=class_prior(run.clips, run.classes),
-            about={"recipe": recipe.hash, "layout": recipe.layout, "competition": run.competition, "oof": scores}
+            about={
+                "recipe": recipe.hash,
+                "layout": _sealed(recipe.layout),
+                "competition": run.competition,
+                "oof": scores,
+            }
             | ({"after": [s.to_dict() for s in after]} if after else {})
             | ({"thresholds": chosen.to_dict()} if chosen else {}),
             extra=files,

@@ -232,5 +232,5 @@ The files are safetensors and JSON; opening them runs no code. With the audiotag
 
     from audiotag.infer.predict import infer
     from audiotag.kaggle.paths import find_input
-    infer(find_input('{slug_of(folder.name)}', sentinel='bundle.json'), find_input('THE-COMPETITION', sentinel='sample_submission.csv'))
+    infer(find_input('{slug_of(folder.name)}', sentinel='bundle.json'), find_input('THE-COMPETITION'))
 """

@@ -92,7 +92,7 @@ class HiddenTest:
     "A hidden test: its folder, its template, and its faulty files."
 
     test: Path  # folder with the files
-    template: Path  # csv
+    template: Path | None  # csv; None if the competition has none
     folder_name: str  # path of the test folder within the competition's folder
     template_name: str
     public: int = 0  # number of files in the public test
@@ -122,7 +122,10 @@ def test_folder(competition: Competition) -> Path:
     return usual[0]
 
 
-def _template_file(competition: Competition) -> Path:
+def _template_file(competition: Competition) -> Path | None:
+    "The sample submission of a competition; None if its layout says that there is none."
+    if competition.template_file is not None:
+        return competition.root / competition.template_file if competition.template_file else None
     for name in ("sample_submission.csv", "submission.csv"):
         if (competition.root / name).is_file():
             return competition.root / name
@@ -143,15 +146,16 @@ def hidden_test(
     names = sorted({Path(p).name for p in competition.of("test").path if p and Path(p).is_file()})
     made = HiddenTest(
         folder / "test",
-        folder / template.name,
+        folder / template.name if template else None,
         str(public.relative_to(competition.root)),
-        template.name,
+        str(template.relative_to(competition.root)) if template else "",
         public=len(names),
     )
     made.test.mkdir(parents=True)
     if empty:
         write_text(made.test / "readme.txt", "The test files are here when the notebook is run again.\n")
-        shutil.copyfile(template, made.template)
+        if template:
+            shutil.copyfile(template, made.template)
         return made
     n = files if files is not None else max(round(times * len(names)), len(names) + len(FAULTS))
     if n < 1:
@@ -162,7 +166,8 @@ def hidden_test(
         FAULTS[fault](made.test / name, g, public / names[0] if names else None)
         made.faults[name] = fault
     made.files = n
-    _write_template(made, competition, names)
+    if template:
+        _write_template(made, competition, names)
     return made
 
 # %% ../../nbs/rehearse/03_hidden_test.ipynb #6c27b034

@@ -12,7 +12,7 @@ from functools import lru_cache
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from ..infer.deadline import seconds_of
-from ..infer.predict import handle_sigterm
+from ..infer.predict import bundle_layout, handle_sigterm
 from ..data.competitions import Competition, load_competition
 from ..core.errors import AudiotagError, a_few, require_name
 from ..core.files import claim_folder, locked, read_json, write_json, write_text
@@ -191,7 +191,9 @@ def _list_mounts(root: Path, made, bundles, slug: str, mount_layout: str) -> lis
     else:
         home = base / slug
         targets = [base / _bundle_name(b).split("/")[1] for b in bundles]
-    hidden = [(made.test, home / made.folder_name), (made.template, home / made.template_name)]
+    hidden = [(made.test, home / made.folder_name)]
+    if made.template:
+        hidden.append((made.template, home / made.template_name))
     return [(root, home), *hidden, *zip(bundles, targets)]
 
 
@@ -210,10 +212,12 @@ def _link_tree(source: Path, target: Path, covers: dict):
 
 def _link_mounts(folder: Path, mounts) -> Path:  # the competition's root in it
     "Recreate the mounts as links below `folder`: for `check_submission`, and for machines that cannot mount."
-    (root, at), test, template, *bundles = [(Path(source), Path(inside)) for source, inside in mounts]
+    (root, at), *others = [(Path(source), Path(inside)) for source, inside in mounts]
     home = folder / at.relative_to("/kaggle/input")
-    _link_tree(root, home, {inside.relative_to(at): source for source, inside in (test, template)})
-    for source, inside in bundles:
+    _link_tree(root, home, {p.relative_to(at): source for source, p in others if p.is_relative_to(at)})
+    for source, inside in others:
+        if inside.is_relative_to(at):
+            continue
         link = folder / inside.relative_to("/kaggle/input")
         link.parent.mkdir(parents=True, exist_ok=True)
         os.symlink(source, link)
@@ -234,7 +238,7 @@ class _RunSetup:
     sandbox: Sandbox
     slug: str  # the competition's folder below /kaggle/input
     python: Python
-    layout: str | None = None  # how the competition's folder is read
+    layout: object = None  # how the competition's folder is read
     mount_layout: str = "new"
     extra_packages: tuple = ()  # further distributions of the image
 
@@ -570,7 +574,7 @@ def _run_once(folder: Path, setup: _RunSetup, **test) -> RunResult:
     return result
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #81b24b8c
-def _check_outputs(result: RunResult, folder: Path, mounts, working: Path, layout: str | None):
+def _check_outputs(result: RunResult, folder: Path, mounts, working: Path, layout):
     "Check the submission against the hidden test, then delete the temporary files of the run."
     shutil.rmtree(working / _SCRATCH, ignore_errors=True)
     result.output = sorted(str(p.relative_to(working)) for p in working.rglob("*") if p.is_file())
@@ -709,7 +713,7 @@ def rehearse(
     competition,  # folder of the competition on this machine
     bundles=(),  # folders of the attached datasets: weights, wheels
     out,  # folder for the report, the executed notebooks and their outputs
-    layout: str | None = None,  # how the competition's folder is read; None: by its template
+    layout=None,  # how the competition's folder is read; None: as a bundle describes it, or by its template
     mounts: str = "new",  # Kaggle's mount layout: 'new' or 'old'
     limits: Limits = Limits(),
     times: float = 3.0,  # size of the hidden test, as a multiple of the public number of test files
@@ -723,11 +727,9 @@ def rehearse(
 ) -> Rehearsal:
     """Execute a notebook as a Kaggle kernel would, and report what went wrong; raises `AudiotagError` if it cannot be
     run."""
-    nb, comp, bundles = (
-        read_notebook(notebook),
-        load_competition(competition, layout, train=False),
-        _check_arguments(bundles, mounts),
-    )
+    nb, bundles = read_notebook(notebook), _check_arguments(bundles, mounts)
+    layout = layout or _described_layout(bundles)
+    comp = load_competition(competition, layout, train=False)
     sandbox = find_sandbox(isolation)
     python = this_python() if python is None else find_python(python)
     if parameters:
@@ -741,10 +743,16 @@ def rehearse(
         true_files = round(times * max(1, _count_public_files(comp)))
     with locked(out):
         _execute_runs(found, out, setup, dict(times=times, files=files), empty)
-        _write_report(found, out, wanted, bundles, true_files)
+        _write_report(found, out, nb, wanted, bundles, true_files)
     return found
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #ddcc9c3d
+def _described_layout(bundles):
+    "The layout of one's own that a bundle carries; None if there is none."
+    found = [bundle_layout(b) for b in bundles if (b / "bundle.json").is_file()]
+    return next((layout for layout in found if not isinstance(layout, str)), None)
+
+
 def _check_arguments(bundles, mounts) -> list:  # absolute paths of the bundles
     require_name(mounts, ("new", "old"), "mounts", "mount layout")
     if not hasattr(os, "sched_setaffinity"):
@@ -773,7 +781,19 @@ def _execute_runs(found: Rehearsal, out: Path, setup: _RunSetup, test: dict, emp
     found.runs.append(_run_once(out / "empty", setup, empty=True))
 
 
-def _write_report(found: Rehearsal, out: Path, wanted, bundles, true_files: int):
+def _renamed_weights(notebook, missing, bundles) -> list:
+    "What to write on the command line if the notebook names other datasets than the ones that were given."
+    given = [_bundle_name(b).split("/")[1] for b in bundles if (b / "bundle.json").is_file()]
+    source = "\n".join(c.source for c in code_cells(notebook))
+    out = []
+    for name in missing:
+        variable = re.search(rf"^(\w+) *= *[\"']{re.escape(name)}[\"']", source, re.M)
+        if variable and given and "wheels" not in name:
+            out.append(f"the notebook looks for {name!r}; for the given folder add --set {variable[1]}={given[0]}")
+    return out
+
+
+def _write_report(found: Rehearsal, out: Path, notebook, wanted, bundles, true_files: int):
     "Complete the report and write it as text and as JSON."
     given = {_bundle_name(b).split("/")[1] for b in bundles}
     missing = [d for d in wanted.datasets if d.split("/")[-1] not in given]
@@ -782,5 +802,6 @@ def _write_report(found: Rehearsal, out: Path, wanted, bundles, true_files: int)
     found.notes = _list_notes(found) + [note for note in map(missing_graphs, bundles) if note]
     if missing:
         found.notes.insert(0, f"the notebook names {a_few(missing)}, which was not given with --bundle")
+    found.problems += _renamed_weights(notebook, missing, bundles) if found.problems else []
     write_json(out / "report.json", found.to_dict())
     write_text(out / "report.txt", f"{found}\n")

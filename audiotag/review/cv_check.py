@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np, pandas as pd
 from ..data.competitions import targets
 from ..core.errors import AudiotagError, a_few
-from ..core.files import read_json, write_json
+from ..core.files import read_json, write_json, write_text
 from ..audio.fingerprint import join_duplicates, near_duplicates
 from ..core.metrics import METRICS, bootstrap_interval
 from .train_test_shift import explain_shift, facts_table, feature_statistics_table, separability
@@ -245,22 +245,42 @@ def _training_leaks(run):
     return rows
 
 
+def _group_columns(run, clip_metadata):
+    "Pairs of a kind of group and the group of each clip."
+    yield "group of the clip table", run.clips.group
+    by_name = groups_from_names(run.clips)
+    if by_name is not None:
+        yield "file name", by_name
+    if clip_metadata is not None:
+        known = clip_metadata.set_index("clip_id")
+        for name in known:
+            yield name, run.clips.clip_id.map(known[name])
+
+
 def group_leaks(
     run: Run,
     clip_metadata: pd.DataFrame | None = None,  # clip_id and columns to test: author, site, …
 ) -> pd.DataFrame:  # kind, groups, clips, example
     "Groups that lie in several folds, and networks that scored clips which they were trained on."
-    columns = {"group of the clip table": run.clips.group, "file name": groups_from_names(run.clips)}
-    if clip_metadata is not None:
-        known = clip_metadata.set_index("clip_id")
-        columns |= {name: run.clips.clip_id.map(known[name]) for name in known}
     rows = []
-    for kind, groups in columns.items():
-        if groups is None or not len(split := groups_across_folds(run.clips, groups)):
+    for kind, groups in _group_columns(run, clip_metadata):
+        if not len(split := groups_across_folds(run.clips, groups)):
             continue
         n_clips = int(groups.isin(split.index).sum())
         rows.append((kind, len(split), n_clips, f"{split.index[0]} in {split.iloc[0]} folds"))
     return pd.DataFrame(rows + _training_leaks(run), columns=["kind", "groups", "clips", "example"])
+
+# %% ../../nbs/review/04_cv_check.ipynb #116b1e5f
+def _joined_groups(run, groups, clip_metadata) -> pd.DataFrame:  # clip_id, group
+    "Groups that keep together what shares a group, a near-duplicate, a name, or a value of the metadata that leaks."
+    kinds = [groups, *(g for _, g in _group_columns(run, clip_metadata) if len(groups_across_folds(run.clips, g)))]
+    clips, first = run.clips.assign(group=list(groups)), {}
+    pairs = []
+    for kind in kinds:
+        for clip, value in zip(clips.clip_id, kind):
+            if isinstance(value, str) and value:
+                pairs.append((first.setdefault((id(kind), value), clip), clip))
+    return join_duplicates(clips, pd.DataFrame(pairs, columns=["a", "b"]))[["clip_id", "group"]]
 
 # %% ../../nbs/review/04_cv_check.ipynb #116b1e60
 def shift_by_source(
@@ -346,9 +366,9 @@ def _leak_advice(check):
             subject = "1 pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
             leaks.append(f"{subject} of near-duplicates {place}, such as {pairs.a.iloc[0]} and {pairs.b.iloc[0]}")
     if leaks:
-        return (
-            f"The score is too high because of leaks: {'; '.join(leaks)}: train again in a new folder, with these clips in "
-            "one group."
+        text = f"The score is too high because of leaks: {'; '.join(leaks)}"
+        return text + (
+            f": train again in a new folder with --groups {check.groups_file}." if check.groups_file else "."
         )
     apart = int(((check.duplicates["where"] == "across folds") & (check.duplicates.common_label == False)).sum())  # noqa: E712
     background = (
@@ -416,6 +436,7 @@ class CVCheck:
     shift: pd.DataFrame  # from `shift_by_source`
     reasons: pd.DataFrame  # from `shift_by_source`
     tested: bool  # whether there were test clips
+    groups_file: str = ""  # of the groups without these leaks, for `audiotag train --groups`
 
     @property
     def advice(self) -> tuple[str, str, str]:
@@ -446,16 +467,25 @@ def check_cv(
     if test is not None and len(test):
         store = run.store if run.recipe.stored == run.recipe.front_end else None
         shift, reasons = shift_by_source(clips, run.recipe.front_end, store=store, seed=run.recipe.seed)
+    leaks = group_leaks(run, clip_metadata)
+    groups_file = ""
+    alike = pairs[pairs.common_label != False]  # noqa: E712 - of objects
+    if len(leaks) or (alike["where"] == "across folds").any():
+        groups_file = str(run.folder / "groups.csv")
+        write_text(
+            groups_file, _joined_groups(run, join_duplicates(run.clips, alike).group, clip_metadata).to_csv(index=False)
+        )
     check = CVCheck(
         metric=run.recipe.metric,
         scores=score_intervals(run, groups=groups, n=n),
         gains=stage_gains(run, groups=groups, n=n),
         runs=compare_runs(run, others, n=n),
         duplicates=pairs,
-        leaks=group_leaks(run, clip_metadata),
+        leaks=leaks,
         shift=shift,
         reasons=reasons,
         tested=test is not None,
+        groups_file=groups_file,
     )
     write_json(run.folder / "trust.json", check.to_json())
     return check

@@ -319,7 +319,10 @@ def audit(
             "there are no labelled clips", file=competition.root, fix="name the folder with the training data"
         )
     pairs = near_duplicates(clips, workers=workers)
-    folded = assign_folds(join_duplicates(clips, pairs), n_folds=n_folds, seed=seed)
+    clips = join_duplicates(clips, pairs)
+    if (n_groups := clips.group.nunique()) < 2:
+        raise AudiotagError("there is one group of clips", file=competition.root, fix="an audit compares clips")
+    folded = assign_folds(clips, n_folds=min(n_folds, n_groups), seed=seed)
     readable, scores = baseline_scores(folded, competition.classes, seed=seed)
     suspects = find_suspects(readable, {"baseline": scores}, competition.classes, pairs=pairs, n=n)
     return LabelReview(readable, suspects, scores, competition.classes, name=str(competition.root))

@@ -236,10 +236,11 @@ def plot_stages(
     "The score of each stage with its bootstrap interval, and small dots for single folds. Returns the figure."
     import matplotlib.pyplot as plt
 
-    table = score_intervals(run, n=300) if scores is None else scores
+    table = score_intervals(run) if scores is None else scores
     fig, ax = plt.subplots(figsize=(4.6, 0.34 * len(table) + 0.7))
-    errors = [table.score - table.low, table.high - table.score]
-    ax.errorbar(table.score, range(len(table)), xerr=errors, fmt="o", ms=5, capsize=3, c=PALETTE[0])
+    score = table.score.to_numpy()
+    errors = [score - table.low.to_numpy(), table.high.to_numpy() - score]
+    ax.errorbar(score, range(len(table)), xerr=errors, fmt="o", ms=5, capsize=3, c=PALETTE[0])
     name = f"{run.recipe.metric} {scored_source(run)}"
     for i, stage in enumerate(run.recipe.stages):
         by_fold = [run.scores(stage.name, fold=k)[name] for k in range(run.recipe.n_folds)]
@@ -495,7 +496,7 @@ def _cross_validation_section(run, scores, check):
     "In full after `audiotag check-cv`, otherwise the part that needs no audio files."
     folds = _report_macros().folds(run.fold_notes())
     if check is None:
-        return folds + _report_macros().unchecked(run.folder, _with_titles(scores), stage_gains(run, n=300))
+        return folds + _report_macros().unchecked(run.folder, _with_titles(scores), stage_gains(run))
     tables = [(title, _check_table(name, check[name])) for name, (title, *_) in CHECK_TABLES.items() if check.get(name)]
     return folds + _report_macros().checked(check["advice"], tables)
 
@@ -530,6 +531,13 @@ def _label_review(run, check, n):
     return LabelReview(run.clips, suspects, scores, run.classes, name=f"{run.folder.name} {run.recipe.hash}")
 
 
+def _checked_intervals(check: dict, scores: pd.DataFrame) -> pd.DataFrame:
+    "The intervals of `audiotag check-cv`, which counts near-duplicates once, if they are of these very scores."
+    checked = pd.DataFrame(check["scores"]).set_index("stage")
+    same = list(checked.index) == list(scores.index) and np.allclose(checked.score, scores.score, rtol=0, atol=1e-9)
+    return checked.astype(float) if same else scores
+
+
 def report_html(
     run: Run,  # finished
     *,
@@ -538,7 +546,9 @@ def report_html(
     "The report of a run as one self-contained page. Raises `AudiotagError` if the run is not finished."
     require_finished(run)
     check_file = run.folder / "trust.json"  # of `audiotag check-cv`
-    check, scores = read_json(check_file) if check_file.exists() else None, score_intervals(run, n=300)
+    check, scores = read_json(check_file) if check_file.exists() else None, score_intervals(run)
+    if check:
+        scores = _checked_intervals(check, scores)
     sections = [
         ("Stages", _stages_section(run, scores)),
         ("Cross-validation", _cross_validation_section(run, scores, check)),

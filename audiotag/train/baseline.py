@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['clip_statistics', 'forest_scores', 'ForestScores', 'fold_forests', 'baseline_table', 'baseline_front_end',
-           'read_statistics', 'Baseline', 'run_baseline']
+           'first_sample_rate', 'read_statistics', 'Baseline', 'run_baseline']
 
 # %% ../../nbs/train/11_baseline.ipynb #8e51f325
 import math, time, warnings
@@ -19,7 +19,7 @@ from ..core.errors import AudiotagError, library_error
 from ..core.progress import progress
 from ..core.seeding import derive_seed
 from ..audio.features import FrontEnd, LogMel, Waveform, front_end_parts
-from ..data.folds import assign_folds
+from ..data.folds import given_folds, make_folds
 from ..core.metrics import metric_named
 from .run_folder import Run
 
@@ -139,7 +139,7 @@ def baseline_front_end(
     )
 
 
-def _first_sample_rate(clips) -> int:
+def first_sample_rate(clips) -> int:
     "The sample rate of the first file that can be read."
     for path in clips.path:
         try:
@@ -217,10 +217,13 @@ def run_baseline(
             file=competition.root,
             fix="load the competition with its training clips",
         )
-    front_end = front_end or baseline_front_end(_first_sample_rate(train))
+    front_end = front_end or baseline_front_end(first_sample_rate(train))
     x, readable, unreadable = read_statistics(train, front_end, workers=workers, label="training clips")
     x_new, readable_new, unreadable_new = read_statistics(test, front_end, workers=workers, label="test clips")
-    train = assign_folds(train[readable].reset_index(drop=True), n_folds=n_folds, seed=derive_seed(seed, "folds"))
+    train = train[readable].reset_index(drop=True)
+    if given_folds(train) is not None:
+        n_folds = train.fold.nunique()
+    train = make_folds(train, n_folds=n_folds, seed=derive_seed(seed, "folds"))
     results = fold_forests(
         train,
         x,

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['BIRD_INPUTS', 'recipes', 'freesound2019', 'freesound2019_waveform', 'rainforest2021', 'universal2020',
-           'universal2020_ladder', 'student_rounds', 'birdclef2024', 'get_recipe']
+           'universal2020_ladder', 'student_rounds', 'birdclef2024', 'get_recipe', 'changed', 'recipe_lines']
 
 # %% ../../nbs/train/10_recipes.ipynb #0203cdcd
 from functools import partial
+from pathlib import Path
 from ..audio.io import ReadOptions
 from ..augment.manifold import ManifoldMixUp
 from ..augment.spec import Gamma, Lighting, MixUp, SpecAugment, SpecMix, ZoomCrop
 from ..augment.wave import Gain, Noise, Shift
 from ..core.errors import AudiotagError, did_you_mean
-from ..core.config import set_fields
+from ..core.config import read_config, set_fields
 from ..data.crops import AroundBox, CallAt, CropSettings
 from ..data.sampling import InverseRoot, MixPartners, OnePerRecording, RandomSubset
 from ..audio.features import PRESETS, FixedStats, GlobalFeatures, Joined, Length, LogMel, Waveform
@@ -325,20 +326,47 @@ recipes = {
 
 
 def get_recipe(
-    name: str,  # one of `recipes`
+    name: str,  # one of `recipes`, or a file .yaml or .json with all that `to_json` writes
     *,
-    scale: str = "full",  # 'full' or 'small'
+    scale: str = "full",  # 'full' or 'small'; a file says its sizes itself
     changes=(),  # 'field=value', as on the command line
 ) -> Recipe:
-    "A recipe by name with some fields changed; raises `AudiotagError` on names and values that do not exist."
-    if name not in recipes:
+    """A recipe by name, or from a file, with some fields changed; raises `AudiotagError` on names and values that do
+    not exist."""
+    from_file = Path(name).suffix in (".yaml", ".yml", ".json")
+    if not from_file and name not in recipes:
         raise AudiotagError(f"there is no recipe {name!r}", field="recipe", fix=did_you_mean(name, recipes))
     if scale not in ("full", "small"):
         raise AudiotagError(f"there is no scale {scale!r}", field="scale", fix="choose 'full' or 'small'")
+    recipe = read_config(name) if from_file else recipes[name](scale)
+    if not isinstance(recipe, Recipe):
+        raise AudiotagError(f"describes a {recipe.kind} and no recipe", file=name, fix="begin with `audiotag recipe`")
+    return changed(recipe, changes)
+
+
+def changed(
+    recipe: Recipe,  # not changed
+    changes=(),  # 'field=value', as on the command line
+) -> Recipe:
+    "A recipe with some fields changed; raises `AudiotagError` on fields and values that do not exist."
     pairs = [change.partition("=") for change in changes]
     for field, equals, _ in pairs:
         if not equals:
             raise AudiotagError(
                 f"{field!r} is not of the form field=value", field="set", fix="for example stages.noisy.epochs=3"
             )
-    return set_fields(recipes[name](scale), [(field.strip(), value.strip()) for field, _, value in pairs])
+    return set_fields(recipe, [(field.strip(), value.strip()) for field, _, value in pairs])
+
+
+def recipe_lines() -> dict:  # {name: one line}
+    "What each recipe is, for a list."
+    folded = {
+        "rows80": "System 5 on the raw signal, folded as the 5th does (BirdCLEF 2024).",
+        "rows128": "System 5 on the raw signal, folded as the 4th does (BirdCLEF 2024).",
+        "rainforest2021_rows": "System 3 with an epoch of rows instead of recordings.",
+        "hybrid": "System 5 on the raw signal and the log-mel together (BirdCLEF 2024, 5th).",
+    }
+    return {
+        name: folded.get(name.removeprefix("birdclef2024_")) or getattr(make, "func", make).__doc__
+        for name, make in recipes.items()
+    }

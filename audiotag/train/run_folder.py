@@ -29,7 +29,7 @@ from ..core.memory import keep_memory
 from ..core.metrics import METRICS, per_clip_lwlrap
 from ..core.targets import Targets
 from ..data.competitions import CLIP_COLUMNS, recordings, targets
-from ..data.folds import assign_folds, join_groups
+from ..data.folds import given_folds, join_groups, make_folds
 from ..data.sampling import epoch_draw
 from ..data.store import FeatureStore
 from ..data.crops import fold_loaders, place_frames
@@ -307,12 +307,14 @@ def _data_fingerprint(clips, store) -> str:
 # %% ../../nbs/train/08_run_folder.ipynb #9d3cab97
 def _new_folds(folder: Path, clips: pd.DataFrame, recipe: Recipe, workers: int) -> pd.DataFrame:
     "Clips with groups and folds; what was found is written to `folds.json` and `duplicates.parquet`."
-    grouped = join_groups(clips, n_folds=recipe.n_folds, by=recipe.group_by, workers=workers)
+    given = given_folds(clips)
+    by = () if given is not None and given.fold.max() + 1 == recipe.n_folds else recipe.group_by
+    grouped = join_groups(clips, n_folds=recipe.n_folds, by=by, workers=workers)
     for note in grouped.notes:
         say(f"folds: {note}")
     write_json(folder / "folds.json", grouped.to_json())
     write_parquet(folder / "duplicates.parquet", grouped.pairs)
-    return assign_folds(grouped.clips, n_folds=recipe.n_folds, seed=derive_seed(recipe.seed, "folds"))
+    return make_folds(grouped.clips, n_folds=recipe.n_folds, seed=derive_seed(recipe.seed, "folds"))
 
 
 def _stored_folds(folder: Path, clips: pd.DataFrame) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from ..core.config import Config
 from ..core.metrics import METRICS
 from ..core.targets import Targets
 from ..audio.features import FrontEnd, Joined, Waveform, front_end_parts
+from ..data.layout_file import FolderLayout, KnownLayout, PythonLayout
 from ..data.competitions import target_weights
 from ..data.sampling import Sampler
 from ..data.folds import GROUP_BY
@@ -277,7 +278,8 @@ class Recipe(Config):
     "All settings of a system."
 
     name: str
-    layout: str = "freesound2019"  # how the competition's folder is read
+    # how the competition's folder is read: the name of a built-in layout, or a description of it
+    layout: str | FolderLayout | KnownLayout | PythonLayout = "freesound2019"
     front_end: FrontEnd
     model: Config  # with `build(n_classes)`
     loss: Config  # called with (logits, targets)

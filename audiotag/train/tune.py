@@ -10,6 +10,7 @@ import numpy as np, pandas as pd
 from dataclasses import dataclass
 from ..data.competitions import targets
 from ..infer.postprocess import FAMILIES, FileMax, Halve, NeighbourMax, Power, Smooth, Tuned, tune
+from ..core.progress import progress
 from .run_folder import Run
 from ..infer.windows import View, probabilities
 
@@ -32,14 +33,18 @@ def oof_windows(
     recipe, parts = run.recipe, []
     windows = recipe.windows.replace(hop=recipe.windows.frames, views=(View(),))
     curated = run.clips[run.clips.source == "curated"]
-    for k in range(recipe.n_folds):
-        clips, models = curated[curated.fold == k], [run.model(s, k) for s in stages or recipe.members]
-        for c, truth in zip(clips.clip_id, targets(clips, run.classes)):
-            inputs = run.model_inputs(c)
-            features = inputs[0][1] if isinstance(inputs, list) else inputs  # of the first view
-            x = windows.cut(features, fill=recipe.front_end.fill)
-            p = np.mean([probabilities(m, x, activation=recipe.activation) for m in models], axis=0)
-            parts.append((p, np.repeat(truth[None], len(p), 0), [c] * len(p), [k] * len(p)))
+    models_of = {}
+    order = curated.sort_values("fold", kind="stable")
+    truths = zip(order.clip_id, order.fold, targets(order, run.classes))
+    for c, k, truth in progress(truths, label="windows out of fold", total=len(order)):
+        if k not in models_of:
+            models_of = {k: [run.model(s, k) for s in stages or recipe.members]}
+        models = models_of[k]
+        inputs = run.model_inputs(c)
+        features = inputs[0][1] if isinstance(inputs, list) else inputs  # of the first view
+        x = windows.cut(features, fill=recipe.front_end.fill)
+        p = np.mean([probabilities(m, x, activation=recipe.activation) for m in models], axis=0)
+        parts.append((p, np.repeat(truth[None], len(p), 0), [c] * len(p), [k] * len(p)))
     return OOFWindows(*(np.concatenate(part) for part in zip(*parts)))
 
 # %% ../../nbs/train/13_tune.ipynb #978ff28b
