@@ -3,6 +3,7 @@
 import csv
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -254,7 +255,8 @@ def test_a_larger_hidden_test_gets_more_rows(root):
     (root / "test" / os.fsdecode(b"\xff.wav")).write_text("a name that no csv can hold")
     comp = load_competition(root)
     assert list(comp.of("test").clip_id) == [p.name for p in some] + ["00000000.wav", "1234e5678.wav", "zz.WAV"]
-    assert len(comp.notes) == 2 and "3 files" in comp.notes[0]  # and they equal another file
+    assert len(comp.notes) == 3 and "3 files" in comp.notes[1]  # and they equal another file
+    assert "readme.txt" in comp.notes[0] and "udcff.wav" in comp.notes[0]
     out = comp.submission(np.full((11, 8), 0.5))
     assert list(out.fname) == list(comp.of("test").clip_id) and list(out.columns) == list(comp.template.columns)
 
@@ -516,7 +518,7 @@ UNIVERSAL = {
     "a third column": (
         lambda r: (r / "submission.csv").write_text("\n".join(o + ",x" for o in lines(r / "submission.csv"))), "submission.csv", "columns must be"),
     "no training part": (lambda r: shutil.rmtree(r / "train"), "train", "classes are the folders"),
-    "empty training part": (lambda r: [p.unlink() for p in r.glob("train/*/*.wav")], "train", "no .wav files"),
+    "empty training part": (lambda r: [p.unlink() for p in r.glob("train/*/*.wav")], "train", "no sound files"),
     "another test": (lambda r: [p.rename(p.with_name("x" + p.name)) for p in list((r / "test").iterdir())], "submission.csv", "none of the 6 ids"),
 }  # fmt: skip
 
@@ -1003,3 +1005,65 @@ def test_clips_of_one_author_share_a_group(scapes):
     ] == clips.clip_id.iloc[-1]
     table.assign(author="one").to_csv(scapes / "train.csv", index=False)  # too few to keep them apart
     assert load_competition(scapes, "birdclef2024").of("curated").group.nunique() == len(table)
+
+
+# ---- endings ----------------------------------------------------------------------------------------------------
+
+
+def put_sound(path, k=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    x = (0.3 * np.random.default_rng(k).standard_normal(8000)).astype(np.float32)
+    kind = path.suffix.lower()[1:]
+    kinds = {
+        "opus": ("OGG", "OPUS"),
+        "mp3": ("MP3", "MPEG_LAYER_III"),
+        "ogg": ("OGG", "VORBIS"),
+        "oga": ("OGG", "VORBIS"),
+    }
+    container, subtype = kinds.get(kind, ({"aif": "AIFF", "xyz": "WAV"}.get(kind, kind.upper()), "PCM_16"))
+    sf.write(path, x, 8000, format=container, subtype=subtype)
+
+
+ENDINGS = "wav", "WAV", "flac", "FLAC", "mp3", "ogg", "Opus", "aif", "aiff", "au", "caf", "w64", "oga"
+
+
+def test_every_layout_takes_every_ending(tmp_path):
+    speech, birds, forest, fs = (tmp_path / name for name in ("speech", "birds", "forest", "fs"))
+    for i, ending in enumerate(ENDINGS):
+        put_sound(speech / "train" / "ab"[i % 2] / f"{i}.{ending}", i)
+        put_sound(speech / "test" / f"{i}.{ending}", i)
+        put_sound(birds / "test_soundscapes" / f"r{i}.{ending}", i)
+        put_sound(forest / "test" / f"r{i}.{ending}", i)
+        put_sound(fs / "test" / f"{i}.{ending}", i)
+    names = [f"{i}.{ending}" for i, ending in enumerate(ENDINGS)]
+    (speech / "submission.csv").write_text("file_name,label\n" + "".join(f"{n},a\n" for n in names[:5]))
+    (fs / "sample_submission.csv").write_text("fname,a,b\n" + "".join(f"{n},0,0\n" for n in names[:5]))
+    (birds / "sample_submission.csv").write_text("row_id,a,b\nr0_5,0,0\n")
+    (forest / "sample_submission.csv").write_text("recording_id,s0,s1\nr1,0,0\n")
+    for other in (speech / "train" / "a" / "notes.txt", *(f / "README.md" for f in (speech / "test", fs / "test"))):
+        other.write_text("not a sound")
+    for other in (birds / "test_soundscapes" / "x.csv", forest / "test" / "y.xls"):
+        other.write_text("not a sound")
+    c = load_competition(speech)
+    assert sorted(c.of("curated").clip_id) == sorted(f"{'ab'[i % 2]}/{n}" for i, n in enumerate(names))
+    assert set(c.of("test").clip_id) == set(names)
+    said = " ".join(c.notes)
+    assert "a/notes.txt" in said and "README.md" in said and "no file" not in said
+    for root, n in ((birds, len(ENDINGS)), (forest, len(ENDINGS)), (fs, len(ENDINGS))):
+        c = load_competition(root, train=False)
+        assert len(c.of("test")) == n and all(Path(p).is_file() for p in c.of("test").path), c
+        assert "left out" in " ".join(c.notes) and "no file" not in " ".join(c.notes)
+
+
+def test_an_id_that_is_a_file_is_there_whatever_its_ending(tmp_path):
+    put_sound(tmp_path / "test" / "a.xyz")
+    (tmp_path / "sample_submission.csv").write_text("fname,a,b\na.xyz,0,0\n")
+    assert not load_competition(tmp_path, train=False).notes
+
+
+def test_two_recordings_that_differ_only_in_the_ending_are_noted(tmp_path):
+    for name in ("r.ogg", "r.flac"):
+        put_sound(tmp_path / "test_soundscapes" / name)
+    (tmp_path / "sample_submission.csv").write_text("row_id,a,b\n")
+    c = load_competition(tmp_path, train=False)
+    assert list(c.of("test").clip_id) == ["r_5"] and "r.ogg is left out: r.flac" in " ".join(c.notes)
