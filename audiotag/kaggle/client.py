@@ -176,34 +176,34 @@ def wait_until_ready(
     every_s: float = 5.0,  # the longest pause between two polls; the first ones are shorter
 ):
     "Poll the state of a dataset until it is ready; raises `AudiotagError` if it fails or is not ready in time."
-    start, last_message, pauses = time.monotonic(), -1e9, _growing_pauses(every_s)
-    while True:
+    last_message = -1e9
+    for passed in _polls(wait_s, every_s):
         reply = run_kaggle("datasets", "status", ref)
         state = reply.last_line if reply.code else (reply.text.split() or ["nothing"])[-1].strip('"').lower()
-        passed = time.monotonic() - start
         if not reply.code and state == "ready":
             return
         if not reply.code and state in ("failed", "deleted", "error"):
             raise AudiotagError(
                 f"Kaggle reports {state!r}", file=ref, fix="look at the page of the dataset, then publish again"
             )
-        if passed > wait_s:
-            raise AudiotagError(
-                f"did not become ready in {wait_s:.0f} s; its last state was {state!r}",
-                file=ref,
-                fix="it may still: publish again later, or give a longer --wait",
-            )
         if passed - last_message >= 10:
             say(f"{ref}: {state}, {passed:.0f} s")
             last_message = passed
-        time.sleep(min(next(pauses), max(0.05, wait_s - passed)))
+    raise AudiotagError(
+        f"did not become ready in {wait_s:.0f} s; its last state was {state!r}",
+        file=ref,
+        fix="it may still: publish again later, or give a longer --wait",
+    )
 
 
-def _growing_pauses(longest: float):
-    "Seconds from half a second up to `longest`, each 1.5 times the one before."
-    pause = 0.5
+def _polls(wait_s: float, every_s: float):
+    "Yield the seconds that have passed, until `wait_s` are over; the pauses grow from half a second to `every_s`."
+    start, pause = time.monotonic(), 0.5
     while True:
-        yield min(pause, longest)
+        yield (passed := time.monotonic() - start)
+        if passed > wait_s:
+            return
+        time.sleep(min(pause, every_s, max(0.05, wait_s - passed)))
         pause *= 1.5
 
 # %% ../../nbs/kaggle/06_client.ipynb #46760252
@@ -220,8 +220,8 @@ def _compare_files(sent: dict, remote: dict) -> list:
 def _verify_upload(ref: str, sent: dict, before: dict | None, *, wait_s: float, every_s: float):
     """Compare what arrived with what was sent. The remote list may lag behind, so it is read again until it changes,
     and twice after that."""
-    end, pauses, retries = time.monotonic() + wait_s, _growing_pauses(every_s), 2
-    while True:
+    end, retries = time.monotonic() + wait_s, 2
+    for _ in _polls(wait_s, every_s):
         wait_until_ready(ref, wait_s=max(1, end - time.monotonic()), every_s=every_s)
         remote = remote_files(ref)
         faults = _compare_files(sent, remote)
@@ -229,10 +229,9 @@ def _verify_upload(ref: str, sent: dict, before: dict | None, *, wait_s: float, 
             return
         if remote != before:
             retries -= 1
-        if retries < 0 or time.monotonic() > end:
+        if retries < 0:
             break
         say(f"{ref}: {'still the previous version' if remote == before else faults[0] + '; checking again'}")
-        time.sleep(next(pauses))
     raise AudiotagError("; ".join(faults), file=ref, fix="publish again: that makes a new version with all files")
 
 # %% ../../nbs/kaggle/06_client.ipynb #aed51837
@@ -511,29 +510,22 @@ def follow(
 ) -> dict:  # kernel, status, why, files
     "Wait for the end of a kernel and download its log and output, even if it failed."
     kernel, _ = _resolve_kernel(target)
-    start, last_message, failed_polls, pauses = time.monotonic(), None, 0, _growing_pauses(every_s)
-    while True:
+    last_message, failed_polls = None, 0
+    for passed in _polls(wait_s, every_s):
         state, why = _kernel_status(kernel)
         failed_polls = 0 if state else failed_polls + 1
-        passed = time.monotonic() - start
         if failed_polls >= 5 or (failed_polls and "denied" in why):
             raise AudiotagError(
                 f"cannot read its status ({why})", file=kernel, fix="is the name right, and was it pushed?"
             )
         if state in ("complete", "error", "cancel_acknowledged", "cancelled"):
-            break
-        if passed > wait_s:
-            raise AudiotagError(
-                f"has not ended in {wait_s:.0f} s; its status is {state or why!r}",
-                file=kernel,
-                fix="follow it again later",
-            )
+            return {"kernel": kernel, "status": state, "why": why, "files": _download_output(kernel, Path(out))}
         if (state, int(passed // 60)) != last_message:
             say(f"{kernel}: {state or why}, {passed:.0f} s")
             last_message = (state, int(passed // 60))
-        time.sleep(min(next(pauses), max(0.05, wait_s - passed)))
-    files = _download_output(kernel, Path(out))
-    return {"kernel": kernel, "status": state, "why": why, "files": files}
+    raise AudiotagError(
+        f"has not ended in {wait_s:.0f} s; its status is {state or why!r}", file=kernel, fix="follow it again later"
+    )
 
 
 def _download_output(kernel: str, out: Path) -> list:
