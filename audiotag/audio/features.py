@@ -839,6 +839,7 @@ def _preset(**kwargs):
 
 _freesound = dict(n_fft=2560, f_max=22050.0, scaling=Standardize(), reading=ReadOptions(trim_db=60.0, pad_to_s=2.0))
 _universal = dict(sample_rate=16000, f_min=0.0, scaling=MinMax(), reading=ReadOptions(pad_to_s=1.0))
+_at_start = ReadOptions(pad_to_s=1.0, pad_at="start")
 
 PRESETS = {
     "freesound_writeup": _preset(hop_length=347, **_freesound),  # system 1, as its text says
@@ -851,7 +852,9 @@ PRESETS = {
     ),
     "global": GlobalFeatures(reading=ReadOptions(trim_db=60.0)),  # system 2, beside it; also the one-minute baseline
     "rainforest": _preset(sample_rate=32000, scaling=MinMax()),  # system 3
-    "universal_64": _preset(n_mels=64, hop_length=253, **_universal),  # system 4
+    # system 4, with 64, 128 or 224 bands; its network stretches the picture to a square
+    "universal": _preset(hop_length=512, **{**_universal, "reading": _at_start}),
+    "universal_64": _preset(n_mels=64, hop_length=253, **_universal),  # ours: frames so close that a second is square
     "universal_128": _preset(n_mels=128, hop_length=125, **_universal),
     "universal_224": _preset(n_mels=224, hop_length=71, **_universal),
     # system 5 (a)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Augment', 'require_batch', 'uniform', 'chosen', 'on_device', 'per_clip', 'at_least_float32', 'spans', 'span_mask',
-           'WaveAugment', 'Shift', 'Gain', 'Polarity', 'power', 'add_at_snr', 'Noise', 'Background', 'TimeMask']
+           'WaveAugment', 'Shift', 'Gain', 'Polarity', 'power', 'add_at_snr', 'NoiseShare', 'Noise', 'Background',
+           'TimeMask']
 
 # %% ../../nbs/augment/01_wave.ipynb #921ba746
 from dataclasses import dataclass
@@ -206,6 +207,32 @@ def add_at_snr(
     gain = (p_x / p_noise.clamp(min=torch.finfo(p_x.dtype).tiny)).sqrt() * 10 ** (-snr_db.to(p_x.dtype) / 20)
     gain = torch.where(p_noise > 0, gain, 0.0)
     return (wide + per_clip(gain, wide) * at_least_float32(noise)).to(x.dtype)
+
+# %% ../../nbs/augment/01_wave.ipynb #c0de4402
+@dataclass(frozen=True, kw_only=True)
+class NoiseShare(WaveAugment):
+    "Gaussian noise with a standard deviation that is a drawn share of the wave's; the labels stay the same."
+
+    low: float = 0.001  # least share
+    high: float = 0.3  # greatest share
+
+    def check(self):
+        super().check()
+        self.require(0 <= self.low <= self.high <= 1000, "low", "give shares from 0 up, and no more than high")
+
+    def draw(self, x, generator):
+        share = uniform((len(x),), self.low, self.high, generator)
+        return {
+            "share": torch.where(chosen(len(x), self.p, generator), share, 0.0),
+            "seed": torch.randint(2**62, (1,), generator=generator, device=generator.device),  # one for the batch
+        }
+
+    def apply(self, x, y, params):
+        (share,) = on_device(x, params, "share")
+        local, wide = torch.Generator(x.device).manual_seed(params["seed"].item()), at_least_float32(x)
+        noise = torch.randn(x.shape, generator=local, device=x.device, dtype=wide.dtype)
+        std = wide.flatten(1).std(1, correction=0)
+        return (wide + per_clip(share.to(wide.dtype) * std, wide) * noise).to(x.dtype), y.clone()
 
 # %% ../../nbs/augment/01_wave.ipynb #7974c13e
 @dataclass(frozen=True, kw_only=True)

@@ -308,7 +308,9 @@ class ScoreAccumulator:
                 continue
             views = self.incomplete.pop(row)
             if row not in errors:
-                self.scores[row] = np.mean([self.windows.pool(np.concatenate(o)) for o in views.values()], axis=0)
+                self.scores[row] = self.windows.pool_views(
+                    [self.windows.pool(np.concatenate(o)) for o in views.values()]
+                )
 
 # %% ../../nbs/infer/09_predict.ipynb #2b49bd95
 def _finite_probabilities(member, x) -> np.ndarray:

@@ -110,10 +110,14 @@ class Windows(Config):
     power: float = 2.0  # exponent of the 'power' mean; 1 is the mean, a large one is nearly the maximum
     views: tuple[View, ...] = (View(),)  # test-time augmentation; the views' scores are averaged
     train_at: str = "middle"  # position of a short clip in a training crop: 'start', 'middle', 'end' or 'random'
+    # the views' scores are averaged as 'probabilities' or, where a clip has one label, as 'logits': the softmax of their mean
+    views_mean: str = "probabilities"
 
     def check(self):
         self.require(0 < self.frames <= 10_000_000, "frames", "give a positive number of frames")
         self.require(0 < self.hop <= self.frames, "hop", "give 1 to `frames`: a longer hop would skip sound")
+        means = ("probabilities", "logits")
+        self.require(self.views_mean in means, "views_mean", did_you_mean(self.views_mean, means))
         self.require(self.pooling in POOLINGS, "pooling", did_you_mean(self.pooling, POOLINGS))
         self.require(0 < self.power <= 100, "power", "give a number above 0")
         self.require(
@@ -166,6 +170,17 @@ class Windows(Config):
     ) -> np.ndarray:  # (classes,)
         "Pool the windows' probabilities to one score per class."
         return POOLINGS[self.pooling](p, self.power)
+
+    def pool_views(
+        self,
+        p: list,  # of scores (classes,), one for each view
+    ) -> np.ndarray:  # (classes,)
+        "The score of a clip: the mean of its views, of their probabilities or of their logits."
+        if self.views_mean == "probabilities":
+            return np.mean(p, axis=0)
+        logits = np.log(np.clip(p, 1e-38, None)).mean(0)  # up to a constant, which the softmax removes
+        odds = np.exp(logits - logits.max())
+        return odds / odds.sum()
 
 # %% ../../nbs/infer/01_windows.ipynb #ae1804f3
 def batches(
@@ -228,7 +243,7 @@ def pool_clips(
     start = 0
     for clip_id, per_view in counts:
         ends = start + np.cumsum(per_view)
-        yield clip_id, np.mean([windows.pool(p[end - n : end]) for n, end in zip(per_view, ends)], axis=0)
+        yield clip_id, windows.pool_views([windows.pool(p[end - n : end]) for n, end in zip(per_view, ends)])
         start = ends[-1]
 
 

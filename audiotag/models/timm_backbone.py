@@ -14,17 +14,17 @@ from .blocks import Network, SpectrogramNet, timm_backbone
 
 # %% ../../nbs/models/05_timm_backbone.ipynb #9fc27b50
 class Resize(nn.Module):
-    "Bilinear interpolation to one size: (B, C, bands, frames) -> (B, C, *size)."
+    "Interpolation to one size: (B, C, bands, frames) -> (B, C, *size)."
 
-    def __init__(self, size: tuple):
+    def __init__(self, size: tuple, mode: str = "bilinear"):
         super().__init__()
-        self.size = tuple(size)
+        self.size, self.mode = tuple(size), mode
 
     def forward(self, x):
-        return F.interpolate(x, self.size, mode="bilinear", align_corners=False)
+        return F.interpolate(x, self.size, mode=self.mode, align_corners=False)
 
     def extra_repr(self):
-        return str(self.size)
+        return f"{self.size}, {self.mode!r}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ class Timm(Network):
     dropout: float = 0.0  # before the last layer
     pretrained: str = ""  # a .safetensors file of timm's for this name; '' starts with fresh weights
     size: tuple[int, ...] | None = None  # (bands, frames) that the spectrogram is resized to; None: not resized
+    resize: str = "bilinear"  # or 'bicubic', which gives the same numbers as OpenCV's INTER_CUBIC
 
     libraries = ("timm",)
 
@@ -50,6 +51,7 @@ class Timm(Network):
             "size",
             "give two numbers from 16 to 4096, bands and frames, or None",
         )
+        self.require(self.resize in ("bilinear", "bicubic"), "resize", "choose 'bilinear' or 'bicubic'")
 
     def _build(self, n_classes):
         body, n = timm_backbone(
@@ -60,7 +62,7 @@ class Timm(Network):
             size=self.size,
         )
         if self.size:
-            body = nn.Sequential(Resize(self.size), body)
+            body = nn.Sequential(Resize(self.size, self.resize), body)
         return SpectrogramNet(body, nn.Sequential(nn.Dropout(self.dropout), nn.Linear(n, n_classes)), self.in_channels)
 
     def features(self) -> nn.Module:
@@ -74,7 +76,7 @@ class Timm(Network):
             size=self.size,
             pool=False,
         )
-        return nn.Sequential(Resize(self.size), body) if self.size else body
+        return nn.Sequential(Resize(self.size, self.resize), body) if self.size else body
 
 
 def has_pretrained(settings) -> bool:

@@ -338,6 +338,11 @@ class Recipe(Config):
         )
         self.require(self.metric in METRICS, "metric", did_you_mean(self.metric, METRICS))
         self.require(self.activation in ("sigmoid", "softmax"), "activation", "choose 'sigmoid' or 'softmax'")
+        self.require(
+            self.activation == "softmax" or self.windows.views_mean == "probabilities",
+            "windows",
+            "choose views_mean 'probabilities', or the activation 'softmax'",
+        )
         precisions = ("auto", *PRECISIONS)
         self.require(self.precision in precisions, "precision", did_you_mean(self.precision, precisions))
 

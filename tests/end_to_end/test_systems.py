@@ -14,7 +14,7 @@ from tests.tiny import SYSTEMS, called
 
 from audiotag.data.competitions import load_competition
 from audiotag.data.submission import check_submission
-from audiotag.train.recipes import recipes, universal2020_ladder
+from audiotag.train.recipes import recipes
 from audiotag.rehearse.rehearse import run_notebook
 
 KAGGLE = Path(__file__).resolve().parent.parent.parent / "nbs" / "kaggle"
@@ -153,12 +153,3 @@ def test_full_recipes_can_be_built(name):
     with torch.device("meta"):
         net = recipe.model.build(7)
     assert sum(p.numel() for p in net.parameters()) > 1_000_000
-
-
-def test_the_ladder():
-    assert [(r.model.name, r.front_end.n_mels, len(r.windows.views)) for r in universal2020_ladder()] == [
-        ("resnet50", 64, 1),
-        ("res2next50", 128, 1),
-        ("res2next50", 224, 1),
-        ("res2next50", 224, 4),
-    ]
