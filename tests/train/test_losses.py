@@ -8,7 +8,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from audiotag.core.errors import AudiotagError
 from audiotag.core.config import config_from_dict
-from audiotag.train.losses import BCE, OHEM, BootstrappedBCE, Focal, LqLoss, SoftmaxCE
+from audiotag.train.losses import BCE, OHEM, BootstrappedBCE, Focal, LqLoss, SoftAUC, SoftmaxCE
 
 LOSSES = [
     BCE(),
@@ -212,3 +212,49 @@ def test_smoothing_of_the_second_systems_entrants():
     logits, targets = batch(soft=False)
     theirs = F.binary_cross_entropy_with_logits(logits, 0.01 * (1 - targets) + 0.99 * targets)
     assert BCE(label_smoothing=0.02)(logits, targets).item() == pytest.approx(theirs.item(), rel=1e-6)
+
+
+def pairwise(loss, z, t, w):
+    "Soft AUC by a loop over all pairs of clips."
+    n, classes = z.shape
+    found = []
+    for c in range(classes):
+        cost = total = 0.0
+        for i in range(n):
+            for j in range(n):
+                weight = w[i] * w[j] * t[i, c] * (1 - t[j, c]) * (i != j)
+                total += weight
+                cost += weight / (1 + np.exp((z[i, c] - z[j, c]) / loss.temperature))
+        if total > 1e-6:
+            found.append(cost / total)
+    return np.mean(found) if found else 0.0
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("loss", [SoftAUC(), SoftAUC(bce=0), SoftAUC(temperature=0.3)], ids=repr)
+def test_soft_auc_is_the_loop_over_pairs(loss, soft):
+    logits, targets = batch(soft=soft)
+    targets[:, 3] = 0  # no clip has it: it does not count
+    for weights in (
+        None,
+        torch.rand(16, generator=torch.Generator().manual_seed(1)),
+        (torch.arange(16) % 3 > 0).float(),
+    ):
+        w = np.ones(16) if weights is None else weights.double().numpy()
+        wanted = pairwise(loss, logits.double().numpy(), targets.double().numpy(), w)
+        wanted += loss.bce * BCE()(logits, targets, weights).item()
+        assert loss(logits, targets, weights).item() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_soft_auc_at_the_edges():
+    logits, targets = batch(soft=False)
+    logits.requires_grad_()
+    assert SoftAUC(bce=0)(logits, 0 * targets).item() == 0  # nobody has anything
+    assert SoftAUC(bce=0)(logits[:1], targets[:1]).item() == 0  # one clip makes no pair
+    SoftAUC()(1e4 * logits, targets).backward()
+    assert logits.grad.isfinite().all()
+    loss = SoftAUC(temperature=2.0)
+    assert config_from_dict(loss.to_dict()) == loss
+    for make in (lambda: SoftAUC(temperature=0), lambda: SoftAUC(bce=-1), lambda: OHEM(of=SoftAUC())):
+        with pytest.raises(AudiotagError):
+            make()
