@@ -16,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadsco
 UV := build/uv/bin/uv
 EDGES := newest oldest kaggle
 
-.PHONY: help demo test test-long test-edges constraints cluster docs notebooks site
+.PHONY: help demo test test-long test-edges constraints cluster docs notebooks site dist
 
 help:
 	@echo 'make demo   features, four stages, sealed bundle, inference notebook, submission: on synthesised sounds'
@@ -27,6 +27,7 @@ help:
 	@echo 'make test-edges   do the newest, the oldest and Kaggle'"'"'s versions work? (EDGES=kaggle for one; an hour, 10 GB at a time)'
 	@echo 'make site   the documentation from the notebooks, in _docs/'
 	@echo 'make notebooks   execute the training and inference notebooks and store their outputs (SYSTEMS=rainforest2021 for one)'
+	@echo 'make dist   the sdist and the wheel in dist/, checked by twine'
 	@echo 'make docs   format, lint, export the package and README.md from nbs/, and clean the notebooks'
 
 $(READY): settings.ini setup.py constraints.txt
@@ -93,3 +94,8 @@ site: $(READY)
 	@$(INSTALL) --no-build-isolation --editable '.[dev,docs]'
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 	@echo 'Open _docs/index.html, or, for the search too, run: $(PY) -m http.server -d _docs'
+
+dist: $(UV)
+	@rm -rf dist
+	@$(UV) build --quiet --out-dir dist
+	@$(UV) tool run --quiet --from 'twine>=6' twine check --strict dist/*

@@ -195,7 +195,7 @@ RecipeName = Annotated[
     Option(
         "--recipe",
         metavar="NAME",
-        help="Recipe: freesound2019, freesound2019_waveform, rainforest2021, universal2020, birdclef2024, "
+        help="Recipe: freesound2019, freesound2019_waveform, rainforest2021, rainforest2021_rows, universal2020, birdclef2024, "
         "birdclef2024_rows80, birdclef2024_rows128, birdclef2024_hybrid, or a file such as mine.yaml that holds what "
         "`audiotag recipe` prints, with comments where you like.",
     ),

@@ -104,7 +104,11 @@ def birdclef2022(m):
 def birdclef2023(m):
     birds = _birds(m, 2023)
     m.audio("test_soundscapes/soundscape_29201.ogg", rate=16000, seconds=10)
-    m.table("sample_submission.csv", " ".join(["row_id", *birds]), [("soundscape_29201_5", 0, 0, 0)])
+    m.table(
+        "sample_submission.csv",
+        " ".join(["row_id", *birds]),
+        [("soundscape_29201_5", 0, 0, 0), ("soundscape_29201_10", 0, 0, 0)],
+    )
 
 
 def birdclef2024(m):
