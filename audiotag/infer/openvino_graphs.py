@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'to_graph', 'compiled', 'graph_run', 'head_of', 'gates_of', 'to_int8', 'Gate', 'Evidence', 'evidence_of',
-           'evidence_in', 'judge', 'export_bundle', 'graph_table', 'at_most_memory', 'open_members', 'keep_graphs']
+           'evidence_in', 'judge', 'export_bundle', 'graph_table', 'open_members', 'keep_graphs']
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #7fa33ef1
 import math, re
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +30,7 @@ from ..core.config import Config, config_from_dict
 from ..core.files import file_sha256
 from ..core.progress import progress
 from ..core.seeding import rng
-from ..core.memory import keep_memory
+from ..core.memory import at_most_memory, keep_memory
 from ..audio.features import FrontEnd, front_end_parts
 from ..core.metrics import lwlrap, metric_named
 from .overlap import shared_pass, strips
@@ -651,6 +650,13 @@ def _check_xml(path: Path, xml: bytes, n_weights: int):
     def refuse(what):
         raise AudiotagError(what, file=path, fix="do not use a bundle whose origin you do not know")
 
+    declared = re.match(rb"\s*<\?xml[^>]*?encoding\s*=\s*[\"']([^\"']*)", xml.removeprefix(b"\xef\xbb\xbf")[:300])
+    try:
+        xml.decode("utf-8")
+    except UnicodeDecodeError:
+        refuse("is not UTF-8 text")
+    if b"\0" in xml or (declared and declared[1].lower() not in (b"utf-8", b"utf8", b"us-ascii")):
+        refuse("is in another encoding than UTF-8")
     if b"<!" in xml:
         refuse("holds a document type or an entity")
     n_layers = 0
@@ -663,27 +669,6 @@ def _check_xml(path: Path, xml: bytes, n_weights: int):
                 _check_layer(element, n_weights, refuse)
     except (ElementTree.ParseError, ValueError) as e:
         refuse(f"is no readable graph ({e})")
-
-# %% ../../nbs/infer/06_openvino_graphs.ipynb #b88a0601
-@contextmanager
-def at_most_memory(
-    more: float,  # bytes
-):
-    "Limit the additional memory that this process may allocate; no limit on systems without RLIMIT_AS."
-    try:
-        import resource
-
-        now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-        before = resource.getrlimit(resource.RLIMIT_AS)
-    except (ImportError, OSError, ValueError):
-        yield
-        return
-    limits = [o for o in (now + int(more), *before) if o != resource.RLIM_INFINITY]
-    resource.setrlimit(resource.RLIMIT_AS, (min(limits), before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #5b9110d6
 def _last_line(e) -> str:
@@ -782,20 +767,21 @@ def open_members(
                 return members
             run, kind, why = _open_graph(b, i, precision, view_windows, graphs, threads=threads, cache=cache)
             if run is None:
-                run = _open_in_torch(b, i, threads)
-                if replay:
-                    b.replay_scores(i, run, view_windows)
+                run = _open_in_torch(b, i, threads, view_windows if replay else None)
             members.append(Member(b, i, run, kind, why, None if order == sorted(order) else order))
     return members
 
 
-def _open_in_torch(bundle, index, threads) -> Callable:
+def _open_in_torch(bundle, index, threads, view_windows) -> Callable:
     import torch
 
     keep_memory()
     if threads:
         torch.set_num_threads(threads)
-    return torch_run(bundle.model(index), bundle.activation)
+    net = bundle.model(index)
+    if view_windows is not None:
+        bundle.replay_network(index, net, view_windows)
+    return torch_run(net, bundle.activation)
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #95cec470
 def _open_graph(

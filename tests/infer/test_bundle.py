@@ -608,3 +608,53 @@ members = open_members({str(toy)!r}, precision='torch'); print(torch.__version__
         assert done.returncode == 0, done.stderr[-2000:]
         version, *members = done.stdout.strip().split("; ")
         assert version != torch.__version__ and members == ["toy: curated fold 0, torch", "toy: curated fold 1, torch"]
+
+
+# --- what running it takes ------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_a_small_network_that_takes_gigabytes_is_refused_by_running_it(tmp_path, monkeypatch):
+    net = Timm(name="resnet10t", size=(48, 48))
+    folder = sealed(tmp_path / "b", model=net, members=[dict(stage="curated", fold=0, oof={}, state=state(0, net))])
+    about = read_json(folder / "bundle.json")
+    seal_again(folder, models={"main": {**about["models"]["main"], "size": [2048, 2048]}})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    monkeypatch.setattr("audiotag.infer.bundle.REPLAY_MEMORY", 5e8)  # sooner on a slow machine
+    refused(folder, "memory")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # kB
+    seal_again(folder, models={"main": {**about["models"]["main"], "size": [256, 256]}})
+    monkeypatch.setattr("audiotag.infer.bundle.LARGEST_LAYER", 2**18)
+    refused(folder, "numbers for one window: too much memory")
+
+
+@pytest.mark.parametrize(
+    "change", [dict(classes=[str(i) for i in range(100_000)], prior=[0.1] * 100_000), dict(after=[{}] * 20_000)]
+)
+def test_more_classes_or_steps_than_any_competition_has(copy, change):
+    seal_again(copy, **change)
+    refused(copy, "do not fit together")
+
+
+@pytest.mark.parametrize("field", ["name", "classes", "layout"])
+def test_half_of_a_surrogate_pair(copy, field):
+    about = {**read_json(copy / "bundle.json"), field: ["a", "b", "HALF"] if field == "classes" else "HALF"}
+    seal = _compute_seal(json.loads(json.dumps(about).replace("HALF", "\\ud800")))
+    (copy / "bundle.json").write_text(json.dumps({**about, "sha256": seal}).replace("HALF", "\\ud800"))
+    refused(copy, "not Unicode")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.complex64])
+def test_numbers_that_numpy_lacks(copy, dtype):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(copy / "curated.safetensors")
+    save_file({k: v.to(dtype) for k, v in weights.items()}, copy / "curated.safetensors")
+    seal_again(copy)
+    refused(copy, "curated.safetensors")
+
+
+def test_a_link_to_itself(copy):
+    (copy / "golden.safetensors").unlink()
+    (copy / "golden.safetensors").symlink_to("golden.safetensors")
+    refused(copy, "a link that leads out")

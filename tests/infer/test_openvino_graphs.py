@@ -994,3 +994,23 @@ def test_networks_without_graphs_are_told(packed, with_graphs, tmp_path):
     reseal(Bundle(with_graphs), graphs=[{**g, "kept": g["member"] == 0} for g in graphs])
     assert "refused them" in missing_graphs(with_graphs) and "RUN" not in missing_graphs(with_graphs)
     assert missing_graphs(tmp_path) == "" and missing_graphs(tmp_path / "nowhere") == ""
+
+
+@pytest.mark.parametrize(
+    "xml",
+    [
+        '<?xml version="1.0"?><!DOCTYPE a><net/>'.encode("utf-16"),
+        "<net/>".encode("utf-16-le"),
+        "<net/>".encode("utf-32-be"),
+        b'<?xml version="1.0" encoding="latin-1"?><net/>',
+        b"<?xml version='1.0'  encoding = 'UTF-16'?><net/>",
+        b"\xef\xbb\xbf<?xml version='1.0' encoding='utf-7'?><net/>",
+        b"<net>\xff</net>",
+        b"<net/>\0",
+    ],
+)
+def test_a_graph_in_another_encoding_is_not_parsed(tmp_path, xml):
+    from audiotag.infer.openvino_graphs import _check_xml
+
+    with pytest.raises(AudiotagError, match="UTF-8"):
+        _check_xml(tmp_path / "a.xml", xml, 0)
