@@ -205,6 +205,19 @@ def _open_regular_file(path):
 # %% ../../nbs/audio/01_io.ipynb #ce402ed2
 _CONTAINERS = b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b"fLaC", b"OggS", b".snd", b"caff", b"NIST"
 _CONVERT = "convert it, for example with ffmpeg -i … out.flac"
+_AAC = "is an AAC stream, which libsndfile cannot decode"
+_HISTORIC = (  # libsndfile reads them, but prints to stdout, or gives zeros, where they are damaged
+    (b"creative voice file", "Creative Voice"),
+    (b"2bit", "Audio Visual Research"),
+    (b" paf", "Ensoniq PARIS"),
+    (b"fap ", "Ensoniq PARIS"),
+    (b"pvf1", "Portable Voice"),
+    (b"extended instrument", "FastTracker 2"),
+    (b"alawsoundfile", "Psion"),
+    (b"matlab 5.0", "Matlab"),
+    (b"\xf0\x7e\0\1", "MIDI Sample Dump"),
+    *((magic, "IRCAM") for i in range(1, 5) for magic in (bytes([0x64, 0xA3, i, 0]), bytes([0, i, 0xA3, 0x64]))),
+)
 _FOREIGN_FORMATS = (  # offset, first bytes in lower case, kind, what it is, fix
     (
         0,
@@ -217,12 +230,17 @@ _FOREIGN_FORMATS = (  # offset, first bytes in lower case, kind, what it is, fix
     (0, b"pk\3\4", "not_audio", "is a ZIP archive", "unpack it"),
     (0, b"\x1f\x8b", "not_audio", "is a gzip archive", "unpack it"),
     (4, b"ftyp", "unsupported", "is an MP4/M4A file (AAC), which libsndfile cannot decode", _CONVERT),
-    (0, b"\xff\xf1", "unsupported", "is an AAC stream, which libsndfile cannot decode", _CONVERT),
-    (0, b"\xff\xf9", "unsupported", "is an AAC stream, which libsndfile cannot decode", _CONVERT),
+    *((0, b"\xff" + b, "unsupported", _AAC, _CONVERT) for b in (b"\xf0", b"\xf1", b"\xf8", b"\xf9")),
+    (0, b"adif", "unsupported", _AAC, _CONVERT),
+    (0, b"v\xe0", "unsupported", _AAC, _CONVERT),
     (0, b"\x1ae\xdf\xa3", "unsupported", "is a WebM or Matroska file", _CONVERT),
     (0, b"0&\xb2u", "unsupported", "is a Windows Media file", _CONVERT),
     (0, b"wvpk", "unsupported", "is a WavPack file", _CONVERT),
     (0, b"#!amr", "unsupported", "is an AMR file", _CONVERT),
+    *(
+        (0, magic, "unsupported", f"is a file of {name}, a format that is not read here", _CONVERT)
+        for magic, name in _HISTORIC
+    ),
 )
 
 
@@ -231,6 +249,9 @@ def _read_head(fd, path) -> bytes:
     head = os.pread(fd, 64, 0)
     # an ID3 tag, or a frame of layer I, II or III
     mpeg = head[:3] == b"ID3" or (len(head) > 1 and head[0] == 0xFF and head[1] >= 0xE0 and head[1] & 6)
+    tag = sum((b & 127) << s for b, s in zip(head[6:10], (21, 14, 7, 0))) if head[:3] == b"ID3" else 0
+    if tag and os.pread(fd, 2, 10 + tag) in (b"\xff\xf0", b"\xff\xf1", b"\xff\xf8", b"\xff\xf9"):
+        raise AudiotagError(_AAC, file=path, kind="unsupported", fix=_CONVERT)
     if mpeg or head[:4] in _CONTAINERS:
         return head
     for offset, magic, kind, what, fix in _FOREIGN_FORMATS:
@@ -272,13 +293,44 @@ def _diagnose_ogg(fd, size):
     return ("corrupt_data", f"states {samples} frames") if samples > 0 else (None, "")
 
 
+_OGG_CODECS = (
+    (b"Speex", "Speex"),
+    (b"\x80theora", "Theora, which is video"),
+    (b"\x7fFLAC", "FLAC in Ogg"),
+    (b"PCM", "PCM in Ogg"),
+)
+_WAV_CODECS = {
+    0x0161: "Windows Media",
+    0x0162: "Windows Media",
+    0x00FF: "AAC",
+    0x1600: "AAC",
+    0x1602: "AAC",
+    0x1610: "AAC",
+    0x2000: "Dolby AC-3",
+    0x2001: "DTS",
+    0x674F: "Vorbis in WAV",
+    0x6771: "Vorbis in WAV",
+    0x704F: "Opus in WAV",
+    0xA106: "AAC",
+    0xF1AC: "FLAC in WAV",
+}
+
+
 def _diagnose(fd, size, head):
     """(kind, what) of a file that gave no samples, found from its structure; kind is None when the structure shows no
     fault."""
     if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM"):
+        tag = int.from_bytes(os.pread(fd, 2, 20), "big" if head[:4] == b"RIFX" else "little")
+        if head[12:16] == b"fmt " and tag in _WAV_CODECS:
+            return "unsupported", f"holds {_WAV_CODECS[tag]} (0x{tag:04x}), which libsndfile cannot decode"
         return _diagnose_chunks(fd, size, head)
     if head[:4] == b"OggS":
+        begin = os.pread(fd, 8, 28)
+        if name := next((name for magic, name in _OGG_CODECS if begin.startswith(magic)), None):
+            return "unsupported", f"holds {name}, which libsndfile cannot decode"
         return _diagnose_ogg(fd, size)
+    if head[:4] == b"caff" and os.pread(fd, 4, 28).strip() in (b"aac", b"aacl", b"aacp", b"samr", b"ilbc"):
+        return "unsupported", f"holds {os.pread(fd, 4, 28).decode().strip()}, which libsndfile cannot decode"
     if head[:4] == b"fLaC" and size < 42:
         return "truncated", "ends inside its header"
     return None, ""
@@ -479,7 +531,7 @@ def _header_error(reader, e):
         f"{what or 'its header is damaged'} (libsndfile: {_libsndfile_message(e)}); nothing is readable",
         file=reader.path,
         kind=kind or "corrupt_header",
-        fix=_FIX_DAMAGED,
+        fix=_CONVERT if kind == "unsupported" else _FIX_DAMAGED,
     )
 
 # %% ../../nbs/audio/01_io.ipynb #ff40c6ce

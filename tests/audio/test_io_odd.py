@@ -78,6 +78,16 @@ def ds64(size):
     return chunk(b"ds64", struct.pack("<QQQI", size, size, size // 2, 0))
 
 
+HISTORIC = [
+    ("VOC", "PCM_16"),
+    ("AVR", "PCM_16"),
+    ("PAF", "PCM_16"),
+    ("PVF", "PCM_16"),
+    ("XI", "DPCM_16"),
+    ("WVE", "ALAW"),
+]
+HISTORIC += [("MAT5", "PCM_16"), ("SDS", "PCM_16"), ("IRCAM", "PCM_16")]
+
 ODD = {
     "odd chunk before fmt": (riff(chunk(b"LIST", b"INFOabc"), fmt(), DATA), N),
     "odd chunk without its pad": (riff(chunk(b"LIST", b"INFOabc")[:-1], fmt(), DATA), N),
@@ -136,6 +146,14 @@ ODD = {
     "AU of unknown length": (put(AU, 8, b"\xff" * 4), N),
     "AU that begins behind its end": (put(AU, 4, b"\x7f\xff\xff\xff"), "zero_frames"),
     "AU of no channels": (put(AU, 20, bytes(4)), "corrupt_header"),
+    "AAC, MPEG-2 with a checksum": (b"\xff\xf8" + RUBBISH, "unsupported"),
+    "AAC, ADIF": (b"ADIF" + RUBBISH, "unsupported"),
+    "AAC, LATM": (b"\x56\xe0" + RUBBISH, "unsupported"),
+    "AAC behind ID3": (ID3 + b"\xff\xf1\x50\x80" + RUBBISH, "unsupported"),
+    "AAC in WAV": (riff(fmt(0x1610), DATA), "unsupported"),
+    "AAC in CAF": (put(CAF, 28, b"aac "), "unsupported"),
+    "Speex": (OPUS.replace(b"OpusHead", b"Speex   "), "unsupported"),
+    **{f"libsndfile's {c}": (encode(c, s), "unsupported") for c, s in HISTORIC},
     "MIDI": (b"MThd\0\0\0\6\0\1\0\1\0\x60", "not_audio"),
     "UTF-16": ("RIFF".encode("utf-16"), "corrupt_header"),
 }
