@@ -455,6 +455,9 @@ def train(
         Option(metavar="FILE", help="Groups that stay in one fold: clip_id,group, as `audiotag check-cv` writes them."),
     ] = None,
     no_baseline: Annotated[bool, Option("--no-baseline", help="Do not fit the random forest for comparison.")] = False,
+    plan: Annotated[
+        bool, Option("--plan", help="Only print what the run will take: hours, disk and memory, measured here.")
+    ] = False,
 ):
     "Train every stage over every fold and print the stage table; an interrupted run is resumed."
     from audiotag.data.folds import with_groups
@@ -471,15 +474,49 @@ def train(
         competition = replace(competition, clips=with_groups(competition.clips, groups))
     store = store or (f"{run}/store" if is_url(run) else None)
     processes = 1 if workers is None else workers
+    if plan:
+        return _print_plan(recipe, competition, run, processes, engine, workers)
     with local_copy(run) as folder:
         opened = open_run(folder, recipe, competition, store=store, workers=processes, scale=scale)
         if corrections:
             write_bytes(opened.folder / "corrections.csv", Path(corrections).read_bytes())
         if is_finished(opened):
             say(f"{run}: every stage is finished, nothing is left to train")
+        else:
+            _plan_opened_run(opened, engine, workers)
         with opened_engine:
             run_stages(opened, engine=opened_engine)
         print_results(opened, baseline=not no_baseline)
+
+# %% ../nbs/01_cli.ipynb #7d4f0101
+def _trainings_at_once(engine: str, workers, threads: int) -> int:
+    "How many trainings an engine runs at the same time on this machine."
+    if engine == "serial":
+        return 1
+    return workers or max(1, len(os.sched_getaffinity(0)) // threads)
+
+
+def _print_plan(recipe, competition, run, processes, engine, workers):
+    "Print the plan of a run that has not begun."
+    from audiotag.train.plan import plan_competition
+
+    parallel = _trainings_at_once(engine, workers, recipe.cpus or os.cpu_count())
+    folder = "." if "://" in str(run) else run
+    print(plan_competition(recipe, competition, folder, workers=processes, parallel=parallel))
+
+
+def _plan_opened_run(opened, engine, workers):
+    "Print what is left of an opened run, and keep its plan for the progress lines; a run is not stopped by a failure."
+    from audiotag.train.plan import plan_run
+
+    if (opened.folder / "plan.json").exists():
+        return
+    try:
+        found = plan_run(opened, parallel=_trainings_at_once(engine, workers, opened.threads()))
+        found.write(opened.folder)
+        say(found)
+    except (AudiotagError, RuntimeError) as e:
+        say(f"no plan: {e}")
 
 # %% ../nbs/01_cli.ipynb #643e7d80
 def print_results(

@@ -178,10 +178,14 @@ def sum_of_maxima(
 ) -> np.ndarray:  # (windows,)
     """The weight of each window: the highest score of each class in its recording, summed, divided by the number of
     windows."""
-    p, code = np.asarray(p, dtype=float), pd.factorize(np.asarray(group))[0]
-    top = np.zeros((code.max(initial=-1) + 1, p.shape[1]))
-    np.maximum.at(top, code, p)
-    return (top.sum(1) / np.maximum(1, np.bincount(code, minlength=len(top))))[code]
+    p, code = np.asarray(p), pd.factorize(np.asarray(group))[0]
+    if not len(p):
+        return np.zeros(0)
+    order = np.argsort(code, kind="stable")
+    first = np.flatnonzero(np.diff(code[order], prepend=-1))  # of each recording
+    in_order = p if (np.diff(order) == 1).all() else p[order]  # usually they come one after the other
+    top = np.maximum.reduceat(in_order, first)
+    return (top.sum(1, dtype=float) / np.bincount(code))[code]
 
 
 @dataclass(frozen=True, kw_only=True)

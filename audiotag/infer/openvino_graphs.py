@@ -342,9 +342,9 @@ def _held_out_scores(run, bundle: Bundle, evidence: Evidence, ids) -> tuple:  # 
     "The probabilities of all windows, and the pooled score of each clip."
     p, scores = [], []
     clips = ((c, evidence.features(c)) for c in ids)
-    for counts, x in batches(clips, bundle.windows, fill=bundle.front_end.fill):
+    for owners, x in batches(clips, bundle.windows, fill=bundle.front_end.fill):
         p.append(run(x))
-        scores += [score for _, score in pool_clips(p[-1], counts, bundle.windows)]
+        scores += [score for _, score in pool_clips(p[-1], owners, bundle.windows)]
     return np.concatenate(p), np.stack(scores)
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #3c3f8693

@@ -141,6 +141,16 @@ class Windows(Config):
         "The views that can be applied to given features: those that leave the wave unchanged."
         return [(view, features) for view in self.views if not view.on_wave] or [(View(), features)]
 
+    def places(
+        self,
+        n_frames: int,  # of the clip
+        view: View = View(),
+    ) -> list:  # pairs (first frame, frames of padding before a clip that is too short)
+        "Where the windows of a view lie in a clip."
+        offset = view.offset if n_frames - view.offset >= self.frames else 0
+        left = _left_padding(view.pad_at, max(0, self.frames - n_frames))
+        return [(offset + start, left) for start in window_starts(n_frames - offset, self.frames, self.hop)]
+
     def cut(
         self,
         # of one clip, (bands, frames) or (channels, bands, frames); or a tuple of them, of which the first is cut
@@ -148,18 +158,12 @@ class Windows(Config):
         view: View = View(),
         *,
         fill: float | None = None,  # padding value of a short clip, `fill` of the front end; None: its least value
+        places=None,  # cut these, as `places` gives them; None: all of the view
     ):  # (windows, channels, bands, frames), float32; or a tuple of them
         "All windows of a clip; the last one ends with the clip, and a short clip is padded to one window."
         main, *beside = map(_with_channels, features if isinstance(features, tuple) else (features,))
-        if main.shape[-1] - view.offset >= self.frames:
-            main = main[..., view.offset :]
-        left = _left_padding(view.pad_at, max(0, self.frames - main.shape[-1]))
-        x = np.stack(
-            [
-                crop_frames(main, start, self.frames, fill=fill, left=left)
-                for start in window_starts(main.shape[-1], self.frames, self.hop)
-            ]
-        )
+        places = self.places(main.shape[-1], view) if places is None else places
+        x = np.stack([crop_frames(main, start, self.frames, fill=fill, left=left) for start, left in places])
         if not isinstance(features, tuple):
             return x
         return (x, *(np.broadcast_to(o, (len(x), *o.shape)) for o in beside))
@@ -183,25 +187,40 @@ class Windows(Config):
         return odds / odds.sum()
 
 # %% ../../nbs/infer/01_windows.ipynb #ae1804f3
+def _distinct_windows(views, windows, fill) -> tuple:  # list of windows, and for each view the indices of its own
+    "The windows of all views; one that occurs in several views, at the same place of the same features, is cut once."
+    seen, parts, indices = {}, [], []
+    for view, x in views:
+        n_frames = (x[0] if isinstance(x, tuple) else x).shape[-1]
+        keys = [(id(x), *place) for place in windows.places(n_frames, view)]
+        new = [k for k in dict.fromkeys(keys) if k not in seen]
+        seen |= {k: len(seen) + i for i, k in enumerate(new)}
+        if new:
+            parts.append(windows.cut(x, view, fill=fill, places=[k[1:] for k in new]))
+        indices.append(np.array([seen[k] for k in keys]))
+    return parts, indices
+
+
 def batches(
     clips: Iterable,  # pairs (clip_id, features), or (clip_id, list of pairs (view, features))
     windows: Windows,
     *,
     batch_size: int = 64,  # windows
     fill: float | None = None,  # of the front end
-) -> Iterator:  # pairs ([(clip_id, windows of each view)…], x); a clip is never divided
-    "Group the windows of consecutive clips into batches of at least `batch_size`, except for the last."
-    counts, parts = [], []
+) -> Iterator:  # pairs ([(clip_id, [rows of `x` for each view])…], x); a clip is never divided
+    """Group the windows of consecutive clips into batches of at least `batch_size`, except for the last; a window that
+    several views share is there once."""
+    owners, parts, n = [], [], 0
     for clip_id, features in clips:
         views = features if isinstance(features, list) else windows.frame_views(features)
-        new = [windows.cut(x, view, fill=fill) for view, x in views]
-        counts.append((clip_id, [count_windows(x) for x in new]))
-        parts += new
-        if sum(map(count_windows, parts)) >= batch_size:
-            yield counts, concat_windows(parts)
-            counts, parts = [], []
-    if counts:
-        yield counts, concat_windows(parts)
+        new, indices = _distinct_windows(views, windows, fill)
+        owners.append((clip_id, [n + index for index in indices]))
+        parts, n = [*parts, *new], n + sum(map(count_windows, new))
+        if n >= batch_size:
+            yield owners, concat_windows(parts)
+            owners, parts, n = [], [], 0
+    if owners:
+        yield owners, concat_windows(parts)
 
 # %% ../../nbs/infer/01_windows.ipynb #87babe93
 def probabilities(
@@ -236,15 +255,12 @@ def probabilities(
 # %% ../../nbs/infer/01_windows.ipynb #047a4f78
 def pool_clips(
     p: np.ndarray,  # probabilities (windows, classes) of a batch
-    counts,  # [(clip_id, windows of each view)…], as `batches` gives them
+    owners,  # [(clip_id, [rows of `p` for each view])…], as `batches` gives them
     windows: Windows,
 ) -> Iterator:  # pairs (clip_id, (classes,))
     "Pool the probabilities of a batch: over the windows of each view, then the mean over views."
-    start = 0
-    for clip_id, per_view in counts:
-        ends = start + np.cumsum(per_view)
-        yield clip_id, windows.pool_views([windows.pool(p[end - n : end]) for n, end in zip(per_view, ends)])
-        start = ends[-1]
+    for clip_id, rows_of_views in owners:
+        yield clip_id, windows.pool_views([windows.pool(p[rows]) for rows in rows_of_views])
 
 
 def score_clips(
@@ -257,7 +273,7 @@ def score_clips(
     fill: float | None = None,  # of the front end
 ) -> Iterator:  # pairs (clip_id, (models, classes) float32)
     "Score each clip with each model; the windows are cut once for all models."
-    for counts, x in batches(clips, windows, batch_size=batch_size, fill=fill):
+    for owners, x in batches(clips, windows, batch_size=batch_size, fill=fill):
         p = [probabilities(m, x, activation=activation, batch_size=batch_size) for m in models]
-        for pooled in zip(*(pool_clips(o, counts, windows) for o in p)):
+        for pooled in zip(*(pool_clips(o, owners, windows) for o in p)):
             yield pooled[0][0], np.stack([score for _, score in pooled])

@@ -69,17 +69,15 @@ def embed_clips(
     fill: float | None = None,  # of the front end
 ) -> Iterator:  # pairs (clip_id, (D,) float32); of several networks one after the other
     "The input of each network's last layer, averaged over the windows of a clip."
-    for names, x in batches(clips, windows, batch_size=batch_size, fill=fill):
+    for owners, x in batches(clips, windows, batch_size=batch_size, fill=fill):
         by_model = []
         for m in models:
             with penultimate(m, n_classes) as caught:
                 probabilities(m, x, batch_size=batch_size)
             by_model.append(torch.cat(caught).float().cpu().numpy())
-        embeddings, start = np.concatenate(by_model, axis=1), 0
-        for clip_id, counts in names:
-            ends = start + np.cumsum(counts)
-            yield clip_id, np.mean([embeddings[end - n : end].mean(0) for n, end in zip(counts, ends)], axis=0)
-            start += sum(counts)
+        embeddings = np.concatenate(by_model, axis=1)
+        for clip_id, rows_of_views in owners:
+            yield clip_id, np.mean([embeddings[rows].mean(0) for rows in rows_of_views], axis=0)
 
 # %% ../../nbs/train/12_embed.ipynb #e7ed0e2f
 def embed_bundle(

@@ -428,7 +428,9 @@ class Checkpoint(Callback):
         metric: str = "lwlrap",
         mark: str = "",  # written into the file
         scaler: torch.amp.GradScaler | None = None,  # its state is part of the checkpoint
+        time_left=None,  # function (epochs that are left, seconds of one) -> words for the printed line
     ):
+        self.time_left = time_left
         self.path, self.label, self.start, self.history = path, label, start, list(history or [])
         self.keeper, self.metric, self.mark, self.scaler = keeper, metric, mark, scaler
 
@@ -461,8 +463,14 @@ class Checkpoint(Callback):
         self._write()
         say(
             f"{self.label} epoch {self.epoch + 1}/{self.n_epoch}: loss {train:.4f}, valid {valid:.4f}, "
-            f"{self.metric} {score:.3f} ({seconds:.1f} s)"
+            f"{self.metric} {score:.3f} ({seconds:.1f} s){self._time_left()}"
         )
+
+    def _time_left(self) -> str:
+        if self.time_left is None:
+            return ""
+        pace = float(np.median([h["seconds"] for h in self.history]))
+        return self.time_left(self.n_epoch - self.epoch - 1, pace)
 
     def _write(self):
         kept, facts = (self.keeper.tensors, self.keeper.facts) if self.keeper else ({}, {})
@@ -568,6 +576,7 @@ def train_fold(
     compile: str = "",  # a backend of torch.compile, such as 'inductor'; '': none
     keeper: Keeper | None = None,  # `Ema` or `BestEpoch`; None: end with the last weights
     label: str = "",  # how progress lines begin
+    time_left=None,  # how they end: function (epochs that are left, seconds of one) -> words
     cbs=(),  # further fastai callbacks, such as ProgressCallback in a notebook
 ) -> list[dict]:  # epoch, train_loss, valid_loss, valid_<metric>, seconds, memory_mb; empty except in process 0
     "Train to the end, from the last finished epoch if there is one; `model` ends with the final weights."
@@ -585,7 +594,13 @@ def train_fold(
         learn.recorder.smooth_loss = RunningLoss()
         computing = Precision(autocast_dtype(precision, _device(dls)), _device(dls))
         checkpoint = Checkpoint(
-            folder / "checkpoint.safetensors", label, keeper=keeper, metric=metric, mark=mark, scaler=computing.scaler
+            folder / "checkpoint.safetensors",
+            label,
+            keeper=keeper,
+            metric=metric,
+            mark=mark,
+            scaler=computing.scaler,
+            time_left=time_left,
         )
         own_cbs = [
             EpochSeed(seed),

@@ -77,16 +77,22 @@ def pseudo_ledger(
     classes,
 ) -> pd.DataFrame:  # clip_id, source, labels (above ½), score (the highest), weight (for sampling), picked, reason
     "Apply a rule to the teachers' predictions, and list for each clip whether it is taken and why."
-    p = np.asarray(p, dtype=float)
+    p = np.asarray(p)
     if p.shape != (len(clips), len(classes)):
         raise AudiotagError(
             f"the teachers' predictions have the shape {p.shape}",
             fix=f"give ({len(clips)} clips, {len(classes)} classes)",
         )
-    highest, targets = p.max(1, initial=0.0), rule.targets(p)
+    # in parts, as `targets` computes in float64: at full size the table has a hundred million values
+    targets = np.empty(p.shape, np.float32)
+    for part in np.array_split(np.arange(len(p)), len(p) // 8192 + 1):
+        targets[part] = rule.targets(p[part])
+    highest = p.max(1, initial=0.0).astype(float)
     picked, weight = (highest >= rule.keep) & targets.any(1), np.zeros(len(p))
     weight[picked] = sum_of_maxima(targets[picked], clips.group.to_numpy()[picked])
-    labels = [tuple(c for c, value in zip(classes, row) if value >= 0.5) for row in p]
+    rows, columns = np.nonzero(p >= 0.5)
+    names, end = [classes[c] for c in columns], np.bincount(rows, minlength=len(p)).cumsum()
+    labels = [tuple(names[a:b]) for a, b in zip([0, *end], end)]
     reason = np.select([highest < rule.keep, ~picked], ["below the threshold", "nothing is left of it"], "picked")
     return pd.DataFrame(
         dict(

@@ -305,6 +305,8 @@ class Recipe(Config):
     precision: str = "auto"  # of training; see `audiotag.train.fit.autocast_dtype`
     compile: str = ""  # a backend of torch.compile for training, such as 'inductor'; '': none
     keep_memory: bool = True  # see `audiotag.core.memory.keep_memory`
+    # where features are computed from waves: store those of unlabelled clips, too, which every fold and round scores
+    store_segments: bool = True
     # a fold with at least this many training clips is streamed (`audiotag.data.streaming`), its epochs in another
     # order than those in memory
     stream_from: int = 200_000
