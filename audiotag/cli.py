@@ -9,7 +9,7 @@ __all__ = ['PANELS', 'RESUMABLE', 'app', 'UsageError', 'LAYOUTS', 'RecipeName', 
            'current_names', 'main', 'synth', 'new', 'recipes', 'recipe', 'features', 'print_result', 'store', 'train',
            'print_results', 'ledger', 'tune', 'thresholds', 'baseline', 'pack_weights', 'infer', 'doctor', 'Precision',
            'export', 'ensemble', 'embed', 'rehearse', 'pack_wheels', 'pack_kernel', 'publish', 'push', 'follow',
-           'submit', 'report', 'audit', 'check_cv', 'completion']
+           'submit', 'report', 'audit', 'runs', 'score', 'compare', 'check_cv', 'completion']
 
 # %% ../nbs/01_cli.ipynb #bd4744ef
 import json, os, shlex, sys
@@ -894,6 +894,7 @@ def ensemble(
     thresholds: ThresholdWord = None,
 ):
     "Combine several runs into one bundle, by the method that is best out of fold."
+    from audiotag.infer.ensemble import describe_promise
     from audiotag.kaggle.pack_ensemble import gather, pack_ensemble
     from audiotag.review.report import format_table
     from audiotag.train.run_folder import Run
@@ -904,7 +905,8 @@ def ensemble(
     folder, chosen, table = pack_ensemble(
         opened, out, bundles=bundle, method=method, owner=owner, title=title, thresholds=thresholds
     )
-    print(f"{format_table(table)}\n\n{folder}: {len(runs)} runs, combined by: {chosen}")
+    promise = describe_promise(table, chosen, chosen=method == "best")
+    print(f"{format_table(table)}\n\n{promise}\n{folder}: {len(runs)} runs, combined by: {chosen}")
 
 # %% ../nbs/01_cli.ipynb #104a6544
 @app.command(
@@ -1175,6 +1177,61 @@ def audit(
     text += [f"{n:5}  {kind}" for kind, n in review.suspects.kind.value_counts().items()]
     text.append(f"page with players: {page}; table: {table}")
     print_result(as_json, {"page": out, "suspects": review.suspects.to_dict("records")}, "\n".join(text))
+
+# %% ../nbs/01_cli.ipynb #93aa0202
+@app.command(rich_help_panel="Review", epilog=example("audiotag runs runs"))
+def runs(
+    folder: Annotated[str, Argument(metavar="[FOLDER]", help="Folder that holds runs.")] = "runs",
+    board: Annotated[
+        Literal["public", "private"], Option(help="Leaderboard to compare with the out-of-fold scores.")
+    ] = "public",
+    out: Annotated[
+        str | None, Option(metavar="FILE", help="Picture of both scores to write, such as board.png.")
+    ] = None,
+    as_json: AsJson = False,
+):
+    "List all runs: scores out of fold and on the leaderboard, what was changed, and which score to trust."
+    from audiotag.review.experiments import board_correlation, plot_board, readable_runs, run_table, trust_advice
+    from audiotag.review.report import format_table
+
+    table, text = run_table(folder), ""
+    advice, correlation = trust_advice(table, board=board), board_correlation(table, board=board)
+    if out:
+        plot_board(table, board=board).savefig(out, dpi=150, bbox_inches="tight")
+        text = f"\npicture: {out}"
+    rows = json.loads(table.reset_index().to_json(orient="records"))
+    r, low, high, n = (None if o != o else o for o in correlation)  # NaN
+    data = {"runs": rows, "correlation": r, "low": low, "high": high, "scored_runs": n, "advice": advice}
+    print_result(as_json, data, f"{format_table(readable_runs(table))}\n\n{advice}{text}")
+
+
+@app.command(rich_help_panel="Review", epilog=example("audiotag score runs/first --public .731"))
+def score(
+    run: Annotated[str, Argument(metavar="RUN", help="Run folder that was submitted.")],
+    public: Annotated[float | None, Option(metavar="SCORE", help="Score on the public leaderboard.")] = None,
+    private: Annotated[float | None, Option(metavar="SCORE", help="Score on the private leaderboard.")] = None,
+    as_json: AsJson = False,
+):
+    "Note the leaderboard score of a run, for `audiotag runs`."
+    from audiotag.review.experiments import record_score
+
+    scores = record_score(run, public=public, private=private)
+    text = ", ".join(f"{board} {value:g}" for board, value in scores.items())
+    print_result(as_json, scores, f"{run}: {text}\nnext: audiotag runs {shlex.quote(str(Path(run).parent))}")
+
+
+@app.command(rich_help_panel="Review", epilog=example("audiotag compare runs/first runs/second"))
+def compare(
+    before: Annotated[str, Argument(metavar="RUN", help="Run folder of a finished `audiotag train`.")],
+    after: Annotated[str, Argument(metavar="RUN", help="Another one, of the same competition.")],
+    as_json: AsJson = False,
+):
+    "Say what differs between two runs, and whether the gain of the second is more than noise."
+    from audiotag.review.experiments import compare_pair, describe_pair
+    from audiotag.train.run_folder import Run
+
+    found = compare_pair(Run(before), Run(after))
+    print_result(as_json, found, describe_pair(found))
 
 # %% ../nbs/01_cli.ipynb #89dc395a
 @app.command(

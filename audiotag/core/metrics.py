@@ -245,6 +245,9 @@ def bootstrap_interval(
     groups=None,  # (clips,) names; clips of one group are drawn together
     n: int = 1000,  # draws
     level: float = 0.95,  # share of the draws inside the interval
+    # of a cross-validation that the scores are from: the interval is widened, as the folds' networks share most of their
+    # training clips (Nadeau and Bengio 2003); None: the scores are of one network
+    folds: int | None = None,
     seed: int = 0,
 ) -> tuple[float, float]:  # (low, high)
     "Percentile bootstrap interval of a metric over clips, or over whole groups; same seed, same interval."
@@ -256,7 +259,7 @@ def bootstrap_interval(
         )
     if n < 1 or not 0 < level < 1:
         raise AudiotagError(f"n={n}, level={level}", fix="give n of at least 1 and a level between 0 and 1")
-    metric(t, s)  # raises here if the input is invalid
+    value = metric(t, s)  # raises here if the input is invalid
     _, member = np.unique(names, return_inverse=True)
     rows = np.split(np.argsort(member, kind="stable"), np.cumsum(np.bincount(member))[:-1])
     draw, values = rng(seed, "bootstrap"), []
@@ -269,4 +272,5 @@ def bootstrap_interval(
     if not values:
         raise AudiotagError("the metric is undefined in all draws", fix="give more clips")
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    wider = np.sqrt(1 + folds / (folds - 1)) if folds and folds > 1 else 1.0
+    return float(value + wider * (low - value)), float(value + wider * (high - value))

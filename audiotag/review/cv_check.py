@@ -64,7 +64,10 @@ def score_intervals(
     fold = run.clips.fold.to_numpy()[mask]
     for name, stages in _systems(run).items():
         scores = run.oof(*stages).to_numpy()[mask]
-        low, high = bootstrap_interval(metric, truth, scores, groups=groups, n=n, seed=run.recipe.seed)
+        interval = bootstrap_interval(
+            metric, truth, scores, groups=groups, n=n, folds=run.recipe.n_folds, seed=run.recipe.seed
+        )
+        low, high = np.clip(interval, 0, 1)
         by_fold = [_metric_or_nan(metric, truth[fold == k], scores[fold == k]) for k in np.unique(fold)]
         rows[name] = dict(
             score=metric(truth, scores),
@@ -94,7 +97,8 @@ def compare(
     def gain(truth, both):
         return score(truth, both[:, n_classes:]) - score(truth, both[:, :n_classes])
 
-    low, high = bootstrap_interval(gain, truth, np.hstack([before, after]), groups=groups, n=n, seed=seed)
+    n_folds, both = len(np.unique(fold)), np.hstack([before, after])
+    low, high = bootstrap_interval(gain, truth, both, groups=groups, n=n, folds=n_folds, seed=seed)
     by_fold = []
     for k in np.unique(fold):
         old, new = (_metric_or_nan(score, truth[fold == k], p[fold == k]) for p in (before, after))
