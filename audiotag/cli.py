@@ -9,7 +9,7 @@ __all__ = ['PANELS', 'RESUMABLE', 'app', 'UsageError', 'LAYOUTS', 'RecipeName', 
            'current_names', 'main', 'synth', 'new', 'recipes', 'recipe', 'features', 'print_result', 'store', 'train',
            'print_results', 'ledger', 'tune', 'thresholds', 'baseline', 'pack_weights', 'infer', 'doctor', 'Precision',
            'export', 'ensemble', 'embed', 'rehearse', 'pack_wheels', 'pack_kernel', 'publish', 'push', 'follow',
-           'submit', 'report', 'audit', 'runs', 'score', 'compare', 'check_cv', 'completion']
+           'submit', 'report', 'review', 'audit', 'runs', 'score', 'compare', 'check_cv', 'completion']
 
 # %% ../nbs/01_cli.ipynb #bd4744ef
 import json, os, shlex, sys
@@ -1151,6 +1151,39 @@ def report(
     path = report(Run(run), out, clips=clips)
     size = path.stat().st_size
     print_result(as_json, {"report": str(path), "bytes": size}, f"{path}: {size / 1e6:.1f} MB; open it in a browser")
+
+
+@app.command(
+    rich_help_panel="Review",
+    epilog=example("audiotag review runs/first"),
+)
+def review(
+    run: RunFolder,
+    out: Annotated[str, Option(metavar="FILE", help="Decisions.  [default: RUN/corrections.csv]")] = "",
+    clips: Annotated[int, Option(metavar="N", help="Clips on the list.")] = 48,
+    port: Annotated[int, Option(metavar="N", help="Port of the page; 0 takes a free one.")] = 0,
+    no_browser: Annotated[bool, Option("--no-browser", help="Do not open a browser.")] = False,
+):
+    "Review doubtful labels on a page of this machine, with keys; every decision is saved as it is made."
+    import webbrowser
+
+    from audiotag.review.review_server import ReviewServer, run_review
+    from audiotag.train.run_folder import Run
+
+    opened = Run(run)
+    path = Path(out) if out else opened.folder / "corrections.csv"
+    server = ReviewServer(run_review(opened, n=clips), path, port=port)
+    print(f"{server.url} saves to {path}; Ctrl-C ends it", flush=True)
+    if not no_browser:
+        webbrowser.open(server.url)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.server_close()
+    words = f"--recipe RECIPE --data DATA --run NEW-RUN --corrections {shlex.quote(str(path))}"
+    print(f"{len(server.decisions.of_clip)} decisions in {path}\nnext: audiotag train {words}")
 
 
 @app.command(rich_help_panel="Review", epilog=example("audiotag audit --data DATA --out audit.html"))

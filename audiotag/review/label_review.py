@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SUSPECT_COLUMNS', 'ACTIONS', 'COLUMNS', 'label_disagreement', 'find_suspects', 'find_run_suspects', 'baseline_scores',
-           'read_corrections', 'write_corrections', 'apply_corrections', 'correct_labels', 'LabelReview', 'audit']
+           'check_decision', 'read_corrections', 'write_corrections', 'apply_corrections', 'correct_labels',
+           'LabelReview', 'audit']
 
 # %% ../../nbs/review/03_label_review.ipynb #b1b0adc8
 import csv, dataclasses, html, io
@@ -142,7 +143,7 @@ def baseline_scores(
 ACTIONS, COLUMNS = ("keep", "relabel", "drop"), ("clip_id", "action", "labels", "who", "when", "why")
 
 
-def _check_decision(action, labels, classes, **place):
+def check_decision(action, labels, classes, **place):
     """Raise `AudiotagError` if an action or its labels are invalid; `place` tells where, in the words of
     `AudiotagError`."""
     require_name(action, ACTIONS, "action", "action", **place)
@@ -161,7 +162,7 @@ def read_corrections(
     table = table.assign(**{c: "" for c in COLUMNS if c not in table})[list(COLUMNS)]
     label_sets = [split_labels(cell, classes) for cell in table["labels"]]
     for row, action, labels in zip(table.index, table.action, label_sets):
-        _check_decision(action, labels, classes, file=path, row=row)
+        check_decision(action, labels, classes, file=path, row=row)
     return table.assign(labels=label_sets)
 
 
@@ -250,6 +251,8 @@ class LabelReview:
     scores: np.ndarray  # (clips, classes)
     classes: tuple
     name: str = ""  # key of the decisions in the browser's local storage
+    token: str = ""  # of the page of `audiotag review`, which sends its decisions; '': they stay in the browser
+    file: str = "corrections.csv"  # that the page names
     decisions: list = dataclasses.field(default_factory=list)  # of `decide`
 
     def __len__(self):
@@ -270,7 +273,7 @@ class LabelReview:
         "Add a decision; `save` writes it. Raises `AudiotagError` if it is invalid."
         labels = (labels,) if isinstance(labels, str) else tuple(labels)
         require_name(clip_id, set(self.clips.clip_id), "clip_id", "clip")
-        _check_decision(action, labels, self.classes)
+        check_decision(action, labels, self.classes)
         if labels and action != "relabel":
             raise AudiotagError(f"{action} takes no labels", field="labels", fix="use relabel")
         when = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -290,9 +293,9 @@ class LabelReview:
         for suspect in progress(list(self.suspects.itertuples()), label="label review", total=len(self)):
             i = row[suspect.clip_id]
             cards.append(_card(suspect, self.clips.iloc[i], np.asarray(self.scores[i], dtype=float), self.classes))
-        data = dict(name=self.name, clips=list(self.suspects.clip_id), kinds=list(self.suspects.kind))
+        data = dict(name=self.name, clips=list(self.suspects.clip_id), kinds=list(self.suspects.kind), token=self.token)
         template = templates.get_template("label_review.html.jinja")
-        return Markup(template.render(cards=cards, classes=self.classes, actions=ACTIONS, data=data))
+        return Markup(template.render(cards=cards, classes=self.classes, actions=ACTIONS, data=data, file=self.file))
 
     def page(self) -> str:  # a whole HTML file
         "The review as a page of its own."

@@ -1,4 +1,5 @@
-// The decisions of a label review: kept in the browser's local storage, saved as corrections.csv.
+// The decisions of a label review: kept in the browser's local storage and saved as corrections.csv; on the page of
+// `audiotag review` each one goes to the server, which writes the file.
 (() => {
   const data = document.getElementById('reviewdata');
   if (!data) return;
@@ -6,9 +7,9 @@
   const who = document.getElementById('who');
   let decisions = {};  // clip_id: {action, labels, why, when}
 
-  // Local storage may be switched off; the page works without it.
+  // Local storage may be switched off; the page works without it. The server knows its decisions itself.
   try {
-    decisions = JSON.parse(localStorage.getItem(key)) || {};
+    if (!review.token) decisions = JSON.parse(localStorage.getItem(key)) || {};
     who.value = localStorage.getItem('audiotag:who') || '';
   } catch (e) {}
   function store() {
@@ -16,6 +17,17 @@
       localStorage.setItem(key, JSON.stringify(decisions));
       localStorage.setItem('audiotag:who', who.value);
     } catch (e) {}
+  }
+
+  async function send(clip) {
+    const status = document.getElementById('status'), decision = decisions[clip];
+    const body = JSON.stringify({clip, who: who.value, decision: isComplete(decision) ? decision : null});
+    try {
+      const reply = await fetch('decisions', {method: 'POST', headers: {'X-Review': review.token}, body});
+      status.textContent = reply.ok ? 'saved' : await reply.text();
+    } catch (e) {
+      status.textContent = 'NOT SAVED: audiotag review has ended';
+    }
   }
 
   const isComplete = decision => decision && (decision.action !== 'relabel' || decision.labels.length);
@@ -42,6 +54,7 @@
     if (decision.action) decisions[clip] = decision; else delete decisions[clip];
     store();
     show(card);
+    if (review.token) send(clip);
   }
 
   const classes = new Set([...document.querySelectorAll('#classes option')].map(option => option.value));
@@ -65,6 +78,55 @@
     });
     card.querySelector('.note').addEventListener('change', e => change(card, d => { d.why = e.target.value; }));
     show(card);
+  }
+
+  // Keys: k keep, r relabel, d drop, 1 to 9 a suggested label, space to play, arrows or n and p to move, u to undo.
+  const cards = [...document.querySelectorAll('.card')];
+  let at = 0;
+  function go(i) {
+    at = Math.max(0, Math.min(cards.length - 1, i));
+    for (const card of cards) card.classList.toggle('at', card === cards[at]);
+    cards[at].scrollIntoView({block: 'center'});
+  }
+  function press(e) {
+    if (!cards.length || e.ctrlKey || e.metaKey || e.altKey) return;
+    if (e.target.tagName === 'INPUT') {
+      if (e.key === 'Escape') e.target.blur();
+      return;
+    }
+    const card = cards[at], action = {k: 'keep', r: 'relabel', d: 'drop'}[e.key];
+    if (action) {
+      change(card, d => { d.action = action; });
+      if (action !== 'relabel') go(at + 1);
+    } else if (e.key === 'u') {
+      change(card, d => { d.action = ''; d.labels = []; });
+    } else if (/^[1-9]$/.test(e.key)) {
+      const tip = card.querySelectorAll('.tip')[e.key - 1];
+      if (!tip) return;
+      change(card, d => { d.action = 'relabel'; });
+      addLabel(card, tip.textContent);
+    } else if (e.key === ' ') {
+      const button = card.querySelector('.player button');
+      if (button) button.click();
+    } else if (e.key === 'ArrowDown' || e.key === 'n') {
+      go(at + 1);
+    } else if (e.key === 'ArrowUp' || e.key === 'p') {
+      go(at - 1);
+    } else {
+      return;
+    }
+    e.preventDefault();
+  }
+  // Only where the review is the whole page: in a report, the arrows scroll.
+  if (review.token) {
+    document.addEventListener('keydown', press);
+    for (const card of cards) card.addEventListener('focusin', () => { at = cards.indexOf(card); });
+    fetch('decisions').then(reply => reply.json()).then(saved => {
+      decisions = saved;
+      cards.forEach(show);
+      const open = cards.findIndex(card => !isComplete(decisions[review.clips[card.dataset.i]]));
+      if (cards.length) go(Math.max(0, open));
+    });
   }
 
   // A comma, a quote or a line end in a name or a reason must not break the CSV.
