@@ -7,7 +7,7 @@ __all__ = ['IMAGE_PYTHON', 'IMAGE', 'run_notebook', 'bytes_of', 'Limits', 'image
            'RunResult', 'Rehearsal', 'rehearse']
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #8c0a0aa0
-import os, re, shutil, signal, subprocess, sys, time
+import os, re, shutil, signal, stat, subprocess, sys, time
 from functools import lru_cache
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -340,17 +340,29 @@ def _resident_memory(processes, *, proportional=False) -> int:  # bytes
     return total
 
 
-def _disk_usage(folder: Path) -> int:  # bytes, without the scratch folder
-    total = 0
+def _disk_usage(folder: Path, processes=()) -> int:  # bytes, without the scratch folder
+    """The sizes of the files in a folder as they are listed, which a file with holes does not get below, and of files
+    that `processes` hold open there after they were deleted."""
+    sizes = {}  # (device, inode) -> bytes: a file counts once
     for d, dirs, names in os.walk(folder):
         if d == str(folder) and _SCRATCH in dirs:
             dirs.remove(_SCRATCH)
         for n in names:
             try:
-                total += os.lstat(os.path.join(d, n)).st_blocks * 512
+                found = os.lstat(os.path.join(d, n))
             except OSError:
-                pass
-    return total
+                continue
+            sizes[found.st_dev, found.st_ino] = max(found.st_size, found.st_blocks * 512)
+    for p in processes:
+        for link in Path(f"/proc/{p.pid}/fd").glob("*"):
+            try:
+                name, found = os.readlink(link), os.stat(link)  # the name as the process sees it
+            except OSError:
+                continue
+            is_output = name.startswith((f"{folder}/", "/kaggle/working/")) and f"/{_SCRATCH}/" not in name
+            if is_output and found.st_nlink == 0 and stat.S_ISREG(found.st_mode):
+                sizes[found.st_dev, found.st_ino] = max(found.st_size, found.st_blocks * 512)
+    return sum(sizes.values())
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #83719276
 @dataclass
@@ -395,7 +407,7 @@ def _wait_within_limits(p, spec: SandboxSpec, limits: Limits, *, every: float = 
                 if memory > max_memory:
                     memory = _resident_memory(processes, proportional=True)
                 if passed - last_check > 1:
-                    disk, last_check = max(disk, _disk_usage(spec.working)), passed
+                    disk, last_check = max(disk, _disk_usage(spec.working, processes)), passed
                 peak = max(peak, memory)
                 reached = {"memory": memory > max_memory, "time": passed > max_seconds, "disk": disk > max_disk}
                 stopped = next((limit for limit, exceeded in reached.items() if exceeded), "")

@@ -15,7 +15,7 @@ from audiotag.data.store import build_store
 from audiotag.infer.recordings import FeatureLoader
 from audiotag.infer.windows import Windows
 from audiotag.train.baseline import read_statistics
-from audiotag.core.errors import AudiotagError, _release_for_torch, library_error, load_library
+from audiotag.core.errors import a_few, AudiotagError, _release_for_torch, library_error, load_library
 
 # name as imported -> name for pip
 LIBRARIES = {
@@ -193,3 +193,10 @@ def test_a_cause_is_looked_at(stub):
         except OSError as cause:
             raise RuntimeError("no file system") from cause
     assert "s3fs" in str(library_error(e.value)) and "undefined symbol" in str(library_error(e.value))
+
+
+def test_names_of_others_do_not_reach_a_terminal_raw_or_whole():
+    name = "\x1b[2J\x9bbad\u202e.wav" + "x" * 100_000
+    said = str(AudiotagError(f"{name} is odd", file=name, fix=a_few([name] * 5)))
+    assert said.replace(": ", "").isprintable() and "\\x1b[2J" in said and len(said) < 2500
+    assert str(AudiotagError("Vögel, 鳥 and é", file="a b.wav")) == "a b.wav: Vögel, 鳥 and é"

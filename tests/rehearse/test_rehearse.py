@@ -653,3 +653,17 @@ def test_the_tree_of_a_process_that_has_ended():
     p = subprocess.Popen([sys.executable, "-c", ""])
     p.wait()
     assert _process_tree(p.pid) == []
+
+
+def test_the_disk_counts_apparent_sizes_and_deleted_files_that_are_open(tmp_path):
+    from audiotag.rehearse.rehearse import _disk_usage
+
+    with open(tmp_path / "holes", "wb") as f:
+        f.truncate(3_000_000_000)
+    os.link(tmp_path / "holes", tmp_path / "again")
+    assert 3_000_000_000 == _disk_usage(tmp_path)
+    code = "import os, sys; f = open('gone', 'wb'); f.truncate(10**9); os.unlink('gone'); print(); sys.stdin.read()"
+    p = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    p.stdout.readline()
+    assert 4_000_000_000 == _disk_usage(tmp_path, [p])
+    p.communicate()
