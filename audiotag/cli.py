@@ -8,8 +8,8 @@ __all__ = ['PANELS', 'RESUMABLE', 'app', 'UsageError', 'LAYOUTS', 'RecipeName', 
            'Title', 'DatasetFolder', 'Postprocess', 'ThresholdWord', 'Kernel', 'repeat_options', 'Commands', 'example',
            'current_names', 'main', 'synth', 'new', 'recipes', 'recipe', 'features', 'print_result', 'store', 'train',
            'print_results', 'ledger', 'tune', 'thresholds', 'baseline', 'pack_weights', 'infer', 'doctor', 'Precision',
-           'export', 'ensemble', 'embed', 'rehearse', 'pack_wheels', 'pack_kernel', 'publish', 'push', 'follow',
-           'submit', 'report', 'review', 'audit', 'runs', 'score', 'compare', 'check_cv', 'completion']
+           'export', 'ensemble', 'system', 'embed', 'rehearse', 'pack_wheels', 'pack_kernel', 'publish', 'push',
+           'follow', 'submit', 'report', 'review', 'audit', 'runs', 'score', 'compare', 'check_cv', 'completion']
 
 # %% ../nbs/01_cli.ipynb #bd4744ef
 import json, os, shlex, sys
@@ -195,8 +195,12 @@ RecipeName = Annotated[
     Option(
         "--recipe",
         metavar="NAME",
-        help="Recipe: freesound2019, freesound2019_waveform, rainforest2021, rainforest2021_rows, universal2020, birdclef2024, "
-        "birdclef2024_rows80, birdclef2024_rows128, birdclef2024_hybrid, or a file such as mine.yaml that holds what "
+        help="Recipe: freesound2019, freesound2019_vgg16, freesound2019_waveform, freesound2019_max3exam, freesound2019_se, "
+        "freesound2019_msc_se_1_0, freesound2019_msc_se_1_5, freesound2019_msc_se_2_0, rainforest2021, rainforest2021_rows, "
+        "universal2020, universal2020_resnet50_64x32, universal2020_resnet50d_64x32, universal2020_res2next50_64x32, "
+        "universal2020_res2next50_64, universal2020_res2next50_128, universal2020_resnest50d_128, "
+        "universal2020_dla60_res2next_224, birdclef2024, birdclef2024_rows80, birdclef2024_hybrid, birdclef2024_rexnet, birdclef2024_seresnext, "
+        "birdclef2024_inception, birdclef2024_rows200, birdclef2024_rows128, or a file such as mine.yaml that holds what "
         "`audiotag recipe` prints, with comments where you like.",
     ),
 ]
@@ -885,6 +889,14 @@ def ensemble(
             "weighted geometric, weighted rank, stack, weighted stack, or the best of these out of fold.",
         ),
     ] = "best",
+    blend: Annotated[
+        str,
+        Option(
+            metavar="FORMULA",
+            help="Weights in place of a method, a letter for each member in the order of the runs, such as "
+            "'5*a + 4*b + c' or '.15*a + .25*b + .3*c + .3*d + .3*sqrt(b*d)'.",
+        ),
+    ] = "",
     bundle: Annotated[
         list[str],
         Option(metavar="DIR...", help="Bundles packed from the runs, in the same order.  [default: pack them now]"),
@@ -903,10 +915,63 @@ def ensemble(
     for note in gather(opened).notes:
         say(f"ensemble: {note}")
     folder, chosen, table = pack_ensemble(
-        opened, out, bundles=bundle, method=method, owner=owner, title=title, thresholds=thresholds
+        opened,
+        out,
+        bundles=bundle,
+        method=method,
+        blend=blend,
+        owner=owner,
+        title=title,
+        thresholds=thresholds,
     )
     promise = describe_promise(table, chosen, chosen=method == "best")
     print(f"{format_table(table)}\n\n{promise}\n{folder}: {len(runs)} runs, combined by: {chosen}")
+
+# %% ../nbs/01_cli.ipynb #104a6541
+@app.command(
+    rich_help_panel="Train",
+    epilog=example("audiotag system freesound2019_stack --data DATA --run runs/stack --out kaggle_datasets/stack"),
+)
+def system(
+    name: Annotated[
+        str,
+        Argument(
+            metavar="SYSTEM",
+            help="System: freesound2019_version1, freesound2019_stack, birdclef2024_4th or birdclef2024_5th.",
+        ),
+    ],
+    data: DataFolder,
+    run: Annotated[str, Option(metavar="DIR", help="Folder for a run folder of each recipe, and their stores.")],
+    out: Annotated[str, Option(metavar="DIR", help="Folder of the bundle, usually kaggle_datasets/NAME.")],
+    scale: Scale = "full",
+    changes: Changes = [],
+    workers: Annotated[
+        int | None, Option(metavar="N", help="Processes that compute features, and folds that train at the same time.")
+    ] = None,
+    engine: EngineName = "serial",
+    owner: Owner = "",
+    title: Title = "",
+):
+    "Train every recipe of an entrant's ensemble and pack them as one bundle; an interrupted command goes on."
+    from audiotag.data.competitions import load_competition
+    from audiotag.kaggle.pack_ensemble import pack_ensemble
+    from audiotag.review.report import format_table
+    from audiotag.train.engine import get_engine
+    from audiotag.train.recipes import get_recipe, get_system
+    from audiotag.train.run_folder import open_run, run_stages
+
+    members = get_system(name)
+    opened_engine = get_engine(engine, workers=workers)
+    recipes = [get_recipe(r, scale=scale, changes=changes) for r in members.recipes]
+    competition, runs = load_competition(data, recipes[0].layout), []
+    with opened_engine:
+        for word, recipe in zip(members.recipes, recipes):
+            store = Path(run).absolute() / f"store-{recipe.stored.hash[:8]}"
+            opened = open_run(Path(run) / word, recipe, competition, store=store, workers=workers or 1, scale=scale)
+            say(f"{name}: {word}")
+            runs.append(run_stages(opened, engine=opened_engine))
+    folder, chosen, table = pack_ensemble(runs, out, way=members.method, owner=owner, title=title)
+    print(f"{format_table(table)}\n\n{folder}: {len(runs)} recipes, combined by: {chosen}")
 
 # %% ../nbs/01_cli.ipynb #104a6544
 @app.command(

@@ -16,7 +16,7 @@ from audiotag.data.store import DTYPES, FeatureStore
 from audiotag.infer.ensemble import METHODS
 from audiotag.infer.openvino_graphs import PRECISIONS
 from audiotag.train.engine import ENGINES
-from audiotag.train.recipes import recipes
+from audiotag.train.recipes import SYSTEMS, recipes
 from audiotag.train.run_folder import Run
 
 COMMANDS = dict(get_command(app).visible())
@@ -62,6 +62,7 @@ CHOICES = {
     "infer": [*layouts(), "best", *PRECISIONS, "torch"],
     "export": PRECISIONS,
     "ensemble": ["best", *METHODS],
+    "system": ["full", "small", *ENGINES, *SYSTEMS],
     "rehearse": ["new", "old", "auto", "bwrap", "unshare", "none"],
 }
 
@@ -229,3 +230,97 @@ def test_corrections_are_kept_in_the_run_and_bar_an_ensemble_with_others(tiny_ru
     assert (tmp_path / "run" / "corrections.csv").read_bytes() == (tmp_path / "c.csv").read_bytes()
     done = called("ensemble", tiny_run / "run", tmp_path / "run", "--out", tmp_path / "both")
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_formula_is_sealed_and_used(tiny_run, tiny_data, tmp_path):
+    "`ensemble --blend` over the members of a run: the submission is the formula of the members' own submissions."
+    import numpy as np
+    import pandas as pd
+
+    from audiotag.infer.bundle import open_bundles
+    from audiotag.infer.ensemble import parse_blend
+    from audiotag.infer.predict import infer
+    from audiotag.data.competitions import load_competition
+
+    run, formula = tiny_run / "run", ".5*a + .3*sqrt(b*c)"
+    done = called("ensemble", run, "--out", tmp_path / "blended", "--blend", formula)
+    assert (
+        done.returncode == 0
+        and "combined by: blend" in done.stdout
+        and "| blend" in (tmp_path / "blended" / "README.md").read_text()
+    )
+    opened = open_bundles(tmp_path / "blended")
+    assert opened.combiner == parse_blend(formula, "abc")
+    done = called("infer", "--bundle", tmp_path / "blended", "--data", tiny_data, "--out", tmp_path / "s.csv")
+    assert done.returncode == 0, done.stderr
+    p = []
+    for stage in ("curated", "agreed", "certain"):
+        only = [i for i, m in enumerate(opened.bundles[0].members) if m["stage"] == stage]
+        runs = [opened.bundles[0].model(i) for i in only]
+        p.append(stage_scores(opened.bundles[0], runs, load_competition(tiny_data, train=False)))
+    a, b, c = p
+    table = pd.read_csv(tmp_path / "s.csv", index_col=0)
+    wanted = ((0.5 * a + 0.3 * np.sqrt(b * c)) / 0.8)[table.columns].loc[table.index]
+    np.testing.assert_allclose(table, wanted, atol=1e-4)
+    assert callable(infer)
+    for wrong, said in (
+        (["--blend", "a - b"], "cannot read"),
+        (["--blend", "a + q"], "no member"),
+        (["--blend", "a", "--method", "mean"], "formula"),
+    ):
+        done = called("ensemble", run, "--out", tmp_path / "x", *wrong)
+        assert done.returncode == 2 and said in done.stderr and not (tmp_path / "x").exists()
+
+
+def stage_scores(bundle, networks, competition):
+    "The mean of some networks of a bundle on the test clips, clip by clip."
+    import pandas as pd
+
+    from audiotag.infer.windows import score_clips
+
+    test = competition.of("test")
+    clips = (
+        (c.clip_id, bundle.windows.view_features(bundle.front_end, bundle.front_end.read(c.path)))
+        for c in test.itertuples()
+    )
+    scores = {k: p.mean(0) for k, p in score_clips(networks, clips, bundle.windows, fill=bundle.front_end.fill)}
+    return pd.DataFrame(scores, index=list(bundle.classes)).T
+
+
+@pytest.mark.long
+def test_a_system_is_trained_and_packed_by_one_command(tiny_data, tmp_path):
+    "Version 1 of system 1, tiny: two recipes, one store, one bundle; the same command again trains nothing."
+    from audiotag.infer.bundle import open_bundles
+
+    sets = [
+        "cpus=1",
+        "n_folds=2",
+        "model.width=4",
+        "front_end.n_mels=32",
+        "windows.frames=64",
+        "windows.hop=32",
+        "stages.*.epochs=1",
+    ]
+    sets += [
+        "stages.*.batch_size=16",
+        "stages.agreed.train_on.1.at_least=0.2",
+        "stages.certain.train_on.1.at_least=0.4",
+    ]
+    words = [
+        "system",
+        "freesound2019_version1",
+        "--data",
+        tiny_data,
+        "--run",
+        tmp_path / "runs",
+        "--out",
+        tmp_path / "version1",
+    ]
+    words += ["--scale", "small", *(w for s in sets for w in ("--set", s))]
+    done = called(*words)
+    assert done.returncode == 0 and "2 recipes, combined by: mean" in done.stdout, done.stderr
+    opened = open_bundles(tmp_path / "version1")
+    assert len(opened.bundles) == 2 and opened.combiner.weights == pytest.approx([1 / 6] * 6)
+    assert sorted(p.name[:6] for p in (tmp_path / "runs").iterdir()) == ["freeso", "freeso", "store-"]
+    again = called(*words)
+    assert again.returncode == 0 and "epoch" not in again.stdout + again.stderr

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEPS', 'FAMILIES', 'NEVER', 'Step', 'Smooth', 'NeighbourMax', 'Halve', 'FileMax', 'Power', 'apply_steps',
-           'steps_named', 'step_word', 'Blend', 'cannot_change', 'same_order', 'Tuned', 'tune', 'Thresholds']
+           'steps_named', 'step_word', 'cannot_change', 'same_order', 'Tuned', 'tune', 'Thresholds']
 
 # %% ../../nbs/infer/04_postprocess.ipynb #be978b50
 import json
@@ -13,7 +13,6 @@ import numpy as np, pandas as pd
 from ..core.errors import AudiotagError, require_name
 from ..core.config import Config, set_fields
 from ..core.progress import progress
-from .ensemble import Combiner
 
 # %% ../../nbs/infer/04_postprocess.ipynb #f49b7f93
 def _check_scores(p, group):
@@ -177,35 +176,6 @@ def step_word(step: Step) -> str:
     given, usual = step.to_dict(), STEPS[name].to_dict()
     fields = (f":{k}={json.dumps(v, separators=(',', ':'))}" for k, v in given.items() if v != usual[k])
     return name + "".join(fields)
-
-# %% ../../nbs/infer/04_postprocess.ipynb #04d12109
-@dataclass(frozen=True, kw_only=True)
-class Blend(Combiner):
-    """Weighted sum of members and of geometric means of some of them, divided by the sum of the weights (BirdCLEF
-    2024, 4th)."""
-
-    weights: tuple[float, ...]  # one per member
-    products: tuple[tuple[int, ...], ...] = ()  # indices of members whose geometric mean is added
-    product_weights: tuple[float, ...] = ()  # one per product
-
-    def check(self):
-        both = (*self.weights, *self.product_weights)
-        self.require(
-            len(self.weights) > 0 and all(0 <= w < 1e6 for w in both) and sum(both) > 0,
-            "weights",
-            "give one per member, none negative",
-        )
-        self.require(
-            all(len(o) > 1 and all(0 <= i < len(self.weights) for i in o) for o in self.products),
-            "products",
-            "name two or more members each, by their place from 0",
-        )
-        self.require(len(self.products) == len(self.product_weights), "product_weights", "give one per product")
-
-    def _combine(self, p):
-        parts = [*p, *(np.prod(p[list(o)], axis=0) ** (1 / len(o)) for o in self.products)]
-        w = np.array([*self.weights, *self.product_weights])
-        return np.tensordot(w / w.sum(), np.stack(parts), 1)
 
 # %% ../../nbs/infer/04_postprocess.ipynb #bb2f5603
 FAMILIES = {  # name -> alternatives, in the order of application

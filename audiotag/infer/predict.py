@@ -247,7 +247,8 @@ def iter_windows(
     run: MemberRun,
     unreadable: dict,  # row -> why it cannot be read; filled on the way
 ):
-    "Yield (row, view number, windows, whether the row is complete, share of all work done so far)."
+    """Yield (row, view, windows, whether the row is complete, share of all work done so far); the view is its number and
+    how many views it stands for."""
     windows, fill, progress = run.member.windows, run.loader.front_end.fill, 0.0
     for job, rows in run.loader.iter_features(timeout=run.timeout):
         progress += run.loader.work_share[job.path] * job.share
@@ -257,12 +258,14 @@ def iter_windows(
                 continue
             used = views[: run.max_views]
             all_views = len(views) / len(used)
-            for i, (view, x) in enumerate(used):
+            # the pieces of a long row may differ in which of their views are the same
+            kept = [(*o, 1) for o in used] if job.is_piece else windows.distinct(used)
+            for i, (view, x, times) in enumerate(kept):
                 cut = windows.cut(x, view, fill=fill)
                 run.full_windows += count_windows(cut) * all_views
                 if run.window_share < 1:
                     cut = _spaced(cut, run.window_share)
-                yield row, i, cut, job.last and i == len(used) - 1, progress
+                yield row, (i, times), cut, job.last and i == len(kept) - 1, progress
 
 # %% ../../nbs/infer/09_predict.ipynb #3f18e5ed
 def iter_batches(
@@ -307,10 +310,12 @@ class ScoreAccumulator:
             if not complete:
                 continue
             views = self.incomplete.pop(row)
-            if row not in errors:
-                self.scores[row] = self.windows.pool_views(
-                    [self.windows.pool(np.concatenate(o)) for o in views.values()]
-                )
+            if row in errors:
+                continue
+            pooled = []
+            for (_, times), parts in views.items():
+                pooled += [self.windows.pool(np.concatenate(parts))] * times
+            self.scores[row] = self.windows.pool_views(pooled)
 
 # %% ../../nbs/infer/09_predict.ipynb #2b49bd95
 def _finite_probabilities(member, x) -> np.ndarray:

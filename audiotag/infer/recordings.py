@@ -185,7 +185,7 @@ class _Planner:
 
     def pieces(self, span: Span) -> list:  # of `Job`
         "Divide a long row so that the windows of the pieces are those of the whole."
-        if not self.hop:
+        if not self.hop or any(v.only for v in self.windows.views):
             return self.equal_pieces(span)
         windows, hop, rate = self.windows, self.hop, self.front_end.sample_rate
         n_frames, context = self.front_end.n_frames(round(span.seconds * rate)), _context_frames(self.front_end)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Iterable, Iterator
 import numpy as np
 from ..core.errors import AudiotagError, did_you_mean
-from ..core.config import Config
+from ..core.config import Config, added
 from ..audio.features import crop_frames, window_starts
 
 # %% ../../nbs/infer/01_windows.ipynb #43d2dd73
@@ -31,12 +31,16 @@ class View(Config):
     shift: float = 0.0  # circular shift of the wave, as a share of its length
     offset: int = 0  # frames by which all windows start later, if the clip is long enough
     pad_at: str = "middle"  # position of a short clip in its window: 'start', 'middle', 'end'
+    # one window at the 'start', 'middle' or 'end' of the clip (of a short clip: with the clip there); None: all windows
+    only: str | None = added(None)
 
     def check(self):
         self.require(abs(self.gain_db) <= 120, "gain_db", "give -120 to 120 decibels")
         self.require(-1 < self.shift < 1, "shift", "give a share of the clip between -1 and 1")
         self.require(0 <= self.offset <= 1_000_000, "offset", "give 0 or more frames")
         self.require(self.pad_at in PAD_POSITIONS, "pad_at", did_you_mean(self.pad_at, PAD_POSITIONS))
+        if self.only is not None:
+            self.require(self.only in PAD_POSITIONS, "only", did_you_mean(self.only, PAD_POSITIONS))
 
     @property
     def on_wave(self) -> bool:
@@ -111,7 +115,9 @@ class Windows(Config):
     views: tuple[View, ...] = (View(),)  # test-time augmentation; the views' scores are averaged
     train_at: str = "middle"  # position of a short clip in a training crop: 'start', 'middle', 'end' or 'random'
     # the views' scores are averaged as 'probabilities' or, where a clip has one label, as 'logits': the softmax of their mean
-    views_mean: str = "probabilities"
+    views_mean: str = added("probabilities")
+    # all steps alike and none longer than `hop`, as system 1's entrant has them; else only the last step is shorter
+    even: bool = added(False)
 
     def check(self):
         self.require(0 < self.frames <= 10_000_000, "frames", "give a positive number of frames")
@@ -148,8 +154,26 @@ class Windows(Config):
     ) -> list:  # pairs (first frame, frames of padding before a clip that is too short)
         "Where the windows of a view lie in a clip."
         offset = view.offset if n_frames - view.offset >= self.frames else 0
-        left = _left_padding(view.pad_at, max(0, self.frames - n_frames))
-        return [(offset + start, left) for start in window_starts(n_frames - offset, self.frames, self.hop)]
+        left = _left_padding(view.only or view.pad_at, max(0, self.frames - n_frames))
+        if view.only:
+            return [(offset + _left_padding(view.only, max(0, n_frames - offset - self.frames)), left)]
+        return [
+            (offset + start, left) for start in window_starts(n_frames - offset, self.frames, self.hop, even=self.even)
+        ]
+
+    def distinct(
+        self,
+        views: list,  # pairs (view, features), of one clip
+    ) -> list:  # (view, features, how many of the views these windows stand for)
+        "The views without those that cut the same windows from the same features as an earlier one."
+        found = {}
+        for view, features in views:
+            main = features[0] if isinstance(features, tuple) else features
+            memory = main.__array_interface__["data"][0], main.shape, main.strides
+            key = memory, tuple(self.places(main.shape[-1], view))
+            first, same, times = found.get(key, (view, features, 0))
+            found[key] = first, same, times + 1
+        return list(found.values())
 
     def cut(
         self,

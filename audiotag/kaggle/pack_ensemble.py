@@ -14,7 +14,16 @@ from ..infer.bundle import Bundle, join_bundles
 from ..data.competitions import targets
 from ..core.errors import AudiotagError, a_few, require_name
 from ..core.files import atomic_folder
-from ..infer.ensemble import METHODS, EqualWeights, cross_fit, ensemble_table, with_metric
+from audiotag.infer.ensemble import (
+    METHODS,
+    EnsembleMethod,
+    EqualWeights,
+    Given,
+    cross_fit,
+    ensemble_table,
+    parse_blend,
+    with_metric,
+)
 from audiotag.kaggle.pack import (
     check_replaceable,
     dataset_files,
@@ -101,18 +110,33 @@ def _check_comparable(first, run):
             )
 
 # %% ../../nbs/kaggle/03_pack_ensemble.ipynb #4f1c416c
+def _candidates(gathered, method, blend) -> tuple:  # {name: method}, and the name that was asked for, or 'best'
+    "The methods to compare: those of `METHODS`, and the one that is given with numbers of its own."
+    methods = with_metric(METHODS, gathered.metric)
+    if len(gathered.members) == 1:
+        methods = {"mean": EqualWeights()}  # nothing to choose
+    if blend:
+        if method != "best":
+            raise AudiotagError("there is a method and a formula", field="blend", fix="give one of the two")
+        method = Given(combiner=parse_blend(blend, list(gathered.members)))
+    if not isinstance(method, str):
+        name = "blend" if isinstance(method, Given) else type(method).__name__.lower()
+        return {**methods, name: method.with_metric(gathered.metric)}, name
+    require_name(method, ("best", *METHODS), "method", "combiner")
+    return methods, method
+
+
 def fit_ensemble(
     gathered: OutOfFold,
     *,
-    method: str = "best",  # a key of `METHODS`, or 'best': the highest cross-validated score
+    # a key of `METHODS`, 'best' (the highest cross-validated score), or a method with settings of its own
+    method: str | EnsembleMethod = "best",
+    blend: str = "",  # a formula for `parse_blend`, in place of a method; the letters are the members in their order
     draws: int = 500,  # of the bootstrap
     seed: int = 0,
 ) -> tuple:  # (name of the combiner, `Combiner`, table)
     "Cross-validate every combiner on out-of-fold scores, and fit the chosen one to all clips."
-    require_name(method, ("best", *METHODS), "method", "combiner")
-    combiners = with_metric(METHODS, gathered.metric)
-    if len(gathered.members) == 1:
-        combiners = {"mean": EqualWeights()}  # nothing to choose
+    combiners, method = _candidates(gathered, method, blend)
     folds = gathered.clips.fold.to_numpy()
     table = ensemble_table(
         gathered.members,
@@ -136,7 +160,8 @@ def pack_ensemble(
     folder,  # the dataset's folder, usually kaggle_datasets/NAME
     *,
     bundles=(),  # folders packed from these runs, in the same order; empty: the runs are packed now
-    method: str = "best",  # combiner, as in `fit_ensemble`
+    method: str | EnsembleMethod = "best",  # combiner, as in `fit_ensemble`
+    blend: str = "",  # a formula in its place, as in `fit_ensemble`
     owner: str = "",  # Kaggle user name; empty: as in the existing metadata
     title: str = "",
     # how `infer` turns scores into labels, a word as for `pack_weights`; None: 'f1', or 'top' where a clip has one label,
@@ -154,8 +179,8 @@ def pack_ensemble(
             fix="give one for each run, in the same order",
         )
     before, gathered = existing_bundles(folder), gather(runs)
-    name, combiner, table = fit_ensemble(gathered, method=method, seed=seed)
-    labels = _chosen_thresholds(gathered, runs, name, thresholds, seed)
+    name, combiner, table = fit_ensemble(gathered, method=method, blend=blend, seed=seed)
+    labels = _chosen_thresholds(gathered, runs, _candidates(gathered, method, blend)[0][name], thresholds, seed)
     with tempfile.TemporaryDirectory() as tmp:
         parts = [Path(tmp) / f"part-{i}" for i in range(len(runs))]
         if bundles:
@@ -186,7 +211,7 @@ def pack_ensemble(
     return folder, name, table
 
 # %% ../../nbs/kaggle/03_pack_ensemble.ipynb #ec6afc28
-def _chosen_thresholds(gathered, runs, name, word: str | None, seed: int) -> dict:  # for bundle.json; {} for none
+def _chosen_thresholds(gathered, runs, method, word: str | None, seed: int) -> dict:  # for bundle.json; {} for none
     "Thresholds for the ensemble's scores, each clip combined by a fit without its fold."
     from audiotag.train.thresholds import choose_thresholds, threshold_rule
 
@@ -202,7 +227,6 @@ def _chosen_thresholds(gathered, runs, name, word: str | None, seed: int) -> dic
     word = word or ("top" if runs[0].recipe.activation == "softmax" else "f1")
     rule, folds, groups = threshold_rule(word), gathered.clips.fold.to_numpy(), gathered.clips.group.to_numpy()
     p = np.stack(list(gathered.members.values()))
-    method = with_metric(METHODS, gathered.metric)[name]
     p = cross_fit(method, p, gathered.truth, folds, groups=groups, seed=seed)
     truth, options = gathered.truth, dict(rule=rule, groups=groups, draws=0)
     chosen = choose_thresholds(np.clip(p, 0, 1), truth, runs[0].classes, folds, **options)

@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['heads', 'pool_modes', 'conv_bn_relu', 'ConvBlock', 'n_params', 'AvgMaxPool', 'AvgPool', 'writeup_head', 'code_head',
            'require_n_classes', 'make_head', 'require_spectrograms', 'require_batch_of_two', 'SpectrogramNet',
-           'Network', 'make_pool', 'SqueezeExcite', 'PooledBlock', 'multi_scale', 'SideBySide', 'ShufflePool',
-           'SequenceGRU', 'timm_name', 'timm_backbone']
+           'Network', 'SamePool', 'make_pool', 'SqueezeExcite', 'PooledBlock', 'multi_scale', 'SideBySide',
+           'ShufflePool', 'SequenceGRU', 'timm_name', 'timm_backbone']
 
 # %% ../../nbs/models/01_blocks.ipynb #ca083923
+import warnings
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 import torch
 from torch import nn
+from torch.nn import functional as F
 from ..core.errors import AudiotagError, load_library, require_name
 from ..core.config import Config
 from ..audio.features import FrontEnd
@@ -26,12 +28,13 @@ def conv_bn_relu(
     *,
     # of batch norm, in torch's meaning: the weight of the new batch (Keras: 1 minus that)
     momentum: float = 0.1,
+    eps: float = 1e-5,  # of batch norm; Keras' is 1e-3
 ) -> list:  # three modules; bands and frames are unchanged
     "3×3 convolution, batch norm, ReLU."
     conv = nn.Conv2d(n_in, n_out, 3, padding=1)
     nn.init.kaiming_normal_(conv.weight)
     nn.init.zeros_(conv.bias)
-    return [conv, nn.BatchNorm2d(n_out, momentum=momentum), nn.ReLU(inplace=True)]
+    return [conv, nn.BatchNorm2d(n_out, eps=eps, momentum=momentum), nn.ReLU(inplace=True)]
 
 
 class ConvBlock(nn.Sequential):
@@ -213,11 +216,49 @@ pool_modes = {  # name: the pools in order, each (kind, axes)
 }
 
 
+def _is_odd(n) -> int:
+    "1 or 0; torch warns that a traced graph holds for this size of the map only, which all exported graphs do."
+    if not torch.jit.is_tracing():
+        return n % 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return int(n) % 2
+
+
+class SamePool(nn.Module):
+    """A pool of three cells with stride 2 that pads as TensorFlow's `same` does: an even axis at its end only, an odd
+    one at both ends."""
+
+    def __init__(
+        self,
+        kind: str,  # 'max' or 'average'; padding does not count
+        axes: tuple,  # whether it pools bands, and whether it pools frames
+    ):
+        super().__init__()
+        self.kind, self.axes = kind, axes
+
+    def forward(self, x):
+        for axis, pooled in enumerate(self.axes):
+            if not pooled:
+                continue
+            odd = _is_odd(x.shape[2 + axis])
+            kernel, stride, padding = ((v, o) if axis == 0 else (o, v) for v, o in ((3, 1), (2, 1), (odd, 0)))
+            if self.kind == "max":
+                x = F.max_pool2d(x, kernel, stride, padding, ceil_mode=not odd)
+            else:
+                x = F.avg_pool2d(x, kernel, stride, padding, ceil_mode=not odd, count_include_pad=False)
+        return x
+
+    def extra_repr(self):
+        return f"{self.kind}, {self.axes}"
+
+
 def make_pool(
     mode: str,  # a key of `pool_modes`
     *,
     size: int,  # cells in a window, on both axes
     stride: int,  # cells from window to window
+    padding: str = "both",  # 'both' ends alike, or 'same' as TensorFlow; they differ for 3 cells with stride 2
 ) -> nn.Module:  # (B, C, bands, frames) -> (B, C, ceil(bands/stride), ceil(frames/stride))
     "The pool of that name; raises `AudiotagError` on an unknown one, and on overlapping windows of an even size."
     require_name(mode, pool_modes, "pools", "pool")
@@ -225,11 +266,16 @@ def make_pool(
         raise AudiotagError(
             f"size {size} with stride {stride}", field="pools", fix="give an odd size, or a stride of the same size"
         )
+    if padding == "same" and size != stride and stride != 1 and (size, stride) != (3, 2):
+        raise AudiotagError(f"size {size} with stride {stride}", field="padding", fix="give 'both'")
     steps = []
     for kind, axes in pool_modes[mode]:
+        if padding == "same" and (size, stride) == (3, 2):
+            steps.append(SamePool(kind, _pool_axes[axes]))
+            continue
         kernel, step = (tuple(v if pooled else 1 for pooled in _pool_axes[axes]) for v in (size, stride))
-        padding = tuple((k - 1) // 2 if size != stride else 0 for k in kernel)
-        steps.append(_pool_kinds[kind](kernel, step, padding=padding, ceil_mode=size == stride))
+        pads = tuple((k - 1) // 2 if size != stride else 0 for k in kernel)
+        steps.append(_pool_kinds[kind](kernel, step, padding=pads, ceil_mode=size == stride))
     return steps[0] if len(steps) == 1 else nn.Sequential(*steps)
 
 # %% ../../nbs/models/01_blocks.ipynb #b373f49a
@@ -267,14 +313,19 @@ class PooledBlock(nn.Module):
         squeeze: int = 0,  # ratio of the SE after each convolution; 0: no SE
         concat: bool = False,  # 1×1 convolution of both convolutions' channels
         momentum: float = 0.15,  # of batch norm; Keras' .85
+        eps: float = 1e-5,  # of batch norm
+        padding: str = "both",  # of the pools, as for `make_pool`
     ):
         super().__init__()
 
         def conv(n):
-            return [*conv_bn_relu(n, n_out, momentum=momentum), *([SqueezeExcite(n_out, squeeze)] if squeeze else [])]
+            return [
+                *conv_bn_relu(n, n_out, momentum=momentum, eps=eps),
+                *([SqueezeExcite(n_out, squeeze)] if squeeze else []),
+            ]
 
         first, self.pool = (
-            (make_pool(pools[0], size=3, stride=1), make_pool(pools[1], size=size, stride=2))
+            (make_pool(pools[0], size=3, stride=1), make_pool(pools[1], size=size, stride=2, padding=padding))
             if pools
             else (nn.Identity(), nn.Identity())
         )
@@ -293,6 +344,7 @@ def multi_scale(
     sizes: tuple = (3,),  # of the convolutions, odd
     *,
     momentum: float = 0.15,  # of batch norm; Keras' .85
+    eps: float = 1e-5,  # of batch norm
 ) -> nn.Sequential:  # (B, n_in, bands, frames) -> (B, n_out, bands, frames)
     """Convolutions of several sizes side by side, batch norm, ReLU; raises `AudiotagError` when `n_out` is not a
     multiple of the number of sizes."""
@@ -305,7 +357,7 @@ def multi_scale(
     convs = SideBySide(nn.Conv2d(n_in, n_out // len(sizes), k, padding=k // 2, bias=False) for k in sizes)
     for conv in convs:
         nn.init.kaiming_normal_(conv.weight)
-    return nn.Sequential(convs, nn.BatchNorm2d(n_out, momentum=momentum), nn.ReLU(inplace=True))
+    return nn.Sequential(convs, nn.BatchNorm2d(n_out, eps=eps, momentum=momentum), nn.ReLU(inplace=True))
 
 
 class SideBySide(nn.ModuleList):

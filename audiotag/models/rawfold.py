@@ -11,14 +11,17 @@ import torch
 from torch import nn
 from ..core.errors import AudiotagError
 from ..core.config import Config
-from ..audio.features import Joined, RawFold
+from ..audio.features import Joined, Peak, RawFold
 from .blocks import AvgPool, Network, SpectrogramNet, require_batch_of_two
 from .sed import features_of
 
 # %% ../../nbs/models/06_rawfold.ipynb #9e5f7a02
 FOLDS = {  # name: front end of 5 s
-    "rows128": RawFold(sample_rate=16000, channels=1, rows=625, columns=128),  # BirdCLEF 2024, 4th
-    "rows80": RawFold(sample_rate=32000, channels=2, rows=1000, columns=80),  # BirdCLEF 2024, 5th
+    # BirdCLEF 2024, 5th
+    "rows80": RawFold(channels=2, rows=1000, columns=80, interleaved=True, wave_scaling=Peak(above=1.0)),
+    # BirdCLEF 2024, 4th
+    "rows200": RawFold(channels=1, rows=400, columns=200, every=2, wave_scaling=Peak()),
+    "rows128": RawFold(channels=1, rows=625, columns=128, every=2, wave_scaling=Peak()),  # the default of its class
 }
 
 # %% ../../nbs/models/06_rawfold.ipynb #319d1dd5
@@ -37,7 +40,7 @@ class Raw(Network):
     "A two-dimensional backbone on the folded wave; `build(n_classes)` gives a `SpectrogramNet`."
 
     backbone: Config  # settings with `features()`, with as many `in_channels` as the folding has
-    front: RawFold | None = FOLDS["rows128"]  # computed inside, from waves; None: the input is folded already
+    front: RawFold | None = FOLDS["rows200"]  # computed inside, from waves; None: the input is folded already
     dropout: float = 0.0  # before the last layer
 
     def check(self):

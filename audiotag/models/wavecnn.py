@@ -9,6 +9,7 @@ __all__ = ['WAVE_CNNS', 'WaveformNet', 'WaveCNN']
 from dataclasses import dataclass
 import torch
 from torch import nn
+from ..core.config import added
 from ..core.errors import AudiotagError
 from ..audio.features import PRESETS, FrontEnd
 from audiotag.models.blocks import (
@@ -91,6 +92,9 @@ class WaveCNN(Network):
     rnn: int = 128  # units of the GRU over the global features; 0: neither globals nor length
     n_globals: int = 12  # numbers in each part of the global features
     momentum: float = 0.15  # of batch norm
+    eps: float = added(1e-5)  # of batch norm; Keras' is 1e-3
+    globals_momentum: float | None = added(None)  # of the batch norm of the global features; None: `momentum`
+    padding: str = added("both")  # of pools over an even number of cells: 'both' ends, or 'same' as TensorFlow
 
     def check(self):
         self.require(
@@ -111,11 +115,16 @@ class WaveCNN(Network):
         )
         self.require(0 <= self.rnn <= 4096, "rnn", "give 128, or 0 to leave globals and length out")
         self.require(0 < self.n_globals <= 4096, "n_globals", "give 12")
-        self.require(0 < self.momentum <= 1, "momentum", "give .15")
+        for name in ("momentum", "globals_momentum"):
+            self.require((getattr(self, name) or self.momentum) <= 1, name, "give a number above 0, up to 1")
+            self.require(getattr(self, name) is None or getattr(self, name) > 0, name, "give a number above 0, up to 1")
+        self.require(0 < self.eps < 1, "eps", "give a number between 0 and 1")
+        self.require(self.padding in ("both", "same"), "padding", "choose 'both' or 'same'")
 
     def _build(self, n_classes):
         n_in = self.stem_channels
-        body = [multi_scale(1, n_in, self.stem, momentum=self.momentum)]
+        norm = dict(momentum=self.momentum, eps=self.eps)
+        body = [multi_scale(1, n_in, self.stem, **norm)]
         if self.squeeze:
             body.append(SqueezeExcite(n_in, self.squeeze))
         for channels, size in _blocks:
@@ -127,22 +136,26 @@ class WaveCNN(Network):
                 size=size or 2,
                 squeeze=self.squeeze,
                 concat=self.concat,
-                momentum=self.momentum,
+                padding=self.padding,
+                **norm,
             )
             body.append(block)
             n_in = n_out
-        beside = SequenceGRU(self.n_globals, self.rnn, momentum=self.momentum) if self.rnn else None
+        beside = None
+        if self.rnn:
+            beside = SequenceGRU(self.n_globals, self.rnn, momentum=self.globals_momentum or self.momentum)
         head = nn.Linear(2 * n_in + (self.rnn + 1 if self.rnn else 0), n_classes)
         return WaveformNet(nn.Sequential(*body), ShufflePool(), beside, head)
 
 # %% ../../nbs/models/03_wavecnn.ipynb #3f5e1569
-_multi = dict(stem=(3, 5, 7), stem_channels=96, squeeze=4)
+_keras = WaveCNN(eps=1e-3, globals_momentum=0.01, padding="same")
+_multi = _keras.replace(stem=(3, 5, 7), stem_channels=96, squeeze=4)
 
 WAVE_CNNS = {  # the entrants' name: settings
-    "v1mix": WaveCNN(),
-    "max3exam": WaveCNN(pools=("max", "avemax3")),
-    "se": WaveCNN(squeeze=4),
-    "msc_se_1.0": WaveCNN(**_multi),
-    "msc_se_1.5": WaveCNN(**_multi, width=1.5),
-    "msc_se_2.0": WaveCNN(**_multi, width=2.0),
+    "v1mix": _keras,
+    "max3exam": _keras.replace(pools=("max", "avemax3")),
+    "se": _keras.replace(squeeze=4),
+    "msc_se_1.0": _multi,
+    "msc_se_1.5": _multi.replace(width=1.5),
+    "msc_se_2.0": _multi.replace(width=2.0),
 }

@@ -333,9 +333,15 @@ class Ema(Keeper):
 class BestEpoch(Keeper):
     "The weights of the epoch with the best validation score; stops after `patience` epochs without improvement."
 
-    def __init__(self, patience: int | None = None):
+    def __init__(
+        self,
+        patience: int | None = None,
+        *,
+        best_from: int = 0,  # the first epoch that may be the best, from 0; the last one may always
+        patience_from: int = 0,  # epochs before this one are trained in any case
+    ):
         super().__init__()
-        self.patience = patience
+        self.patience, self.best_from, self.patience_from = patience, best_from, patience_from
 
     def before_epoch(self):
         if self.facts.get("stop"):
@@ -345,12 +351,14 @@ class BestEpoch(Keeper):
         score = self.recorder.log[3:4]
         if not score or self.epoch <= self.facts.get("seen", -1):
             return
-        if score[0] > self.facts.get("best", -1):
+        first = min(self.best_from, self.n_epoch - 1)
+        if self.epoch >= first and score[0] > self.facts.get("best", -1):
             self.facts.update(best=float(score[0]), epoch=self.epoch)
             self._copy()
-        epochs_since = self.epoch - self.facts.get("epoch", -1)
+        epochs_since = self.epoch - self.facts.get("epoch", first - 1)
         self.facts["seen"] = self.epoch
-        self.facts["stop"] = self.patience is not None and epochs_since >= self.patience
+        may_stop = self.patience is not None and self.epoch + 1 >= self.patience_from
+        self.facts["stop"] = may_stop and epochs_since >= self.patience
 
 # %% ../../nbs/train/04_fit.ipynb #ab146a9e
 def _pack_checkpoint(state: dict, opt=None, kept: dict | None = None, **facts) -> bytes:

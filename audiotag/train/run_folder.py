@@ -559,7 +559,9 @@ def _weights_keeper(stage: Stage):
     "The callback that chooses the final weights; None: the last ones."
     if stage.ema:
         return Ema(stage.ema)
-    return BestEpoch(stage.patience) if stage.best_epoch else None
+    if not stage.best_epoch:
+        return None
+    return BestEpoch(stage.patience, best_from=stage.best_from, patience_from=stage.patience_from)
 
 
 def _time_left(run: Run, stage: str, fold: int, epochs: int, epoch_s: float) -> str:

@@ -9,7 +9,7 @@ __all__ = ['AgreementRule', 'Stage', 'warm_up', 'Labels', 'Recipe', 'resolve_rou
 import math, re, numpy as np, pandas as pd
 from dataclasses import dataclass
 from ..core.errors import did_you_mean, require_name
-from ..core.config import Config
+from ..core.config import Config, added
 from ..core.metrics import METRICS
 from ..core.targets import Targets
 from ..audio.features import FrontEnd, Joined, Waveform, front_end_parts
@@ -81,6 +81,8 @@ class Stage(Config):
     metric: str | None = None  # for `best_epoch` and the progress lines; None: the recipe's
     best_epoch: bool = False  # end with the epoch of the best validation score, instead of the last one
     patience: int | None = None  # with `best_epoch`: stop after this many epochs without improvement
+    best_from: int = added(0)  # with `best_epoch`: the first epoch that may be the best, counted from 0
+    patience_from: int = added(0)  # with `patience`: epochs before this one are trained in any case
 
     def check(self):
         self._check_training()
@@ -104,6 +106,16 @@ class Stage(Config):
             self.patience is None or (self.patience > 0 and self.best_epoch),
             "patience",
             "give a positive number, together with best_epoch",
+        )
+        self.require(
+            self.best_from == 0 or (self.best_epoch and 0 < self.best_from < self.epochs),
+            "best_from",
+            f"give 0 to {self.epochs - 1}, together with best_epoch",
+        )
+        self.require(
+            self.patience_from == 0 or (self.patience is not None and self.patience_from > 0),
+            "patience_from",
+            "give a number of epochs, together with patience",
         )
         self.require(self.steps is None or self.steps > 0, "steps", "give a positive number")
         self.require(math.isfinite(self.lr), "lr", "give a number")
@@ -240,7 +252,8 @@ def _check_features(recipe):
         "give the network waves of the sampling rate that it computes features at",
     )
     reading = recipe.front_end.reading
-    keeps_times = reading.trim_db is None and (reading.pad_to_s is None or reading.pad_at == "start")
+    trims = any(part.reading.trim_db is not None for part in front_end_parts(recipe.front_end))
+    keeps_times = not trims and (reading.pad_to_s is None or reading.pad_at == "start")
     recipe.require(
         recipe.crops is None or keeps_times,
         "front_end",
@@ -301,12 +314,12 @@ class Recipe(Config):
     metric: str = "lwlrap"  # the competition's; 'lrap', 'accuracy' and 'macro_auc' are the others
     n_folds: int = 10
     # what clips of one fold share: the recording (near-duplicates), the author, the site; see `audiotag.data.folds`
-    group_by: tuple[str, ...] = GROUP_BY
+    group_by: tuple[str, ...] = added(GROUP_BY)
     precision: str = "auto"  # of training; see `audiotag.train.fit.autocast_dtype`
     compile: str = ""  # a backend of torch.compile for training, such as 'inductor'; '': none
     keep_memory: bool = True  # see `audiotag.core.memory.keep_memory`
     # where features are computed from waves: store those of unlabelled clips, too, which every fold and round scores
-    store_segments: bool = True
+    store_segments: bool = added(True)
     # a fold with at least this many training clips is streamed (`audiotag.data.streaming`), its epochs in another
     # order than those in memory
     stream_from: int = 200_000

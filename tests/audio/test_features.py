@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import inspect
+import math
 import pickle
 import subprocess
 import sys
@@ -14,13 +15,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from audiotag.audio.io import ReadOptions, crop_or_pad
+from audiotag.audio.io import ReadOptions, crop_or_pad, trim_silence
 from audiotag.core.errors import AudiotagError
 from audiotag.core.config import Config, config_from_dict
 from audiotag.audio.features import (
     PCEN,
     PERCENTILES,
     PRESETS,
+    EightBit,
     FixedStats,
     FrontEnd,
     GlobalFeatures,
@@ -28,6 +30,7 @@ from audiotag.audio.features import (
     Length,
     LogMel,
     MinMax,
+    Peak,
     RawFold,
     Standardize,
     Waveform,
@@ -152,6 +155,8 @@ def test_presets_are_librosas(name, sample_set):
         want = {
             Standardize: lambda: (x - x.mean()) / x.std(),
             MinMax: lambda: (x - x.min()) / (x.max() - x.min()),
+            EightBit: lambda: np.floor(255 * (x - x.min()) / (x.max() - x.min())) / 255,
+            FixedStats: lambda: (x - fe.scaling.mean) / fe.scaling.std,
             type(None): lambda: x,
         }[type(fe.scaling)]()
         assert np.abs(fe.replace(scaling=None)(wave) - x).max() <= 0.01
@@ -236,7 +241,11 @@ def torchaudio():
 
 @pytest.mark.parametrize(
     "name",
-    [k for k, v in LAYERS.items() if type(v) is LogMel and v.pcen is None and v.n_channels == 1 and v.scaling is None],
+    [
+        k
+        for k, v in LAYERS.items()
+        if type(v) is LogMel and v.pcen is None and v.n_channels == 1 and v.scaling is v.wave_scaling
+    ],
 )
 def test_the_layer_is_torchaudios(name, torchaudio):
     "Spectrogram and decibels, values and gradients, of clips whose levels differ; torchaudio takes a maximum for each item of the first axis."
@@ -535,6 +544,7 @@ def test_too_short_without_centring():
 
 
 OTHER = dict(
+    wave_scaling=Peak(),
     sample_rate=48000,
     n_fft=2048,
     hop_length=348,
@@ -644,15 +654,79 @@ def test_joined_front_ends():
             fe.replace(**wrong)
 
 
+def test_a_part_of_a_joined_front_end_trims_by_itself():
+    "System 2: the global features are those of the whole file, crop and length those of the trimmed one."
+    trims, g = ReadOptions(trim_db=60), np.random.default_rng(0)
+    fe = Joined(main=Waveform(reading=trims), beside=(GlobalFeatures(), Length(reading=trims)))
+    loud = g.standard_normal(30000).astype(np.float32)
+    wave = np.concatenate([np.zeros(20480, np.float32), loud, np.zeros(40960, np.float32)])
+    x, whole, length = fe(wave)
+    inside = trim_silence(wave, 60)
+    assert len(inside) < 40000 and np.array_equal(x[0], inside) and length.item() == np.float32(len(inside) / 441000)
+    assert np.array_equal(whole, GlobalFeatures()(wave)) and not np.allclose(whole, GlobalFeatures()(inside))
+    assert config_from_dict(fe.to_dict()) == fe and fe.reading.trim_db is None
+    # as stored before: one reading for all parts
+    old = Joined(main=Waveform(), beside=(GlobalFeatures(), Length()), reading=trims)
+    assert not old.trimmed_parts and {p.reading for p in front_end_parts(old)} == {trims}
+    with pytest.raises(AudiotagError, match="clip by clip"):
+        fe.layer()
+    with pytest.raises(AudiotagError, match="trim all parts or none"):
+        fe.replace(reading=ReadOptions(pad_to_s=2.0))
+
+
+def test_the_kernel_s_eight_bits():
+    "Standardised, then 0 to 255 cut down to whole numbers, then over 255; constant images are zeros."
+    x = np.array([[0.0, 1.1, 2.1], [3.0, 4.1, 10.0]], np.float32)
+    want = np.array([[0, 28, 53], [76, 104, 255]]) / 255
+    assert np.abs(EightBit()(x) - want).max() < 1e-6
+    assert np.abs(EightBit()(torch.from_numpy(np.stack([x, 7 * x]))).numpy()[0] - want).max() < 1e-6
+    assert not EightBit()(np.full((2, 3), -7.3, np.float32)).any()
+    g = np.random.default_rng(0)
+    big = g.normal(-40, 15, (128, 300)).astype(np.float32)
+    z = (big - big.mean()) / (big.std() + 1e-6)
+    codes = (255 * (z - z.min()) / (z.max() - z.min())).astype(np.uint8)
+    ours = EightBit()(big) * 255
+    assert np.abs(ours - ours.round()).max() < 1e-4 and (ours.round() == codes).mean() > 0.9999
+
+
+def test_the_fourth_and_the_fifth_of_birdclef_2024():
+    "Their decibels from librosa's power: (dB + 80)/80, and torchaudio's filters on a power over that of the window."
+    wave = (np.random.default_rng(0).standard_normal(160000) * np.linspace(0.01, 1, 160000) * 0.2).astype(np.float32)
+
+    def decibels(power):
+        x = 10 * np.log10(np.maximum(power, 1e-10))
+        return np.maximum(x, x.max() - 80)
+
+    args = dict(y=wave, sr=32000, fmin=0, fmax=16000)
+    power = librosa.feature.melspectrogram(n_fft=2048, hop_length=627, n_mels=128, **args)
+    got = PRESETS["birdclef_mel_4th"](wave)
+    assert got.shape == (128, 256) and np.abs(got - (decibels(power) + 80) / 80).max() < 2e-4
+    power = librosa.feature.melspectrogram(
+        n_fft=4096, hop_length=512, n_mels=512, htk=True, norm=None, pad_mode="reflect", **args
+    )
+    window = np.sum(np.hanning(4097)[:-1] ** 2)
+    got = PRESETS["birdclef_mel_5th"](wave)
+    assert got.shape == (512, 313) and np.abs(got - decibels(power / window)).max() < 0.01
+
+
+def test_windows_at_even_steps():
+    "The entrant's starts: as many windows as the hop asks for, rounded equal steps from the first frame to the last."
+    for n in (128, 129, 176, 177, 300, 1000, 1293):
+        s = math.ceil((n - 128) / 48) + 1
+        theirs = [int(np.around((n - 128) * x / (s - 1))) if s != 1 else 0 for x in range(s)]
+        assert window_starts(n, 128, 48, even=True) == theirs and len(window_starts(n, 128, 48)) == s
+    assert window_starts(300, 128, 48, even=True) == [0, 43, 86, 129, 172]
+
+
 def test_folds_of_system_5():
     "Where neighbouring samples land."
     fe = RawFold()
     x = fe(np.arange(160000, dtype=np.float32))
     assert x.shape == (2, 1000, 80)
     assert (x[0, 0, 0], x[0, 0, 1], x[0, 1, 0], x[1, 0, 0], x[1, 999, 79]) == (0, 1, 80, 80000, 159999)
-    one = PRESETS["birdclef_fold_625x128"]
+    one = RawFold(sample_rate=16000, channels=1, rows=625, columns=128)
     y = one(np.arange(80000, dtype=np.float32))
-    assert y.shape == (625, 128) and one.sample_rate == 16000
+    assert y.shape == (625, 128)
     assert (y[0, 0], y[0, 1], y[0, 127], y[1, 0], y[624, 127]) == (0, 1, 127, 128, 79999)
     for each, n in ((fe, 160000), (one, 80000)):
         wave = np.random.default_rng(0).standard_normal(n).astype(np.float32)

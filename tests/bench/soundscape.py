@@ -44,13 +44,13 @@ def arms():
         "mel CNN, pink noise down to -5 dB, for half of the clips": made(
             "mel", changes=[("augment.1.p", "0.5"), ("augment.1.low_db", "-5"), ("augment.1.high_db", "20")]
         ),
-        "raw, 625 × 128": made("rows128"),
+        "raw, 400 × 200": made("rows200"),
         "raw, 2 × 1000 × 80": made("rows80"),
         "hybrid": made("hybrid"),
     }
 
 
-STEPS = {"mel": 200, "rows128": 120, "rows80": 120, "hybrid": 120}  # optimizer steps of 16 clips
+STEPS = {"mel": 200, "rows200": 120, "rows80": 120, "hybrid": 120}  # optimizer steps of 16 clips
 
 
 def open_arm(work, data, name):

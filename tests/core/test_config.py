@@ -109,3 +109,43 @@ def test_stages_that_differ_are_named():
     changed = set_fields(recipe, [("stages.agreed.epochs", "3")])
     with pytest.raises(AudiotagError, match="other settings: stages.agreed.epochs is 40 there and 3 here"):
         require_same(recipe, changed, where="run")
+
+
+def test_a_field_that_was_added_counts_only_when_it_says_something_new():
+    "At any depth; files from before it read as its default and keep their hash."
+    from dataclasses import dataclass
+
+    @dataclass(frozen=True, kw_only=True)
+    class Before(Config, kind="__main__grown"):
+        size: int = 3
+
+    Before.__module__ = "__main__"
+
+    @dataclass(frozen=True, kw_only=True)
+    class After(Config, kind="__main__grown"):
+        size: int = 3
+        pad: str = config.added("both")
+
+    @dataclass(frozen=True, kw_only=True)
+    class Holder(Config, kind="__main__holder"):
+        parts: tuple[Config, ...]
+
+    try:
+        assert After().hash == Before().hash == config_from_dict({"kind": "__main__grown", "size": 3}).hash
+        assert Holder(parts=(After(),)).hash == Holder(parts=(Before(),)).hash
+        assert len({After(pad="end").hash, After().hash, After(size=4).hash}) == 3
+        assert Holder(parts=(After(pad="end"),)).hash != Holder(parts=(After(),)).hash
+        assert After().to_dict()["pad"] == "both"
+    finally:
+        for word in ("__main__grown", "__main__holder"):
+            config._kinds.pop(word)
+
+
+def test_settings_from_before_the_folders_keep_their_hash():
+    "A bundle names the recipe that it was packed from, and a store the front end that it was built with."
+    from pathlib import Path
+
+    from audiotag.train.run_folder import Run
+
+    old = Path(__file__).resolve().parent.parent / "sealed" / "flat-layout"
+    assert Run(old / "run").recipe.hash == json.loads((old / "freesound2019" / "bundle.json").read_text())["recipe"]

@@ -194,7 +194,7 @@ def other_inputs():
     import torch
     from audiotag.train.recipes import birdclef2024
 
-    for inputs in ("rows80", "rows128", "hybrid"):
+    for inputs in ("rows80", "rows200", "hybrid"):
         recipe = birdclef2024("small", inputs=inputs)
         net = recipe.model.build(3)
         loss = recipe.loss(net(torch.randn(2, 1, 1, recipe.windows.frames)), torch.eye(3)[:2])

@@ -459,7 +459,7 @@ def test_steps_are_sealed_and_an_empty_test_folder_works(whole, data, tmp_path):
 @pytest.mark.parametrize(
     "inputs, narrow",
     [
-        pytest.param("rows128", ["model.backbone.width=1"], marks=pytest.mark.long),
+        pytest.param("rows200", ["model.backbone.width=1"], marks=pytest.mark.long),
         pytest.param("rows80", ["model.backbone.width=1"], marks=pytest.mark.long),
         ("hybrid", ["model.mel.width=1", "model.raw.width=1"]),
     ],

@@ -12,6 +12,8 @@ from audiotag.core.errors import AudiotagError
 from audiotag.core.config import config_from_dict
 from audiotag.infer.ensemble import (
     METHODS,
+    Blend,
+    Given,
     Mean,
     EqualWeights,
     RankMean,
@@ -22,6 +24,7 @@ from audiotag.infer.ensemble import (
     cross_fit,
     ensemble_table,
     member_means,
+    parse_blend,
     start_of_stack,
 )
 from audiotag.core.metrics import accuracy, lwlrap, macro_auc
@@ -223,3 +226,75 @@ print([m for m in ('torch','scipy.optimize','sklearn') if m in sys.modules])
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert out.stdout.strip() == "[]"
+
+
+def test_blend_in_words():
+    p = np.random.default_rng(5).random((4, 10, 3))
+    blend = Blend(weights=(0.15, 0.25, 0.3, 0.3), products=((1, 3), (0, 1, 2)), product_weights=(0.3, 0.5))
+    b, a1, a2, c = p
+    wanted = (0.15 * b + 0.25 * a1 + 0.3 * a2 + 0.3 * c + 0.3 * np.sqrt(a1 * c) + 0.5 * (b * a1 * a2) ** (1 / 3)) / 1.8
+    np.testing.assert_allclose(blend.apply(p), wanted, atol=1e-12)
+    assert config_from_dict(blend.to_dict()) == blend
+    with pytest.raises(AudiotagError, match="3 members"):
+        blend.apply(p[:3])
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda: Blend(weights=()),
+        lambda: Blend(weights=(-1.0, 2.0)),
+        lambda: Blend(weights=(1.0, 1.0), products=((0, 2),), product_weights=(1.0,)),
+        lambda: Blend(weights=(1.0, 1.0), products=((0,),), product_weights=(1.0,)),
+        lambda: Blend(weights=(1.0, 1.0), products=((0, 1),)),
+        lambda: Blend(weights=(0.0, 0.0)),
+        lambda: Stack(mean_weights=(1.0, -1.0)),
+        lambda: Stack(mean_weights=(0.0, 0.0)),
+        lambda: Stack(mean_weights=(1.0, 1.0), mean=FittedWeights()),
+    ],
+)
+def test_blends_out_of_range(bad):
+    with pytest.raises(AudiotagError):
+        bad()
+
+
+def test_the_formulas_of_birdclef_2024():
+    "The fifth's 5 : 4 : 1 and the fourth's sum with a root, as numbers and as a method that fits nothing."
+    truth, p = planted(n=40, skill=(3.0, 2.0, 1.0, 0.5))
+    raw, mel, hybrid = p[:3]
+    fifth = parse_blend("5*a + 4*b + 1*c", ["raw", "mel", "hybrid"])
+    np.testing.assert_allclose(fifth.apply(p[:3]), (5 * raw + 4 * mel + hybrid) / 10)
+    b, a1, a2, c = p
+    fourth = parse_blend(".15*A + .25*B + 0.3*C + .3*D+.3*sqrt(B*D)", "bacd")
+    wanted = (0.15 * b + 0.25 * a1 + 0.3 * a2 + 0.3 * c + 0.3 * np.sqrt(a1 * c)) / 1.3
+    for combiner in (fourth, Given(combiner=fourth).fit(p, truth), config_from_dict(fourth.to_dict())):
+        np.testing.assert_allclose(combiner.apply(p), wanted)
+    np.testing.assert_allclose(cross_fit(Given(combiner=fourth), p, truth, np.arange(40) % 2), wanted)
+    with pytest.raises(AudiotagError, match="3 members"):
+        Given(combiner=fourth).fit(p[:3], truth)
+
+
+@pytest.mark.parametrize(
+    "formula, said",
+    [
+        ("", "cannot read"),
+        ("a - b", "cannot read"),
+        ("a*b", "cannot read"),
+        ("sqrt(a*b*c)", "cannot read"),
+        ("2*", "cannot read"),
+        ("a + 2*d", "'d' stands for no member"),
+        ("0*a", "invalid value"),
+    ],
+)
+def test_formulas_that_cannot_be_read(formula, said):
+    with pytest.raises(AudiotagError, match=said):
+        parse_blend(formula, ["run: x", "run: y", "run: z"])
+
+
+def test_a_stack_starts_from_weights_found_by_hand():
+    truth, p = planted(skill=(2.0, 1.0))
+    stack = Stack(epochs=0, mean_weights=(2.1, 0.7)).fit(p, truth, np.arange(300) % 4)
+    assert stack.mean == pytest.approx((0.75, 0.25))
+    np.testing.assert_allclose(stack.apply(p), (1 + np.tanh(0.75 * p[0] + 0.25 * p[1] - 1.6)) / 2)
+    with pytest.raises(AudiotagError, match="2 weights for 3 members"):
+        Stack(mean_weights=(1.0, 1.0)).fit(np.concatenate([p, p[:1]]), truth)

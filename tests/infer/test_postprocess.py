@@ -10,7 +10,6 @@ from audiotag.core.config import config_from_dict
 from audiotag.core.metrics import METRICS, macro_auc
 from audiotag.infer.postprocess import (
     FAMILIES,
-    Blend,
     FileMax,
     Halve,
     NeighbourMax,
@@ -133,28 +132,11 @@ def test_what_is_no_table_is_refused(p, group, said):
         lambda: FileMax(power=-1.0),
         lambda: Power(power=0.0),
         lambda: Power(power=float("nan")),
-        lambda: Blend(weights=()),
-        lambda: Blend(weights=(-1.0, 2.0)),
-        lambda: Blend(weights=(1.0, 1.0), products=((0, 2),), product_weights=(1.0,)),
-        lambda: Blend(weights=(1.0, 1.0), products=((0,),), product_weights=(1.0,)),
-        lambda: Blend(weights=(1.0, 1.0), products=((0, 1),)),
-        lambda: Blend(weights=(0.0, 0.0)),
     ],
 )
 def test_settings_out_of_range(bad):
     with pytest.raises(AudiotagError):
         bad()
-
-
-def test_blend_in_words():
-    p = np.random.default_rng(5).random((4, 10, 3))
-    blend = Blend(weights=(0.15, 0.25, 0.3, 0.3), products=((1, 3), (0, 1, 2)), product_weights=(0.3, 0.5))
-    b, a1, a2, c = p
-    wanted = (0.15 * b + 0.25 * a1 + 0.3 * a2 + 0.3 * c + 0.3 * np.sqrt(a1 * c) + 0.5 * (b * a1 * a2) ** (1 / 3)) / 1.8
-    np.testing.assert_allclose(blend.apply(p), wanted, atol=1e-12)
-    assert config_from_dict(blend.to_dict()) == blend
-    with pytest.raises(AudiotagError, match="3 members"):
-        blend.apply(p[:3])
 
 
 # --- what a metric cannot see -----------------------------------------------------------------------------------------

@@ -298,6 +298,65 @@ def test_pools_cell_by_cell(mode, size, stride):
         np.testing.assert_allclose(pool(x).numpy(), want, rtol=1e-5, atol=1e-6)
 
 
+def pool_as_tensorflow(x, mode, size, stride):
+    "(C, bands, frames), axis by axis: ceil(n/stride) windows; of the cells that they lack, the smaller half lies before the map."
+    axes = {"bands": 1, "time": 2}
+    for kind, which in pool_modes[mode]:
+        for axis in [axes[which]] if which in axes else [1, 2]:
+            n = x.shape[axis]
+            lack = max(0, (-(-n // stride) - 1) * stride + size - n)
+            cells = [
+                range(max(0, i * stride - lack // 2), min(n, i * stride - lack // 2 + size))
+                for i in range(-(-n // stride))
+            ]
+            how = np.max if kind == "max" else np.mean
+            x = np.stack([how(x.take(list(c), axis), axis) for c in cells], axis)
+    return x
+
+
+@pytest.mark.parametrize("mode", pool_modes)
+@pytest.mark.parametrize("size,stride", [(2, 2), (3, 1), (3, 2)])
+def test_pools_as_tensorflow_pads(mode, size, stride):
+    "Numbers from the rule of `same`; with an even axis the two ways of padding differ, with odd ones they do not."
+    same, both = (make_pool(mode, size=size, stride=stride, padding=o) for o in ("same", "both"))
+    for bands, frames in ((16, 108), (8, 12), (7, 13), (1, 1), (2, 9), (16, 54)):
+        x = clips(2, 3, bands, frames) - 5
+        want = np.stack([pool_as_tensorflow(o.numpy(), mode, size, stride) for o in x])
+        np.testing.assert_allclose(same(x).numpy(), want, rtol=1e-5, atol=1e-6)
+        # with two cells either way has one window, of both
+        alike = (size, stride) != (3, 2) or not any(n % 2 == 0 and n > 2 for n in (bands, frames))
+        assert torch.allclose(same(x), both(x), rtol=1e-5) == alike
+    ramp = torch.arange(8.0).view(1, 1, 1, 8)
+    if (mode, size, stride) == ("max", 3, 2):
+        assert same(ramp).flatten().tolist() == [2, 4, 6, 7] and both(ramp).flatten().tolist() == [1, 3, 5, 7]
+
+
+def test_the_networks_of_system_2_are_keras():
+    "Epsilon and momenta of each batch norm, by place; settings from before these fields keep torch's epsilon."
+    for name, settings in WAVE_CNNS.items():
+        with torch.device("meta"):
+            net = settings.build(80)
+        norms = {
+            k: (m.eps, m.momentum) for k, m in net.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+        }
+        assert len(norms) == 10 and norms.pop("beside.norm") == (1e-3, 0.01), name
+        assert set(norms.values()) == {(1e-3, 0.15)} and settings.padding == "same"
+    stored = {k: v for k, v in WaveCNN().to_dict().items() if k not in ("eps", "globals_momentum", "padding")}
+    with torch.device("meta"):
+        net = config_from_dict(stored).build(80)
+    assert {m.eps for m in net.body.modules() if isinstance(m, nn.BatchNorm2d)} == {1e-5}
+    assert net.beside.norm.momentum == 0.15 and config_from_dict(stored).hash == WaveCNN().hash
+
+
+def test_openvino_pads_as_tensorflow():
+    ov = pytest.importorskip("openvino")
+    net = build(WaveCNN(front=None, width=1 / 32, stem_channels=4, rnn=0, padding="same"), seed=1).eval()
+    x = clips(2, 1, 32, 44)
+    graph = ov.compile_model(ov.convert_model(net, example_input=x), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    with torch.no_grad():
+        assert np.abs(graph(x.numpy())[0] - net(x).numpy()).max() < 1e-4
+
+
 @pytest.mark.parametrize("size,stride", [(2, 1), (4, 2), (0, 0), (3, 0)])
 def test_pools_refuse(size, stride):
     with pytest.raises(AudiotagError):

@@ -7,7 +7,7 @@ from torch import nn
 
 from audiotag.core.errors import AudiotagError
 from audiotag.core.config import config_from_dict
-from audiotag.audio.features import Joined, LogMel, RawFold, Standardize
+from audiotag.audio.features import Joined, LogMel, Peak, RawFold, Standardize
 from audiotag.models.cnn import CNNModel1
 from audiotag.models.rawfold import FOLDS, Hybrid, Raw
 from audiotag.models.sed import SED
@@ -26,58 +26,78 @@ def waves(n, samples, seed=0):
     return torch.randn(n, 1, 1, samples, generator=torch.Generator().manual_seed(seed)) * 0.1
 
 
-@pytest.mark.parametrize("name,shape,rate", [("rows128", (1, 625, 128), 16000), ("rows80", (2, 1000, 80), 32000)])
-def test_neighbouring_samples_lie_where_the_source_says(name, shape, rate):
-    "5 s; sample i is channel i // (rows*columns), row i // columns % rows, column i % columns: in the front end and in the network."
-    fold = FOLDS[name]
-    channels, rows, columns = shape
-    n = 5 * rate
-    assert (fold.channels, fold.rows, fold.columns, fold.sample_rate) == (
-        *shape,
-        rate,
-    ) and channels * rows * columns == n
-    page = fold(np.arange(n, dtype=np.float32)).reshape(shape)
-    i = np.arange(n)
-    assert np.array_equal(page[i // (rows * columns), i // columns % rows, i % columns], i)
-    assert (
-        (np.diff(page, axis=2) == 1).all()
-        and (np.diff(page, axis=1) == columns).all()
-        and (np.diff(page, axis=0) == rows * columns).all()
-    )
-
+def pages(fold, x):
+    "What the front end gives and what the network's body is given, for waves (n, 1, 1, samples)."
     seen = []
-    net = build(Raw(backbone=Timm(name="test_resnet", in_channels=channels), front=fold))
-    net.body.register_forward_pre_hook(lambda m, x: seen.append(x[0].clone()))
-    with torch.no_grad():
-        net(torch.arange(2.0 * n).view(2, 1, 1, n))
-    assert seen[0].shape == (2, *shape)
-    assert torch.equal(seen[0][0], torch.from_numpy(page)) and torch.equal(seen[0][1], torch.from_numpy(page + n))
-
-
-def test_the_fourth_s_own_reshape_is_the_same():
-    "His model: wave.view(batch, samples // 128, 128), one channel repeated."
-    x = waves(3, 80000)
-    net = build(Raw(backbone=CNNModel1(width=2, in_channels=3), front=FOLDS["rows128"]))
-    seen = []
+    net = build(Raw(backbone=Timm(name="test_resnet", in_channels=fold.channels), front=fold))
     net.body.register_forward_pre_hook(lambda m, a: seen.append(a[0].clone()))
     with torch.no_grad():
         net(x)
-    his = x.flatten(1).view(3, 80000 // 128, 128).unsqueeze(1)
-    assert torch.equal(seen[0], torch.cat([his, his, his], 1))
+    return np.stack([fold(w.numpy()) for w in x.flatten(1)]), seen[0].numpy()
 
 
-def test_one_sample_moves_one_cell():
-    fold = FOLDS["rows80"]
-    a, b = np.zeros((2, 160000), np.float32)
-    b[123456] = 1
-    changed = np.argwhere(fold(a) != fold(b))
-    assert changed.tolist() == [[1, (123456 - 80000) // 80, 123456 % 80]]
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_neighbouring_samples_lie_where_the_source_says(interleaved):
+    "A stored fold without the word goes on meaning blocks; in both ways the front end and the network agree."
+    fold = config_from_dict(dict(kind="RawFold", channels=2, rows=50, columns=40)).replace(interleaved=interleaved)
+    n, i = 4000, np.arange(4000)
+    page, seen = pages(fold, torch.arange(2.0 * n).view(2, 1, 1, n))
+    assert np.array_equal(page, seen) and np.array_equal(page[1], page[0] + n)
+    where = (i % 2, i // 2 // 40, i // 2 % 40) if interleaved else (i // 2000, i // 40 % 50, i % 40)
+    assert np.array_equal(page[0][where], i)
 
 
-@pytest.mark.parametrize("samples", [79999, 80001, 40000])
+def test_the_fifth_s_reshape():
+    "160000 samples as 80000 pairs, transposed, as 2 x 1000 x 80; divided by the largest value if that is above 1."
+    x = waves(2, 160000)
+    x[1] *= 1.5 / x[1].abs().max()
+    theirs = (
+        x.flatten(1).reshape(2, 80000, 2).permute(0, 2, 1).reshape(2, 2, 1000, 80)
+        / torch.tensor([1, 1.5])[:, None, None, None]
+    )
+    for page in pages(FOLDS["rows80"], x):
+        np.testing.assert_allclose(page, theirs.numpy(), atol=1e-7)
+    ramp = (np.arange(160000) / 160000).astype(np.float32)
+    page = FOLDS["rows80"](ramp) * 160000
+    assert page[:, 0, :3].round().tolist() == [[0, 2, 4], [1, 3, 5]] and page[:, 999, 79].round().tolist() == [
+        159998,
+        159999,
+    ]
+
+
+@pytest.mark.parametrize("name,rows,columns", [("rows200", 400, 200), ("rows128", 625, 128)])
+def test_the_fourth_s_own_reshape_is_the_same(name, rows, columns):
+    "The window over its largest absolute value, every second sample, rows of that many; one channel repeated."
+    x = waves(3, 160000) - 0.01
+    x[2] = 0  # silence stays silent
+    theirs = x.flatten(1) / x.flatten(1).abs().amax(1, keepdim=True).clamp(min=1e-9)
+    theirs = theirs[:, 0::2].reshape(3, rows, columns)
+    page, seen = pages(FOLDS[name], x)
+    np.testing.assert_allclose(page, theirs.numpy(), atol=1e-7)
+    assert np.array_equal(seen[:, 0], page) and np.abs(page[:2]).max() <= 1 and not page[2].any()
+    net = build(Raw(backbone=CNNModel1(width=2, in_channels=3), front=FOLDS[name]))
+    channels = []
+    net.body.register_forward_pre_hook(lambda m, a: channels.append(a[0].clone()))
+    with torch.no_grad():
+        net(x)
+    assert channels[0].shape == (3, 3, rows, columns)
+    assert all(np.array_equal(channels[0][:, k], page) for k in range(3))
+
+
+def test_a_front_end_scales_the_wave_first():
+    "By clip and in a batch, in any front end; and settings from before the field keep their hash."
+    fe, plain = MEL.replace(wave_scaling=Peak()), MEL
+    x = waves(2, 16000).flatten(1)
+    wanted = np.stack([plain((w / w.abs().max()).numpy()) for w in x])
+    np.testing.assert_allclose(np.stack([fe(w.numpy()) for w in x]), wanted, atol=1e-4)
+    np.testing.assert_allclose(fe.layer()(x)[:, 0], wanted, atol=2e-3)
+    assert fe.hash != plain.hash and "wave_scaling" not in plain.diff(plain.replace())
+
+
+@pytest.mark.parametrize("samples", [159999, 160001, 80000])
 def test_other_lengths_are_refused(samples):
     net = build(Raw(backbone=CNNModel1(width=2)))
-    with pytest.raises(AudiotagError, match="does not fold into 1x625x128"):
+    with pytest.raises(AudiotagError, match="does not fold into 1x400x200"):
         net(waves(2, samples))
 
 

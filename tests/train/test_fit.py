@@ -125,3 +125,28 @@ def test_a_step_without_finite_gradients_is_left_out(training, tmp_path):
     assert all(torch.isfinite(w).all() for w in watch.weights)
     training(tmp_path / "overflow", cbs=[resumed], precision="fp16")
     assert resumed.scales[0] == watch.scales[0] / 2, "the checkpoint holds the factor"
+
+
+def test_where_the_best_epoch_is_looked_for():
+    "Scores of eight epochs, and where training ends: the first epoch that counts, and the first that may be the last."
+    from types import SimpleNamespace
+
+    scores = [0.9, 0.2, 0.3, 0.5, 0.4, 0.4, 0.6, 0.1]
+
+    def trained(n=len(scores), **options):
+        keeper, done = BestEpoch(**options), []
+        keeper._copy = lambda: None
+        for epoch, score in enumerate(scores[:n]):
+            if keeper.facts.get("stop"):
+                break
+            keeper.learn = SimpleNamespace(epoch=epoch, n_epoch=n, recorder=SimpleNamespace(log=[0, 0, 0, score]))
+            keeper.after_epoch()
+            done.append(epoch)
+        return keeper.facts["epoch"], done[-1]
+
+    assert trained() == (0, 7)
+    assert trained(best_from=1) == (6, 7) and trained(best_from=7) == (7, 7)
+    assert trained(n=3, best_from=28) == (2, 2)  # the last epoch may always be the best
+    assert trained(patience=2) == (0, 2) and trained(patience=2, patience_from=6) == (0, 5)
+    assert trained(patience=2, best_from=1, patience_from=4) == (3, 5)
+    assert trained(patience=3, best_from=1) == (6, 7)
