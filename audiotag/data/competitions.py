@@ -167,14 +167,14 @@ def join_labels(
 def split_labels(
     cell: str,  # 'Bark,Meow', or '"Door, slam",Bark'
     classes=(),  # the names that there are
-) -> tuple:  # of str: classes, and what is not a class as it stands
+) -> tuple:  # of str: classes, and what is not a class as it stands, '' between two commas
     "The labels in a cell of a csv, as `join_labels` or a competition writes them."
     lookup = _class_lookup(classes)
     try:
         parts = next(csv.reader(io.StringIO(cell, newline=""), strict=True, skipinitialspace=True), [])
     except csv.Error:
         parts = []
-    labels = [_as_class(part, lookup) for part in parts if part.strip()]
+    labels = [_as_class(part, lookup) for part in parts]
     if labels and all(label in lookup for label in labels):
         return tuple(labels)
     pieces, labels = cell.split(","), []
@@ -183,7 +183,7 @@ def split_labels(
         n = next((n for n in ends if _as_class(",".join(pieces[:n]), lookup) in lookup), 1)
         labels.append(_as_class(",".join(pieces[:n]), lookup))
         del pieces[:n]
-    return tuple(label for label in labels if label)
+    return tuple(labels) if cell.strip() else ()
 
 
 def match_names(

@@ -224,7 +224,7 @@ def choose_thresholds(
     folds, (names, member) = np.unique(folds, return_inverse=True)[1], np.unique(groups, return_inverse=True)
     if rule.target == "top":
         values, at_most = np.zeros((folds.max() + 2, len(classes))), 1
-        given = Thresholds(values=values[-1], at_most=1).apply(p)
+        given = Thresholds(values=tuple(map(float, values[-1])), at_most=1).apply(p)
 
         def choose(weights):
             return values, np.stack([weights @ o for o in (given & truth, given, truth)])

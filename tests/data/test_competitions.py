@@ -711,7 +711,8 @@ def ids_of(root, **kw):
 def test_real_soundscapes_are_read_as_an_independent_reader_reads_them(sample_set):
     root = sample_set("soundscape")
     comp = load_competition(root, "birdclef2024")
-    assert tuple(comp.clips.columns) == (*CLIP_COLUMNS, "secondary") and comp.notes == () and comp.metric == "macro_auc"
+    assert tuple(comp.clips.columns) == (*CLIP_COLUMNS, "author", "site", "secondary")
+    assert comp.notes == () and comp.metric == "macro_auc"
     listed = pd.read_csv(root / "train.csv", dtype=str)
     clips = comp.of("curated")
     assert list(clips.clip_id) == list(listed.filename) and [o for (o,) in clips.labels] == list(listed.primary_label)
