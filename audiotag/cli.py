@@ -6,7 +6,7 @@
 __all__ = ['PANELS', 'RESUMABLE', 'app', 'UsageError', 'LAYOUTS', 'RecipeName', 'Scale', 'Changes', 'DataFolder', 'Layout',
            'OwnLayout', 'EngineName', 'Address', 'Threads', 'AsJson', 'RunFolder', 'SubmissionFile', 'pack', 'Owner',
            'Title', 'DatasetFolder', 'Postprocess', 'ThresholdWord', 'Kernel', 'repeat_options', 'Commands', 'example',
-           'current_names', 'main', 'synth', 'new', 'recipes', 'recipe', 'features', 'print_result', 'store', 'train',
+           'current_names', 'main', 'print_result', 'synth', 'new', 'recipes', 'recipe', 'features', 'store', 'train',
            'print_results', 'ledger', 'tune', 'thresholds', 'baseline', 'pack_weights', 'infer', 'doctor', 'Precision',
            'export', 'ensemble', 'system', 'embed', 'rehearse', 'pack_wheels', 'pack_kernel', 'publish', 'push',
            'follow', 'submit', 'report', 'review', 'audit', 'runs', 'score', 'compare', 'check_cv', 'completion']
@@ -244,6 +244,26 @@ Address = Annotated[
 Threads = Annotated[int, Option("--workers", metavar="N", help="Threads that read audio files.")]
 AsJson = Annotated[bool, Option("--json", help="Print the result as JSON.")]
 
+# %% ../nbs/01_cli.ipynb #5ad0c3f0
+def _recipe_and_data(name, data, layout, scale, changes) -> tuple:  # (recipe, competition)
+    "A recipe and the competition that it is trained on; with a layout, the recipe is fitted to the competition."
+    from audiotag.data.competitions import load_competition
+    from audiotag.train.recipes import changed, get_recipe
+
+    if layout is None:
+        recipe = get_recipe(name, scale=scale, changes=changes)
+        return recipe, load_competition(data, recipe.layout)
+    from audiotag.train.own_recipe import adapt_recipe
+
+    competition = load_competition(data, layout)
+    recipe = adapt_recipe(get_recipe(name, scale=scale), competition, layout)
+    return changed(recipe, changes), competition
+
+
+def print_result(as_json: bool, data, text: str):
+    "Print `data` as JSON, or `text`."
+    print(json.dumps(data, indent=1, ensure_ascii=False) if as_json else text)
+
 # %% ../nbs/01_cli.ipynb #df0b3bcc
 @app.command(rich_help_panel="Begin", epilog=example("audiotag synth toy"))
 def synth(
@@ -374,27 +394,7 @@ def features(
         )
     print(built.describe())
 
-# %% ../nbs/01_cli.ipynb #5ad0c3f0
-def _recipe_and_data(name, data, layout, scale, changes) -> tuple:  # (recipe, competition)
-    "A recipe and the competition that it is trained on; with a layout, the recipe is fitted to the competition."
-    from audiotag.data.competitions import load_competition
-    from audiotag.train.recipes import changed, get_recipe
-
-    if layout is None:
-        recipe = get_recipe(name, scale=scale, changes=changes)
-        return recipe, load_competition(data, recipe.layout)
-    from audiotag.train.own_recipe import adapt_recipe
-
-    competition = load_competition(data, layout)
-    recipe = adapt_recipe(get_recipe(name, scale=scale), competition, layout)
-    return changed(recipe, changes), competition
-
 # %% ../nbs/01_cli.ipynb #5ad0c3f1
-def print_result(as_json: bool, data, text: str):
-    "Print `data` as JSON, or `text`."
-    print(json.dumps(data, indent=1, ensure_ascii=False) if as_json else text)
-
-
 @app.command(rich_help_panel="Begin", epilog=example("audiotag store runs/first/store --verify"))
 def store(
     store: Annotated[str, Argument(metavar="DIR", help="Feature store: a folder or a URL.")],
