@@ -1,5 +1,5 @@
 # make demo: the main job on data that the project makes itself.   make test: everything that has to hold.
-# make test-long: the same promises at full numbers, and what starts many processes.
+# make test-long: the same promises at full numbers, and what starts many processes.   make test-night: once more, in every system.
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALL := $(VENV)/bin/uv pip install --python $(PY) --constraint constraints.txt
@@ -16,12 +16,13 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile --no-loadsco
 UV := build/uv/bin/uv
 EDGES := newest oldest kaggle
 
-.PHONY: help demo test test-long test-edges constraints cluster docs notebooks site dist
+.PHONY: help demo test test-long test-night test-edges constraints cluster docs notebooks site dist
 
 help:
 	@echo 'make demo   features, four stages, sealed bundle, inference notebook, submission: on synthesised sounds'
 	@echo 'make test   export in sync, notebooks clean, nbdev_test, pytest: every promise once'
 	@echo 'make test-long   what takes long because it repeats or starts many processes: fuzz, kills, rehearsals, tutorials'
+	@echo 'make test-night   before a release: the same in every system, container and engine, and the slow cells of the lessons'
 	@echo 'make cluster   the tests that want a Ray cluster and an S3 server, on this machine'
 	@echo 'make constraints   constraints.txt anew: the newest versions that the ranges of settings.ini allow'
 	@echo 'make test-edges   do the newest, the oldest and Kaggle'"'"'s versions work? (EDGES=kaggle for one; an hour, 10 GB at a time)'
@@ -53,10 +54,13 @@ test: $(READY)
 	@$(PYTEST) -m 'not apart and not long' --ignore tests/test_house.py tests
 
 test-long: $(READY)
+	@$(PYTEST) -m 'long and not night and not apart' tests
+
+test-night: $(READY)
 	@echo '1/2 the lessons whose slow cells `make test` leaves out, with them'
 	@grep -rlE '"#\| slow' nbs --include='[0-9]*.ipynb' --exclude-dir=_site | OMP_NUM_THREADS=1 xargs -P 2 -n 1 $(VENV)/bin/nbdev_test --n_workers 0 --flags slow --path
-	@echo '2/2 pytest: fuzz, kills, rehearsals, grids'
-	@$(PYTEST) -m 'long and not apart' tests
+	@echo '2/2 pytest: tests/night.txt'
+	@$(PYTEST) -m 'night and not apart' tests
 
 $(UV):
 	@python3 -m venv build/uv

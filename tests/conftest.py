@@ -36,6 +36,13 @@ def pytest_configure(config):
         "markers", "apart: wants Ray or an S3 server, and a process in which nothing else runs (`make cluster`)"
     )
     config.addinivalue_line("markers", "long: repeats at full numbers what a shorter test has shown (`make test-long`)")
+    config.addinivalue_line("markers", "night: a long test that is listed in tests/night.txt (`make test-night`)")
+
+
+def night_tests():
+    "The lines of tests/night.txt that name a test."
+    lines = (REPO / "tests" / "night.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 # the files that take longest, in this order: begun first, they do not keep one worker busy while the other has nothing left
@@ -63,9 +70,15 @@ LONGEST = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by markers
 def pytest_collection_modifyitems(items):
     place = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+    night = set(night_tests())
+    for item in items:
+        name = item.nodeid.removeprefix("tests/")
+        if item.get_closest_marker("long") and night & {name, name.partition("[")[0]}:
+            item.add_marker("night")
 
 
 @pytest.fixture(scope="session")

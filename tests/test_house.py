@@ -13,6 +13,7 @@ from pathlib import Path
 import grimp
 import pytest
 
+from tests.conftest import night_tests
 from tests.outputs import MACHINE
 from tests.readme import REPO, readme
 
@@ -281,3 +282,9 @@ def test_constraints_pin_every_requirement_within_its_range():
                 assert r.specifier.contains(next(iter(pin.specifier)).version), (
                     f"run `make constraints`: {pin} does not fit {r} on Python {python}"
                 )
+
+
+def test_every_line_of_the_night_names_a_test():
+    for line in night_tests():
+        file, _, name = line.partition("[")[0].partition("::")
+        assert f"def {name}(" in (REPO / "tests" / file).read_text(), line
