@@ -42,6 +42,8 @@ class _Bytes:
 
     def find(self, pattern, offset) -> int:
         "Where `pattern` occurs at `offset` or behind it; -1 if nowhere."
+        if self.at(offset, len(pattern)) == pattern:  # as a rule one page follows the other
+            return offset
         while offset < self.size:
             data = os.pread(self.fd, 1 << 20, offset)
             if (i := data.find(pattern)) >= 0:
@@ -215,18 +217,17 @@ def _ogg_ends_as_it_begins(data) -> bool:
     return n > 1
 
 # %% ../../nbs/audio/00_containers.ipynb #c0a7000e
-_FLAC_STARTS = b"fLaC\0\0\0\x22", b"fLaC\x80\0\0\x22"
+_FLAC_STARTS = b"\0\0\0\x22", b"\x80\0\0\x22"  # after b"fLaC"
 
 
 def _survey_flac(data, offset, is_quick):
     if is_quick:
         return Survey()
-    starts = [offset]
-    for marker in _FLAC_STARTS:
-        at = offset
-        while (at := data.find(marker, at + 1)) >= 0:
+    starts, at = [offset], offset
+    while (at := data.find(b"fLaC", at + 1)) >= 0:
+        if data.at(at + 4, 4) in _FLAC_STARTS:
             starts.append(at)
-    return _joined(data, sorted(starts)) if len(starts) > 1 else Survey()
+    return _joined(data, starts) if len(starts) > 1 else Survey()
 
 # %% ../../nbs/audio/00_containers.ipynb #c0a70010
 _KBIT = {  # by (is MPEG 1, layer)

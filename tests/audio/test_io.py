@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import librosa
@@ -80,7 +81,7 @@ def fault(path, **kwargs):
     with pytest.raises(AudiotagError) as e:
         read_audio(path, **kwargs)
     assert e.value.kind in ERROR_KINDS
-    assert str(e.value.file) == str(path) and str(path) in str(e.value)
+    assert str(e.value.file) == str(path) and str(path)[:150] in str(e.value)  # long names are cut in the middle
     return e.value
 
 
@@ -137,9 +138,11 @@ def test_same_samples_as_soundfile(tmp_path, suffix, container, subtype, channel
         pytest.skip("not more than two channels")
     path = write(tmp_path / f"a.{suffix}", sound(1.3, 16000, channels), 16000, container, subtype)
     x = sf.read(path, dtype="float32", always_2d=True)[0]
-    assert np.array_equal(read_audio(path), librosa.to_mono(x.T))
+    # an mp3 is read in pieces, after which libmpg123 rounds the last bit otherwise
+    close = partial(np.testing.assert_allclose, rtol=0, atol=1e-7 if suffix == "mp3" else 0)
+    close(read_audio(path), librosa.to_mono(x.T))
     for c in range(channels):
-        assert np.array_equal(read_audio(path, reading=ReadOptions(channel=c)), x[:, c])
+        close(read_audio(path, reading=ReadOptions(channel=c)), x[:, c])
     assert fault(path, reading=ReadOptions(channel=channels)).kind == "no_channel"
 
 
@@ -343,8 +346,12 @@ def bytes_read(function):
 @pytest.mark.parametrize(
     "suffix,container,subtype", [("wav", "WAV", "PCM_16"), ("flac", "FLAC", "PCM_16"), ("ogg", "OGG", "VORBIS")]
 )
-def test_a_range_does_not_read_the_rest(tmp_path, suffix, container, subtype):
+def test_a_range_does_not_read_the_rest(tmp_path, monkeypatch, suffix, container, subtype):
     path = write(tmp_path / f"a.{suffix}", sound(120, 44100), 44100, container, subtype)
+    now = time.time()
+    monkeypatch.setattr("audiotag.audio.io.time.time", lambda: now + 10)  # the file is not being written any more
+    first = bytes_read(lambda: read_audio(path, start_s=20, end_s=22))
+    assert first < 2 * path.stat().st_size  # the whole file is looked over once
     assert bytes_read(lambda: read_audio(path, start_s=80, end_s=82)) < path.stat().st_size / 3
 
 
@@ -584,7 +591,10 @@ def test_cut_anywhere(tmp_path, suffix, container, subtype):
         if theirs:
             assert len(read_audio(path)) == theirs
         elif container == "CAF" and n > 8000:  # libsndfile refuses it, although the sound is there
-            assert 0 < len(read_audio(path)) == audio_extent(path).frames <= 16000
+            try:
+                assert 0 < len(read_audio(path)) == audio_extent(path).frames <= 16000
+            except AudiotagError as e:  # the table of the packets is cut
+                assert subtype == "ALAC_16" and e.kind == "truncated" and "are readable" in e.what
         else:
             errors += 1
             assert fault(path).kind in ("truncated", "zero_bytes", "corrupt_header", "zero_frames", "corrupt_data"), n

@@ -462,11 +462,11 @@ def test_a_fold_is_scored_in_pieces_and_goes_on_after_a_kill(tmp_path, monkeypat
     run_folder.finish_fold(runs[0], "noisy", 0)
     real, asked = run_folder.Run.predict, []
 
-    def predict(self, stage, fold, ids):
+    def predict(self, stage, fold, ids, **kwargs):
         asked.append(list(ids))
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return real(self, stage, fold, ids)
+        return real(self, stage, fold, ids, **kwargs)
 
     monkeypatch.setattr(run_folder.Run, "predict", predict)
     with pytest.raises(KeyboardInterrupt):

@@ -201,9 +201,9 @@ def test_refused(bad):
 
 
 def test_the_table_is_paired():
-    truth, p = planted(n=150, skill=(3.0, 3.0))
+    truth, p = planted(n=400, skill=(3.0, 3.0))
     table = ensemble_table(
-        {"a": p[0], "b": p[1]}, truth, np.arange(150) % 3, methods={"mean": EqualWeights()}, draws=60
+        {"a": p[0], "b": p[1]}, truth, np.arange(400) % 3, methods={"mean": EqualWeights()}, draws=60
     )
     assert table.loc["mean", "gain low"] > 0, "the mean of two independent members is better than either"
     best = table.loc[["a", "b"], "lwlrap"].idxmax()

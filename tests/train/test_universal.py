@@ -68,7 +68,7 @@ def test_the_logits_of_the_views_are_summed():
     z = np.random.default_rng(3).normal(size=(5, 30)) * 6
     p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
     windows = universal2020().windows
-    (_, got), *_ = pool_clips(p.astype(np.float32), [("a", [1] * 5)], windows)
+    (_, got), *_ = pool_clips(p.astype(np.float32), [("a", [[k] for k in range(5)])], windows)
     total = z.sum(0) / 5
     np.testing.assert_allclose(got, np.exp(total) / np.exp(total).sum(), rtol=1e-4, atol=1e-7)
     assert got.argmax() == z.sum(0).argmax()
