@@ -773,7 +773,7 @@ def test_two_processes_that_write_one_file(data, bundle, comp, tmp_path):
         time.sleep(0.03)
     said = [p.communicate()[1] for p in both]
     assert [p.returncode for p in both] == [0, 0] and states > 10, said
-    infer(bundle, comp, tmp_path / "alone.csv")
+    infer(bundle, comp, tmp_path / "alone.csv", batch_size=4)
     assert (tmp_path / "s.csv").read_text() == (tmp_path / "alone.csv").read_text()
     assert sorted(p.name for p in tmp_path.iterdir() if "alone" not in p.name) == ["s.csv", "s.csv.report.json"]
 
