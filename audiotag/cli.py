@@ -195,12 +195,16 @@ RecipeName = Annotated[
     Option(
         "--recipe",
         metavar="NAME",
-        help="Recipe: freesound2019, freesound2019_vgg16, freesound2019_waveform, freesound2019_max3exam, freesound2019_se, "
-        "freesound2019_msc_se_1_0, freesound2019_msc_se_1_5, freesound2019_msc_se_2_0, rainforest2021, rainforest2021_rows, "
+        help="Recipe: freesound2019, freesound2019_vgg16, freesound2019_waveform, freesound2019_max3exam, "
+        "freesound2019_se, "
+        "freesound2019_msc_se_1_0, freesound2019_msc_se_1_5, freesound2019_msc_se_2_0, "
+        "rainforest2021, rainforest2021_rows, "
         "universal2020, universal2020_resnet50_64x32, universal2020_resnet50d_64x32, universal2020_res2next50_64x32, "
         "universal2020_res2next50_64, universal2020_res2next50_128, universal2020_resnest50d_128, "
-        "universal2020_dla60_res2next_224, birdclef2024, birdclef2024_rows80, birdclef2024_hybrid, birdclef2024_rexnet, birdclef2024_seresnext, "
-        "birdclef2024_inception, birdclef2024_rows200, birdclef2024_rows128, or a file such as mine.yaml that holds what "
+        "universal2020_dla60_res2next_224, birdclef2024, birdclef2024_rows80, birdclef2024_hybrid, "
+        "birdclef2024_rexnet, birdclef2024_seresnext, "
+        "birdclef2024_inception, birdclef2024_rows200, birdclef2024_rows128, or a file such as "
+        "mine.yaml that holds what "
         "`audiotag recipe` prints, with comments where you like.",
     ),
 ]
@@ -611,7 +615,8 @@ def thresholds(
         str,
         Option(
             metavar="RULE",
-            help="Rule: f1, precision=0.9, recall=0.8, one of these after global: for one threshold for all classes, or "
+            help="Rule: f1, precision=0.9, recall=0.8, one of these after global: for one threshold for "
+            "all classes, or "
             "top for the label with the highest score.",
         ),
     ] = "f1",

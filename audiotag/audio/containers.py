@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 class Survey:
     "What the bytes of a sound file say, before it is decoded."
 
-    # recordings to be decoded one after the other, each a tuple of pieces: bytes, or (start, end) in the file; empty: the file as it is
+    # recordings to be decoded one after the other, each a tuple of pieces: bytes, or (start, end) in the
+    # file; empty: the file as it is
     streams: tuple = ()
     pipe_from: int | None = (
         None  # offset from which a decoder must read it as a pipe, because the stated length is wrong
@@ -241,7 +242,7 @@ _KBIT[False, 3] = _KBIT[False, 2]
 
 
 def _mpeg_frame(head) -> tuple | None:
-    "(bytes, samples, what does not change between frames) of an MPEG frame by its first 4 bytes; None if they are none."
+    "(bytes, samples, what does not change between frames) of an MPEG frame by its first 4 bytes; None if it is none."
     if len(head) < 4 or head[0] != 0xFF or head[1] < 0xE0 or not head[1] & 6 or head[1] >> 3 & 3 == 1:
         return None
     version, layer, kbit, rate = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3), head[2] >> 4, head[2] >> 2 & 3

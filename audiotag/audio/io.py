@@ -417,7 +417,7 @@ _surveys = {}  # (device, inode, size, times) -> `Survey`
 
 
 def _survey_once(fd, size, is_quick):
-    "`survey`, kept for files that have not changed in the last two seconds, because ranges of one file are read in turn."
+    "`survey`, kept for files that have not changed in the last two seconds: ranges of one file are read in turn."
     st = os.fstat(fd)
     key = st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns
     if (found := _surveys.get(key)) is None:
@@ -477,7 +477,8 @@ class _Reader:
             raise AudiotagError(f"claims {f.samplerate} Hz", file=self.path, kind="corrupt_header", fix=_FIX_DAMAGED)
         if number and (f.samplerate, f.channels) != (self.f.samplerate, self.f.channels):
             raise AudiotagError(
-                f"holds recordings of {self.f.samplerate} and {f.samplerate} Hz, or of different channels, one after the other",
+                f"holds recordings of {self.f.samplerate} and {f.samplerate} Hz, or of different "
+                f"channels, one after the other",
                 file=self.path,
                 kind="unsupported",
                 fix="divide it into one file for each",
@@ -834,7 +835,8 @@ def _say_that_channels_cancel(path):
     if path not in _cancelling and len(_cancelling) < 1000:
         _cancelling.add(path)
         say(
-            f"{path}: its channels cancel each other; where they do, the loudest one is taken (or choose one: channel=0)"
+            f"{path}: its channels cancel each other; where they do, the loudest one is taken (or "
+            f"choose one: channel=0)"
         )
 
 # %% ../../nbs/audio/01_io.ipynb #c24791d6

@@ -245,7 +245,8 @@ def bootstrap_interval(
     groups=None,  # (clips,) names; clips of one group are drawn together
     n: int = 1000,  # draws
     level: float = 0.95,  # share of the draws inside the interval
-    # of a cross-validation that the scores are from: the interval is widened, as the folds' networks share most of their
+    # of a cross-validation that the scores are from: the interval is widened, as the folds' networks share
+    # most of their
     # training clips (Nadeau and Bengio 2003); None: the scores are of one network
     folds: int | None = None,
     seed: int = 0,

@@ -537,7 +537,7 @@ class Competition:
 
 # %% ../../nbs/data/01_competitions.ipynb #093277d5
 _layouts, _first_columns = {}, {}
-layout_openers = {}  # ending of a file that describes a layout -> function that opens it; see `audiotag.data.layout_file`
+layout_openers = {}  # ending of a file that describes a layout -> function that opens it (`data.layout_file`)
 
 
 def layout(name: str, first_column: str = ""):
@@ -1123,7 +1123,7 @@ def _template_windows(template, path) -> list:  # of (id, recording, end second,
 
 
 def _window_test_clips(root, template, path):
-    "Test clips, one per window: the rows of the template as they stand, then those of recordings that it does not name."
+    "Test clips, one per window: the rows of the template as they stand, then recordings that it does not name."
     folder, asked = root / "test_soundscapes", _template_windows(template, path)
     on_disk, notes = _list_soundscapes(folder)
     stems = list(dict.fromkeys(stem for _, stem, _, _ in asked))

@@ -170,12 +170,18 @@ def _duplicate_note(pairs, together, at_most) -> str:
         note = "no two recordings are near-duplicates"
     else:
         n = len({*pairs.a, *pairs.b})
-        note = f"{n} recordings are near-duplicates of another one and stay in its fold, such as {pairs.a[0]} and {pairs.b[0]}"
+        note = (
+            f"{n} recordings are near-duplicates of another one and stay in its fold, such as "
+            f"{pairs.a[0]} and {pairs.b[0]}"
+        )
     apart = pairs[~together]
     if n := int(apart.same_label.sum()):
         note += f"; {n} pairs lie apart, as their group would be larger than a fold"
     if n := len(apart) - int(apart.same_label.sum()):
-        note += f"; {n} pairs share a sound but no label, such as a background, and lie apart, as too much is connected by it"
+        note += (
+            f"; {n} pairs share a sound but no label, such as a background, and lie apart, as too much is "
+            f"connected by it"
+        )
     return note + (f"; of each recording the first {at_most:.0f} s were compared" if np.isfinite(at_most) else "")
 
 # %% ../../nbs/data/03_folds.ipynb #47533349

@@ -650,7 +650,8 @@ def _test_table(guess: Guess, template: FoundTable, index, classes, audio, root,
         folders = sorted(p.name for p in root.iterdir() if p.is_dir() and _TEST_FOLDER.match(p.name))
         if not folders or all(re.search(r"_[0-9]*[05]$", i) for i in rows[id_column]):
             guess.doubts.append(
-                f"the rows of {template.file} ({a_few(list(rows[id_column]), 2)}) name no files: a submission in this form "
+                f"the rows of {template.file} ({a_few(list(rows[id_column]), 2)}) name no files: a "
+                f"submission in this form "
                 "needs a Python layout (--layout mine.py); training works without"
             )
             return None

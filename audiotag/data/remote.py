@@ -28,7 +28,10 @@ def _suggest_fix(e) -> str:
     if isinstance(e, (ImportError, ValueError)) and ("install" in text or "protocol" in text):
         return "install the package for this kind of URL (`pip install s3fs` for s3://), or correct the URL"
     if "credential" in text or "token" in text:
-        return "sign in as this service asks for: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials, for s3://"
+        return (
+            "sign in as this service asks for: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            "~/.aws/credentials, for s3://"
+        )
     if isinstance(e, PermissionError) or "denied" in text or "forbidden" in text:
         return "these credentials may not do that: check them, and the rights of the bucket"
     if isinstance(e, FileNotFoundError):

@@ -574,7 +574,8 @@ class Bundle:
                 wrong_scores = e
         if max(sizes, default=0) > LARGEST_LAYER or sum(sizes) > LARGEST_NETWORK * n_calls:
             raise AudiotagError(
-                f"{self.member_name(index)} computes {sum(sizes) / n_calls:,.0f} numbers for one window: too much memory",
+                f"{self.member_name(index)} computes {sum(sizes) / n_calls:,.0f} numbers for one "
+                f"window: too much memory",
                 file=self.path,
                 fix="do not use a bundle whose origin you do not know",
             )

@@ -114,7 +114,8 @@ class Windows(Config):
     power: float = 2.0  # exponent of the 'power' mean; 1 is the mean, a large one is nearly the maximum
     views: tuple[View, ...] = (View(),)  # test-time augmentation; the views' scores are averaged
     train_at: str = "middle"  # position of a short clip in a training crop: 'start', 'middle', 'end' or 'random'
-    # the views' scores are averaged as 'probabilities' or, where a clip has one label, as 'logits': the softmax of their mean
+    # the views' scores are averaged as 'probabilities' or, where a clip has one label, as 'logits': the
+    # softmax of their mean
     views_mean: str = added("probabilities")
     # all steps alike and none longer than `hop`, as system 1's entrant has them; else only the last step is shorter
     even: bool = added(False)

@@ -415,7 +415,8 @@ def pack_weights(
     title: str = "",
     # steps of `audiotag.infer.postprocess` that `infer` applies at the end; None: the recipe's, () for nothing
     after=None,
-    # how `infer` turns scores into labels: a word for `audiotag.train.thresholds.threshold_rule`, or 'none'; None: 'f1',
+    # how `infer` turns scores into labels: a word for `audiotag.train.thresholds.threshold_rule`, or 'none';
+    # None: 'f1',
     # or 'top' where a clip has one label, or 'none' where steps follow, for which windows would be scored once more
     thresholds: str | None = None,
 ) -> Path:

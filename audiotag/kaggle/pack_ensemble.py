@@ -164,7 +164,8 @@ def pack_ensemble(
     blend: str = "",  # a formula in its place, as in `fit_ensemble`
     owner: str = "",  # Kaggle user name; empty: as in the existing metadata
     title: str = "",
-    # how `infer` turns scores into labels, a word as for `pack_weights`; None: 'f1', or 'top' where a clip has one label,
+    # how `infer` turns scores into labels, a word as for `pack_weights`; None: 'f1', or 'top' where a clip
+    # has one label,
     # or 'none' where steps follow
     thresholds: str | None = None,
     seed: int = 0,

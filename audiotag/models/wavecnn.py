@@ -69,7 +69,10 @@ def _require_inputs(net, x, statistics, length):
             and statistics.shape[::3] == (len(x), n_in)
             and length.shape == (len(x), 1, 1, 1)
         )
-        wanted = f"(clips, 1, steps, {n_in}) and (clips, 1, 1, 1): `Joined(main=…, beside=(GlobalFeatures(), Length()))`; or set `rnn` to 0"
+        wanted = (
+            f"(clips, 1, steps, {n_in}) and (clips, 1, 1, 1): `Joined(main=…, beside=(GlobalFeatures(), "
+            f"Length()))`; or set `rnn` to 0"
+        )
     if not fits:
         raise AudiotagError(f"beside the sound the network was given {shapes}", fix=f"give it {wanted}")
 

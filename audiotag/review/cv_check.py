@@ -365,7 +365,7 @@ def _leak_advice(check):
         else:
             leaks.append(f"{r.groups} {r.kind} groups lie in several folds ({r.example})")
     for where, place in (("across folds", "in different folds"), ("train and test", "in training and test")):
-        pairs = check.duplicates[(check.duplicates["where"] == where) & (check.duplicates.common_label != False)]  # noqa: E712 - of objects
+        pairs = check.duplicates[(check.duplicates["where"] == where) & ~check.duplicates.common_label.isin([False])]
         if len(pairs):
             subject = "1 pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
             leaks.append(f"{subject} of near-duplicates {place}, such as {pairs.a.iloc[0]} and {pairs.b.iloc[0]}")
@@ -374,7 +374,7 @@ def _leak_advice(check):
         return text + (
             f": train again in a new folder with --groups {check.groups_file}." if check.groups_file else "."
         )
-    apart = int(((check.duplicates["where"] == "across folds") & (check.duplicates.common_label == False)).sum())  # noqa: E712
+    apart = int(((check.duplicates["where"] == "across folds") & check.duplicates.common_label.isin([False])).sum())
     background = (
         f" {apart} pairs in different folds share a sound but no label, which does not flatter." if apart else ""
     )

@@ -162,7 +162,8 @@ def trust_advice(
     r, low, high, n = board_correlation(table, board=board)
     if n < 3:
         return (
-            f"{n or 'No'} run{'s have' if n != 1 else ' has'} a {board} score (`audiotag score RUN --{board} .731`): from three on, this says whether "
+            f"{n or 'No'} run{'s have' if n != 1 else ' has'} a {board} score (`audiotag score RUN "
+            f"--{board} .731`): from three on, this says whether "
             "cross-validation and leaderboard agree. Until then trust the cross-validation."
         )
     known = table[table.score.notna() & table[board].notna()]
@@ -176,7 +177,8 @@ def trust_advice(
     spread, half_width = float(known.score.max() - known.score.min()), float(((known.high - known.low) / 2).median())
     if spread < half_width:
         return (
-            f"The runs are too alike to compare: they differ by {spread:.3f} out of fold, with intervals of ± {half_width:.3f} ({measured}). Trust the "
+            f"The runs are too alike to compare: they differ by {spread:.3f} out of fold, with "
+            f"intervals of ± {half_width:.3f} ({measured}). Trust the "
             f"cross-validation, which has more clips, and decide nothing by either; {level}."
         )
     if low > 0:
@@ -185,10 +187,14 @@ def trust_advice(
         )
     if high < 0.5:
         return (
-            f"Cross-validation and leaderboard do not agree: {measured}. Trust neither alone: `audiotag check-cv RUN --test DATA` looks for leaks and for what "
+            f"Cross-validation and leaderboard do not agree: {measured}. Trust neither alone: "
+            f"`audiotag check-cv RUN --test DATA` looks for leaks and for what "
             "is different in the test; until it is found, let one final submission be the best of each."
         )
-    return f"It cannot be said yet whether they agree: {measured}. Trust the cross-validation until more runs are submitted; {level}."
+    return (
+        f"It cannot be said yet whether they agree: {measured}. Trust the cross-validation until more "
+        f"runs are submitted; {level}."
+    )
 
 # %% ../../nbs/review/05_experiments.ipynb #e0a1000f
 def plot_board(
@@ -264,8 +270,10 @@ def describe_pair(
         *(f"  {line}" for line in differs),
     ]
     text.append(
-        f"{found['metric']} {found['before']:.4f} → {found['after']:.4f} on {found['clips']} clips: {found['gain']:+.4f} "
-        f"(95 % interval {found['low']:+.4f} to {found['high']:+.4f}; better in {found['folds']} folds), {found['verdict']}"
+        f"{found['metric']} {found['before']:.4f} → {found['after']:.4f} on {found['clips']} clips: "
+        f"{found['gain']:+.4f} "
+        f"(95 % interval {found['low']:+.4f} to {found['high']:+.4f}; better in {found['folds']} "
+        f"folds), {found['verdict']}"
     )
     if set(changed) == {"seed"}:
         text.append("Only the seed differs: this is how much a gain can be luck.")

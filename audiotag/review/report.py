@@ -395,7 +395,10 @@ def describe_rounds(
     skipped = [r for r in run.planned.rounds if r not in result.table.index]
     without = f" without {', '.join(skipped)}" if skipped else ""
     gain = result.table.gain[last]
-    return f"{last} gained {gain:+.4f} out of fold, not {required}, so the series stopped{without}. The best is {result.best}."
+    return (
+        f"{last} gained {gain:+.4f} out of fold, not {required}, so the series stopped{without}. The best "
+        f"is {result.best}."
+    )
 
 # %% ../../nbs/review/06_report.ipynb #fe0ce3dd
 def plot_rounds(run: Run):

@@ -64,7 +64,7 @@ def adapt_recipe(
     competition: Competition,  # with its training clips
     layout,  # as it was loaded with
 ) -> Recipe:
-    "A recipe for a competition of one's own: its layout, metric, given folds, stages, and one or several labels a clip."
+    "A recipe for a competition of one's own: its layout, metric, given folds, stages, and number of labels a clip."
     train = competition.clips[competition.clips.source.isin(TRAINING)]
     sources = set(competition.clips.source) - {"test"}
     recipe = drop_empty_stages(recipe, sources)

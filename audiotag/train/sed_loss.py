@@ -55,7 +55,8 @@ class SEDLoss(Loss):
     gamma: float = 0.0  # focal; 0 is cross-entropy
     label_smoothing: float = 0.0  # of clip and peak: a target t becomes t·(1-s) + s/2
     positives_only: bool = False  # only classes of the label count
-    # the segment part counts inside boxes only; the pseudo part counts all classes, and takes attention weights as logits
+    # the segment part counts inside boxes only; the pseudo part counts all classes, and takes attention
+    # weights as logits
     as_entrant: bool = False
 
     def check(self):
