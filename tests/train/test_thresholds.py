@@ -187,3 +187,12 @@ def test_thresholds_of_other_classes_are_refused(tiny_run):
     with pytest.raises(AudiotagError, match="do not fit its classes"):
         Bundle(bundle.folder)
     assert read_json(bundle.folder / "bundle.json")["thresholds"]["values"] == [0.5]
+
+
+def test_one_label_a_clip_takes_the_highest_score():
+    g = np.random.default_rng(0)
+    p, truth = g.random((60, 4)), np.eye(4, dtype=int)[g.integers(0, 4, 60)]
+    choice = choose_thresholds(p, truth, list("abcd"), np.arange(60) % 3, rule=threshold_rule("top"), draws=5)
+    given = choice.thresholds.apply(p)
+    assert np.array_equal(given, p == p.max(1, keepdims=True))
+    assert choice.thresholds.values == (0.0,) * 4 and choice.thresholds.at_most == 1
