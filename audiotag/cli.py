@@ -668,6 +668,10 @@ def baseline(
     from audiotag.train.baseline import run_baseline
 
     competition = load_competition(data, layout)
+    if not len(competition.of("test")):
+        print(run_baseline(competition, trees=trees, seed=seed, workers=workers))
+        print(f"{data} has no test clips: no submission is written")
+        return 0
     file = Submission(competition, out, class_prior(competition.clips, competition.classes))
     file.write()
     found = run_baseline(competition, trees=trees, seed=seed, workers=workers)

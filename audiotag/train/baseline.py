@@ -191,7 +191,8 @@ class Baseline:
 
     def __str__(self):
         lines = [f"{self.metric} out of fold, forest on {k}: {v:.3f}" for k, v in self.table.items()]
-        lines.append(f"{len(self.test)} test clips scored by the forest on {self.used} in {self.seconds:.0f} s")
+        scored = f"{len(self.test)} test clips scored by the forest on {self.used}" if len(self.test) else "done"
+        lines.append(f"{scored} in {self.seconds:.0f} s")
         if self.unreadable:
             examples = "; ".join(f"{k!r}: {v}" for k, v in list(self.unreadable.items())[:3])
             more = " …" if len(self.unreadable) > 3 else ""

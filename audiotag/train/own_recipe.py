@@ -50,7 +50,11 @@ def drop_empty_stages(
         raise AudiotagError("no stage of this recipe has clips here", field="stages", fix="choose another recipe")
     left_out = [s.name for s in recipe.stages if s.name not in kept]
     if left_out:
-        say(f"{recipe.name}: no stage {', '.join(left_out)}: only {', '.join(sorted(sources))} clips here")
+        stages = "the stage" if len(left_out) == 1 else "the stages"
+        say(
+            f"{recipe.name}: {stages} {', '.join(left_out)} will not be trained, because the training clips of this "
+            f"competition are all {' or '.join(sorted(sources))}"
+        )
     rounds = tuple(r for r in recipe.rounds if r in kept)
     return recipe.replace(
         stages=tuple(kept.values()),

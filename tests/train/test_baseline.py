@@ -1,5 +1,6 @@
 "The baseline on every layout of the sample sets, its memory, and what it must not touch."
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +49,6 @@ def test_the_same_seed_gives_the_same_bytes(toy, tmp_path):
 
 
 def test_broken_files_are_named_and_get_the_prior(toy, tmp_path):
-    import shutil
-
     data = Path(shutil.copytree(toy, tmp_path / "data"))
     comp = load_competition(data)
     gone, cut = comp.of("test").path[0], comp.of("curated").path[0]
@@ -78,6 +77,18 @@ def test_somebody_elses_file_is_left_alone(toy, tmp_path, capsys):
     thesis.write_text("chapter,pages\n1,30\n")
     assert main(["baseline", "--data", str(toy), "--out", str(thesis), "--trees", "2"]) == 2
     assert thesis.read_text() == "chapter,pages\n1,30\n" and "no submission" in capsys.readouterr().err
+
+
+def test_without_test_clips_no_submission_is_written(toy, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(toy, data, ignore=shutil.ignore_patterns("test", "test_*"))
+    table = pd.read_csv(data / "sample_submission.csv")
+    table.head(0).to_csv(data / "sample_submission.csv", index=False)
+    out = tmp_path / "submission.csv"
+    assert main(["baseline", "--data", str(data), "--out", str(out), "--trees", "5"]) == 0
+    said = capsys.readouterr().out
+    assert "has no test clips: no submission is written" in said and "Kaggle" not in said and "0 test" not in said
+    assert not out.exists()
 
 
 def test_trees_in_small_lots_are_a_forest():
