@@ -232,11 +232,14 @@ def _wave_and_landmarks(path, start_s, end_s, settings):
     return wave, landmarks(wave, settings)
 
 
+def _cache_key(clips, i: int) -> list:
+    "Path, start and end of a clip; None for NaN, which no cache finds again, as it does not equal itself."
+    return [None if pd.isna(v) else v for v in clips.loc[i, ["path", "start_s", "end_s"]]]
+
+
 def _verify_pair(clips, a: int, b: int, settings: Landmarks):
     "The row of the result for a pair of clips of the same recording, else None."
-    (x, marks_x), (y, marks_y) = (
-        _wave_and_landmarks(*clips.loc[i, ["path", "start_s", "end_s"]], settings) for i in (a, b)
-    )
+    (x, marks_x), (y, marks_y) = (_wave_and_landmarks(*_cache_key(clips, i), settings) for i in (a, b))
     votes, frames = count_shared(marks_x, marks_y)
     offset = frames * settings.hop
     similarity = likeness(x, y, offset)
@@ -304,6 +307,7 @@ def _verified(prints, found, settings, enough) -> list:
         rows.append(row)
         if enough is not None and set(clips.labels[a]) & set(clips.labels[b]):
             group[group == group[b]] = group[a]
+    _wave_and_landmarks.cache_clear()  # up to 256 waves, which the training needs the memory of
     return rows
 
 # %% ../../nbs/audio/04_fingerprint.ipynb #0d9f8cd5

@@ -11,6 +11,7 @@ import soundfile as sf
 
 from tests.tiny import SETS, called
 
+from audiotag.audio import fingerprint
 from audiotag.audio.io import resample
 from audiotag.data.competitions import load_competition
 from audiotag.core.files import read_json, write_json
@@ -107,6 +108,20 @@ def test_other_takes_of_one_sound_are_no_copies(tmp_path):
         sf.write(tmp_path / f"{i}.wav", wave, 16000)
         rows.append(dict(clip_id=f"{i}.wav", path=str(tmp_path / f"{i}.wav"), start_s=np.nan, end_s=np.nan))
     assert not len(near_duplicates(pd.DataFrame(rows)))
+
+
+def test_pairs_of_whole_files_are_verified_with_one_more_read_of_each(tmp_path, monkeypatch):
+    "A clip without start and end has NaN there, which a cache would not find again."
+    one = sound("Fire_crackle", np.random.default_rng(0), seconds=4.0, sample_rate=16000)
+    rows, reads, n = [], [], 8
+    for i in range(n):
+        sf.write(tmp_path / f"{i}.wav", one[i * 2000 :] * 0.9**i, 16000)
+        rows.append(dict(clip_id=f"{i}.wav", path=str(tmp_path / f"{i}.wav"), start_s=np.nan, end_s=np.nan))
+    read = fingerprint._read_clip
+    monkeypatch.setattr(fingerprint, "_read_clip", lambda path, *rest: (reads.append(path), read(path, *rest))[1])
+    assert len(near_duplicates(pd.DataFrame(rows))) == n * (n - 1) // 2
+    assert len(reads) == 2 * n
+    assert fingerprint._wave_and_landmarks.cache_info().currsize == 0  # and the waves are let go
 
 
 def test_the_same_hashes_are_kept_in_a_large_corpus(tmp_path):
