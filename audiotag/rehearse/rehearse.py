@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IMAGE_PYTHON', 'IMAGE', 'run_notebook', 'bytes_of', 'Limits', 'image_packages', 'not_in_image', 'image_differences',
-           'RunResult', 'Rehearsal', 'rehearse']
+           'withheld_tables', 'RunResult', 'Rehearsal', 'rehearse']
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #8c0a0aa0
 import os, re, shutil, signal, stat, subprocess, sys, time
@@ -18,7 +18,7 @@ from ..core.errors import AudiotagError, a_few, require_name
 from ..core.files import claim_folder, locked, read_json, write_json, write_text
 from ..core.progress import say
 from ..data.submission import check_submission, refused
-from .monitor import read_events, write_guard
+from .monitor import END_STATUS, read_events, write_guard
 from .hidden_test import hidden_test
 from ..kaggle.pack import PLACEHOLDER_OWNER, missing_graphs, slug_of
 from ..kaggle.notebook import code_cells, notebook_sources, read_notebook, with_parameters
@@ -181,47 +181,84 @@ def _bundle_name(folder: Path) -> str:  # 'owner/slug'
     return ref if isinstance(ref, str) and ref.count("/") == 1 else f"{PLACEHOLDER_OWNER}/{slug_of(folder.name)}"
 
 
-def _list_mounts(root: Path, made, bundles, slug: str, mount_layout: str) -> list:  # of pairs (path here, path inside)
-    """The competition `root`, the hidden test `made` over it, and the bundles; a later mount covers a part of an
-    earlier one."""
-    base = Path("/kaggle/input")
+_TRUTH = re.compile(
+    r"(?:^|[^a-z])(?:ground.?truth|truth|solutions?|answers?|answer.?keys?|test.?labels?|post.?competition)(?:[^a-z]|$)"
+)
+_TABLES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".feather", ".pkl", ".npy", ".npz", ".xlsx", ".zip")
+_MOST_MOUNTS = 1000  # of the competition's folder
+
+
+def withheld_tables(
+    root: Path,  # of the competition
+    kept=(),  # tables that the layout reads, below `root`
+) -> list:  # of paths below `root`
+    "Tables that tell the answers by their name or their folder's, such as truth/test.csv: Kaggle does not give them."
+    found, kept = [], {Path(k) for k in kept}
+    for folder, _, names in os.walk(root):
+        below = Path(folder).relative_to(root)
+        for path in (below / name for name in names if name.lower().endswith(_TABLES)):
+            if path not in kept and any(_TRUTH.search(part.lower()) for part in path.parts):
+                found.append(path)
+    return sorted(found)
+
+
+def _split_folder(root: Path, withheld) -> list:  # of paths below `root`
+    "What to mount of a folder so that the files in `withheld` are not there; the folder itself if that is none."
+    if not withheld:
+        return [Path()]
+    split = {parent for path in withheld for parent in path.parents}
+    found = [f / entry.name for f in sorted(split) for entry in sorted((root / f).iterdir())]
+    found = [path for path in found if path not in split and path not in withheld]
+    if len(found) > _MOST_MOUNTS:
+        raise AudiotagError(
+            "tells the answers and lies among thousands of files", file=root / withheld[0], fix="move it elsewhere"
+        )
+    return found
+
+
+def _list_mounts(
+    root: Path, made, bundles, slug: str, mount_layout: str, withheld=()
+) -> list:  # of pairs (path here, path inside)
+    """The competition `root` without the tables in `withheld`, the hidden test `made` over it, and the bundles; a later
+    mount covers a part of an earlier one."""
+    base, home = Path("/kaggle/input"), _competition_home(slug, mount_layout)
     if mount_layout == "new":
-        home = base / "competitions" / slug
         targets = [base / "datasets" / _bundle_name(b) for b in bundles]
     else:
-        home = base / slug
         targets = [base / _bundle_name(b).split("/")[1] for b in bundles]
     hidden = [(made.test, home / made.folder_name)]
     if made.template:
         hidden.append((made.template, home / made.template_name))
-    return [(root, home), *hidden, *zip(bundles, targets)]
+    parts = [(root / path, home / path) for path in _split_folder(root, withheld)]
+    return [*parts, *hidden, *zip(bundles, targets)]
 
 
-def _link_tree(source: Path, target: Path, covers: dict):
-    "Recreate the tree `source` as links, with `covers` (path below `source` -> other file or folder) in their places."
-    target.mkdir(parents=True, exist_ok=True)
-    for entry in source.iterdir():
-        below = {p.relative_to(entry.name): c for p, c in covers.items() if p.parts[0] == entry.name}
-        if Path(".") in below:
-            os.symlink(below[Path(".")], target / entry.name)
-        elif below:
-            _link_tree(entry, target / entry.name, below)
-        else:
-            os.symlink(entry, target / entry.name)
+def _make_folder(folder: Path):
+    "Make a folder; one that is a link to a folder becomes a folder of links."
+    if folder.is_symlink():
+        source = folder.readlink()
+        folder.unlink()
+        folder.mkdir()
+        for entry in source.iterdir():
+            os.symlink(entry, folder / entry.name)
+    folder.mkdir(exist_ok=True)
 
 
-def _link_mounts(folder: Path, mounts) -> Path:  # the competition's root in it
+def _link_mounts(folder: Path, mounts) -> Path:  # the folder that stands for /kaggle/input
     "Recreate the mounts as links below `folder`: for `check_submission`, and for machines that cannot mount."
-    (root, at), *others = [(Path(source), Path(inside)) for source, inside in mounts]
-    home = folder / at.relative_to("/kaggle/input")
-    _link_tree(root, home, {p.relative_to(at): source for source, p in others if p.is_relative_to(at)})
-    for source, inside in others:
-        if inside.is_relative_to(at):
-            continue
-        link = folder / inside.relative_to("/kaggle/input")
-        link.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
+    for source, inside in mounts:
+        link = folder / Path(inside).relative_to("/kaggle/input")
+        for parent in reversed(link.parents[: len(link.relative_to(folder).parts) - 1]):
+            _make_folder(parent)
+        link.unlink(missing_ok=True)
         os.symlink(source, link)
-    return home
+    return folder
+
+
+def _competition_home(slug: str, mount_layout: str) -> Path:
+    "Where a competition is mounted."
+    return Path("/kaggle/input", *(["competitions"] if mount_layout == "new" else []), slug)
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #332208f7
 _SCRATCH = ".rehearse"
@@ -241,9 +278,10 @@ class _RunSetup:
     layout: object = None  # how the competition's folder is read
     mount_layout: str = "new"
     extra_packages: tuple = ()  # further distributions of the image
+    withheld: tuple = ()  # tables of the competition's folder that Kaggle does not give
 
 
-def _environment(working: str, guard: str, token: str, python: Python) -> dict:
+def _environment(working: str, guard: str, token: str, python: Python, tmp: str = "") -> dict:
     scratch = f"{working}/{_SCRATCH}"
     homes = {
         "HOME": "home",
@@ -265,6 +303,7 @@ def _environment(working: str, guard: str, token: str, python: Python) -> dict:
     path = [str(Path(python.path).parent), "/usr/local/bin", "/usr/bin", "/bin"]
     return {
         **{k: f"{scratch}/{v}" for k, v in homes.items()},
+        **({"TMPDIR": tmp, "JOBLIB_TEMP_FOLDER": tmp} if tmp else {}),
         "PATH": ":".join(dict.fromkeys(path)),
         "LANG": "C.UTF-8",
         "PYTHONPATH": ":".join([guard, f"{scratch}/site", *python.sites]),
@@ -284,7 +323,10 @@ def _prepare_run(folder: Path, setup: _RunSetup, mounts) -> tuple:  # (spec, com
     working, guard = folder / "working", folder / "guard"
     inside = "/kaggle/working" if sandbox.files else str(working)
     guard_inside = "/kaggle/lib/rehearse" if sandbox.files else str(guard)
-    env = _environment(inside, guard_inside, os.urandom(8).hex(), python)
+    tmp = folder / "tmp" if sandbox.files else None
+    env = _environment(inside, guard_inside, os.urandom(8).hex(), python, "/tmp" if tmp else "")
+    if tmp:
+        tmp.mkdir()
     for v in env.values():
         if f"/{_SCRATCH}/" in v and ":" not in v:
             (working / _SCRATCH / Path(v).name).mkdir(parents=True, exist_ok=True)
@@ -292,7 +334,7 @@ def _prepare_run(folder: Path, setup: _RunSetup, mounts) -> tuple:  # (spec, com
     log = f"{inside}/{_SCRATCH}/log.jsonl"
     settings = dict(
         log=log,
-        writable=[inside],
+        writable=[inside, *(["/tmp"] if tmp else [])],
         hidden=modules,
         hidden_packages=packages,
         overlay=[f"{inside}/{_SCRATCH}/site"],
@@ -307,12 +349,12 @@ def _prepare_run(folder: Path, setup: _RunSetup, mounts) -> tuple:  # (spec, com
     command = [
         python.path,
         "-c",
-        "import sys, audiotag_guard; audiotag_guard.run(*sys.argv[1:])",
+        "import sys, audiotag_guard; sys.exit(audiotag_guard.run(*sys.argv[1:]))",
         f"{guard_inside}/notebook.ipynb",
         f"{inside}/{_SCRATCH}",
         log,
     ]
-    return SandboxSpec([*mounts, (guard, guard_inside)], working, env, inside, python), command
+    return SandboxSpec([*mounts, (guard, guard_inside)], working, env, inside, tmp, python), command
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #91743382
 def _process_tree(pid: int) -> list:  # of psutil processes
@@ -417,7 +459,10 @@ def _wait_within_limits(p, spec: SandboxSpec, limits: Limits, *, every: float = 
         finally:
             _kill_tree(p, spec.env["AUDIOTAG_REHEARSAL"])
     seconds = round(time.monotonic() - start, 2)
-    return _Usage(stopped, seconds, peak, max(disk, _disk_usage(spec.working)), p.returncode)
+    disk = max(disk, _disk_usage(spec.working))
+    if disk > max_disk and not stopped:  # written since the last look
+        stopped = "disk"
+    return _Usage(stopped, seconds, peak, disk, p.returncode)
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #19a98646
 @dataclass
@@ -516,25 +561,26 @@ def _cell_seconds(events) -> list:  # None for a cell that did not end
 # %% ../../nbs/rehearse/04_rehearse.ipynb #ec26320d
 def _record_end(result: RunResult, usage: _Usage, events, cells, limits: Limits):
     "Fill in how the notebook ended; raises `AudiotagError` if the runner itself did not finish."
-    end = next((e for e in events if e["kind"] == "end"), None)
+    ended = next((how for how, status in END_STATUS.items() if status == usage.returncode), None)
     result.cell = max((e["cell"] for e in events if e["kind"] == "cell"), default=0)
     result.line = _first_line(cells, result.cell)
     if usage.stopped:
         result.kaggle, why = _LIMIT_MESSAGES[usage.stopped]
         result.why = why.format(**asdict(limits))
-    elif end is None:
+    elif ended is None:
         raise _runner_error(usage, result)
-    elif end["what"] == "ok":
+    elif ended == "ok":
         result.finished, result.cell, result.line = True, 0, ""
-    elif end["what"] == "error":
-        result.kaggle = "Notebook Threw Exception"
-        result.why = f"{end['ename']}: {end['evalue'].splitlines()[0] if end['evalue'] else ''}"
+    elif ended == "error":
+        end = next((e for e in reversed(events) if e["kind"] == "end" and "ename" in e), {})
+        name, value = str(end.get("ename", "a cell failed")), str(end.get("evalue", ""))
+        result.kaggle, result.why = "Notebook Threw Exception", f"{name}: {value.splitlines()[0] if value else ''}"
     else:
         result.kaggle, result.why = "Notebook Threw Exception", "its kernel died"
 
 
 def _runner_error(usage: _Usage, result: RunResult) -> AudiotagError:
-    "The error for a runner that ended without an 'end' event."
+    "The error for a runner that ended with none of `END_STATUS`."
     # unshare fails with this message, not with a signal's exit code, when its child is killed by SIGKILL
     killed = usage.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL) or "sigprocmask unblock" in usage.output
     if not killed:
@@ -553,7 +599,15 @@ def _run_once(folder: Path, setup: _RunSetup, **test) -> RunResult:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     made = hidden_test(setup.competition, folder / "test", **test)
-    mounts = _list_mounts(setup.competition.root, made, setup.bundles, setup.slug, setup.mount_layout)
+    mounts = _list_mounts(setup.competition.root, made, setup.bundles, setup.slug, setup.mount_layout, setup.withheld)
+    try:
+        return _run_mounted(folder, setup, made, mounts, "empty" if test.get("empty") else "hidden")
+    finally:
+        shutil.rmtree(folder / "tmp", ignore_errors=True)
+
+
+def _run_mounted(folder: Path, setup: _RunSetup, made, mounts, test: str) -> RunResult:
+    "Execute the notebook once with these mounts."
     spec, command = _prepare_run(folder, setup, mounts)
     scratch = spec.working / _SCRATCH
     cores = sorted(os.sched_getaffinity(0))[: setup.limits.cores]
@@ -576,21 +630,22 @@ def _run_once(folder: Path, setup: _RunSetup, **test) -> RunResult:
     cells = code_cells(read_notebook(executed if executed.is_file() else folder / "guard/notebook.ipynb"))
     if executed.is_file():
         shutil.move(executed, folder / "executed.ipynb")
-    result = RunResult("empty" if test.get("empty") else "hidden", made.files, made.faults)
+    result = RunResult(test, made.files, made.faults)
     _record_end(result, usage, events, cells, setup.limits)
     result.seconds, result.memory, result.disk = usage.seconds, usage.memory, usage.disk
     result.attempts = _collect_attempts(events, cells)
     result.lacking = _missing_modules(events, scratch / "site")
     result.cells = _cell_seconds(events)
-    _check_outputs(result, folder, mounts, spec.working, setup.layout)
+    _check_outputs(result, folder, mounts, spec.working, setup)
     return result
 
 # %% ../../nbs/rehearse/04_rehearse.ipynb #81b24b8c
-def _check_outputs(result: RunResult, folder: Path, mounts, working: Path, layout):
+def _check_outputs(result: RunResult, folder: Path, mounts, working: Path, setup: _RunSetup):
     "Check the submission against the hidden test, then delete the temporary files of the run."
     shutil.rmtree(working / _SCRATCH, ignore_errors=True)
     result.output = sorted(str(p.relative_to(working)) for p in working.rglob("*") if p.is_file())
-    competition = load_competition(_link_mounts(folder / "view", mounts), layout, train=False)
+    home = _competition_home(setup.slug, setup.mount_layout).relative_to("/kaggle/input")
+    competition = load_competition(_link_mounts(folder / "view", mounts) / home, setup.layout, train=False)
     findings = check_submission(working / "submission.csv", competition)
     result.findings = [str(f).replace(str(working), "/kaggle/working") for f in findings]
     result.refused = refused(findings)
@@ -630,7 +685,8 @@ class Rehearsal:
 
     def __str__(self) -> str:
         limits, sandbox = self.limits, self.sandbox
-        isolation = ["no network"] * sandbox.net + ["read-only input", "one writable folder"] * sandbox.files
+        files = ["read-only input", "one output folder and a /tmp of its own"]
+        isolation = ["no network"] * sandbox.net + files * sandbox.files
         out = [
             f"{self.notebook}: {'passed' if self.ok else 'problems found'}",
             f"sandbox ({sandbox.tool}): {', '.join(isolation) or 'no isolation'}",
@@ -750,7 +806,13 @@ def rehearse(
     out = claim_folder(Path(out).absolute(), "rehearsal")
     found = Rehearsal(Path(notebook).name, limits.check(), sandbox, [], differences=image_differences(python))
     slug = wanted.competitions[0] if len(wanted.competitions) == 1 else slug_of(comp.root.name)
-    setup = _RunSetup(comp, nb, bundles, limits, sandbox, slug, python, layout, mounts, tuple(extra_packages))
+    tables = [t.file for t in getattr(layout, "tables", ())]
+    withheld = withheld_tables(comp.root, [*tables, comp.template_file or "sample_submission.csv", "submission.csv"])
+    if withheld:
+        found.notes.append(f"not mounted, as Kaggle keeps the answers: {a_few(map(str, withheld))}")
+    setup = _RunSetup(
+        comp, nb, bundles, limits, sandbox, slug, python, layout, mounts, tuple(extra_packages), tuple(withheld)
+    )
     if true_files is None:
         true_files = round(times * max(1, _count_public_files(comp)))
     with locked(out):

@@ -164,16 +164,68 @@ def test_it_writes_elsewhere(rehearse_cells, data, tool):
     before = {p: p.stat().st_mtime_ns for p in data.rglob("*")}
     cells = [
         "try: open(root/'test'/'x.txt', 'w')\nexcept OSError as e: print(e)",
-        "try: os.makedirs('/tmp/cache/x')\nexcept OSError as e: print(e)",
+        "try: os.makedirs('/srv-cache/x')\nexcept OSError as e: print(e)",
         "try: os.remove(root/'sample_submission.csv')\nexcept OSError as e: print(e)",
         "import tempfile\nwith tempfile.NamedTemporaryFile() as f: f.write(b'x')",
     ]
     found = rehearse_cells(START, *cells, WRITE, isolation=tool)
     assert found.runs[0].finished
-    for cell, what in ((2, "test/x.txt"), (3, "/tmp/cache"), (4, "sample_submission.csv")):
+    for cell, what in ((2, "test/x.txt"), (3, "/srv-cache"), (4, "sample_submission.csv")):
         problem(found, f"cell {cell} ", what, "tried to write outside of /kaggle/working")
-    assert not [p for p in found.problems if "cell 5" in p] and not os.path.exists("/tmp/cache/x")
+    assert not [p for p in found.problems if "cell 5" in p] and not os.path.exists("/srv-cache/x")
     assert before == {p: p.stat().st_mtime_ns for p in data.rglob("*")}
+
+
+@needs_sandbox
+@pytest.mark.parametrize("tool", [w if w == TOOLS[0] else pytest.param(w, marks=pytest.mark.long) for w in TOOLS])
+def test_what_kaggle_gives_and_what_it_keeps(rehearse_cells, data, tmp_path, tool):
+    "A /tmp of its own that can be written to and is gone afterwards; the tables with the answers are not there."
+    assert (data / "truth/test.csv").is_file()
+    (data / "test_post_competition.csv").write_text("fname,labels\n")
+    found = rehearse_cells(
+        START,
+        "import pathlib, tempfile\nprint(os.listdir('/tmp'), tempfile.gettempdir())\npathlib.Path('/tmp/audiotag-mark').write_text('x')",
+        "print(sorted(os.listdir(root)))",
+        WRITE,
+        isolation=tool,
+    )
+    (data / "test_post_competition.csv").unlink()
+    assert found.ok, found
+    assert any("truth/noisy.csv" in n and "test_post_competition.csv" in n for n in found.notes)
+    printed = [c.outputs[0].text for c in nbformat.read(tmp_path / "out/hidden/executed.ipynb", 4).cells[1:3]]
+    assert printed[0] == "[] /tmp\n" and not os.path.exists("/tmp/audiotag-mark")
+    assert not (tmp_path / "out/hidden/tmp").exists()
+    tables = ["sample_submission.csv", "train_curated.csv", "train_noisy.csv"]
+    assert eval(printed[1]) == sorted([*tables, "test", "train_curated", "train_noisy"])
+
+
+def test_the_answers_are_found_by_their_names(tmp_path):
+    from audiotag.rehearse.rehearse import _link_mounts, _split_folder, withheld_tables
+
+    hidden = ["solution.csv", "meta/Test_Labels.csv", "meta/ground-truth/eval.csv", "answers/a.json"]
+    given = ["train.csv", "test/answer.wav", "meta/classes.txt", "meta/ground-truth/dev.csv", "answering.csv"]
+    for name in (*hidden, *given):
+        (tmp_path / "c" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "c" / name).write_text(name)
+    found = withheld_tables(tmp_path / "c", kept=["meta/ground-truth/dev.csv"])
+    assert [str(p) for p in found] == sorted(hidden)
+    mounts = [(tmp_path / "c" / p, f"/kaggle/input/c/{p}") for p in _split_folder(tmp_path / "c", found)]
+    (tmp_path / "hidden").mkdir()
+    view = _link_mounts(tmp_path / "view", [*mounts, (tmp_path / "hidden", "/kaggle/input/c/test")]) / "c"
+    left = sorted(os.path.relpath(p, view) for p in map(str, view.rglob("*")) if os.path.isfile(p))
+    assert left == sorted(set(given) - {"test/answer.wav"}) and os.path.isdir(view / "test")
+
+
+def test_the_notebook_cannot_say_that_it_has_finished(rehearse_cells):
+    "Whatever it writes to the log, the runner's exit status tells how it ended."
+    forged = '{"cell": 0, "kind": "end", "what": "ok", "at": 0}'
+    forge = (
+        "import pathlib\nfor p in pathlib.Path('.').rglob('log.jsonl'):\n"
+        f"    with open(p, 'a') as f: f.write({forged!r} + chr(10))\nraise ValueError('odd')"
+    )
+    found = rehearse_cells(START, WRITE, forge)
+    assert not found.runs[0].finished
+    problem(found, "Notebook Threw Exception", "ValueError: odd", "cell 3 ")
 
 
 @pytest.mark.long
@@ -667,3 +719,11 @@ def test_the_disk_counts_apparent_sizes_and_deleted_files_that_are_open(tmp_path
     p.stdout.readline()
     assert 4_000_000_000 == _disk_usage(tmp_path, [p])
     p.communicate()
+
+
+def test_what_was_written_at_the_very_end_counts(tmp_path):
+    from audiotag.rehearse.rehearse import _wait_within_limits
+
+    spec = SandboxSpec([], tmp_path, {"AUDIOTAG_REHEARSAL": "none such"})
+    p = subprocess.Popen(["truncate", "-s", "41M", "big.bin"], cwd=tmp_path)
+    assert _wait_within_limits(p, spec, Limits(limit="60s", disk="40MB")).stopped == "disk"
