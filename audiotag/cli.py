@@ -7,9 +7,10 @@ __all__ = ['PANELS', 'RESUMABLE', 'app', 'UsageError', 'LAYOUTS', 'RecipeName', 
            'OwnLayout', 'EngineName', 'Address', 'Threads', 'AsJson', 'RunFolder', 'SubmissionFile', 'pack', 'Owner',
            'Title', 'DatasetFolder', 'Postprocess', 'ThresholdWord', 'Kernel', 'repeat_options', 'Commands', 'example',
            'current_names', 'main', 'print_result', 'synth', 'new', 'recipes', 'recipe', 'features', 'store', 'train',
-           'print_results', 'ledger', 'tune', 'thresholds', 'baseline', 'pack_weights', 'infer', 'doctor', 'Precision',
-           'export', 'ensemble', 'system', 'embed', 'rehearse', 'pack_wheels', 'pack_kernel', 'publish', 'push',
-           'follow', 'submit', 'report', 'review', 'audit', 'runs', 'score', 'compare', 'check_cv', 'completion']
+           'print_results', 'distill', 'ledger', 'tune', 'thresholds', 'baseline', 'pack_weights', 'infer', 'doctor',
+           'Precision', 'export', 'ensemble', 'system', 'embed', 'rehearse', 'pack_wheels', 'pack_kernel', 'publish',
+           'push', 'follow', 'submit', 'report', 'review', 'audit', 'runs', 'score', 'compare', 'check_cv',
+           'completion']
 
 # %% ../nbs/01_cli.ipynb #bd4744ef
 import json, os, shlex, sys
@@ -550,6 +551,50 @@ def print_results(
         print(f"\nnetworks: {score:.3f}, {abs(gain):.3f} {'above' if gain > 0 else 'BELOW'} the better forest")
     folder = shlex.quote(str(run.folder))
     print(f"\nrun folder: {run.folder}\nnext: audiotag pack weights {folder} kaggle_datasets/NAME")
+
+# %% ../nbs/01_cli.ipynb #46fe46d5
+@app.command(
+    rich_help_panel="Train",
+    epilog=example(
+        "audiotag distill runs/first --into freesound2019 --scale small --data DATA --run runs/student",
+        "audiotag distill runs/mel runs/raw --into birdclef2024 --data DATA --run runs/student --weight 2",
+    ),
+)
+def distill(
+    runs: Annotated[list[str], Argument(metavar="RUN", help="Finished runs with the same folds: the teachers.")],
+    into: Annotated[str, Option(metavar="NAME", help="Recipe whose network the student is, or a file of one.")],
+    data: DataFolder,
+    run: Annotated[str, Option(metavar="DIR", help="Run folder of the student.")],
+    scale: Scale = "full",
+    layout: OwnLayout = None,
+    changes: Changes = [],
+    weight: Annotated[float, Option(metavar="W", help="Of what the teachers say, beside the labels.")] = 1.0,
+    temperature: Annotated[float, Option(metavar="T", help="Above 1 it raises small probabilities.")] = 1.0,
+    store: Annotated[
+        str | None, Option(metavar="DIR", help="Feature store to use or to build.  [default: in the run folder]")
+    ] = None,
+    workers: Annotated[
+        int | None, Option(metavar="N", help="Processes that compute features, and folds trained at the same time.")
+    ] = None,
+    engine: EngineName = "serial",
+    address: Address = None,
+):
+    "Train one network on what all folds and members of finished runs predict, and compare it with them."
+    from audiotag.review.report import format_table
+    from audiotag.train.engine import get_engine
+    from audiotag.train.recipes import changed
+    from audiotag.train.run_folder import open_run, run_stages
+    from audiotag.train.student import student_recipe, student_table, with_folds_of
+
+    opened_engine = get_engine(engine, address=address, workers=workers)
+    recipe, competition = _recipe_and_data(into, data, layout, scale, [])
+    recipe = changed(student_recipe(recipe, runs, weight=weight, temperature=temperature), changes)
+    competition = with_folds_of(competition, runs)
+    opened = open_run(run, recipe, competition, store=store, workers=workers or 1, scale=scale)
+    with opened_engine:
+        run_stages(opened, engine=opened_engine)
+    print_results(opened, baseline=False)
+    print(f"\n{format_table(student_table(opened, runs))}")
 
 # %% ../nbs/01_cli.ipynb #f9bedfe0
 RunFolder = Annotated[str, Argument(metavar="RUN", help="Run folder of a finished `audiotag train`.")]

@@ -6,7 +6,7 @@
 __all__ = ['unite_targets', 'AddClips', 'TimeCutMix']
 
 # %% ../../nbs/augment/04_mixing.ipynb #a4100003
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional as F
 from ..core.targets import Targets
@@ -38,13 +38,12 @@ def unite_targets(
         known = union.labels if union.weights is None else union.labels * (union.weights > 0)
         scale = (max_label_sum / known.nansum(1).clamp(min=1e-8)).clamp(max=1)
         frames = None if union.frames is None else union.frames * per_clip(scale, union.frames)
-        union = Targets(union.labels * per_clip(scale, union.labels), union.weights, frames)
+        union = replace(union, labels=union.labels * per_clip(scale, union.labels), frames=frames)
 
     def choose(before, after):
-        return None if before is None else torch.where(mixed.view(-1, *[1] * (before.ndim - 1)), after, before)
+        return torch.where(mixed.view(-1, *[1] * (before.ndim - 1)), after, before)
 
-    parts = ("labels", "weights", "frames")
-    out = Targets(*(choose(getattr(own, name), getattr(union, name)) for name in parts))
+    out = own.map_with([union], choose)
     return out if isinstance(y, Targets) else out.labels
 
 
@@ -88,7 +87,7 @@ def _cut_frames(union, y, partner, cut):
     if not isinstance(y, Targets) or y.frames is None:
         return union
     inside = F.interpolate(cut[:, None].float(), y.frames.shape[-1], mode="nearest") > 0
-    return Targets(union.labels, union.weights, torch.where(inside, y.frames[partner], y.frames))
+    return replace(union, frames=torch.where(inside, y.frames[partner], y.frames))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@
 __all__ = ['mix_targets', 'MixUp', 'SpecMix', 'SpecAugment', 'Cutout', 'ZoomCrop', 'Lighting', 'Gamma', 'augment_batch']
 
 # %% ../../nbs/augment/02_spec.ipynb #daaeed3c
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -223,7 +223,7 @@ def _zoomed(y, k, left):
     place = (torch.arange(n, device=k.device) + 0.5) / n  # of each frame, 0 to 1
     source = ((k[:, None] * place + ((1 - k) * left)[:, None]) * n).long().clamp(0, n - 1)
     frames = y.frames.gather(-1, source[:, None].expand_as(y.frames))
-    return Targets(y.labels.clone(), None if y.weights is None else y.weights.clone(), frames)
+    return replace(y.clone(), frames=frames)
 
 # %% ../../nbs/augment/02_spec.ipynb #aabbcb7f
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ __all__ = ['Augment', 'require_batch', 'uniform', 'chosen', 'on_device', 'per_cl
            'TimeMask']
 
 # %% ../../nbs/augment/01_wave.ipynb #921ba746
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
@@ -155,7 +155,7 @@ class Shift(WaveAugment):
         frames = y.frames.gather(-1, (source % n)[:, None].expand_as(y.frames))
         if not self.wrap:
             frames = frames.masked_fill(((source < 0) | (source >= n))[:, None], 0.0)
-        return Targets(y.labels.clone(), None if y.weights is None else y.weights.clone(), frames)
+        return replace(y.clone(), frames=frames)
 
 # %% ../../nbs/augment/01_wave.ipynb #e84f9eb5
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from ..core.progress import progress
 from ..core.seeding import derive_seed, rng
 from ..core.targets import Targets
 from .competitions import targets
-from .crops import CropSettings, PrefetchingLoader, _as_tensor, _left_pads, place_frames
+from .crops import CropSettings, PrefetchingLoader, _as_tensor, _left_pads, place_frames, validated
 from .mmap import PageBudget
 from .store import COLUMNS, FeatureStore, StoreSettings
 
@@ -288,7 +288,7 @@ class StreamLoader(PrefetchingLoader):
 # %% ../../nbs/data/09_streaming.ipynb #e4c71625
 def stream_loaders(
     train: pd.DataFrame,  # clips to train on, with a column `probability` if not all are in every epoch
-    valid: pd.DataFrame,  # clips to validate on
+    valid: pd.DataFrame | None,  # clips to validate on; None: nothing is held out, so a batch of the training clips
     store: FeatureStore,
     classes,
     folder,  # for the records of the clips; a few tens of bytes per clip
@@ -298,10 +298,7 @@ def stream_loaders(
 ) -> DataLoaders:
     """The loaders of a fold, as `audiotag.data.crops.fold_loaders` makes them, streamed; raises `AudiotagError` when a
     clip is in both."""
-    if both := set(train.clip_id) & set(valid.clip_id):
-        raise AudiotagError(
-            f"{len(both)} clips are in training and in validation, one is {min(both)!r}", fix="check the folds"
-        )
+    valid = validated(train, valid, options.get("batch_size", 64))
     if not hasattr(store, "clips"):
         raise AudiotagError("a joined front end cannot be streamed", fix="use one with a single part, or fewer clips")
 

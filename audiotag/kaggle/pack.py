@@ -383,9 +383,13 @@ def _readme(run, table, slug) -> str:
 
     rows = "\n".join(table_row([s, *(f"{v:.4f}" for v in row)]) for s, row in table.iterrows())
     r = run.recipe
+    n, how = len(r.members) * r.n_folds, f"{r.n_folds} folds each"
+    if r.refit:
+        n, how = len(r.members), f"trained on all clips, the scores are those of {r.n_folds} folds"
+    networks = f"{n} networks ({', '.join(r.members)}; {how})"
     return f"""# {r.name}
 
-Weights for audio tagging: {len(r.members) * r.n_folds} networks ({", ".join(r.members)}; {r.n_folds} folds each), {len(run.classes)} classes.
+Weights for audio tagging: {networks}, {len(run.classes)} classes.
 Recipe {r.hash}: {type(r.model).__name__} on {type(r.front_end).__name__} at {r.front_end.sample_rate} Hz.
 
 {table_row(["out of fold, by stage", *table.columns])}
@@ -424,7 +428,7 @@ def pack_weights(
     `AudiotagError` if the run is not finished."""
     from audiotag.data.competitions import class_prior
     from audiotag.infer.postprocess import steps_named
-    from audiotag.train.run_folder import require_finished, stage_table
+    from audiotag.train.run_folder import ALL_FOLDS, require_finished, stage_table
 
     folder, recipe = Path(folder).resolve(), run.recipe
     if after is None:
@@ -437,9 +441,9 @@ def pack_weights(
     readme = _readme(run, table, slug_of(folder.name))
     files = dataset_page(folder, readme, owner=owner, title=title)
     members = [
-        dict(stage=s, fold=k, oof=_fold_scores(run, s, k), state=run.model(s, k).state_dict())
+        dict(stage=s, fold=max(k, 0), oof=_fold_scores(run, s, k), state=run.model(s, k).state_dict())
         for s in recipe.members
-        for k in range(recipe.n_folds)
+        for k in ([ALL_FOLDS] if recipe.refit else range(recipe.n_folds))
     ]
     with atomic_folder(folder, replace=True) as part:
         seal(
@@ -486,5 +490,8 @@ def _chosen_thresholds(run, word: str | None, after):
 
 
 def _fold_scores(run, stage, fold) -> dict:
-    "The out-of-fold score of one model, by source."
-    return {k.split()[-1]: round(float(v), 6) for k, v in run.scores(stage, fold=fold).items() if v == v}
+    "The out-of-fold score of one model, by source; for a refit that of the folds' models together."
+    from audiotag.train.run_folder import ALL_FOLDS
+
+    scores = run.scores(stage, fold=None if fold == ALL_FOLDS else fold)
+    return {k.split()[-1]: round(float(v), 6) for k, v in scores.items() if v == v}

@@ -20,7 +20,7 @@ from ..core.errors import AudiotagError, a_few, library_error, load_library, req
 from ..core.files import file_sha256, locked, read_parquet, write_parquet
 from ..core.progress import say
 from ..data.remote import local_copy, is_url, origin, refresh
-from .run_folder import Run, finish_fold
+from .run_folder import ALL_FOLDS, Run, finish_fold
 from .ddp import FileTail, worker_pool
 
 # %% ../../nbs/train/09_engine.ipynb #75601404
@@ -476,7 +476,8 @@ def fold_jobs(
     stages, n = [s.name for s in run.recipe.stages], run.recipe.n_folds
 
     def job_name(stage, fold):
-        return f"stage {stages.index(stage) + 1}/{len(stages)} {stage}, fold {fold + 1}/{n}"
+        part = "all folds" if fold == ALL_FOLDS else f"fold {fold + 1}/{n}"
+        return f"stage {stages.index(stage) + 1}/{len(stages)} {stage}, {part}"
 
     before = {s.name: s.start_from for s in run.recipe.stages}
     return [

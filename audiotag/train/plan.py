@@ -106,8 +106,11 @@ def _stand_in(run: Run, n: int, seed: int) -> tuple:  # a `Run` in no folder yet
         ema=None,
         best_epoch=False,
         patience=None,
+        distill=(),
     )
-    short = dict(stages=(stage,), members=(stage.name,), rounds=(), n_folds=2, stream_from=10**9, gpus=None)
+    short = dict(
+        stages=(stage,), members=(stage.name,), rounds=(), refit=False, n_folds=2, stream_from=10**9, gpus=None
+    )
     small = copy.copy(run)
     small.planned = small.recipe = recipe.replace(**short)
     small.rows, small._places, small._verified = rows.reset_index(drop=True), None, set()
@@ -267,11 +270,12 @@ class RunPlan:
     memory: int  # bytes of all trainings at the same time
     gpu_memory: int
     took: float  # seconds of the measurement
+    refit: float = 0.0  # seconds of the trainings on all folds
 
     @property
     def seconds(self) -> float:
         "Of the whole run."
-        return self.features["seconds"] + sum(self.stage_seconds(name) for name in self.stages)
+        return self.features["seconds"] + sum(self.stage_seconds(name) for name in self.stages) + self.refit
 
     def stage_seconds(self, name: str) -> float:
         "Of all folds of a stage."
@@ -291,6 +295,8 @@ class RunPlan:
         for name, s in self.stages.items():
             work = f"{self.folds} folds × {s['epochs']} epochs × {s['batches']} batches"
             lines.append(f"  {name}: {duration(self.stage_seconds(name))} ({work})")
+        if self.refit:
+            lines.append(f"  on all folds: {duration(self.refit)}")
         memory = _gigabytes(self.memory) + (f" and {_gigabytes(self.gpu_memory)} of the GPU" if self.gpu_memory else "")
         lines.append(f"  in all: {duration(self.seconds)}, {_gigabytes(self.disk)} of disk, {memory} of memory")
         if self.disk > self.free:
@@ -317,10 +323,12 @@ def plan_run(
     pace = pace or measure_pace(run)
     recipe, features = run.planned, features or {"seconds": 0.0, "bytes": 0}
     stages = {s.name: _plan_stage(run, s, pace) for s in recipe.stages}
+    refitted = [stages[s.name]["fold_s"] for s in recipe.refitted if recipe.refit]
     row = 4 * len(run.classes)  # bytes of the scores of a clip
     unlabeled = {s.name: sum((run.rows.source == r.source).sum() for r in s.pseudo_rules) for s in recipe.stages}
     parallel = max(1, min(parallel, recipe.n_folds))
-    weights = (len(stages) * recipe.n_folds + 3 * parallel) * pace.weights  # a checkpoint holds three sets
+    n_trainings = len(stages) * recipe.n_folds + len(refitted)
+    weights = (n_trainings + 3 * parallel) * pace.weights  # a checkpoint holds three sets
     scores = len(stages) * len(run.clips) * row + 2 * recipe.n_folds * sum(unlabeled.values()) * row
     return RunPlan(
         stages=stages,
@@ -332,6 +340,7 @@ def plan_run(
         memory=int(parallel * (pace.memory + 3 * max(unlabeled.values(), default=0) * row)),
         gpu_memory=parallel * pace.gpu_memory,
         took=pace.took,
+        refit=float(sum(refitted) * recipe.n_folds / (recipe.n_folds - 1)),
     )
 
 # %% ../../nbs/train/16_plan.ipynb #7d4f0016

@@ -26,6 +26,7 @@ from ..infer.windows import Windows
 from . import losses
 from .sed_loss import SEDLoss
 from .fit import OPTIMIZERS, PRECISIONS, OneCycle, Schedule
+from .distill import Teacher
 from .pseudo import ClipRule, PseudoLabelRule, compare_rounds
 
 # %% ../../nbs/train/06_settings.ipynb #f1809fd8
@@ -83,6 +84,7 @@ class Stage(Config):
     patience: int | None = None  # with `best_epoch`: stop after this many epochs without improvement
     best_from: int = added(0)  # with `best_epoch`: the first epoch that may be the best, counted from 0
     patience_from: int = added(0)  # with `patience`: epochs before this one are trained in any case
+    distill: tuple[Teacher, ...] = added(())  # second targets, at most one of each kind; see `audiotag.train.distill`
 
     def check(self):
         self._check_training()
@@ -98,6 +100,8 @@ class Stage(Config):
             {s.source for s in self.sampling} <= self.sources, "sampling", "draw from sources that the stage trains on"
         )
         self.require(self.model is None or hasattr(self.model, "build"), "model", "give the settings of a network")
+        kinds = [type(t) for t in self.distill]
+        self.require(len(set(kinds)) == len(kinds), "distill", "give at most one teacher of each kind")
 
     def _check_training(self):
         self.require(self.ema is None or 0 < self.ema < 1, "ema", "give a number between 0 and 1")
@@ -313,6 +317,9 @@ class Recipe(Config):
     activation: str = "sigmoid"  # 'softmax' where a clip has one label
     metric: str = "lwlrap"  # the competition's; 'lrap', 'accuracy' and 'macro_auc' are the others
     n_folds: int = 10
+    # train the members once more, on the clips of all folds, and pack these networks, one for each member, instead of
+    # those of the folds, whose out-of-fold scores stand for them
+    refit: bool = added(False)
     # what clips of one fold share: the recording (near-duplicates), the author, the site; see `audiotag.data.folds`
     group_by: tuple[str, ...] = added(GROUP_BY)
     precision: str = "auto"  # of training; see `audiotag.train.fit.autocast_dtype`
@@ -337,6 +344,11 @@ class Recipe(Config):
         _check_features(self)
         _check_labels(self)
         self.require(self.n_folds >= 2, "n_folds", "give 2 or more")
+        self.require(
+            not (self.refit and any(s.best_epoch for s in self.refitted)),
+            "refit",
+            "set best_epoch to false (`ema` may take its place): without held-out clips no epoch is the best",
+        )
         self.require(set(self.group_by) <= set(GROUP_BY), "group_by", f"choose from {', '.join(GROUP_BY)}")
         self.require(self.stream_from > 0, "stream_from", "give a number of clips")
         self.require(self.cpus is None or self.cpus > 0, "cpus", "give a positive number")
@@ -364,6 +376,15 @@ class Recipe(Config):
     def stage(self, name: str) -> Stage:
         "The stage of this name."
         return next(s for s in self.stages if s.name == name)
+
+    @property
+    def refitted(self) -> list[Stage]:
+        "The members and the stages that they start from, in their order: what `refit` trains."
+        names = list(self.members)
+        for name in names:
+            start = self.stage(name).start_from
+            names += [start] if start and start not in names else []
+        return [s for s in self.stages if s.name in names]
 
     @property
     def stored(self) -> FrontEnd:
