@@ -537,10 +537,12 @@ def print_results(
     from audiotag.core.files import read_parquet, write_parquet
     from audiotag.review.report import format_table
     from audiotag.train.baseline import baseline_table
-    from audiotag.train.run_folder import stage_table
+    from audiotag.train.run_folder import score_notes, stage_table
 
     table, path, metric = stage_table(run), run.folder / "baseline.parquet", run.recipe.metric
     print(f"\n{metric} out of fold, {run.recipe.n_folds} folds\n\n{format_table(table)}")
+    for note in score_notes(run):
+        print(f"\n{note}")
     if baseline:
         if not path.exists():
             write_parquet(path, baseline_table(run))

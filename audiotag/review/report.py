@@ -24,7 +24,7 @@ from .html_page import PALETTE, figure_svg, headline_html, macros, read_asset, r
 from ..train.pseudo import PseudoLabelRule, compare_rounds
 from ..train.recipes import get_recipe
 from ..train.settings import AgreementRule
-from ..train.run_folder import Run, require_finished, round_table, stage_table
+from ..train.run_folder import Run, require_finished, round_table, score_notes, stage_table
 from ..audio.synth import read_truth
 from .experiments import plot_board, readable_runs, run_table, trust_advice
 from .cv_check import score_intervals, scored_source, stage_gains
@@ -422,6 +422,7 @@ def _stages_section(run, scores):
         table,
         bars=(metric, *(c for c in table if c.startswith(metric))),
         plot=figure_svg(plot_stages, run, scores),
+        notes=score_notes(run),
         members=member_table(run) if len(run.recipe.members) > 1 else None,
         baseline=pd.read_parquet(baseline) if baseline.exists() else None,
     )

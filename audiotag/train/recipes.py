@@ -18,6 +18,7 @@ from ..augment.wave import Gain, Noise, NoiseShare, Shift
 from ..core.errors import AudiotagError, did_you_mean, require_name
 from ..core.config import Config, read_config, set_fields
 from ..data.crops import AroundBox, CallAt, CropSettings
+from ..data.scapes import MixedScapes
 from ..data.sampling import InverseRoot, MixPartners, OnePerRecording, RandomSubset
 from ..audio.features import PRESETS, FixedStats, GlobalFeatures, Joined, Length, LogMel, Waveform
 from ..models.cnn import CNNModel1, VGG16BN
@@ -376,6 +377,7 @@ def birdclef2024(
         labels=Labels(secondary_weight=0.0),
         augment=augment,
         crops=CropSettings(),
+        mixed=MixedScapes() if small else None,
         stages=stages,
         n_folds=5,
         windows=Windows(

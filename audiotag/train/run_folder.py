@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RECIPE_KEYS', 'ALL_FOLDS', 'PIECE', 'trainable_clips', 'scored_clips', 'segment_clips', 'RunFolder', 'Run',
            'open_run', 'taught_predictions', 'teacher_probabilities', 'pseudo_clips', 'pseudo_ledgers', 'told_by_runs',
-           'train_stage_fold', 'score_fold', 'finish_fold', 'stage_groups', 'run_stages', 'require_finished',
-           'is_finished', 'stage_table', 'round_table']
+           'train_stage_fold', 'score_fold', 'score_mixed', 'finish_fold', 'stage_groups', 'run_stages',
+           'require_finished', 'is_finished', 'score_notes', 'stage_table', 'round_table']
 
 # %% ../../nbs/train/08_run_folder.ipynb #2ef5fe0b
 import hashlib, json, shutil, numpy as np, pandas as pd, torch
@@ -28,7 +28,7 @@ from audiotag.core.files import (
     write_parquet,
 )
 from ..core.progress import duration, progress, say
-from ..core.seeding import derive_seed
+from ..core.seeding import derive_seed, rng
 from ..core.memory import keep_memory
 from ..core.metrics import METRICS, per_clip_lwlrap
 from ..core.targets import Targets
@@ -36,9 +36,11 @@ from ..data.competitions import CLIP_COLUMNS, recordings, targets
 from ..data.folds import given_folds, join_groups, make_folds
 from ..data.sampling import epoch_draw
 from ..data.store import FeatureStore
+from ..data.scapes import background_files, mix_fold
 from ..data.crops import fold_loaders, place_frames
 from ..data.streaming import join_parquet, stream_loaders
 from ..data.remote import build_stores_at, is_url, open_store_at
+from ..infer.postprocess import apply_steps, steps_named
 from ..infer.windows import score_clips
 from ..models.timm_backbone import has_pretrained
 from .sed_loss import SEDLoss
@@ -296,6 +298,19 @@ class Run(RunFolder):
         tables = [pd.concat([self._fold_scores(s, k) for k in range(self.recipe.n_folds)]) for s in stages]
         return sum(t.loc[self.clips.clip_id] for t in tables) / len(tables)
 
+    def mixed_score(self, *stages: str) -> dict:  # such as {'macro_auc mixed': .8}; empty without `recipe.mixed`
+        """The recipe's metric of the mean of these stages, in windows of recordings that were mixed from the clips of
+        each fold, after the recipe's post-processing."""
+        folds = range(self.recipe.n_folds)
+        paths = [[self.fold_path(s, k) / "mixed.parquet" for k in folds] for s in stages]
+        if not self.recipe.mixed or not all(p.exists() for of_stage in paths for p in of_stage):
+            return {}
+        tables = [pd.concat([read_parquet(p) for p in of_stage]) for of_stage in paths]
+        p = np.mean([t[[f"p {c}" for c in self.classes]].to_numpy() for t in tables], axis=0)
+        p = apply_steps(steps_named(self.recipe.after), p, tables[0].recording.to_numpy())
+        truth = tables[0][[f"truth {c}" for c in self.classes]].to_numpy()
+        return {f"{self.recipe.metric} mixed": float(METRICS[self.recipe.metric](truth, p))}
+
     def clip_lwlrap(self, stage: str) -> pd.Series:  # index clip_id
         "The out-of-fold lwlrap of each clip against its given labels."
         parts = []
@@ -390,6 +405,8 @@ def open_run(
             Run(folder).planned, recipe, where=folder, fix="use another --run folder, or the settings it was begun with"
         )
     rows, stored = trainable_clips(competition.clips, recipe)
+    if recipe.mixed:
+        background_files(recipe.mixed, rows)  # raises before anything is trained
     features = build_stores_at(stored, recipe.stored, store or folder / "store", workers=workers)
     clips = rows[[c in features for c in rows.get("recording", rows.clip_id)]].reset_index(drop=True)
     clips = _stored_folds(folder, clips) if resumed else _new_folds(folder, clips, recipe, workers)
@@ -809,6 +826,30 @@ def score_fold(run: Run, stage: str, fold: int):
     for old in folder.glob(".scores-*"):
         shutil.rmtree(old, ignore_errors=True)
 
+# %% ../../nbs/train/08_run_folder.ipynb #5c9e74a1
+def score_mixed(run: Run, stage: str, fold: int):
+    "Score the recordings that are mixed from the clips of the fold, window by window; writes `mixed.parquet`."
+    settings, fe, windows = run.recipe.mixed, run.recipe.front_end, run.recipe.windows
+    clips, parts = run.rows, []
+    model = run.model(stage, fold).to("cuda" if torch.cuda.is_available() else "cpu")
+    scapes = mix_fold(
+        clips,
+        fold,
+        run.classes,
+        settings,
+        sample_rate=fe.sample_rate,
+        seed=partial(rng, run.recipe.seed, "mixed", fold),
+    )
+    for i, (wave, truth, used) in enumerate(scapes):
+        run.verify_out_of_fold(stage, fold, used)
+        length = round(settings.window_s * fe.sample_rate)
+        inputs = ((k, windows.view_features(fe, wave[k * length :][:length])) for k in range(settings.n_windows))
+        scores = score_clips([model], inputs, windows, activation=run.recipe.activation, fill=fe.fill)
+        table = pd.DataFrame({"recording": f"{fold}-{i}", "window": range(settings.n_windows)})
+        p = pd.DataFrame(np.stack([o[0] for _, o in scores]), columns=[f"p {c}" for c in run.classes])
+        parts.append(pd.concat([table, pd.DataFrame(truth, columns=[f"truth {c}" for c in run.classes]), p], axis=1))
+    write_parquet(run.fold_path(stage, fold) / "mixed.parquet", pd.concat(parts, ignore_index=True))
+
 # %% ../../nbs/train/08_run_folder.ipynb #6f96dc42
 def finish_fold(
     run: Run,
@@ -831,6 +872,8 @@ def finish_fold(
     try:
         train(run, run.recipe.stage(stage), fold, label, cbs)
         if fold != ALL_FOLDS:
+            if run.recipe.mixed:
+                score_mixed(run, stage, fold)
             score_fold(run, stage, fold)
         else:
             folder = run.fold_path(stage, fold)
@@ -867,7 +910,7 @@ def _select_clips(run: Run, stage: Stage):
 
 def _record_round(run: Run, stage: str):
     "Write the score of a finished round, and update the run's recipe."
-    score = next(v for k, v in run.scores(stage).items() if k.endswith(" curated"))
+    score = next(v for k, v in {**run.mixed_score(stage), **run.scores(stage)}.items() if not k.endswith(" noisy"))
     scores = {**run.rounds(), stage: score}
     write_json(run.folder / "rounds.json", scores)
     run.recipe = resolve_rounds(run.planned, scores)
@@ -941,6 +984,21 @@ def is_finished(run: Run) -> bool:
     needed += [(s.name, ALL_FOLDS) for s in run.recipe.refitted if run.recipe.refit]
     return set(run.recipe.rounds) <= set(run.rounds()) and all(run.is_done(s, k) for s, k in needed)
 
+# %% ../../nbs/train/08_run_folder.ipynb #3776ca93
+def score_notes(run: Run) -> list:  # of sentences; empty unless the run has scores of mixed recordings
+    "Which of the scores of `stage_table` predicts what."
+    if not (name := next(iter(run.mixed_score(run.recipe.stages[0].name)), None)):
+        return []
+    m, metric = run.recipe.mixed, run.recipe.metric
+    low, high = m.snr_db
+    return [
+        f"{metric} curated is taken on whole clips of each fold: it compares networks, and is too high for a test of recordings "
+        f"in which calls are short and distant",
+        f"{name} is taken on windows of {m.window_s:g} s in {m.n} recordings mixed from the clips of each fold, with {m.calls[0]} "
+        f"to {m.calls[1]} calls at {low:g} to {high:g} dB over {m.background}: compare stages, rounds and runs by it, and expect "
+        f"the test's score to move with it; its level depends on how the recordings are mixed",
+    ]
+
 # %% ../../nbs/train/08_run_folder.ipynb #d7597dbd
 def stage_table(
     run: Run,
@@ -954,12 +1012,20 @@ def stage_table(
             continue
         clips = np.mean([len(read_json(p / "trained_on.json")) for p in paths])
         seconds = sum(h["seconds"] for p in paths for h in read_json(p / "history.json"))
-        rows.append({"stage": s.name, **run.scores(s.name), "clips per fold": round(clips), "minutes": seconds / 60})
+        rows.append(
+            {
+                "stage": s.name,
+                **run.scores(s.name),
+                **run.mixed_score(s.name),
+                "clips per fold": round(clips),
+                "minutes": seconds / 60,
+            }
+        )
     if not rows:
         raise AudiotagError("no stage is finished", file=run.folder, fix="resume the run with `audiotag train`")
     members = run.recipe.members
     if len(members) > 1 and set(members) <= {r["stage"] for r in rows}:
-        rows.append({"stage": "mean of " + ", ".join(members), **run.scores(*members)})
+        rows.append({"stage": "mean of " + ", ".join(members), **run.scores(*members), **run.mixed_score(*members)})
     return pd.DataFrame(rows).set_index("stage").dropna(axis=1, how="all").astype({"clips per fold": "Int64"})
 
 

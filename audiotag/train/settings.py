@@ -18,6 +18,7 @@ from ..data.competitions import target_weights
 from ..data.sampling import Sampler
 from ..data.folds import GROUP_BY
 from ..data.crops import CropSettings
+from ..data.scapes import MixedScapes
 
 # with losses, the kinds that a recipe.json may name
 from ..augment import manifold, spec, wave  # noqa: F401
@@ -306,6 +307,9 @@ class Recipe(Config):
     # how training crops are drawn where clips are segments of recordings, which are stored and scored whole; None:
     # each clip is stored by itself
     crops: CropSettings | None = None
+    # recordings like those of the test, mixed from the clips of each fold, on which its models are scored, too, and by
+    # which rounds are judged; None: none
+    mixed: MixedScapes | None = added(None)
     labels: Labels = Labels()  # how negative rows and secondary labels are used
     features: str = "stored"  # or 'computed', from stored waves for each batch, as augmentations of the wave need it
     members: tuple[str, ...]  # the stages whose models make the submission

@@ -34,7 +34,17 @@ from audiotag.data.sampling import (
 from audiotag.train.sed_loss import SEDLoss
 from audiotag.train.settings import Stage
 from audiotag.train.selection import ancestry
-from audiotag.train.run_folder import Run, is_finished, open_run, round_table, run_stages, score_fold, stage_table
+from audiotag.train.run_folder import (
+    Run,
+    is_finished,
+    open_run,
+    round_table,
+    run_stages,
+    score_fold,
+    score_mixed,
+    score_notes,
+    stage_table,
+)
 from audiotag.audio.synth import make_soundscapes
 
 TINY = [
@@ -47,7 +57,9 @@ TINY = [
     "stages.*.steps=4",
     "stages.*.batch_size=8",
     "n_folds=2",
+    "mixed=null",  # a test of its own
 ]
+SCAPES = ["mixed.n=2", "mixed.seconds=20", "mixed.calls=[2,3]"]
 
 
 # ---- what an epoch is made of
@@ -336,6 +348,47 @@ def test_a_fold_is_taught_by_its_own_models(whole):
         assert (y.weights[~at] <= 1).all() and np.isin(y.labels[~at], (0, 1)).all()
     assert not np.allclose(said[0], said[1], atol=1e-4)
     assert [s.name for s in ancestry(whole.recipe, "round2")] == ["round2", "round1", "labelled"]
+
+
+@pytest.fixture(scope="module")
+def mixed(data, tmp_path_factory):
+    recipe = get_recipe("birdclef2024", scale="small", changes=[*TINY[:-1], *SCAPES])
+    return run_stages(
+        open_run(tmp_path_factory.mktemp("mixed") / "run", recipe, load_competition(data, "birdclef2024"))
+    )
+
+
+def test_rounds_are_judged_by_recordings_like_those_of_the_test(mixed):
+    names = [s.name for s in mixed.recipe.stages]
+    assert list(mixed.rounds()) == names and names[0] == "labelled"
+    for stage, score in mixed.rounds().items():
+        assert mixed.mixed_score(stage) == {"macro_auc mixed": pytest.approx(score)}
+    assert {"macro_auc curated", "macro_auc mixed"} <= set(stage_table(mixed))
+    clips, mix = score_notes(mixed)
+    assert "whole clips" in clips and "2 recordings" in mix and "-3 to 12 dB" in mix
+    for k in (0, 1):
+        table = pd.read_parquet(mixed.fold_path("labelled", k) / "mixed.parquet")
+        assert list(table.recording.unique()) == [f"{k}-0", f"{k}-1"] and len(table) == 2 * 4
+        assert table.filter(like="p ").to_numpy().std() > 0
+
+
+def test_mixed_recordings_hold_nothing_that_the_model_was_trained_on(mixed, tmp_path):
+    shutil.copytree(mixed.folder, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    before = (run.fold_path("labelled", 0) / "mixed.parquet").read_bytes()
+    score_mixed(run, "labelled", 0)
+    assert (run.fold_path("labelled", 0) / "mixed.parquet").read_bytes() == before
+    path = run.fold_path("labelled", 0) / "trained_on.json"
+    write_json(path, [*read_json(path), *run.rows.clip_id[run.rows.fold == 0]])
+    with pytest.raises(AudiotagError, match="trained on"):
+        score_mixed(run, "labelled", 0)
+
+
+def test_a_run_without_backgrounds_does_not_begin(data, tmp_path):
+    recipe = get_recipe("birdclef2024", scale="small", changes=[*TINY[:-1], "mixed.background=none"])
+    with pytest.raises(AudiotagError, match="mixed=null"):
+        open_run(tmp_path / "run", recipe, load_competition(data, "birdclef2024"))
+    assert not (tmp_path / "run" / "recipe.json").exists()
 
 
 def test_a_leak_through_a_teacher_is_refused(whole, tmp_path):

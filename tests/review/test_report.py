@@ -301,6 +301,7 @@ def rounds_run(tmp_path_factory):
         "stages.*.steps=4",
         "stages.*.batch_size=8",
         "n_folds=2",
+        "mixed=null",
     ]
     with pytest.MonkeyPatch.context() as m:  # so that no series ends
         m.setattr(
