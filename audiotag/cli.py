@@ -821,13 +821,18 @@ def infer(
     "Score the test files with one or more bundles in limited time, and write the submission."
     with hold_signals():  # from here to the first file
         from audiotag.infer.deadline import Deadline
-        from audiotag.infer.postprocess import steps_named
-        from audiotag.infer.predict import check_submission, first_submission, infer
+        from audiotag.infer.first_file import ends_here, first_file
 
         for folder in bundle:
             if not Path(folder).is_dir():
                 raise AudiotagError("there is no such bundle", file=folder, fix="make it with `audiotag pack weights`")
         limit = Deadline(deadline, started="process")
+        first = first_file(bundle, data, out, layout)
+        if ends_here(first, limit):
+            return print(first)
+        from audiotag.infer.postprocess import steps_named
+        from audiotag.infer.predict import check_submission, first_submission, infer
+
         competition = first_submission(bundle, data, out, layout)
     report = infer(
         bundle,

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 from ..core.errors import AudiotagError, a_few, did_you_mean
 from . import competitions
+from .sample_submission import FIRST_COLUMNS
 from audiotag.data.layout_file import (
     SOUND_ENDINGS,
     ClipTable,
@@ -471,7 +472,7 @@ def _known_layout(root: Path) -> str:
     for name in ("sample_submission.csv", "submission.csv"):
         try:
             columns = competitions.read_table(root / name).columns
-            known = competitions._first_columns.get(columns[0], "")
+            known = FIRST_COLUMNS.get(columns[0], "")
         except AudiotagError:
             continue
         markers = {

@@ -27,6 +27,7 @@ from audiotag.data.competitions import (
     load_competition,
     read_table,
 )
+from .sample_submission import can_be_id
 
 # %% ../../nbs/data/11_layout_file.ipynb #1a0f0008
 def _as_regions(value) -> list | None:
@@ -134,7 +135,7 @@ def sound_files(
         folders[:] = sorted(f for f in folders if f[0] not in "._")
         below = os.path.relpath(place, root).replace(os.sep, "/")
         prefix = "" if below == "." else f"{below}/"
-        found += [prefix + n for n in names if n.lower().endswith(SOUND_ENDINGS) and competitions._can_be_id(n)]
+        found += [prefix + n for n in names if n.lower().endswith(SOUND_ENDINGS) and can_be_id(n)]
     return sorted(found)
 
 

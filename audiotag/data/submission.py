@@ -11,7 +11,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd
-from .competitions import Competition, binary_format
+from .competitions import Competition
+from .sample_submission import binary_format
 from ..core.errors import AudiotagError, a_few
 from ..core.files import read_regular
 

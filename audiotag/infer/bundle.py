@@ -21,6 +21,7 @@ from ..core.files import atomic_folder, file_sha256, read_json, write_bytes, wri
 from ..core.memory import at_most_memory
 from ..core.seeding import rng
 from .ensemble import Combiner
+from .first_file import LARGEST_JSON
 from .postprocess import Thresholds
 from ..audio.features import FrontEnd, front_end_parts
 from .windows import Windows, count_windows, probabilities
@@ -319,7 +320,7 @@ def reseal(
         _write_sealed(part, {**bundle.about, **about, "files": listed})
 
 # %% ../../nbs/infer/05_bundle.ipynb #6e120dc9
-LARGEST = {"bundle.json": 4_000_000, "golden.safetensors": 50_000_000, "header": 4_000_000}  # bytes
+LARGEST = {"bundle.json": LARGEST_JSON, "golden.safetensors": 50_000_000, "header": 4_000_000}  # bytes
 LARGEST_FILE = 4_000_000_000  # bytes of any other file
 MOST_CLASSES, MOST_STEPS = 20_000, 100  # iNaturalist has 10 000 species; steps after the ensemble
 # numbers that a network may compute for one window: in one layer (67 MB, 4.3 GB in a batch of 64), and in all of them

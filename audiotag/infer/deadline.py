@@ -106,7 +106,12 @@ class Deadline:
 def as_deadline(
     deadline,  # a `Deadline`, or its limit
 ) -> Deadline:
-    return deadline if isinstance(deadline, Deadline) else Deadline(deadline)
+    """A limit as a `Deadline`: on Kaggle, in a kernel that runs as a batch, it counts from the start of the kernel, as
+    Kaggle's own limit does; elsewhere, where a session may be hours old, from now."""
+    if isinstance(deadline, Deadline):
+        return deadline
+    is_batch = os.environ.get("KAGGLE_KERNEL_RUN_TYPE") == "Batch"
+    return Deadline(deadline, started="process" if is_batch else None)
 
 # %% ../../nbs/infer/07_deadline.ipynb #d45d0486
 class Pace:

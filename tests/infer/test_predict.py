@@ -1061,7 +1061,7 @@ def test_short_deadlines_on_one_core_with_four_others_busy(data, bundle, comp, t
     run = "import os, sys; os.sched_setaffinity(0, %r); from audiotag.cli import main; sys.exit(main())" % core
     walls = {}
     try:
-        for limit in (0.01, 10):
+        for limit in (0.01, 5, 10):
             out = tmp_path / f"{limit}.csv"
             words = ["infer", "--bundle", bundle, "--data", data, "--out", out, "--deadline", limit]
             begin = time.monotonic()
