@@ -134,11 +134,11 @@ def tiny_run(shared, tiny_data, tmp_path_factory):
     from tests import tiny
 
     def train(folder):
-        done = tiny.audiotag(*tiny.train_words(tiny_data, folder / "run"))
+        done = tiny.called(*tiny.train_words(tiny_data, folder / "run"))
         assert done.returncode == 0, done.stderr
         for name in ("stdout", "stderr"):
             (folder / name).write_text(getattr(done, name).replace(str(folder), "HERE"))
-        packed = tiny.audiotag("pack", "weights", folder / "run", folder / "tiny-weights")
+        packed = tiny.called("pack", "weights", folder / "run", folder / "tiny-weights")
         assert packed.returncode == 0, packed.stderr
 
     return Path(shutil.copytree(shared("tiny-run", train), tmp_path_factory.mktemp("tiny-run") / "whole"))
