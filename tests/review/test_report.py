@@ -275,13 +275,13 @@ def test_completion_knows_the_commands_and_their_options():
 
 
 def test_a_closed_pipe_is_no_error():
+    "`true` has ended before the command writes: an ordinary Python would print a BrokenPipeError."
     import subprocess
     from tests.tiny import AUDIOTAG
 
-    done = subprocess.run(
-        f"{AUDIOTAG[0]} recipe --recipe freesound2019 | head -1", shell=True, capture_output=True, text=True
-    )
-    assert done.stdout.strip() == "{" and not done.stderr
+    for command in ("completion bash", "--help"):
+        done = subprocess.run(f"{AUDIOTAG[0]} {command} | true", shell=True, capture_output=True, text=True)
+        assert not done.stdout and not done.stderr
 
 
 # rounds of pseudo-labels

@@ -235,6 +235,7 @@ def fails(text):
     torch.distributed.barrier()
 
 
+@pytest.mark.long
 def test_the_first_error_is_told(capfd):
     with pytest.raises(AudiotagError, match="process 2 of 2 failed .ZeroDivisionError: by hand") as e:
         run_in_ranks(2, fails, "by hand")
