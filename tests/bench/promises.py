@@ -1,7 +1,7 @@
 """Do the printed intervals hold? 200 invented competitions with planted duplicates and useless members; for each, the score and the
 gain that `ensemble_table` prints, and what the chosen ensemble does on a large test set of new recordings.
 
-    python -m tests.bench.promises [N]        # N competitions, 200 by default; writes tests/bench/results/promises.md
+    python -m tests.bench.promises [N] [--save]     # N competitions, 200 by default; writes tests/bench/results/promises.md
 """
 
 import sys
@@ -174,4 +174,7 @@ def main(n=200) -> str:
 
 
 if __name__ == "__main__":
-    (Path(__file__).parent / "results" / "promises.md").write_text(main(*map(int, sys.argv[1:])))
+    numbers = [int(w) for w in sys.argv[1:] if w != "--save"]
+    pages = main(*numbers)
+    if "--save" in sys.argv:
+        (Path(__file__).parent / "results" / "promises.md").write_text(pages)

@@ -1,0 +1,30 @@
+"The page of all benches: what counts as missed, and a bench that fails."
+
+from pathlib import Path
+
+from tests.bench import all as page_of_all
+from tests.bench.all import missed_in, page, run_bench
+
+
+def test_what_a_bench_says_it_missed_is_found():
+    assert missed_in("| a | 1 |\nMissed: decode WAV (1.20 of 2); log-mel (3 of 5). 12 s in all.\n") == [
+        "decode WAV (1.20 of 2)",
+        "log-mel (3 of 5)",
+    ]
+    said = "Wanted on two threads: cnn: 1.73 of 2 (MISSED); cnn, int8: 7.2 of 7 (met); effnet: 3 of 5 (MISSED). 9 s in all."
+    assert missed_in(said) == ["cnn: 1.73 of 2", "effnet: 3 of 5"]
+    assert missed_in("Every ratio that was wanted is met. 9 s in all.\nnothing Missed: here") == []
+
+
+def test_a_bench_that_fails_or_takes_too_long_is_on_the_page(tmp_path, monkeypatch):
+    text, missed, _ = run_bench("no_such_bench", 1, tmp_path)
+    assert not text and len(missed) == 1 and "No module named tests.bench.no_such_bench" in missed[0]
+    text, missed, _ = run_bench("startup", 0.001, tmp_path)
+    assert missed == ["not done within 0.001 minutes"]
+    whole = page({"startup": ("# Title\n\nfine", ["x (2 of 1)"], 3.0), "gpu": ("rows", [], 1.0)}, 0.0)
+    assert "- startup: x (2 of 1)" in whole and "### Title" in whole and "- gpu" not in whole
+
+
+def test_every_bench_is_on_the_page_or_said_to_be_long():
+    there = {p.stem for p in Path(page_of_all.__file__).parent.glob("*.py")} - {"__init__", "all"}
+    assert there == {w.split()[0] for w in page_of_all.MINUTES} | page_of_all.LONG
