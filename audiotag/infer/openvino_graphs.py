@@ -9,6 +9,7 @@ __all__ = ['PRECISIONS', 'to_graph', 'compiled', 'graph_run', 'head_of', 'gates_
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #7fa33ef1
 import math, re
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Callable
@@ -288,6 +289,14 @@ class Evidence:
     truth: dict | None = None
     metric: Callable = lwlrap  # (truth (n, classes), scores (n, classes)) -> float
     oof: Callable | None = None  # (member, clip_ids) -> out-of-fold scores of the run; None: not known
+    # for each member the names, in `features` and `truth`, of windows of mixed recordings, which are like those of the
+    # test; a graph must keep the limits on them, too
+    mixed: list | None = None
+
+    def sets(self, i: int) -> dict:  # {'out of fold': clip_ids, …}
+        "What member `i` is judged on."
+        mixed = {"on mixed recordings": self.mixed[i]} if self.mixed and self.mixed[i] else {}
+        return {"out of fold": self.held_out[i], **mixed}
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #a208338d
 def evidence_of(
@@ -299,7 +308,8 @@ def evidence_of(
     metric: Callable | None = None,  # None: the recipe's
     seed: int = 0,
 ) -> Evidence:
-    "Held-out clips of each member's fold, curated ones if there are some, and calibration clips of the other folds."
+    """Held-out clips of each member's fold, curated ones if there are some, and calibration clips of the other folds;
+    with `Recipe.mixed` also the recordings that are mixed from the fold."""
     if bundle.about.get("recipe") != run.recipe.hash or tuple(run.classes) != bundle.classes:
         raise AudiotagError("was not packed from this run", file=bundle.folder, fix=f"pack {run.folder} again")
     clips = run.clips[run.clips.source == "curated"] if (run.clips.source == "curated").any() else run.clips
@@ -315,13 +325,21 @@ def evidence_of(
     def oof(i, ids):
         return run.oof(bundle.members[i]["stage"]).loc[ids].to_numpy()
 
+    windows, names = {}, {k: [] for k in folds}
+    for k in names if run.recipe.mixed else ():
+        for i, (features, labels, _) in enumerate(run.mixed_recordings(k)):
+            names[k] += (new := [("mixed", k, i, w) for w in range(len(features))])
+            windows |= zip(new, features)
+            truth |= zip(new, labels)
+
     return Evidence(
-        run.model_inputs,
+        lambda name: windows[name] if name in windows else run.model_inputs(name),
         [held_out[k] for k in folds],
         [calibration[k] for k in folds],
         truth,
         metric or metric_named(run.recipe.metric),
         oof,
+        [names[k] for k in folds],
     )
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #40561f10
@@ -357,6 +375,7 @@ def judge(
     truth=None,  # (clips, classes)
     metric: Callable = lwlrap,
     shared: bool = False,  # the graph takes strips: no precision is exact then
+    where: str = "out of fold",  # for the message
 ) -> dict:  # kept, difference, metric (torch's and the graph's, or None), said
     "Decide whether a graph agrees with torch; `said` is the reason."
     difference = float(np.abs(torch_scores[0] - graph_scores[0]).max())
@@ -375,7 +394,7 @@ def judge(
     return {
         **verdict,
         "kept": bool(loss <= gate.metric_loss),
-        "said": f"loses {loss:.4f} out of fold, {gate.metric_loss:g} allowed",
+        "said": f"loses {loss:.4f} {where}, {gate.metric_loss:g} allowed",
     }
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #a7b5709e
@@ -418,8 +437,11 @@ class _Exporter:
         "Try graphs of member `i`; the verdicts on all of them, and the graphs that were kept."
         net, ids = self.bundle.model(i), self.evidence.held_out[i]
         run = torch_run(net, self.bundle.activation)
-        torch_scores = _held_out_scores(run, self.bundle, self.evidence, ids)
-        if self.evidence.oof and np.abs(torch_scores[1] - self.evidence.oof(i, ids)).max() > 0.01:
+        torch_scores = {
+            where: _held_out_scores(run, self.bundle, self.evidence, names)
+            for where, names in self.evidence.sets(i).items()
+        }
+        if self.evidence.oof and np.abs(torch_scores["out of fold"][1] - self.evidence.oof(i, ids)).max() > 0.01:
             raise AudiotagError(
                 f"the scores of {self.bundle.member_name(i)} are not the out-of-fold scores of the run",
                 file=self.bundle.folder,
@@ -479,23 +501,30 @@ class _Exporter:
         return windows
 
     def judge(self, i: int, precision: str, shared: bool, graph, front, torch_scores) -> dict:
-        "The verdict on a graph, from held-out clips and the golden example."
-        bundle, evidence, gate, ids = self.bundle, self.evidence, self.gate, self.evidence.held_out[i]
+        "The verdict on a graph, from held-out clips, mixed recordings if there are some, and the golden example."
+        bundle, evidence, gate = self.bundle, self.evidence, self.gate
         run = graph_run(
             compiled(_save_and_reload(graph, precision, self.folder)),
             bundle.activation,
             front=front,
             hop=bundle.windows.hop if shared else None,
         )
-        verdict = judge(
-            precision,
-            torch_scores,
-            _held_out_scores(run, bundle, evidence, ids),
-            gate=gate,
-            truth=np.stack([evidence.truth[c] for c in ids]) if evidence.truth else None,
-            metric=evidence.metric,
-            shared=shared,
-        )
+        verdicts = [
+            judge(
+                precision,
+                torch_scores[where],
+                _held_out_scores(run, bundle, evidence, names),
+                gate=gate,
+                truth=np.stack([evidence.truth[c] for c in names]) if evidence.truth else None,
+                metric=evidence.metric,
+                shared=shared,
+                where=where,
+            )
+            for where, names in evidence.sets(i).items()
+        ]
+        failed = [v for v in verdicts if not v["kept"]]
+        said = "; ".join(v["said"] for v in failed or verdicts)
+        verdict = {**max(failed or verdicts, key=itemgetter("difference")), "said": said}
         difference = bundle.replay_scores(i, run, self.view_windows, within=None)
         if precision == "fp32" and not shared:
             allowed = gate.max_difference
@@ -507,7 +536,7 @@ class _Exporter:
         return {
             **verdict,
             "shared": shared,
-            "clips": len(ids),
+            "clips": len(evidence.held_out[i]),
             "golden": allowed,
             "front": front.to_dict() if front is not None else None,
         }

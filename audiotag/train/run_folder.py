@@ -298,6 +298,17 @@ class Run(RunFolder):
         tables = [pd.concat([self._fold_scores(s, k) for k in range(self.recipe.n_folds)]) for s in stages]
         return sum(t.loc[self.clips.clip_id] for t in tables) / len(tables)
 
+    def mixed_recordings(self, fold: int):
+        """Yield (features of each window, truth (windows, classes), clip_ids of the calls) of the recordings that are mixed
+        from the clips of a fold."""
+        settings, windows, fe = self.recipe.mixed, self.recipe.windows, self.recipe.front_end
+        length, seed = round(settings.window_s * fe.sample_rate), partial(rng, self.recipe.seed, "mixed", fold)
+        for wave, truth, used in mix_fold(
+            self.rows, fold, self.classes, settings, sample_rate=fe.sample_rate, seed=seed
+        ):
+            cuts = (wave[k * length :][:length] for k in range(settings.n_windows))
+            yield [windows.view_features(fe, cut) for cut in cuts], truth, used
+
     def mixed_score(self, *stages: str) -> dict:  # such as {'macro_auc mixed': .8}; empty without `recipe.mixed`
         """The recipe's metric of the mean of these stages, in windows of recordings that were mixed from the clips of
         each fold, after the recipe's post-processing."""
@@ -829,23 +840,12 @@ def score_fold(run: Run, stage: str, fold: int):
 # %% ../../nbs/train/08_run_folder.ipynb #5c9e74a1
 def score_mixed(run: Run, stage: str, fold: int):
     "Score the recordings that are mixed from the clips of the fold, window by window; writes `mixed.parquet`."
-    settings, fe, windows = run.recipe.mixed, run.recipe.front_end, run.recipe.windows
-    clips, parts = run.rows, []
+    windows, fill, parts = run.recipe.windows, run.recipe.front_end.fill, []
     model = run.model(stage, fold).to("cuda" if torch.cuda.is_available() else "cpu")
-    scapes = mix_fold(
-        clips,
-        fold,
-        run.classes,
-        settings,
-        sample_rate=fe.sample_rate,
-        seed=partial(rng, run.recipe.seed, "mixed", fold),
-    )
-    for i, (wave, truth, used) in enumerate(scapes):
+    for i, (features, truth, used) in enumerate(run.mixed_recordings(fold)):
         run.verify_out_of_fold(stage, fold, used)
-        length = round(settings.window_s * fe.sample_rate)
-        inputs = ((k, windows.view_features(fe, wave[k * length :][:length])) for k in range(settings.n_windows))
-        scores = score_clips([model], inputs, windows, activation=run.recipe.activation, fill=fe.fill)
-        table = pd.DataFrame({"recording": f"{fold}-{i}", "window": range(settings.n_windows)})
+        scores = score_clips([model], enumerate(features), windows, activation=run.recipe.activation, fill=fill)
+        table = pd.DataFrame({"recording": f"{fold}-{i}", "window": range(len(features))})
         p = pd.DataFrame(np.stack([o[0] for _, o in scores]), columns=[f"p {c}" for c in run.classes])
         parts.append(pd.concat([table, pd.DataFrame(truth, columns=[f"truth {c}" for c in run.classes]), p], axis=1))
     write_parquet(run.fold_path(stage, fold) / "mixed.parquet", pd.concat(parts, ignore_index=True))

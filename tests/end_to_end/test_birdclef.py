@@ -372,6 +372,21 @@ def test_rounds_are_judged_by_recordings_like_those_of_the_test(mixed):
         assert table.filter(like="p ").to_numpy().std() > 0
 
 
+def test_graphs_are_judged_on_the_mixed_recordings_too(mixed, tmp_path):
+    from audiotag.infer.bundle import Bundle
+    from audiotag.infer.openvino_graphs import _held_out_scores, evidence_of, torch_run
+
+    bundle = Bundle(pack_weights(mixed, tmp_path / "mixed-weights"))
+    seen = evidence_of(bundle, mixed, calibrate_with=2)
+    for i, member in enumerate(bundle.members):
+        stage, fold = member["stage"], member["fold"]
+        table = pd.read_parquet(mixed.fold_path(stage, fold) / "mixed.parquet")
+        names = seen.sets(i)["on mixed recordings"]
+        assert np.array_equal(np.stack([seen.truth[n] for n in names]), table.filter(like="truth "))
+        said = _held_out_scores(torch_run(bundle.model(i), bundle.activation), bundle, seen, names)[1]
+        assert np.allclose(said, table.filter(like="p "), atol=1e-5)
+
+
 def test_mixed_recordings_hold_nothing_that_the_model_was_trained_on(mixed, tmp_path):
     shutil.copytree(mixed.folder, tmp_path / "run")
     run = Run(tmp_path / "run")

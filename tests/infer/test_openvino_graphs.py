@@ -365,6 +365,27 @@ def test_the_bundle_must_say_what_the_run_has_written(world, tmp_path):
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
 
 
+def test_a_graph_that_loses_on_mixed_recordings_is_refused(world, tmp_path):
+    "Out of fold it is as good as torch; what is like the test decides."
+    (nets, new, evidence), torch_said = world, []
+    ids = list(new)
+
+    def metric(truth, scores):
+        if len(truth) == len(ids):
+            return 0.9
+        torch_said.append(scores)
+        return 0.9 if len(torch_said) == 1 else 0.9 - 0.0015 * (np.abs(scores - torch_said[0]).max() > 0)
+
+    seen = Evidence(evidence.features, [ids], [ids[:12]], evidence.truth, metric, mixed=[ids[:7]])
+    table = export_bundle(make(tmp_path / "b", nets[:1]), seen, precision="int8", gate=Gate(metric_loss=0.001))
+    refused = table[table.kept == "refused"]
+    assert "int8" in list(refused.precision)
+    assert all("loses 0.0015 on mixed recordings, 0.001 allowed" in o and "out of fold" not in o for o in refused.why)
+    torch_said.clear()
+    table = export_bundle(make(tmp_path / "c", nets[:1]), seen, precision="int8", gate=Gate(metric_loss=0.002))
+    assert list(table.kept) == ["kept"]
+
+
 def test_each_member_is_judged_on_its_own_clips(world, tmp_path):
     e, asked = world[2], []
     ids = list(world[1])
