@@ -176,6 +176,14 @@ class FrontEnd(Config):
         "The number of frames that a wave of so many seconds gives."
         return self.n_frames(round(seconds * self.sample_rate))
 
+    @property
+    def frame_rate(self) -> float:  # frames per second
+        "The frame rate; raises `AudiotagError` where frames are not steps in time."
+        raise AudiotagError(
+            f"frames of {type(self).__name__} have no place in time",
+            fix="take a front end such as LogMel, or whole clips",
+        )
+
     def samples_for(self, n_frames: int) -> int:
         """The shortest wave, in samples, that gives `n_frames`; raises `AudiotagError` where frames are not steps in
         time."""
@@ -475,6 +483,10 @@ class LogMel(FrontEnd):
                 fix="give a longer wave, or set center=True",
             )
         return 1 + span // self.hop_length
+
+    @property
+    def frame_rate(self):
+        return self.sample_rate / self.hop_length
 
     def samples_for(self, n_frames: int) -> int:
         "The shortest wave, in samples, that gives `n_frames`."
@@ -802,6 +814,10 @@ class Waveform(FrontEnd):
 
     def n_frames(self, n_samples):
         return n_samples
+
+    @property
+    def frame_rate(self):
+        return float(self.sample_rate)
 
     def samples_for(self, n_frames):
         return n_frames

@@ -1002,12 +1002,7 @@ class FeatureStore:
     @property
     def frame_rate(self) -> float:  # frames per second
         "The frame rate; raises `AudiotagError` if the frames of the front end are not steps in time."
-        hop = 1 if isinstance(self.front_end, Waveform) else getattr(self.front_end, "hop_length", None)
-        if not hop:
-            raise AudiotagError(
-                f"frames of {type(self.front_end).__name__} have no place in time", fix="count in frames, by `crop`"
-            )
-        return self.front_end.sample_rate / hop
+        return self.front_end.frame_rate
 
     def seconds(self, clip_id: str) -> float:
         "How long a clip is, after trimming."

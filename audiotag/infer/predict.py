@@ -659,6 +659,7 @@ class Inference:
                     pass
                 finally:
                     batches.close()
+                    m.full_windows = 0.0  # the member's own run counts them again
             m.pace.measured, m.windows = measured.get(key, (math.nan, 0.0))
         for m in self.members:
             m.feature_seconds = m.loader.seconds_per_pass / max(1, m.windows)

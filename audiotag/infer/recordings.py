@@ -235,6 +235,15 @@ class _Planner:
             for start, end in zip(borders, borders[1:])
         ]
 
+    def too_short(self, span: Span) -> str:
+        "Why a row of a recording is not one frame long; '' if it is."
+        try:
+            if self.hop:
+                self.front_end.n_frames(round(span.seconds * self.front_end.sample_rate))
+        except AudiotagError as e:
+            return e.what
+        return ""
+
     def row_frames(self, seconds) -> int:
         "Frames of a clip inside its recording: one fewer than alone, but enough for a window where it has one."
         rate, minimum = self.front_end.sample_rate, self.windows.frames
@@ -293,9 +302,11 @@ def plan_jobs(
         for s in spans
         if s.start_s < duration
     ]
+    planner = _Planner(path, duration, is_whole, front_end, windows, options)
+    late += [Job(path, (s.row,), error=f"{path}: {why}") for s in inside if (why := planner.too_short(s))]
+    inside = [s for s in inside if not planner.too_short(s)]
     if not inside:
         return late
-    planner = _Planner(path, duration, is_whole, front_end, windows, options)
     return planner.plan_single(inside[0]) if len(spans) == 1 else late + planner.plan(inside)
 
 # %% ../../nbs/infer/08_recordings.ipynb #aeffaa57

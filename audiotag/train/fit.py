@@ -443,18 +443,30 @@ class Checkpoint(Callback):
         self.keeper, self.metric, self.mark, self.scaler = keeper, metric, mark, scaler
 
     def before_epoch(self):
-        self.began, self.losses = time.perf_counter(), []
+        self.began, self.losses, self.rates = time.perf_counter(), [], []
 
     def after_batch(self):
         if self.training:
             self.losses.append(self.loss.detach())
+            self.rates.append(float(self.opt.hypers[-1]["lr"]))
+
+    def after_train(self):
+        "Raise `AudiotagError` if the training has diverged, before a metric finds the clip that was scored first."
+        bad = next((i for i, loss in enumerate(self.losses) if math.isnan(loss)), None)
+        if bad is None and self.losses and not all(torch.isfinite(p).all() for p in self.model.parameters()):
+            bad = len(self.losses) - 1
+        if bad is not None:
+            raise AudiotagError(
+                f"{self.label} epoch {self.epoch + 1}/{self.n_epoch}: the loss became NaN in batch {bad + 1} of "
+                f"{len(self.losses)}, at a learning rate of {self.rates[bad]:.2g}".strip(),
+                file=self.path.parent,
+                fix="lower the learning rate of this stage",
+            )
 
     def after_epoch(self):
         if self.epoch < self.start:
             return
         train, (valid, score) = sum(map(float, self.losses)) / max(len(self.losses), 1), self.recorder.log[2:4]
-        if math.isnan(train):
-            raise AudiotagError("the loss is not a number", file=self.path, fix="lower the learning rate of this stage")
         seconds = round(time.perf_counter() - self.began, 2)
         self.history.append(
             {

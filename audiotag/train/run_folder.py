@@ -394,6 +394,18 @@ def _stored_folds(folder: Path, clips: pd.DataFrame) -> pd.DataFrame:
     return clips
 
 # %% ../../nbs/train/08_run_folder.ipynb #7d0a11e2
+def _require_sound(clips: pd.DataFrame, features, root):
+    "Raise `AudiotagError` if all labelled clips are silent; as a rule, one clip is read."
+    labelled = clips[clips.source.isin(("curated", "noisy", "negative"))]
+    names, main = labelled.get("recording", labelled.clip_id).unique(), getattr(features, "main", features)
+    if len(names) and not any(np.ptp(main[name]) > 0 for name in names):
+        raise AudiotagError(
+            f"all {len(names)} training recordings are silent: there is nothing to learn",
+            file=root,
+            fix="listen to one of them, and unpack the archive again",
+        )
+
+
 def open_run(
     folder,  # made if missing
     recipe: Recipe,
@@ -420,6 +432,8 @@ def open_run(
         background_files(recipe.mixed, rows)  # raises before anything is trained
     features = build_stores_at(stored, recipe.stored, store or folder / "store", workers=workers)
     clips = rows[[c in features for c in rows.get("recording", rows.clip_id)]].reset_index(drop=True)
+    if not resumed:
+        _require_sound(clips, features, competition.root)
     clips = _stored_folds(folder, clips) if resumed else _new_folds(folder, clips, recipe, workers)
     fingerprint = _data_fingerprint(clips, features)
     if resumed and read_json(folder / "recipe.json").get("teachers", {}) != teachers:

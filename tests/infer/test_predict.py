@@ -439,6 +439,17 @@ def test_rows_behind_the_end_of_a_recording(tmp_path):
     assert not isinstance(rows[3], str) and "12.5" in rows[4]
 
 
+def test_a_row_that_is_shorter_than_a_frame_costs_itself_alone(tmp_path):
+    "Frames that are not centred need n_fft samples; the last row of a recording may have fewer."
+    comp = soundscape(tmp_path / "d", seconds=7.51, step=2.5, n=1)
+    clips = pd.concat([comp.clips, comp.clips.iloc[[-1]].assign(clip_id="short", start_s=7.5, end_s=7.51)])
+    for center in (True, False):
+        loader = FeatureLoader(clips.reset_index(drop=True), FE.replace(center=center), W)
+        rows = dict(o for _, got in loader.iter_features() for o in got)
+        assert [isinstance(rows[row], str) for row in sorted(rows)] == [False] * 3 + [not center]
+    assert "160 samples are fewer than one frame" in rows[3]
+
+
 @pytest.mark.parametrize("views", [(View(),), (View(), View(offset=13), View(gain_db=3.0))], ids=["plain", "views"])
 def test_a_file_in_pieces_scores_like_the_whole(tmp_path, views):
     path = tmp_path / "long.flac"
@@ -924,6 +935,18 @@ def test_what_fits_runs_and_what_does_not_is_named(comp, tmp_path, monkeypatch):
     assert (
         np.abs(table(tmp_path / "s.csv").to_numpy() - np.stack([want[i] for i in comp.of("test").clip_id])).max() < 2e-6
     )
+
+
+def test_the_batch_that_measures_the_speed_is_not_counted_again(comp, bundle, tmp_path):
+    "`n_windows` is what a pass scores; it was one batch more wherever there was a deadline."
+    counted = {}
+    for name, limit in (("none", None), ("some", "10h")):
+        file = predict.Submission(comp, tmp_path / f"{name}.csv", np.full(len(comp.classes), 0.1))
+        run = predict.Inference(file, predict.as_deadline(limit), begin=time.monotonic(), batch_size=4)
+        report = run.go([bundle], weights=None)
+        counted[name] = {m.loader.n_windows for m in run.members}
+        assert counted[name] == {r["windows"] for r in report.ran}
+    assert counted["none"] == counted["some"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 "One fold that is killed in the middle and started again: the same bytes, whatever else has a state of its own."
 
+import re
+
 import pytest
 import torch
 from fastai.callback.core import Callback
@@ -8,6 +10,7 @@ from audiotag.audio.features import LogMel, Standardize
 from audiotag.audio.synth import make_competition
 from audiotag.augment.manifold import ManifoldMixUp
 from audiotag.data.competitions import load_competition
+from audiotag.core.errors import AudiotagError
 from audiotag.data.crops import fold_loaders
 from audiotag.data.store import build_store
 from audiotag.models.cnn import CNNModel1
@@ -150,3 +153,26 @@ def test_where_the_best_epoch_is_looked_for():
     assert trained(patience=2) == (0, 2) and trained(patience=2, patience_from=6) == (0, 5)
     assert trained(patience=2, best_from=1, patience_from=4) == (3, 5)
     assert trained(patience=3, best_from=1) == (6, 7)
+
+
+class Diverge(Callback):
+    "The first weight becomes NaN behind the step of one batch of the second epoch."
+
+    order = 60
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def after_batch(self):
+        if self.training and self.epoch == 1 and self.iter == self.batch:
+            next(self.model.parameters()).data.fill_(float("nan"))
+
+
+@pytest.mark.parametrize("batch,found", [(0, 2), (3, 4)])
+def test_a_loss_that_becomes_nan_is_not_blamed_on_a_clip(training, tmp_path, batch, found):
+    "Nor if it is the last step that spoils the weights: stage and fold, epoch, batch and learning rate are named."
+    with pytest.raises(AudiotagError) as e:
+        training(tmp_path / "stage/fold1", cbs=[Diverge(batch)], lr=1e-3)
+    pattern = rf"example epoch 2/4: the loss became NaN in batch {found} of 4, at a learning rate of (\S+)$"
+    assert 0 < float(re.search(pattern, e.value.what)[1]) < 1e-3
+    assert "row" not in str(e.value) and "stage/fold1" in str(e.value) and "lower the learning rate" in e.value.fix

@@ -275,3 +275,17 @@ def test_copies_share_a_fold_and_a_begun_run_keeps_its_folds(tmp_path, capfd):
     again = open_run(tmp_path / "run", recipe, competition)
     assert list(again.rows.fold) == list(old.fold) and list(again.rows.group) == list(old.clip_id)
     assert "near-duplicates" not in capfd.readouterr().err, "they are not searched again"
+
+
+def test_a_training_set_that_is_all_silent_is_an_error_at_the_start(tmp_path):
+    import soundfile
+
+    comp = load_competition(make_competition(tmp_path / "data", seed=3, n_curated=16, n_noisy=8, n_test=2))
+    paths = list(comp.of("curated", "noisy").path)
+    for path in paths:
+        soundfile.write(path, np.zeros(22050), 44100)
+    recipe = get_recipe("freesound2019", scale="small", changes=SETS)
+    with pytest.raises(AudiotagError, match="24 training recordings are silent"):
+        open_run(tmp_path / "run", recipe, comp)
+    soundfile.write(paths[-1], np.sin(np.arange(22050)), 44100)  # one that is not will do
+    assert len(open_run(tmp_path / "other", recipe, comp).clips) == 24
