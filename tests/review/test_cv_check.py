@@ -256,8 +256,8 @@ def test_leaks_of_all_kinds(faulty, tmp_path):
     assert list(group_leaks(run, about).kind) == ["author"]
     path = run.fold_path("agreed", 1) / "trained_on.json"
     write_json(path, read_json(path) + [run.clips.clip_id[run.clips.fold == 1].iloc[0]])
-    leaks = group_leaks(run).set_index("kind").loc["scored what it was trained on"]
-    assert leaks.clips == 1 and leaks.example.startswith("stage agreed, fold 1: ")
+    leaks = group_leaks(run).set_index("kind").loc[["scored what it was trained on"]]
+    assert set(leaks.clips) == {1} and leaks.example.iloc[0].startswith("stage agreed, fold 1: ")
     torn = run.clips.copy()
     torn.loc[torn.index[:2], "group"] = "same"
     torn.loc[torn.index[:2], "fold"] = [0, 1]
