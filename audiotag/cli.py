@@ -24,7 +24,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 from .core.errors import AudiotagError, library_error
 from .core.files import hold_signals, write_bytes
-from .core.progress import say
+from .core.progress import say, show
 
 # %% ../nbs/01_cli.ipynb #3a2d1c65
 def repeat_options(
@@ -108,7 +108,7 @@ def _print_version(asked: bool):
     if asked:
         import audiotag
 
-        print(f"audiotag {audiotag.__version__}")
+        show(f"audiotag {audiotag.__version__}")
         raise typer.Exit()
 
 
@@ -267,7 +267,9 @@ def _recipe_and_data(name, data, layout, scale, changes) -> tuple:  # (recipe, c
 
 def print_result(as_json: bool, data, text: str):
     "Print `data` as JSON, or `text`."
-    print(json.dumps(data, indent=1, ensure_ascii=False) if as_json else text)
+    if as_json:
+        text = json.dumps(data, indent=1, ensure_ascii=not json.dumps(data, ensure_ascii=False).isprintable())
+    show(text)
 
 # %% ../nbs/01_cli.ipynb #df0b3bcc
 @app.command(rich_help_panel="Begin", epilog=example("audiotag synth toy"))
@@ -281,7 +283,7 @@ def synth(
     "Make a small competition of synthesized sounds in the Freesound 2019 layout."
     from audiotag.audio.synth import make_competition
 
-    print(make_competition(folder, seed=seed, n_curated=curated, n_noisy=noisy, n_test=test))
+    show(make_competition(folder, seed=seed, n_curated=curated, n_noisy=noisy, n_test=test))
 
 
 @app.command(
@@ -313,22 +315,22 @@ def new(
 
     wishes = Wishes(id_col, tuple(label_col), fold_col, group_col, audio_dir, sep, metric)
     guess = guess_layout(data, wishes)
-    print(guess)
+    show(guess)
     if guess.doubts and not yes and sys.stdin.isatty() and not typer.confirm("is that right?", default=True):
         raise AudiotagError("nothing was written", fix="say what is what: `audiotag new --help` lists the options")
     competition = load_competition(data, guess.layout)
-    print(f"\n{competition}")
+    show(f"\n{competition}")
     write_text(out, guess.layout.to_json() + "\n")
     words = [f"--data {shlex.quote(data)}", f"--layout {shlex.quote(out)}"]
-    print(f"{out}: how the folder is read")
+    show(f"{out}: how the folder is read")
     if recipe_out:
         from audiotag.train.own_recipe import own_recipe, recipe_text
 
         write_text(recipe_out, recipe_text(own_recipe(competition, guess.layout, scale=scale)))
-        print(f"{recipe_out}: how a network is trained on it; edit what you like")
-    print(f"next: audiotag baseline {' '.join(words)}")
+        show(f"{recipe_out}: how a network is trained on it; edit what you like")
+    show(f"next: audiotag baseline {' '.join(words)}")
     recipe = shlex.quote(recipe_out) if recipe_out else "freesound2019"
-    print(f"      audiotag train --recipe {recipe} {' '.join(words)} --run runs/first")
+    show(f"      audiotag train --recipe {recipe} {' '.join(words)} --run runs/first")
 
 
 @app.command(rich_help_panel="Begin", epilog=example("audiotag recipes"))
@@ -348,7 +350,7 @@ def recipe(recipe: RecipeName, scale: Scale = "full", changes: Changes = []):
     "Print a recipe as JSON."
     from audiotag.train.recipes import get_recipe
 
-    print(get_recipe(recipe, scale=scale, changes=changes).to_json())
+    show(get_recipe(recipe, scale=scale, changes=changes).to_json())
 
 # %% ../nbs/01_cli.ipynb #ddd6730a
 @app.command(
@@ -397,7 +399,7 @@ def features(
             dtype=dtype,
             rebuild=rebuild,
         )
-    print(built.describe())
+    show(built.describe())
 
 # %% ../nbs/01_cli.ipynb #5ad0c3f1
 @app.command(rich_help_panel="Begin", epilog=example("audiotag store runs/first/store --verify"))
@@ -511,7 +513,7 @@ def _print_plan(recipe, competition, run, processes, engine, workers):
 
     parallel = _trainings_at_once(engine, workers, recipe.cpus or os.cpu_count())
     folder = "." if "://" in str(run) else run
-    print(plan_competition(recipe, competition, folder, workers=processes, parallel=parallel))
+    show(plan_competition(recipe, competition, folder, workers=processes, parallel=parallel))
 
 
 def _plan_opened_run(opened, engine, workers):
@@ -540,19 +542,19 @@ def print_results(
     from audiotag.train.run_folder import score_notes, stage_table
 
     table, path, metric = stage_table(run), run.folder / "baseline.parquet", run.recipe.metric
-    print(f"\n{metric} out of fold, {run.recipe.n_folds} folds\n\n{format_table(table)}")
+    show(f"\n{metric} out of fold, {run.recipe.n_folds} folds\n\n{format_table(table)}")
     for note in score_notes(run):
-        print(f"\n{note}")
+        show(f"\n{note}")
     if baseline:
         if not path.exists():
             write_parquet(path, baseline_table(run))
         # of the members, not the best row of the table: the last round of a series may have lost
         forest, score = read_parquet(path), run.scores(*run.recipe.members)[f"{metric} curated"]
-        print(f"\nrandom forests on the same folds\n\n{format_table(forest)}")
+        show(f"\nrandom forests on the same folds\n\n{format_table(forest)}")
         gain = score - forest[f"{metric} curated"].max()
-        print(f"\nnetworks: {score:.3f}, {abs(gain):.3f} {'above' if gain > 0 else 'BELOW'} the better forest")
+        show(f"\nnetworks: {score:.3f}, {abs(gain):.3f} {'above' if gain > 0 else 'BELOW'} the better forest")
     folder = shlex.quote(str(run.folder))
-    print(f"\nrun folder: {run.folder}\nnext: audiotag pack weights {folder} kaggle_datasets/NAME")
+    show(f"\nrun folder: {run.folder}\nnext: audiotag pack weights {folder} kaggle_datasets/NAME")
 
 # %% ../nbs/01_cli.ipynb #46fe46d5
 @app.command(
@@ -596,7 +598,7 @@ def distill(
     with opened_engine:
         run_stages(opened, engine=opened_engine)
     print_results(opened, baseline=False)
-    print(f"\n{format_table(student_table(opened, runs))}")
+    show(f"\n{format_table(student_table(opened, runs))}")
 
 # %% ../nbs/01_cli.ipynb #f9bedfe0
 RunFolder = Annotated[str, Argument(metavar="RUN", help="Run folder of a finished `audiotag train`.")]
@@ -716,21 +718,21 @@ def baseline(
 
     competition = load_competition(data, layout)
     if not len(competition.of("test")):
-        print(run_baseline(competition, trees=trees, seed=seed, workers=workers))
-        print(f"{data} has no test clips: no submission is written")
+        show(run_baseline(competition, trees=trees, seed=seed, workers=workers))
+        show(f"{data} has no test clips: no submission is written")
         return 0
     file = Submission(competition, out, class_prior(competition.clips, competition.classes))
     file.write()
     found = run_baseline(competition, trees=trees, seed=seed, workers=workers)
     file.scores = found.test.loc[file.ids, list(competition.classes)].to_numpy()
     file.write()
-    print(found)
+    show(found)
     return _print_findings(out, check_submission(out, competition))
 
 # %% ../nbs/01_cli.ipynb #52903f56
 def _print_folder(folder):
     size = sum(p.stat().st_size for p in folder.iterdir())
-    print(f"{folder}: {len(list(folder.iterdir()))} files, {size / 1e6:.1f} MB")
+    show(f"{folder}: {len(list(folder.iterdir()))} files, {size / 1e6:.1f} MB")
 
 
 pack = typer.Typer(cls=Commands, rich_markup_mode=None, help="Make a folder that can be uploaded to Kaggle.")
@@ -782,7 +784,7 @@ def pack_weights(
 
     steps = steps_named(postprocess) if postprocess else None
     _print_folder(pack_weights(Run(run), folder, owner=owner, title=title, after=steps, thresholds=thresholds))
-    print(f"next: audiotag export {shlex.quote(run)} {shlex.quote(folder)}")
+    show(f"next: audiotag export {shlex.quote(run)} {shlex.quote(folder)}")
 
 # %% ../nbs/01_cli.ipynb #7d31c0be
 @app.command(
@@ -829,7 +831,7 @@ def infer(
         limit = Deadline(deadline, started="process")
         first = first_file(bundle, data, out, layout)
         if ends_here(first, limit):
-            return print(first)
+            return show(first)
         from audiotag.infer.postprocess import steps_named
         from audiotag.infer.predict import check_submission, first_submission, infer
 
@@ -845,9 +847,9 @@ def infer(
         after=steps_named(postprocess) if postprocess else None,
         labels=labels,
     )
-    print(report)
+    show(report)
     if labels:
-        print(f"{labels}: the labels of each row")
+        show(f"{labels}: the labels of each row")
     return _print_findings(out, check_submission(out, competition))
 
 # %% ../nbs/01_cli.ipynb #2712c726
@@ -916,9 +918,9 @@ def export(
     gate = Gate(max_difference=max_difference, metric_loss=metric_loss)
     precisions = [p.value for p in precision]
     table = export_bundle(opened, evidence, precision=precisions, gate=gate, shared=share_overlap)
-    print(format_table(table, digits=4))
+    show(format_table(table, digits=4))
     update_manifest(opened.folder)
-    print(f"next: audiotag rehearse NOTEBOOK --competition DATA --bundle {shlex.quote(bundle)}")
+    show(f"next: audiotag rehearse NOTEBOOK --competition DATA --bundle {shlex.quote(bundle)}")
 
 # %% ../nbs/01_cli.ipynb #3f33afd5
 @app.command(
@@ -986,7 +988,7 @@ def ensemble(
         thresholds=thresholds,
     )
     promise = describe_promise(table, chosen, chosen=method == "best")
-    print(f"{format_table(table)}\n\n{promise}\n{folder}: {len(runs)} runs, combined by: {chosen}")
+    show(f"{format_table(table)}\n\n{promise}\n{folder}: {len(runs)} runs, combined by: {chosen}")
 
 # %% ../nbs/01_cli.ipynb #104a6541
 @app.command(
@@ -1032,7 +1034,7 @@ def system(
             say(f"{name}: {word}")
             runs.append(run_stages(opened, engine=opened_engine))
     folder, chosen, table = pack_ensemble(runs, out, way=members.method, owner=owner, title=title)
-    print(f"{format_table(table)}\n\n{folder}: {len(runs)} recipes, combined by: {chosen}")
+    show(f"{format_table(table)}\n\n{folder}: {len(runs)} recipes, combined by: {chosen}")
 
 # %% ../nbs/01_cli.ipynb #104a6544
 @app.command(
@@ -1058,11 +1060,11 @@ def embed(
     table.insert(0, "source", clips.set_index("clip_id").source[table.index])
     write_parquet(out, table)
     networks = ", ".join(opened.member_name(m) for m in member)
-    print(f"{out}: {len(table)} clips, {table.shape[1] - 1} numbers each, from {networks}")
+    show(f"{out}: {len(table)} clips, {table.shape[1] - 1} numbers each, from {networks}")
     for clip, reason in list(lost.items())[:5]:
-        print(f"no embedding for {clip!r}: {reason}")
+        show(f"no embedding for {clip!r}: {reason}")
     if len(lost) > 5:
-        print(f"no embedding for {len(lost) - 5} more")
+        show(f"no embedding for {len(lost) - 5} more")
 
 # %% ../nbs/01_cli.ipynb #2d8c6168
 @app.command(
@@ -1142,7 +1144,7 @@ def rehearse(
         isolation=isolation,
         python=python,
     )
-    print(f"{found}\nreport: {folder / 'report.json'}")
+    show(f"{found}\nreport: {folder / 'report.json'}")
     return 0 if found.ok else 2
 
 # %% ../nbs/01_cli.ipynb #93ac0502
@@ -1205,7 +1207,7 @@ def publish(
     from audiotag.kaggle.client import publish
 
     ref = publish(folder, message=message, owner=owner, public=public, wait_s=wait, every_s=every)
-    print(f"{ref}: every file arrived, https://www.kaggle.com/datasets/{ref}")
+    show(f"{ref}: every file arrived, https://www.kaggle.com/datasets/{ref}")
 
 
 @app.command(rich_help_panel="Kaggle", epilog=example("audiotag push kernel"))
@@ -1218,8 +1220,8 @@ def push(
     from audiotag.kaggle.client import push
 
     pushed = push(folder, owner=owner, title=title)
-    print(f"{pushed['kernel']}: version {pushed['version']}, {pushed['url']}")
-    print(f"next: audiotag follow {shlex.quote(folder)}")
+    show(f"{pushed['kernel']}: version {pushed['version']}, {pushed['url']}")
+    show(f"next: audiotag follow {shlex.quote(folder)}")
 
 # %% ../nbs/01_cli.ipynb #c8e4d599
 Kernel = Annotated[str, Argument(metavar="KERNEL", help="Kernel as owner/slug, or the folder that was pushed.")]
@@ -1239,9 +1241,9 @@ def follow(
     found = follow(kernel, folder, wait_s=wait, every_s=every)
     for file in found["files"]:
         if file.endswith(".log") and "/" not in file:
-            print(log_tail(folder / file))
+            show(log_tail(folder / file))
     status = f"{found['status']}: {found['why']}" if found["why"] else found["status"]
-    print(f"{found['kernel']}: {status}; in {folder}: {', '.join(found['files']) or 'nothing'}")
+    show(f"{found['kernel']}: {status}; in {folder}: {', '.join(found['files']) or 'nothing'}")
     return 0 if found["status"] == "complete" else 2
 
 
@@ -1260,7 +1262,7 @@ def submit(
     "Submit a version of a kernel to its competition."
     from audiotag.kaggle.client import submit
 
-    print(submit(kernel, competition=competition, version=version, file=file, message=message))
+    show(submit(kernel, competition=competition, version=version, file=file, message=message))
 
 # %% ../nbs/01_cli.ipynb #39380999
 @app.command(rich_help_panel="Review", epilog=example("audiotag report runs/first --out first.html"))
@@ -1299,7 +1301,7 @@ def review(
     opened = Run(run)
     path = Path(out) if out else opened.folder / "corrections.csv"
     server = ReviewServer(run_review(opened, n=clips), path, port=port)
-    print(f"{server.url} saves to {path}; Ctrl-C ends it", flush=True)
+    show(f"{server.url} saves to {path}; Ctrl-C ends it")
     if not no_browser:
         webbrowser.open(server.url)
     try:
@@ -1309,7 +1311,7 @@ def review(
     finally:
         server.server_close()
     words = f"--recipe RECIPE --data DATA --run NEW-RUN --corrections {shlex.quote(str(path))}"
-    print(f"{len(server.decisions.of_clip)} decisions in {path}\nnext: audiotag train {words}")
+    show(f"{len(server.decisions.of_clip)} decisions in {path}\nnext: audiotag train {words}")
 
 
 @app.command(rich_help_panel="Review", epilog=example("audiotag audit --data DATA --out audit.html"))

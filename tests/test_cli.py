@@ -324,3 +324,16 @@ def test_a_system_is_trained_and_packed_by_one_command(tiny_data, tmp_path):
     assert sorted(p.name[:6] for p in (tmp_path / "runs").iterdir()) == ["freeso", "freeso", "store-"]
     again = called(*words)
     assert again.returncode == 0 and "epoch" not in again.stdout + again.stderr
+
+
+def test_results_are_shown_without_control_characters():
+    "Every command prints by `show`; only a completion script is printed as it is."
+    import ast
+    import inspect
+
+    import audiotag.cli as cli
+
+    calls = [node for node in ast.walk(ast.parse(inspect.getsource(cli))) if isinstance(node, ast.Call)]
+    assert [ast.unparse(c.args[0])[:21] for c in calls if getattr(c.func, "id", "") == "print"] == [
+        "get_completion_script"
+    ]

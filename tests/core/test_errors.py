@@ -1,5 +1,6 @@
 "A library that cannot be loaded, in every shape: one sentence that names versions and the command that mends it."
 
+import json
 import importlib
 import pickle
 import sys
@@ -200,3 +201,19 @@ def test_names_of_others_do_not_reach_a_terminal_raw_or_whole():
     said = str(AudiotagError(f"{name} is odd", file=name, fix=a_few([name] * 5)))
     assert said.replace(": ", "").isprintable() and "\\x1b[2J" in said and len(said) < 2500
     assert str(AudiotagError("Vögel, 鳥 and é", file="a b.wav")) == "a b.wav: Vögel, 鳥 and é"
+
+
+def test_names_reach_no_terminal_raw(capsys):
+    "Neither by messages nor by results; text, tables, and spaces of any width stay."
+    from audiotag.cli import print_result
+    from audiotag.core.progress import say, show
+
+    plain = "été 音\u3000声 🤔\n\ta  b"
+    for f in (say, show, lambda text: print_result(False, None, text), lambda text: print_result(True, [text], "")):
+        f(f"{plain}\x1b[2J\x9b\u202e\r\ud800")
+        got = "".join(capsys.readouterr())
+        assert not set(got) & set("\x1b\x9b\u202e\r\ud800")
+        got.encode()
+    assert json.loads(got) == [f"{plain}\x1b[2J\x9b\u202e\r\ud800"]
+    show(plain)
+    assert capsys.readouterr().out == plain + "\n"
