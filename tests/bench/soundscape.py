@@ -42,7 +42,7 @@ def arms():
         "mel CNN, every clip once": made("mel", sampler=False),
         "mel CNN, no background": made("mel", background=False),
         "mel CNN, pink noise down to -5 dB, for half of the clips": made(
-            "mel", changes=[("augment.1.p", "0.5"), ("augment.1.low_db", "-5"), ("augment.1.high_db", "20")]
+            "mel", changes=[("augment.2.p", "0.5"), ("augment.2.low_db", "-5"), ("augment.2.high_db", "20")]
         ),
         "raw, 400 × 200": made("rows200"),
         "raw, 2 × 1000 × 80": made("rows80"),

@@ -153,3 +153,13 @@ def test_systems_are_of_recipes(name):
 def test_best_epochs_that_cannot_be(wrong):
     with pytest.raises(AudiotagError):
         Stage(name="one", train_on=("curated",), epochs=30, **wrong)
+
+
+def test_small_soundscapes_are_trained_and_judged_like_their_test():
+    "tests/bench/results/score.md has what it gains; the networks on waves, which were not measured, and the full scale stay as they were."
+    small = birdclef2024("small")
+    assert [a.kind for a in small.augment] == ["Gain", "AddClips", "Noise", "SpecAugment", "MixUp"]
+    assert small.stages[0].epochs == 120 and small.stages[0].sampling[1].p == 0.6
+    assert small.mixed is not None and birdclef2024().mixed is None
+    waves = birdclef2024("small", inputs="rows80")
+    assert [a.kind for a in waves.augment] == ["Gain", "Noise", "MixUp"] and waves.stages[0].epochs == 60
