@@ -17,7 +17,6 @@ from audiotag.augment.wave import (
     add_at_snr,
     chosen,
     on_device,
-    per_clip,
     power,
     span_mask,
     spans,
@@ -35,10 +34,7 @@ def unite_targets(
     own = Targets.of(y)
     union = own.united(own[partner])
     if max_label_sum is not None:
-        known = union.labels if union.weights is None else union.labels * (union.weights > 0)
-        scale = (max_label_sum / known.nansum(1).clamp(min=1e-8)).clamp(max=1)
-        frames = None if union.frames is None else union.frames * per_clip(scale, union.frames)
-        union = replace(union, labels=union.labels * per_clip(scale, union.labels), frames=frames)
+        union = union.capped(max_label_sum)
 
     def choose(before, after):
         return torch.where(mixed.view(-1, *[1] * (before.ndim - 1)), after, before)

@@ -107,6 +107,13 @@ class Targets:
         frames = mix_frames(self.frames.nan_to_num() * own, other.frames.nan_to_num() * others)
         return Targets(labels, weights, torch.where(total > 0, frames / total.clamp(min=1e-8), torch.nan))
 
+    def capped(self, max_label_sum: float) -> "Targets":
+        "Labels, and those of frames, scaled down such that the known ones of a clip sum to no more than this."
+        known = self.labels if self.weights is None else self.labels * (self.weights > 0)
+        scale = (max_label_sum / known.nansum(-1, keepdim=True).clamp(min=1e-8)).clamp(max=1)
+        frames = None if self.frames is None else self.frames * scale[..., None]
+        return replace(self, labels=self.labels * scale, frames=frames)
+
     def united(
         self,
         other: "Targets",  # of the same shape, with the same parts

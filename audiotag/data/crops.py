@@ -182,11 +182,12 @@ class CropLoader(PrefetchingLoader):
         # for clips that are places in the stored recordings `clips.recording`; None: the clips themselves are stored
         crops: CropSettings | None = None,
         target_step: int = 1,  # frames of a crop per frame of `Targets.frames`, for crops of annotated sounds
+        join=None,  # the targets of a clip and its partner: a function of two `Targets`; None: mixed as the sounds are
         num_workers: int = 0,  # worker processes of the loader
         prefetch: int | None = None,  # batches prepared in a thread; None: two for a GPU, none for a CPU
     ):
         self.ids = _stored_ids(clips, store, crops is not None)
-        self.target_step = target_step
+        self.target_step, self.join = target_step, join
         self.store, self.frames, self.train, self.seed, self.short = store, frames, train, seed, short
         self.draw, self.crops, self.prefetch = draw, crops or CropSettings(), prefetch
         self.y = Targets.of(targets(clips, classes) if y is None else y).map(_as_float32)
@@ -244,7 +245,8 @@ class CropLoader(PrefetchingLoader):
             return (1 - w) * own + w * partner
 
         *inputs, (own, partner) = zip(*crops)
-        return *(mix(*pair) for pair in inputs), own.mixed(partner, mix)
+        joined = self.join(own, partner) if self.join else own.mixed(partner, mix)
+        return *(mix(*pair) for pair in inputs), joined
 
     def _crop(self, j: int, k: int) -> tuple:  # (x, *beside, y)
         "The crop of the clip of item `j` (`k=0`), or of its partner (`k=1`)."
@@ -386,6 +388,7 @@ def fold_loaders(
     crops: CropSettings | None = None,  # for clips that are places in recordings; None: the clips themselves are stored
     draw=None,  # the rows of a training epoch, as for `CropLoader`
     target_step: int = 1,  # frames of a crop per frame of the targets, as for `CropLoader`
+    join=None,  # the targets of a clip and its partner, as for `CropLoader`
     num_workers: int = 0,
 ) -> DataLoaders:
     "Training and validation loader; raises `AudiotagError` when there is nothing to train on, or a clip is in both."
@@ -393,7 +396,7 @@ def fold_loaders(
         raise AudiotagError(f"there are only {len(train)} clips to train on", fix="use fewer folds or more clips")
     valid = validated(train, valid, batch_size)
     common = dict(frames=frames, batch_size=batch_size, seed=seed, short=short, crops=crops, num_workers=num_workers)
-    of_training = dict(y=y, probability=probability, draw=draw, target_step=target_step)
+    of_training = dict(y=y, probability=probability, draw=draw, target_step=target_step, join=join)
     return DataLoaders(
         CropLoader(train, store, classes, train=True, **of_training, **common),
         CropLoader(valid, store, classes, train=False, **common),

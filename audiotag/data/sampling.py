@@ -10,7 +10,8 @@ __all__ = ['class_counts', 'Sampler', 'epoch_draw', 'systematic_sample', 'Invers
 from dataclasses import dataclass
 import numpy as np, pandas as pd
 from ..core.errors import AudiotagError
-from ..core.config import Config
+from ..core.config import Config, added
+from ..core.targets import Targets
 
 # %% ../../nbs/data/04_sampling.ipynb #6c2b0d72
 def class_counts(
@@ -216,10 +217,29 @@ class MixPartners(Sampler, kind="Partners"):
     p: float = 0.5  # probability that an item gets a partner
     share: float = 0.5  # of the partner, in the sound and in the target
     column: str | None = "weight"  # weights of the rows; None: all equal
+    # 'share': the labels are mixed as the sounds are; 'union': the larger of both, as of two sounds heard at once
+    target: str = added("share")
+    max_label_sum: float | None = added(None)  # with 'union': the labels are scaled down to this sum; None: as they are
 
     def check(self):
         self.require(0 <= self.p <= 1, "p", "give a number from 0 to 1")
         self.require(0 < self.share < 1, "share", "give a number between 0 and 1")
+        self.require(self.target in ("share", "union"), "target", "choose 'share' or 'union'")
+        self.require(
+            self.max_label_sum is None or (self.max_label_sum > 0 and self.target == "union"),
+            "max_label_sum",
+            "give a number above 0, together with target='union'",
+        )
+
+    def join(self, own: Targets, partner: Targets) -> Targets:
+        "The targets of an item that is mixed with its partner."
+        if self.target == "share":
+            return own.mixed(partner, self._mix)
+        union = own.united(partner)
+        return union if self.max_label_sum is None else union.capped(self.max_label_sum)
+
+    def _mix(self, own, partner):
+        return (1 - self.share) * own + self.share * partner
 
     def draw_partners(self, clips, n: int, g) -> np.ndarray:  # (n,) row numbers, -1 for no partner
         "A partner for some of `n` items; there are none if all weights are 0."

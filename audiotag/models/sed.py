@@ -12,9 +12,9 @@ import numpy as np, pandas as pd, torch
 from torch import nn
 from torch.nn import functional as F
 from ..core.errors import AudiotagError
-from ..core.config import Config
+from ..core.config import Config, added
 from ..audio.features import crop_frames, window_starts
-from .blocks import Network, require_spectrograms, require_batch_of_two
+from .blocks import GeM, Network, require_spectrograms, require_batch_of_two
 
 # %% ../../nbs/models/04_sed.ipynb #d945f4f0
 def features_of(
@@ -57,9 +57,11 @@ class SEDHead(nn.Module):
         dropout: float = 0.0,  # before and after that layer
         blend: bool = False,  # each frame with its neighbours: maximum + mean of three
         tanh: bool = False,  # bound the attention before its softmax
+        pool: str = "mean",  # over the bands: 'mean' or 'gem', see `GeM`
     ):
         super().__init__()
         self.blend, self.tanh = blend, tanh
+        self.pool = GeM(axes=(2,)) if pool == "gem" else None
         layers = [nn.Dropout(dropout), nn.Conv1d(n_in, hidden, 1), nn.ReLU(inplace=True)] if hidden else []
         self.dense = nn.Sequential(*layers, nn.Dropout(dropout))
         self.frame, self.attend = (nn.Conv1d(hidden or n_in, n_classes, 1) for _ in range(2))
@@ -68,7 +70,7 @@ class SEDHead(nn.Module):
             nn.init.zeros_(conv.bias)
 
     def forward(self, x):
-        x = x.mean(2)
+        x = x.mean(2) if self.pool is None else self.pool(x)
         if self.blend:
             x = F.max_pool1d(x, 3, 1, 1) + F.avg_pool1d(x, 3, 1, 1)
         x = self.dense(x)
@@ -127,6 +129,7 @@ class SED(Network):
     blend: bool = False  # blend frames with their neighbours
     tanh: bool = False  # bounded attention
     parts: bool = True  # in training, return what `SEDLoss` takes; False: only `output`, for any other loss
+    pool: str = added("mean")  # over the bands: 'mean' or 'gem', the generalised mean with a learned power
 
     def check(self):
         self.require(
@@ -135,10 +138,12 @@ class SED(Network):
         self.require(self.output in ("clip", "max"), "output", "choose 'clip' or 'max'")
         self.require(0 <= self.hidden <= 65536, "hidden", "give 0, or the size of a dense layer")
         self.require(0 <= self.dropout < 1, "dropout", "give at least 0 and less than 1")
+        self.require(self.pool in ("mean", "gem"), "pool", "choose 'mean' or 'gem'")
 
     def _build(self, n_classes):
         body, n, n_in = features_of(self.backbone)
-        head = SEDHead(n, n_classes, hidden=self.hidden, dropout=self.dropout, blend=self.blend, tanh=self.tanh)
+        options = dict(hidden=self.hidden, dropout=self.dropout, blend=self.blend, tanh=self.tanh, pool=self.pool)
+        head = SEDHead(n, n_classes, **options)
         return SEDNet(body, head, in_channels=n_in, output=self.output, parts=self.parts)
 
 # %% ../../nbs/models/04_sed.ipynb #02b14f7d

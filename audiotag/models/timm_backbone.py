@@ -9,8 +9,8 @@ __all__ = ['Resize', 'Timm', 'has_pretrained']
 from dataclasses import dataclass, fields
 from torch import nn
 from torch.nn import functional as F
-from ..core.config import Config
-from .blocks import Network, SpectrogramNet, timm_backbone
+from ..core.config import Config, added
+from .blocks import Network, SpectrogramNet, pools, timm_backbone
 
 # %% ../../nbs/models/05_timm_backbone.ipynb #9fc27b50
 class Resize(nn.Module):
@@ -39,6 +39,7 @@ class Timm(Network):
     pretrained: str = ""  # a .safetensors file of timm's for this name; '' starts with fresh weights
     size: tuple[int, ...] | None = None  # (bands, frames) that the spectrogram is resized to; None: not resized
     resize: str = "bilinear"  # or 'bicubic', which gives the same numbers as OpenCV's INTER_CUBIC
+    pool: str = added("mean")  # of the map: timm's own, or 'gem', 'attention', see `pools`
 
     libraries = ("timm",)
 
@@ -52,31 +53,29 @@ class Timm(Network):
             "give two numbers from 16 to 4096, bands and frames, or None",
         )
         self.require(self.resize in ("bilinear", "bicubic"), "resize", "choose 'bilinear' or 'bicubic'")
+        self.require(self.pool in pools, "pool", f"choose one of {', '.join(pools)}")
 
-    def _build(self, n_classes):
+    def _body(self, pool: bool) -> tuple:  # (module, numbers or channels that it returns)
         body, n = timm_backbone(
             self.name,
             in_channels=self.in_channels,
             drop_path=self.drop_path,
             pretrained=self.pretrained,
             size=self.size,
+            pool=pool,
         )
-        if self.size:
-            body = nn.Sequential(Resize(self.size, self.resize), body)
-        return SpectrogramNet(body, nn.Sequential(nn.Dropout(self.dropout), nn.Linear(n, n_classes)), self.in_channels)
+        return (nn.Sequential(Resize(self.size, self.resize), body) if self.size else body), n
+
+    def _build(self, n_classes):
+        body, n = self._body(pool=self.pool == "mean")
+        pool = [] if self.pool == "mean" else [pools[self.pool](n)]
+        head = nn.Sequential(*pool, nn.Dropout(self.dropout), nn.Linear(n, n_classes))
+        return SpectrogramNet(body, head, self.in_channels)
 
     def features(self) -> nn.Module:
         """The network without pool and classifier, a backbone for other heads: (n, in_channels, bands, frames) -> (n,
         D, bands', frames')."""
-        body, _ = timm_backbone(
-            self.name,
-            in_channels=self.in_channels,
-            drop_path=self.drop_path,
-            pretrained=self.pretrained,
-            size=self.size,
-            pool=False,
-        )
-        return nn.Sequential(Resize(self.size, self.resize), body) if self.size else body
+        return self._body(pool=False)[0]
 
 
 def has_pretrained(settings) -> bool:

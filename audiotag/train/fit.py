@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'OPTIMIZERS', 'AUXILIARY', 'autocast_dtype', 'EpochSeed', 'ApplyAugmentations', 'Precision',
-           'RunningLoss', 'fold_metric', 'Schedule', 'OneCycle', 'Milestones', 'Cosine', 'Keeper', 'Ema', 'BestEpoch',
-           'peak_memory', 'Checkpoint', 'load_weights', 'read_mark', 'compiled_by', 'train_fold', 'find_lr']
+           'RunningLoss', 'fold_metric', 'Schedule', 'OneCycle', 'Milestones', 'Cosine', 'layer_groups', 'FrozenBody',
+           'Keeper', 'Ema', 'Swa', 'BestEpoch', 'peak_memory', 'Checkpoint', 'load_weights', 'read_mark', 'compiled_by',
+           'train_fold', 'find_lr']
 
 # %% ../../nbs/train/04_fit.ipynb #39b90fd0
 import copy, json, math, resource, tempfile, time, numpy as np, torch, torch.nn as nn
@@ -19,6 +20,7 @@ from fastai.callback.core import Callback, CancelFitException, CancelStepExcepti
 # the import adds Learner.fit_one_cycle and Learner.lr_find
 from fastai.callback.schedule import ParamScheduler, valley
 from fastai.learner import AvgSmoothLoss, Learner
+from fastai.torch_core import norm_types
 from fastai.metrics import AccumMetric, ActivationType
 from fastai.optimizer import Adam, OptimWrapper
 from safetensors import safe_open
@@ -285,6 +287,50 @@ class Cosine(Schedule):
             epoch = math.floor(epoch + 1e-6)
         return self.last + (1 - self.last) * (1 + math.cos(math.pi * epoch / (self.period or epochs))) / 2
 
+# %% ../../nbs/train/04_fit.ipynb #66f46e1c
+def _blocks(module) -> list:
+    "The children that have parameters; in place of a plain `nn.Sequential` its own ones."
+    found = []
+    for child in module.children():
+        found += _blocks(child) if type(child) is nn.Sequential else [child]
+    return [block for block in found if any(True for _ in block.parameters())]
+
+
+def layer_groups(net: nn.Module) -> list:  # of lists of parameters
+    "The parameters of each block of a network's body, from the input on, and last those of all that is not in it."
+    body = getattr(net, "body", None)
+    if body is None:
+        raise AudiotagError(
+            f"{type(net).__name__} has no body", field="lr_decay", fix="set lr_decay to 1 and frozen_epochs to 0"
+        )
+
+    blocks = _blocks(body)
+    while len(blocks) == 1 and _blocks(blocks[0]):  # a network of timm behind a layer without parameters
+        blocks = _blocks(blocks[0])
+    groups = []
+    for block in blocks:
+        if isinstance(block, norm_types) and groups:
+            groups[-1] += block.parameters()
+        else:
+            groups.append(list(block.parameters()))
+    inside = {id(p) for p in body.parameters()}
+    loose = inside - {id(p) for group in groups for p in group}  # parameters of the body itself
+    groups.insert(0, [p for p in body.parameters() if id(p) in loose])
+    groups.append([p for p in net.parameters() if id(p) not in inside])
+    return [group for group in groups if group]
+
+
+class FrozenBody(Callback):
+    "Train the last of the optimizer's groups of parameters alone, in the first epochs."
+
+    order = -4
+
+    def __init__(self, epochs: int):
+        self.epochs = epochs
+
+    def before_epoch(self):
+        self.opt.freeze_to(len(self.opt.param_lists) - 1 if self.epoch < self.epochs else 0)
+
 # %% ../../nbs/train/04_fit.ipynb #1fbb2b9a
 OPTIMIZERS = {
     "adam": Adam,
@@ -326,6 +372,28 @@ class Ema(Keeper):
         for k, v in unwrap_model(self.model).state_dict().items():
             if v.is_floating_point():
                 self.tensors[k].lerp_(v.detach(), 1 - self.decay)
+            else:
+                self.tensors[k].copy_(v)
+
+
+class Swa(Keeper):
+    "Mean of the weights and BatchNorm statistics at the end of the last epochs (Izmailov et al. 2018)."
+
+    def __init__(self, epochs: int):  # how many
+        super().__init__()
+        self.epochs = epochs
+
+    def after_epoch(self):
+        if self.epoch < self.n_epoch - self.epochs or self.epoch <= self.facts.get("seen", -1):
+            return
+        n = self.facts.get("n", 0) + 1
+        self.facts.update(n=n, seen=self.epoch)
+        if n == 1:
+            self._copy()
+            return
+        for k, v in unwrap_model(self.model).state_dict().items():
+            if v.is_floating_point():
+                self.tensors[k].lerp_(v.detach(), 1 / n)
             else:
                 self.tensors[k].copy_(v)
 
@@ -596,6 +664,8 @@ def train_fold(
     wd: float = 0.01,  # weight decay (decoupled)
     schedule: Schedule = OneCycle(),
     optimizer: str = "adam",  # one of `OPTIMIZERS`
+    lr_decay: float = 1.0,  # factor on the learning rate of each block nearer to the input, see `layer_groups`
+    frozen_epochs: int = 0,  # at the beginning, in which all but the last group of parameters is frozen
     augment=(),  # settings objects of `audiotag.augment`
     front_end=None,  # computed on each batch of waves; None: the batch is what the network takes
     metric: str = "lwlrap",  # one of `audiotag.core.metrics.METRICS`
@@ -619,6 +689,7 @@ def train_fold(
             lr=lr,
             wd=wd,
             metrics=fold_metric(metric),
+            **(dict(splitter=layer_groups) if lr_decay < 1 or frozen_epochs else {}),
         )
         learn.recorder.smooth_loss = RunningLoss()
         computing = Precision(autocast_dtype(precision, _device(dls)), _device(dls))
@@ -635,10 +706,12 @@ def train_fold(
             EpochSeed(seed),
             ApplyAugmentations(augment, seed, front_end),
             computing,
+            *([FrozenBody(frozen_epochs)] if frozen_epochs else []),
             *([distributed_trainer(_device(dls))] if n_ranks() > 1 else []),
         ]
         with compiled_by(compile, model):
-            _fit(learn, checkpoint, epochs, lr, schedule, [*own_cbs, *cbs])
+            factors = lr_decay ** np.arange(len(layer_groups(model)))[::-1] if lr_decay < 1 else 1.0
+            _fit(learn, checkpoint, epochs, lr * factors, schedule, [*own_cbs, *cbs])
     if rank():
         return []
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
@@ -646,6 +719,11 @@ def train_fold(
     return read_json(folder / "history.json")
 
 # %% ../../nbs/train/04_fit.ipynb #ae419bb2
+def _rates(lr):
+    "One learning rate, or one for each group of parameters, as fastai takes them."
+    return lr if np.ndim(lr) == 0 else list(map(float, lr))
+
+
 def _fit(learn, checkpoint, epochs, lr, schedule, cbs):
     "Train from the last checkpoint to the end, and write weights and history."
     if checkpoint.path.exists() and read_mark(checkpoint.path) == checkpoint.mark:
@@ -656,10 +734,10 @@ def _fit(learn, checkpoint, epochs, lr, schedule, cbs):
     cbs = [*cbs, checkpoint, *([keeper] if keeper else [])]
     with learn.no_bar(), learn.no_logging():
         if isinstance(schedule, OneCycle):
-            learn.fit_one_cycle(epochs, lr, start_epoch=checkpoint.start, cbs=cbs)
+            learn.fit_one_cycle(epochs, _rates(lr), start_epoch=checkpoint.start, cbs=cbs)
         else:
-            scheduler = ParamScheduler({"lr": lambda pct: lr * schedule.lr_factor(pct * epochs, epochs)})
-            learn.fit(epochs, lr, start_epoch=checkpoint.start, cbs=[scheduler, *cbs])
+            scheduler = ParamScheduler({"lr": lambda pct: _rates(lr * schedule.lr_factor(pct * epochs, epochs))})
+            learn.fit(epochs, _rates(lr), start_epoch=checkpoint.start, cbs=[scheduler, *cbs])
     if keeper:
         keeper.finish(learn.model)
     if rank():

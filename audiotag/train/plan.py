@@ -107,6 +107,8 @@ def _stand_in(run: Run, n: int, seed: int) -> tuple:  # a `Run` in no folder yet
         best_epoch=False,
         patience=None,
         distill=(),
+        swa=0,
+        frozen_epochs=0,
     )
     short = dict(
         stages=(stage,), members=(stage.name,), rounds=(), refit=False, n_folds=2, stream_from=10**9, gpus=None

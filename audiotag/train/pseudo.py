@@ -9,7 +9,7 @@ __all__ = ['ClipRule', 'PseudoLabelRule', 'pseudo_ledger', 'RoundComparison', 'c
 from dataclasses import dataclass
 import numpy as np, pandas as pd
 from ..core.errors import AudiotagError
-from ..core.config import Config
+from ..core.config import Config, added
 from ..data.sampling import sum_of_maxima
 
 # %% ../../nbs/train/05_pseudo.ipynb #847aee41
@@ -38,6 +38,7 @@ class PseudoLabelRule(ClipRule, kind="Pseudo"):
     keep: float = 0.0  # a clip whose highest probability is below this is left out
     zero: float = 0.0  # probabilities below this become 0
     weight: float = 1.0  # of these targets in the loss
+    max_label_sum: float | None = added(None)  # the targets of a clip are scaled down to this sum; None: as they are
 
     def check(self):
         self.require(
@@ -47,6 +48,9 @@ class PseudoLabelRule(ClipRule, kind="Pseudo"):
         for name in ("keep", "zero"):
             self.require(0 <= getattr(self, name) < 1, name, "give at least 0 and less than 1")
         self.require(0 < self.weight <= 1, "weight", "give a number above 0, up to 1")
+        self.require(
+            self.max_label_sum is None or self.max_label_sum > 0, "max_label_sum", "give a number above 0, or null"
+        )
 
     @property
     def needed_stages(self):
@@ -67,7 +71,10 @@ class PseudoLabelRule(ClipRule, kind="Pseudo"):
             raise AudiotagError(
                 "the teachers' predictions are not probabilities", field="p", fix="give (clips, classes) from 0 to 1"
             )
-        return np.where(p < self.zero, 0, p**self.power).astype(np.float32)
+        y = np.where(p < self.zero, 0, p**self.power)
+        if self.max_label_sum is not None:
+            y *= np.minimum(1, self.max_label_sum / np.maximum(y.sum(1, keepdims=True), 1e-8))
+        return y.astype(np.float32)
 
 # %% ../../nbs/train/05_pseudo.ipynb #9f18220b
 def pseudo_ledger(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNIVERSAL_LADDER', 'BIRD_INPUTS', 'recipes', 'SYSTEMS', 'freesound2019', 'freesound2019_waveform', 'rainforest2021',
-           'universal2020', 'universal2020_ladder', 'student_rounds', 'birdclef2024', 'get_recipe', 'changed',
-           'recipe_lines', 'System', 'get_system']
+           'universal2020', 'universal2020_ladder', 'student_rounds', 'birdclef2024', 'birdclef2025', 'get_recipe',
+           'changed', 'recipe_lines', 'System', 'get_system']
 
 # %% ../../nbs/train/10_recipes.ipynb #0203cdcd
 from dataclasses import dataclass
@@ -240,6 +240,7 @@ def student_rounds(
     weight: float = 1.0,  # of pseudo-labels in the loss
     mix: float = 0.5,  # chance of a labelled clip to be mixed with such a window
     share: float = 0.5,  # of the window in the mix
+    target: str = "share",  # of the mix, as of `MixPartners`; 'union': two sounds heard at once
     model=None,  # settings of the network in the rounds, such as more drop-path
     go_on: bool = False,  # start from the teacher's weights instead of from scratch
     epochs: int | None = None,  # of a round; None: as many as `first` has
@@ -250,7 +251,8 @@ def student_rounds(
     for i, power in enumerate(powers, 1):
         teacher = stages[-1].name
         rule = PseudoLabelRule(teachers=(teacher,), power=power, keep=keep, zero=zero, weight=weight)
-        sampling = (*(s for s in first.sampling if not isinstance(s, MixPartners)), MixPartners(p=mix, share=share))
+        partners = MixPartners(p=mix, share=share, target=target)
+        sampling = (*(s for s in first.sampling if not isinstance(s, MixPartners)), partners)
         stages.append(
             first.replace(
                 name=f"round{i}",
@@ -393,6 +395,37 @@ def birdclef2024(
         after=() if bare else steps,
     )
 
+# %% ../../nbs/train/10_recipes.ipynb #e31fa70a
+def birdclef2025(
+    scale: str = "full",  # 'full' (for a GPU) or 'small' (minutes on two CPU cores)
+) -> Recipe:
+    "A noisy student as the 1st of BirdCLEF+ 2025 runs it: windows added to every clip, united targets, four rounds."
+    small, base = scale == "small", birdclef2024(scale)
+    backbone = CNNModel1(width=16) if small else base.model
+    network = SED(backbone=backbone, pool="gem", parts=False)
+    student = SED(backbone=backbone.replace(drop_path=0.15), pool="gem", parts=False) if not small else None
+    first = base.stages[0].replace(train_on=("curated",), sampling=(InverseRoot(),))
+    stages = student_rounds(
+        first,
+        (1.0, 1 / 0.65) if small else (1.0, 1 / 0.65, 1 / 0.55, 1 / 0.6),
+        keep=0.0,
+        zero=0.0,
+        mix=1.0,
+        target="union",
+        model=student,
+        go_on=small,
+        **(dict(epochs=10, lr=1e-3) if small else {}),
+    )
+    return base.replace(
+        name="birdclef2025",
+        model=network,
+        loss=SoftmaxCE(),
+        labels=Labels(),
+        stages=stages,
+        rounds=tuple(s.name for s in stages),
+        refit=True,
+    )
+
 # %% ../../nbs/train/10_recipes.ipynb #68693f13
 recipes = {
     "freesound2019": freesound2019,
@@ -407,6 +440,7 @@ recipes = {
         if {"backbone", "side"} & set(settings)
     },
     "birdclef2024": birdclef2024,
+    "birdclef2025": birdclef2025,
     **{f"birdclef2024_{inputs}": partial(birdclef2024, inputs=inputs) for inputs in BIRD_INPUTS[1:]},
 }
 

@@ -34,7 +34,7 @@ from ..core.metrics import METRICS, per_clip_lwlrap
 from ..core.targets import Targets
 from ..data.competitions import CLIP_COLUMNS, recordings, targets
 from ..data.folds import given_folds, join_groups, make_folds
-from ..data.sampling import epoch_draw
+from ..data.sampling import MixPartners, epoch_draw
 from ..data.store import FeatureStore
 from ..data.scapes import background_files, mix_fold
 from ..data.crops import fold_loaders, place_frames
@@ -45,7 +45,7 @@ from ..infer.windows import score_clips
 from ..models.timm_backbone import has_pretrained
 from .sed_loss import SEDLoss
 from .ddp import run_in_ranks, rank, rank_0_first
-from .fit import BestEpoch, Ema, load_weights, read_mark, train_fold
+from .fit import BestEpoch, Ema, Swa, load_weights, read_mark, train_fold
 from .distill import TeacherEmbeddings, TeacherProbabilities
 from .distill import table_embeddings, table_probabilities, taught, teacher_hashes
 from .pseudo import PseudoLabelRule, compare_rounds, pseudo_ledger
@@ -653,7 +653,8 @@ def training_targets(
     fold: int,
 ) -> Targets:  # arrays (clips, classes); with weights for a loss that takes them
     "The labels; for clips of a soft or pseudo-label rule the predictions of this fold's own models, or a mix of both."
-    y, labels = targets(clips, self.classes, secondary=self.recipe.labels.secondary), self.recipe.labels
+    labels = self.recipe.labels
+    y = labels.capped(targets(clips, self.classes, secondary=labels.secondary))
     for rule in (r for r in stage.agreement_rules if r.soft):
         of_rule = ((clips.source == rule.source) & (clips.soft > 0)).to_numpy()
         predicted = taught_predictions(self, rule.scores, clips[of_rule], fold).to_numpy()
@@ -706,6 +707,7 @@ def _fold_loaders(run: Run, stage: Stage, fold: int, train: pd.DataFrame, seed: 
         y=run.training_targets(stage, train, fold),
         probability=train.probability,
         draw=draw,
+        join=next((s.join for s in stage.sampling if isinstance(s, MixPartners) and s.target == "union"), None),
         target_step=step,
         **options,
     )
@@ -715,6 +717,8 @@ def _weights_keeper(stage: Stage):
     "The callback that chooses the final weights; None: the last ones."
     if stage.ema:
         return Ema(stage.ema)
+    if stage.swa:
+        return Swa(stage.swa)
     if not stage.best_epoch:
         return None
     return BestEpoch(stage.patience, best_from=stage.best_from, patience_from=stage.patience_from)
@@ -771,6 +775,8 @@ def train_stage_fold(
             wd=stage.wd,
             schedule=stage.schedule,
             optimizer=stage.optimizer,
+            lr_decay=stage.lr_decay,
+            frozen_epochs=stage.frozen_epochs,
             augment=recipe.augment if stage.augment is None else stage.augment,
             metric=stage.metric or recipe.metric,
             front_end=recipe.front_end if recipe.features == "computed" else None,

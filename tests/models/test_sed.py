@@ -352,3 +352,19 @@ def test_timm_backbones_and_waves():
         torch.testing.assert_close(net(wave), graph(front.layer()(wave.flatten(1))))
         frame, attention = graph.moments(front.layer()(wave.flatten(1)))
     assert frame.shape == attention.shape and frame.shape[:2] == (2, 4) and frame.shape[2] > 1
+
+
+def test_the_generalised_mean_over_the_bands():
+    "With the power 1 it is the mean; with its own it follows the formula; and it adds one number to the state."
+    torch.manual_seed(0)
+    mean = SED(backbone=CNNModel1(width=2)).build(3).eval()
+    gem = SED(backbone=CNNModel1(width=2), pool="gem").build(3).eval()
+    assert SED(backbone=CNNModel1(width=2)).hash == SED(backbone=CNNModel1(width=2), pool="mean").hash
+    state = mean.state_dict() | {"head.pool.p": torch.tensor(1.0)}
+    gem.load_state_dict(state)
+    x = torch.randn(2, 1, 32, 64)
+    torch.testing.assert_close(gem(x), mean(x), rtol=1e-4, atol=1e-4)
+    gem.load_state_dict(state | {"head.pool.p": torch.tensor(3.0)})
+    features = gem.body(x).clamp(min=1e-6)
+    torch.testing.assert_close(gem.head.pool(gem.body(x)), (features**3).mean(2) ** (1 / 3))
+    assert not torch.allclose(gem(x), mean(x), atol=1e-3)

@@ -2,9 +2,11 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from fastai.callback.core import Callback
+from safetensors.torch import load_file
 
 from audiotag.audio.features import LogMel, Standardize
 from audiotag.audio.synth import make_competition
@@ -14,12 +16,14 @@ from audiotag.core.errors import AudiotagError
 from audiotag.data.crops import fold_loaders
 from audiotag.data.store import build_store
 from audiotag.models.cnn import CNNModel1
-from audiotag.train.fit import BestEpoch, Ema, Milestones, Precision, autocast_dtype, train_fold
+from audiotag.train.fit import BestEpoch, Cosine, Ema, Milestones, OneCycle, Swa, Precision, autocast_dtype, train_fold
 from audiotag.train.losses import BCE
 
 WEIGHTS = "weights.safetensors"
 OPTIONS = {
     "ema": lambda: dict(keeper=Ema(0.9)),
+    "swa": lambda: dict(keeper=Swa(3)),
+    "frozen and layer by layer": lambda: dict(frozen_epochs=2, lr_decay=0.5),
     "best epoch": lambda: dict(keeper=BestEpoch(patience=2)),
     "nadam, milestones": lambda: dict(schedule=Milestones(epochs=(2, 3)), optimizer="nadam"),
     "manifold mixup": lambda: dict(augment=(ManifoldMixUp(alpha=0.4, last=3),)),
@@ -176,3 +180,41 @@ def test_a_loss_that_becomes_nan_is_not_blamed_on_a_clip(training, tmp_path, bat
     pattern = rf"example epoch 2/4: the loss became NaN in batch {found} of 4, at a learning rate of (\S+)$"
     assert 0 < float(re.search(pattern, e.value.what)[1]) < 1e-3
     assert "row" not in str(e.value) and "stage/fold1" in str(e.value) and "lower the learning rate" in e.value.fix
+
+
+class Watch(Callback):
+    "The weights after each epoch, and the learning rate of each group of parameters in each batch."
+
+    order = 70
+
+    def __init__(self):
+        self.states, self.rates = [], []
+
+    def after_epoch(self):
+        self.states.append({k: v.clone() for k, v in self.model.state_dict().items()})
+
+    def after_step(self):
+        self.rates.append([h["lr"] for h in self.opt.hypers])
+
+
+def test_swa_is_the_mean_of_the_last_epochs(training, tmp_path):
+    watch = Watch()
+    training(tmp_path, cbs=[watch], keeper=Swa(3))
+    weights = load_file(tmp_path / WEIGHTS)
+    for k in ("body.0.0.weight", "body.1.1.running_var", "head.7.bias"):
+        mean = sum(s[k] for s in watch.states[1:]) / 3
+        torch.testing.assert_close(weights[f"model.{k}"], mean, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(weights[f"model.{k}"], watch.states[-1][k], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", [OneCycle(), Cosine()], ids=lambda s: s.kind)
+def test_a_body_that_is_frozen_and_then_learns_more_slowly(training, tmp_path, schedule):
+    watch = Watch()
+    training(tmp_path, cbs=[watch], schedule=schedule, frozen_epochs=2, lr_decay=0.5)
+    first, second, third = (s["body.0.0.weight"] for s in watch.states[:3])
+    assert torch.equal(first, second) and not torch.equal(second, third)
+    assert not torch.equal(watch.states[0]["head.7.weight"], watch.states[1]["head.7.weight"])
+    rates = np.array(watch.rates)
+    assert rates.shape[1] == 5  # four blocks and the head
+    np.testing.assert_allclose(rates[:-1, :-1] / rates[:-1, 1:], 0.5)
+    assert rates.max() == pytest.approx(3e-3, rel=0.05) and (rates.argmax(1) == 4).all()
