@@ -8,8 +8,8 @@ __all__ = ['PANELS', 'RESUMABLE', 'app', 'UsageError', 'LAYOUTS', 'RecipeName', 
            'Title', 'DatasetFolder', 'Postprocess', 'ThresholdWord', 'Kernel', 'repeat_options', 'Commands', 'example',
            'current_names', 'main', 'print_result', 'synth', 'new', 'recipes', 'recipe', 'features', 'store', 'train',
            'print_results', 'distill', 'ledger', 'tune', 'thresholds', 'baseline', 'pack_weights', 'infer', 'doctor',
-           'Precision', 'export', 'ensemble', 'system', 'embed', 'rehearse', 'pack_wheels', 'pack_kernel', 'publish',
-           'push', 'follow', 'submit', 'report', 'review', 'audit', 'runs', 'score', 'compare', 'check_cv',
+           'Precision', 'export', 'ensemble', 'system', 'foreign', 'embed', 'rehearse', 'pack_wheels', 'pack_kernel',
+           'publish', 'push', 'follow', 'submit', 'report', 'review', 'audit', 'runs', 'score', 'compare', 'check_cv',
            'completion']
 
 # %% ../nbs/01_cli.ipynb #bd4744ef
@@ -1035,6 +1035,76 @@ def system(
             runs.append(run_stages(opened, engine=opened_engine))
     folder, chosen, table = pack_ensemble(runs, out, way=members.method, owner=owner, title=title)
     show(f"{format_table(table)}\n\n{folder}: {len(runs)} recipes, combined by: {chosen}")
+
+# %% ../nbs/01_cli.ipynb #c399b5df
+@app.command(
+    rich_help_panel="Train",
+    epilog=example(
+        "audiotag foreign perch.onnx --data DATA --out runs/perch --table map.csv --labels labels.txt --sample-rate 32000",
+        "audiotag foreign perch.onnx --data DATA --out runs/perch-head --head linear --output embedding --sample-rate 32000",
+        "audiotag train --recipe runs/perch/recipe.yaml --data DATA --run runs/perch-run",
+        "audiotag ensemble runs/first runs/perch-run --out kaggle_datasets/both",
+    ),
+)
+def foreign(
+    graph: Annotated[str, Argument(metavar="GRAPH", help="File that OpenVINO reads, such as .onnx or .xml.")],
+    data: DataFolder,
+    out: Annotated[str, Option(metavar="DIR", help="Folder to write: the graph and recipe.yaml.")],
+    sample_rate: Annotated[int, Option(metavar="HZ", help="Sampling rate that it was trained with.")],
+    table: Annotated[
+        str | None,
+        Option(metavar="CSV", help="Columns theirs and ours: which of its classes is which of the competition's."),
+    ] = None,
+    head: Annotated[
+        Literal["linear", "ridge", "prototype", "mlp"] | None,
+        Option(help="In place of a table: learn the competition's classes from its output as an embedding."),
+    ] = None,
+    seconds: Annotated[float, Option(metavar="S", help="Length of a window.")] = 5.0,
+    labels: Annotated[
+        str | None,
+        Option(metavar="FILE", help="Its classes in the order of its outputs.  [default: the table counts from 0]"),
+    ] = None,
+    output: Annotated[str | None, Option(metavar="NAME", help="Output to take.  [default: the only one]")] = None,
+    outputs: Annotated[
+        Literal["sigmoid", "softmax", "probabilities"],
+        Option(help="What the output is: logits for a sigmoid or a softmax, or probabilities."),
+    ] = "sigmoid",
+    axes: Annotated[str, Option(metavar="AXES", help="Axes of its input: windows N, channels C, time T.")] = "NT",
+    peak: Annotated[
+        float | None, Option(metavar="P", help="Scale each window to this peak.  [default: windows as they are]")
+    ] = None,
+    several: Annotated[
+        bool, Option("--several", help="Several of its classes may stand for one; the highest counts.")
+    ] = False,
+    layout: OwnLayout = None,
+):
+    "Make a member of a graph from elsewhere: a table maps its classes to the competition's, or a head learns them."
+    from audiotag.audio.features import Peak
+    from audiotag.data.competitions import load_competition
+    from audiotag.train.foreign_members import foreign_member
+
+    competition = load_competition(data, layout)
+    recipe = foreign_member(
+        graph,
+        out,
+        competition,
+        table=table,
+        head=head or "",
+        labels=labels,
+        outputs=outputs,
+        several=several,
+        layout=layout,
+        axes=axes,
+        output=output,
+        sample_rate=sample_rate,
+        seconds=seconds,
+        window_scaling=None if peak is None else Peak(),
+        gain=1.0 if peak is None else peak,
+    )
+    n, masked = len(competition.classes), getattr(recipe.model, "masked", ())
+    print(f"{out}: opinions on {n - len(masked)} of {n} classes")
+    recipe_file = shlex.quote(str(Path(out) / "recipe.yaml"))
+    print(f"next: audiotag train --recipe {recipe_file} --data {shlex.quote(data)} --run {shlex.quote(out)}-run")
 
 # %% ../nbs/01_cli.ipynb #104a6544
 @app.command(

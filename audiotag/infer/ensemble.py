@@ -17,16 +17,34 @@ from ..core.config import Config, added
 from ..core.seeding import derive_seed, rng
 
 # %% ../../nbs/infer/03_ensemble.ipynb #9f28a7ab
+def _check_opinions(scores):
+    "Raise `AudiotagError` unless each score is a number or NaN, and somebody has an opinion on everything."
+    if np.isinf(scores).any():
+        raise AudiotagError("a member gives scores that are not finite", fix="leave it out")
+    if np.isnan(scores).all(0).any():
+        raise AudiotagError("no member has an opinion on some of the scores", fix="add a member that knows all classes")
+
+
+def _opinion_weights(scores, w) -> tuple:  # weights that broadcast to the scores, and the scores with 0 for NaN
+    "Weights with sum 1 over the members that have an opinion."
+    known = ~np.isnan(scores)
+    if known.all():
+        return w, scores
+    w = w * known
+    w = np.where(w.sum(0) > 0, w, known)
+    return w / w.sum(0), np.where(known, scores, 0)
+
+
 def combine(
-    scores: np.ndarray,  # probabilities (members, …)
+    scores: np.ndarray,  # probabilities (members, …); NaN where a member has no opinion
     *,
     how: str = "mean",  # 'mean', 'geometric', or 'vote'
     weights=None,  # one per member, not negative; None: all the same
 ) -> np.ndarray:  # (…)
-    "Combine the members' probabilities; raises `AudiotagError` if scores or weights are invalid."
+    """Combine the members' probabilities. Where a member has no opinion, the weights of the others are scaled to sum 1
+    (if all of these are 0, they count equally). Raises `AudiotagError` if scores or weights are invalid."""
     scores = np.asarray(scores, dtype=np.float64)
-    if not np.isfinite(scores).all():
-        raise AudiotagError("a member gives scores that are not finite", fix="leave it out")
+    _check_opinions(scores)
     w = np.ones(len(scores)) if weights is None else np.asarray(weights, dtype=np.float64)
     if len(w) != len(scores) or (w < 0).any() or not 0 < w.sum() < np.inf:
         raise AudiotagError(
@@ -34,7 +52,7 @@ def combine(
             field="weights",
             fix="give one per member, none negative, not all 0",
         )
-    w = (w / w.sum()).reshape(-1, *[1] * (scores.ndim - 1))
+    w, scores = _opinion_weights(scores, (w / w.sum()).reshape(-1, *[1] * (scores.ndim - 1)))
     if how == "mean":
         return (scores * w).sum(0)
     if how == "geometric":
@@ -53,7 +71,7 @@ class Combiner(Config):
 
     def apply(
         self,
-        p: np.ndarray,  # probabilities (members, …, classes)
+        p: np.ndarray,  # probabilities (members, …, classes); NaN where a member has no opinion
     ) -> np.ndarray:  # (…, classes), float64, 0 to 1
         "Combine the members' scores; raises `AudiotagError` if it was fitted to another number of members or classes."
         p = np.asarray(p, dtype=np.float64)
@@ -61,8 +79,7 @@ class Combiner(Config):
             raise AudiotagError(
                 f"the scores have the shape {p.shape}", field="scores", fix="give (members, clips, classes)"
             )
-        if not np.isfinite(p).all():
-            raise AudiotagError("a member gives scores that are not finite", fix="leave it out")
+        _check_opinions(p)
         if len(p) != self.members:
             raise AudiotagError(
                 f"{len(p)} members, and the ensemble was fitted to {self.members}",
@@ -120,7 +137,8 @@ def _to_ranks(p, levels):
 
 def _rank_levels(p, n=101) -> tuple:
     "Up to `n` different quantiles of one member's scores, between 0 and 1."
-    q = np.unique(np.quantile(np.asarray(p, dtype=np.float64), np.linspace(0, 1, n)))
+    p = np.asarray(p, dtype=np.float64)
+    q = np.unique(np.quantile(p[~np.isnan(p)], np.linspace(0, 1, n)))
     return tuple(float(o) for o in q[(q > 0) & (q < 1)]) or (0.5,)
 
 
@@ -145,7 +163,9 @@ class RankMean(Combiner):
 
 # %% ../../nbs/infer/03_ensemble.ipynb #33d2d67b
 def _with_mean(p, weights):
-    return np.concatenate([p, combine(p, weights=weights)[None]])
+    "The members and their mean, which also stands where a member has no opinion."
+    mean = combine(p, weights=weights)[None]
+    return np.concatenate([np.where(np.isnan(p), mean, p), mean])
 
 
 def _apply_stack(x, local, dense, shift):  # x (members + 1, …, classes)
@@ -231,8 +251,16 @@ class Blend(Combiner):
         self.require(len(self.products) == len(self.product_weights), "product_weights", "give one per product")
 
     def _combine(self, p):
-        parts = [*p, *(np.prod(p[list(o)], axis=0) ** (1 / len(o)) for o in self.products)]
         w = np.array([*self.weights, *self.product_weights])
+        if np.isnan(p).any():
+            # a product of the members that have an opinion; NaN if none has
+            n = [(~np.isnan(p[list(o)])).sum(0) for o in self.products]
+            products = [
+                np.where(k > 0, np.nanprod(p[list(o)], axis=0) ** (1 / np.maximum(k, 1)), np.nan)
+                for o, k in zip(self.products, n)
+            ]
+            return combine(np.stack([*p, *products]), weights=w)
+        parts = [*p, *(np.prod(p[list(o)], axis=0) ** (1 / len(o)) for o in self.products)]
         return np.tensordot(w / w.sum(), np.stack(parts), 1)
 
 # %% ../../nbs/infer/03_ensemble.ipynb #07cb73fe
@@ -271,17 +299,17 @@ def member_means(
     scores,  # (networks, clips, classes), NaN where a network gave none
     owner,  # (networks,) number of the member that each belongs to
     members: int,  # how many there are
-) -> np.ndarray:  # (members, clips, classes); NaN for a clip without any score
-    "One score per member and clip: the mean of its networks, or else the mean of the other members."
+) -> np.ndarray:  # (members, clips, classes); NaN where the member has no opinion, or no member scored the clip
+    """One score per member and clip: the mean of its networks. For a clip that a member did not score at all, the mean
+    of the other members; for a class on which it has no opinion, NaN."""
     scores, owner = np.asarray(scores, dtype=np.float64), np.asarray(owner)
-    scored = np.isfinite(scores).all(-1, keepdims=True)  # (networks, clips, 1)
-    known = np.where(scored, scores, 0)
-    total = np.stack([known[owner == k].sum(0) for k in range(members)])
-    n = np.stack([scored[owner == k].sum(0) for k in range(members)])
+    known = np.isfinite(scores)
+    total = np.stack([np.where(known, scores, 0)[owner == k].sum(0) for k in range(members)])
+    n = np.stack([known[owner == k].sum(0) for k in range(members)])
     with np.errstate(invalid="ignore"):
         p = total / n
         others = np.where(n > 0, p, 0).sum(0) / (n > 0).sum(0)
-    return np.where(n > 0, p, others)
+    return np.where(n.any(-1, keepdims=True), p, others)
 
 # %% ../../nbs/infer/03_ensemble.ipynb #570e94ec
 @dataclass(frozen=True, kw_only=True)
@@ -353,12 +381,22 @@ def _metric_function(name: str):
 
 
 def _greedy_weights(p, truth, metric, rounds) -> np.ndarray:  # (members,), sum 1
-    "Weights by greedy selection with replacement: those of the best round, which may not be the last."
+    """Weights by greedy selection with replacement: those of the best round, which may not be the last. A member counts
+    where it has an opinion; where none of the selected ones has, the mean of all members stands."""
+    known = ~np.isnan(p)
+    whole, p = known.all(), np.where(known, p, 0)
+    fallback = None if whole else p.sum(0) / known.sum(0)
     total, counts, best = np.zeros(p.shape[1:]), np.zeros(len(p)), (-np.inf, None)
+    given = np.zeros(p.shape[1:])  # how many of the selected members have an opinion
     for n in range(1, rounds + 1):
-        values = [metric(truth, (total + o) / n) for o in p]
+        values = []
+        for o, k in zip(p, known):
+            mean = (
+                (total + o) / n if whole else np.where(given + k > 0, (total + o) / np.maximum(given + k, 1), fallback)
+            )
+            values.append(metric(truth, mean))
         k = int(np.argmax(values))
-        total, counts[k] = total + p[k], counts[k] + 1
+        total, given, counts[k] = total + p[k], given + known[k], counts[k] + 1
         if values[k] > best[0]:
             best = values[k], counts / n
     return best[1]
@@ -565,8 +603,17 @@ def nested_choice(
     return out
 
 # %% ../../nbs/infer/03_ensemble.ipynb #2806e904
+def _where_known(truth, scores, reference, metric) -> tuple:  # the three arrays and the clips (bool) that are left
+    "What a member can be judged on: the classes on which it has an opinion; of one-label clips those that have one of them."
+    known = ~np.isnan(scores).any(0)
+    clips = np.ones(len(truth), bool)
+    if not known.all() and metric in ("accuracy", "lrap"):
+        clips = truth[:, known].any(1)
+    return *(o[clips][:, known] for o in (truth, scores, reference)), clips
+
+
 def ensemble_table(
-    members: dict,  # name -> scores (n, classes), out of fold
+    members: dict,  # name -> scores (n, classes), out of fold; NaN for classes on which a member has no opinion
     truth,  # (n, classes), 0 or 1
     folds,  # (n,)
     *,
@@ -577,32 +624,39 @@ def ensemble_table(
     intervals=None,  # names of the rows that get intervals, which take time; None: all
     seed: int = 0,
 ):  # DataFrame: a row for each member and method, and `BEST`, with metric, low, high, and its gain over the best member
-    "Out-of-fold score of each member and each method, and of the choice among them, with 95 % bootstrap intervals."
+    """Out-of-fold score of each member and each method, and of the choice among them, with 95 % bootstrap intervals.
+    A member with opinions on some classes is judged on these alone, and so is its gain."""
     import pandas as pd
     from audiotag.core.metrics import bootstrap_interval
 
+    complete = {m: s for m, s in members.items() if not np.isnan(s).any()}
+    if not complete:
+        raise AudiotagError("no member has an opinion on all classes", field="members", fix="add one that has")
     value, p = _metric_function(metric), np.stack(list(members.values()))
     scores = dict(members)
     for name, method in with_metric(methods, metric).items():
         scores[name] = cross_fit(method, p, truth, folds, groups=groups, seed=seed)
-    best, n_classes = max(members, key=lambda m: value(truth, members[m])), p.shape[-1]
+    best, truth = max(complete, key=lambda m: value(truth, complete[m])), np.asarray(truth)
 
     def gain(t, both):  # both: the columns of a method, then those of the best member
-        return value(t, both[:, :n_classes]) - value(t, both[:, n_classes:])
+        n = both.shape[1] // 2
+        return value(t, both[:, :n]) - value(t, both[:, n:])
 
-    options = dict(groups=groups, n=draws, folds=len(np.unique(folds)), seed=seed)
+    options = dict(n=draws, folds=len(np.unique(folds)), seed=seed)
 
     def row(name, s, reference):
+        t, s, reference, clips = _where_known(truth, np.asarray(s), np.asarray(reference), metric)
         both = np.hstack([s, reference])
         low = high = gain_low = gain_high = np.nan
         if intervals is None or name in intervals:
-            low, high = np.clip(bootstrap_interval(value, truth, s, **options), 0, 1)
-            gain_low, gain_high = bootstrap_interval(gain, truth, both, **options)
+            drawn = options | dict(groups=None if groups is None else np.asarray(groups)[clips])
+            low, high = np.clip(bootstrap_interval(value, t, s, **drawn), 0, 1)
+            gain_low, gain_high = bootstrap_interval(gain, t, both, **drawn)
         return {
-            metric: value(truth, s),
+            metric: value(t, s),
             "low": low,
             "high": high,
-            "gain": gain(truth, both),
+            "gain": gain(t, both),
             "gain low": gain_low,
             "gain high": gain_high,
         }
@@ -610,7 +664,7 @@ def ensemble_table(
     rows = {name: row(name, s, scores[best]) for name, s in scores.items()}
     if len(methods) > 1:
         chosen = nested_choice({name: scores[name] for name in methods}, truth, folds, metric=metric)
-        rows[BEST] = row(BEST, chosen, nested_choice(members, truth, folds, metric=metric))
+        rows[BEST] = row(BEST, chosen, nested_choice(complete, truth, folds, metric=metric))
     return pd.DataFrame(rows).T.rename_axis("out of fold")
 
 # %% ../../nbs/infer/03_ensemble.ipynb #5be20d13

@@ -237,8 +237,15 @@ def iter_batches(
 class ScoreAccumulator:
     "Collect the probabilities of windows, and pool them to a score when a row is complete."
 
-    def __init__(self, n_rows: int, n_classes: int, windows: Windows):
-        self.windows = windows
+    def __init__(
+        self,
+        n_rows: int,
+        n_classes: int,
+        windows: Windows,
+        *,
+        masked=(),  # classes on which the network has no opinion; their scores stay NaN
+    ):
+        self.windows, self.masked = windows, list(masked)
         self.scores = np.full((n_rows, n_classes), np.nan, np.float32)
         self.incomplete = {}  # row -> {view: [probabilities…]}
 
@@ -261,6 +268,7 @@ class ScoreAccumulator:
             for (_, times), parts in views.items():
                 pooled += [self.windows.pool(np.concatenate(parts))] * times
             self.scores[row] = self.windows.pool_views(pooled)
+            self.scores[row, self.masked] = np.nan
 
 # %% ../../nbs/infer/09_predict.ipynb #2b49bd95
 def _finite_probabilities(member, x) -> np.ndarray:
@@ -295,15 +303,21 @@ def predict_batch(
     return np.concatenate([np.full((n, n_classes), np.nan, np.float32) if p is None else p for n, p in parts])
 
 # %% ../../nbs/infer/09_predict.ipynb #322d4e22
+def _with_prior(scores, prior):  # (members, rows, classes)
+    "Scores with the prior (rows, classes) where no member has an opinion."
+    return np.where(np.isnan(scores).all(0), prior, scores)
+
+
 def ensemble_scores(
     members,  # list of `MemberRun` with scores
     prior,  # (classes,)
     *,
     how="mean",  # as for `combine`
 ) -> np.ndarray:  # (rows, classes)
-    "Combine the scores of members row by row, over those that scored the row; the prior where none did."
+    """Combine the scores of members row by row, over those that scored the row, and class by class over those that know
+    the class; the prior where none does."""
     scores = np.stack([m.scores for m in members])
-    scored = np.isfinite(scores).all(-1)  # (members, rows)
+    scored = np.isfinite(scores).any(-1)  # (members, rows)
     groups = [m.weight_group for m in members]
     weights = np.array([m.weight / groups.count(m.weight_group) for m in members])
     out = np.tile(np.asarray(prior, dtype=np.float64), (scores.shape[1], 1))
@@ -311,7 +325,8 @@ def ensemble_scores(
         w, rows = weights[pattern], np.flatnonzero((scored == pattern[:, None]).all(0))
         # in parts, since `combine` computes in float64 and a hundred members would fill the memory
         for part in np.array_split(rows, -(-len(rows) // 2000)) if pattern.any() else ():
-            out[part] = combine(scores[:, part][pattern], how=how, weights=w if w.sum() > 0 else None)
+            p = _with_prior(scores[:, part][pattern], out[part])
+            out[part] = combine(p, how=how, weights=w if w.sum() > 0 else None)
     return np.clip(out, 0, 1)
 
 # %% ../../nbs/infer/09_predict.ipynb #6e516ba7
@@ -324,9 +339,9 @@ def combined_scores(
     "Combine the scores of members with a fitted combiner; the prior where no member has scored."
     out = np.tile(np.asarray(prior, dtype=np.float64), (len(members[0].scores), 1))
     means = member_means(np.stack([m.scores for m in members]), [kinds.index(m.kind) for m in members], len(kinds))
-    rows = np.isfinite(means).all((0, 2))
+    rows = np.isfinite(means).any((0, 2))
     if rows.any():
-        out[rows] = combiner.apply(means[:, rows])
+        out[rows] = combiner.apply(_with_prior(means[:, rows], out[rows]))
     return np.clip(out, 0, 1)
 
 # %% ../../nbs/infer/09_predict.ipynb #f0d6af13
@@ -667,7 +682,9 @@ class Inference:
     def score(self, m: MemberRun):
         "Score all windows with one member, until done or out of time."
         begin, scored, is_first, unreadable = time.monotonic(), 0, not self.finished(), {}
-        accumulator = ScoreAccumulator(len(self.file.ids), len(self.file.competition.classes), m.member.windows)
+        accumulator = ScoreAccumulator(
+            len(self.file.ids), len(self.file.competition.classes), m.member.windows, masked=m.member.masked
+        )
         m.state, m.timeout, m.scores = MemberState.RUNNING, self.plan.left, accumulator.scores
         batches = iter_batches(iter_windows(m, unreadable), self._batch_size(m))
         try:
@@ -828,7 +845,7 @@ class Inference:
         "Which rows have scores, and why others have the prior."
         report, ids, scored = self.report, self.file.ids, np.zeros(len(self.file.ids), bool)
         if members:
-            scored = np.isfinite(np.stack([m.scores for m in members])).all(-1).any(0)
+            scored = np.isfinite(np.stack([m.scores for m in members])).any(-1).any(0)
         report.scored, report.members = int(scored.sum()), len(members) if scored.any() else 0
         report.prior = {ids[i]: self.unreadable.get(i, "no network has scored it") for i in np.flatnonzero(~scored)}
         if partly := {ids[i]: why for i, why in self.unreadable.items() if scored[i]}:

@@ -383,7 +383,8 @@ def _readme(run, table, slug) -> str:
 
     rows = "\n".join(table_row([s, *(f"{v:.4f}" for v in row)]) for s, row in table.iterrows())
     r = run.recipe
-    n, how = len(r.members) * r.n_folds, f"{r.n_folds} folds each"
+    folds = r.n_folds if getattr(r.model, "differs_by_fold", True) else 1
+    n, how = len(r.members) * folds, f"{folds} folds each"
     if r.refit:
         n, how = len(r.members), f"trained on all clips, the scores are those of {r.n_folds} folds"
     networks = f"{n} networks ({', '.join(r.members)}; {how})"
@@ -440,10 +441,16 @@ def pack_weights(
     scores = {f"{s}, {c}": float(v) for s, row in table.iterrows() for c, v in row.items() if v == v}
     readme = _readme(run, table, slug_of(folder.name))
     files = dataset_page(folder, readme, owner=owner, title=title)
+    once = not getattr(recipe.model, "differs_by_fold", True)
     members = [
-        dict(stage=s, fold=max(k, 0), oof=_fold_scores(run, s, k), state=run.model(s, k).state_dict())
+        dict(
+            stage=s,
+            fold=max(k, 0),
+            oof=_fold_scores(run, s, k),
+            state=run.model(s, max(k, 0) if once else k).state_dict(),
+        )
         for s in recipe.members
-        for k in ([ALL_FOLDS] if recipe.refit else range(recipe.n_folds))
+        for k in ([ALL_FOLDS] if recipe.refit or once else range(recipe.n_folds))
     ]
     with atomic_folder(folder, replace=True) as part:
         seal(
@@ -490,7 +497,7 @@ def _chosen_thresholds(run, word: str | None, after):
 
 
 def _fold_scores(run, stage, fold) -> dict:
-    "The out-of-fold score of one model, by source; for a refit that of the folds' models together."
+    "The out-of-fold score of one model, by source; for one that stands for all folds, that of the folds together."
     from audiotag.train.run_folder import ALL_FOLDS
 
     scores = run.scores(stage, fold=None if fold == ALL_FOLDS else fold)

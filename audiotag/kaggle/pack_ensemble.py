@@ -41,7 +41,7 @@ from ..train.run_folder import require_finished
 class OutOfFold:
     "The out-of-fold scores of several runs on the clips that they share."
 
-    members: dict  # 'run: stage' -> (clips, classes)
+    members: dict  # 'run: stage' -> (clips, classes); NaN for classes on which it has no opinion
     clips: pd.DataFrame  # the shared clips of the best-labelled source, with the folds of the first run
     truth: np.ndarray  # (clips, classes)
     metric: str
@@ -52,6 +52,13 @@ def _unique_names(runs) -> list:
     "The recipes' names, with the run folder's name where two are the same."
     names = [r.recipe.name for r in runs]
     return [n if names.count(n) == 1 else f"{n} ({Path(r.folder).name})" for n, r in zip(names, runs)]
+
+
+def _opinions(run, stage: str) -> pd.DataFrame:
+    "The out-of-fold scores of a stage, NaN for the classes on which its network has no opinion."
+    scores = run.oof(stage)
+    scores.iloc[:, list(getattr(run.recipe.model, "masked", ()))] = np.nan
+    return scores
 
 
 def gather(
@@ -72,7 +79,7 @@ def gather(
     if not len(clips):
         raise AudiotagError("the runs share no clips", file=runs[-1].folder, fix="join runs of one competition")
     members = {
-        f"{name}: {s}": r.oof(s).loc[clips.clip_id, list(first.classes)].to_numpy(dtype=float)
+        f"{name}: {s}": _opinions(r, s).loc[clips.clip_id, list(first.classes)].to_numpy(dtype=float)
         for name, r in zip(_unique_names(runs), runs)
         for s in r.recipe.members
     }

@@ -18,6 +18,7 @@ from ..audio.features import front_end_parts
 from ..audio.io import audio_info
 from ..data.competitions import Competition
 from ..data.sampling import epoch_draw
+from ..models.foreign import Solved
 from .fit import OneCycle
 from .pseudo import PseudoLabelRule
 from .run_folder import Run, open_run, scored_clips, segment_clips, train_stage_fold, trainable_clips
@@ -140,6 +141,8 @@ def measure_pace(
     seed: int = 0,
 ) -> MeasuredPace:
     "Train a few batches of the recipe's first stage and score a few clips; raises `AudiotagError` if that fails."
+    if isinstance(run.planned.model, Solved):
+        raise AudiotagError("this network is solved in one step: its time is not planned", field="model")
     began, (small, stage) = time.perf_counter(), _stand_in(run, clips, seed)
     unlabeled = [c for c in run.rows.clip_id[run.rows.source == "unlabeled"]][:4]
     threads = torch.get_num_threads()

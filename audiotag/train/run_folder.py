@@ -42,6 +42,7 @@ from ..data.streaming import join_parquet, stream_loaders
 from ..data.remote import build_stores_at, is_url, open_store_at
 from ..infer.postprocess import apply_steps, steps_named
 from ..infer.windows import score_clips
+from ..models.foreign import Solved
 from ..models.timm_backbone import has_pretrained
 from .sed_loss import SEDLoss
 from .ddp import run_in_ranks, rank, rank_0_first
@@ -49,6 +50,7 @@ from .fit import BestEpoch, Ema, Swa, load_weights, read_mark, train_fold
 from .distill import TeacherEmbeddings, TeacherProbabilities
 from .distill import table_embeddings, table_probabilities, taught, teacher_hashes
 from .pseudo import PseudoLabelRule, compare_rounds, pseudo_ledger
+from .solve import clip_windows, solve_fold
 from .settings import AgreementRule, Recipe, Stage, resolve_rounds
 from .selection import ancestry, check_out_of_fold, pick_clips
 
@@ -672,11 +674,17 @@ def training_targets(
     return replace(weighted, **told)
 
 # %% ../../nbs/train/08_run_folder.ipynb #f216fb3c
+def _validation_clips(run: Run, fold: int) -> pd.DataFrame | None:
+    "The clips of a fold that a training is watched on: the curated ones, if there are some; None for all folds."
+    if fold == ALL_FOLDS:
+        return None
+    of_fold = run.rows[run.rows.fold == fold]
+    return of_fold[of_fold.source == "curated"] if (of_fold.source == "curated").any() else of_fold
+
+
 def _fold_loaders(run: Run, stage: Stage, fold: int, train: pd.DataFrame, seed: int):
     "The training and validation loaders of a fold, in memory or streamed."
-    recipe, of_fold = run.recipe, run.rows[run.rows.fold == fold]
-    valid = of_fold[of_fold.source == "curated"] if (of_fold.source == "curated").any() else of_fold
-    valid = None if fold == ALL_FOLDS else valid
+    recipe, valid = run.recipe, _validation_clips(run, fold)
     frames, crops, step = recipe.windows.frames, recipe.crops, 1
     if recipe.features == "computed":  # frames become samples
         fe = recipe.front_end
@@ -710,6 +718,29 @@ def _fold_loaders(run: Run, stage: Stage, fold: int, train: pd.DataFrame, seed: 
         join=next((s.join for s in stage.sampling if isinstance(s, MixPartners) and s.target == "union"), None),
         target_step=step,
         **options,
+    )
+
+# %% ../../nbs/train/08_run_folder.ipynb #1f00faae
+def _solve_stage_fold(run: Run, stage: Stage, fold: int, train: pd.DataFrame, seed: int, label: str):
+    "Solve one fold of a stage whose network is not trained by gradient descent."
+    recipe, valid = run.recipe, _validation_clips(run, fold)
+
+    def windows_of(clips, y):
+        return clip_windows(map(run.model_inputs, clips.clip_id), y, recipe.windows, fill=recipe.front_end.fill)
+
+    solve_fold(
+        recipe.model,
+        windows_of(train, run.training_targets(stage, train, fold).labels),
+        None if valid is None else windows_of(valid, targets(valid, run.classes)),
+        run.fold_path(stage.name, fold),
+        loss=stage.loss or recipe.loss,
+        windows=recipe.windows,
+        activation=recipe.activation,
+        metric=stage.metric or recipe.metric,
+        clip_weights=train.probability.to_numpy(),
+        seed=seed,
+        mark=run.weights_mark(stage.name, fold),
+        label=label,
     )
 
 # %% ../../nbs/train/08_run_folder.ipynb #920d3581
@@ -755,6 +786,9 @@ def train_stage_fold(
             write_json(folder / "trained_on.json", list(train.clip_id))
             told_by_runs(run, stage, fold, train)
     seed = derive_seed(recipe.seed, stage.name, fold)
+    if isinstance(recipe.model, Solved):
+        _solve_stage_fold(run, stage, fold, train, seed, label)
+        return
     torch.manual_seed(derive_seed(seed, "weights"))
     model = (stage.model or recipe.model).build(len(run.classes))
     if stage.start_from:

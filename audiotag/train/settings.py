@@ -22,7 +22,9 @@ from ..data.scapes import MixedScapes
 
 # with losses, the kinds that a recipe.json may name
 from ..augment import manifold, spec, wave  # noqa: F401
-from ..models import cnn, wavecnn, rawfold, sed, timm_backbone  # noqa: F401
+from ..audio import foreign  # noqa: F401
+from ..models import cnn, probes, wavecnn, rawfold, sed, timm_backbone  # noqa: F401
+from ..models.foreign import Solved
 from ..infer.windows import Windows
 from . import losses
 from .sed_loss import SEDLoss
@@ -315,6 +317,25 @@ def _check_labels(recipe):
             "choose SEDLoss, which takes weights, or say what the labels mean: negatives 'all', secondary_weight 1",
         )
 
+# %% ../../nbs/train/06_settings.ipynb #67e6bad4
+def _check_solved(recipe):
+    "Require of a network that is solved, not trained, that nothing asks for a training."
+    if not isinstance(recipe.model, Solved):
+        recipe.require(
+            not any(isinstance(s.model, Solved) for s in recipe.stages), "stages", "give such a network to the recipe"
+        )
+        return
+    recipe.require(recipe.features == "stored", "features", "choose 'stored' for a network that is solved")
+    recipe.require(
+        (recipe.crops is None or recipe.crops.whole) and not recipe.augment and recipe.processes == 1,
+        "model",
+        "give no crops but whole recordings, no augmentations, and one process: this network is solved, not trained",
+    )
+    for s in recipe.stages:
+        plain = not (s.start_from or s.augment or s.model or s.sampling or s.ema or s.best_epoch or s.distill)
+        recipe.require(plain, "stages", "give the stages `train_on` alone: their network is solved, not trained")
+        recipe.require(not isinstance(s.loss or recipe.loss, SEDLoss), "loss", "choose BCE or SoftmaxCE")
+
 # %% ../../nbs/train/06_settings.ipynb #8885cc0f
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Config):
@@ -372,6 +393,7 @@ class Recipe(Config):
         _check_stages(self)
         _check_features(self)
         _check_labels(self)
+        _check_solved(self)
         self.require(self.n_folds >= 2, "n_folds", "give 2 or more")
         self.require(
             self.processes == 1 or not any(s.frozen_epochs for s in self.stages),

@@ -298,3 +298,68 @@ def test_a_stack_starts_from_weights_found_by_hand():
     np.testing.assert_allclose(stack.apply(p), (1 + np.tanh(0.75 * p[0] + 0.25 * p[1] - 1.6)) / 2)
     with pytest.raises(AudiotagError, match="2 weights for 3 members"):
         Stack(mean_weights=(1.0, 1.0)).fit(np.concatenate([p, p[:1]]), truth)
+
+
+NAN = np.nan
+
+
+def test_a_member_counts_where_it_has_an_opinion():
+    "Weights are scaled to sum 1 over the members that know the class: exact numbers of each way to combine."
+    p = np.array([[[0.8, NAN, NAN]], [[0.2, 0.4, 0.9]], [[0.5, 0.1, NAN]]])
+    w = (0.5, 0.3, 0.2)
+    mean = [0.8 * 0.5 + 0.2 * 0.3 + 0.5 * 0.2, (0.4 * 0.3 + 0.1 * 0.2) / 0.5, 0.9]
+    np.testing.assert_allclose(combine(p, weights=w)[0], mean)
+    np.testing.assert_allclose(Mean(weights=w).apply(p)[0], mean)
+    geometric = [0.8**0.5 * 0.2**0.3 * 0.5**0.2, 0.4**0.6 * 0.1**0.4, 0.9]
+    np.testing.assert_allclose(combine(p, how="geometric", weights=w)[0], geometric)
+    # the first and the third vote for the first class, the second for the third class, where it is alone
+    votes = [(0.7 * 3 + mean[0]) / 4, mean[1] / 4, (1 * 3 + 0.9) / 4]
+    np.testing.assert_allclose(combine(p, how="vote", weights=w)[0], votes)
+    # where all that know a class have the weight 0, they count equally
+    np.testing.assert_allclose(combine(p, weights=(1, 0, 0))[0], [0.8, 0.25, 0.9])
+    blend = Blend(weights=(1, 1, 0), products=((0, 2),), product_weights=(2.0,))
+    product = np.sqrt(0.8 * 0.5)
+    np.testing.assert_allclose(blend.apply(p)[0], [(0.8 + 0.2 + 2 * product) / 4, (0.4 + 2 * 0.1) / 3, 0.9])
+    ranks = RankMean(levels=((0.5,),) * 3, weights=w).apply(p)[0]
+    np.testing.assert_allclose(ranks, mean)  # levels at which ranks are the scores themselves
+    stack = start_of_stack(3, 3)
+    equal = combine(p)
+    np.testing.assert_allclose(stack.apply(p), (1 + np.tanh(equal - 1.6)) / 2)
+
+
+def test_a_class_that_nobody_knows_and_infinite_scores_are_refused():
+    with pytest.raises(AudiotagError, match="no member has an opinion"):
+        combine([[[0.5, NAN]], [[0.5, NAN]]])
+    with pytest.raises(AudiotagError, match="not finite"):
+        Mean(weights=(0.5, 0.5)).apply([[[0.5, 0.5]], [[0.5, np.inf]]])
+
+
+def test_means_of_networks_keep_what_a_member_does_not_know():
+    # two folds of a member that knows the first class; another member; two clips, of which the first member scored one
+    p = np.array([[[0.2, NAN], [NAN, NAN]], [[0.4, NAN], [NAN, NAN]], [[0.9, 0.7], [0.1, 0.6]]])
+    np.testing.assert_allclose(member_means(p, [0, 0, 1], 2), [[[0.3, NAN], [0.1, 0.6]], [[0.9, 0.7], [0.1, 0.6]]])
+
+
+def test_weights_are_fitted_where_a_member_has_opinions():
+    "A specialist that is the best in its classes gets weight, and the other classes keep the numbers of the others."
+    truth, p = planted(skill=(1.0, 6.0))
+    specialist = p[1].copy()
+    specialist[:, 3:] = NAN
+    members = {"all": p[0], "some": specialist}
+    found = FittedWeights(metric="macro_auc", draws=3, rounds=8).fit(np.stack(list(members.values())), truth)
+    assert found.weights[1] > 0.5
+    both = found.apply(np.stack(list(members.values())))
+    np.testing.assert_array_equal(both[:, 3:], p[0][:, 3:])
+    table = ensemble_table(members, truth, np.arange(300) % 3, metric="macro_auc", draws=10)
+    known = truth[:, :3]
+    assert table.loc["some", "macro_auc"] == pytest.approx(macro_auc(known, specialist[:, :3]))
+    assert table.loc["some", "gain"] == pytest.approx(
+        macro_auc(known, specialist[:, :3]) - macro_auc(known, p[0][:, :3])
+    )
+    assert table.loc["weighted", "macro_auc"] > table.loc["all", "macro_auc"] + 0.05
+    assert table.notna().all().all()
+    useless = {"all": p[1], "some": np.where(np.isnan(specialist), NAN, 1 - specialist)}
+    found = FittedWeights(metric="macro_auc", draws=3, rounds=8).fit(np.stack(list(useless.values())), truth)
+    assert found.weights[1] < 0.1
+    with pytest.raises(AudiotagError, match="opinion on all classes"):
+        ensemble_table({"some": specialist}, truth, np.arange(300) % 3, metric="macro_auc", draws=10)

@@ -1031,7 +1031,7 @@ def test_networks_without_graphs_are_told(packed, with_graphs, tmp_path):
     ],
 )
 def test_a_graph_in_another_encoding_is_not_parsed(tmp_path, xml):
-    from audiotag.infer.openvino_graphs import _check_xml
+    from audiotag.core.graph_files import check_graph_xml
 
     with pytest.raises(AudiotagError, match="UTF-8"):
-        _check_xml(tmp_path / "a.xml", xml, 0)
+        check_graph_xml(tmp_path / "a.xml", xml, 0)
