@@ -62,7 +62,8 @@ def clean_notebook(notebook):
     changed = False
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
-            outputs = [o for o in map(clean_output, cell["outputs"]) if o is not None]
+            hidden = "#| output: false" in "".join(cell["source"])  # the site does not show it either
+            outputs = [] if hidden else [o for o in map(clean_output, cell["outputs"]) if o is not None]
             changed, cell["outputs"] = changed or outputs != cell["outputs"], outputs
     return changed
 

@@ -149,15 +149,10 @@ def write_json(path, obj):
     write_text(path, json.dumps(obj, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_json(
-    path,
-    *,
-    largest: int = LARGEST_TEXT,  # bytes
-    **kwargs,
-):
+def read_json(path, **kwargs):
     """The content of a JSON file, `kwargs` as for `json.loads`; raises `AudiotagError` when it is missing or is not
     JSON."""
-    data = read_regular(path, largest=largest)
+    data = read_regular(path)
     try:
         return json.loads(data.decode("utf-8"), **kwargs)
     except (ValueError, RecursionError) as e:

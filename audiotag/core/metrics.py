@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'lwlrap', 'per_class_lwlrap', 'per_clip_lwlrap', 'lrap', 'accuracy', 'confusion', 'class_report',
-           'plot_confusion', 'per_class_auc', 'macro_auc', 'padded_cmap', 'metric_named', 'bootstrap_interval']
+           'plot_confusion', 'per_class_auc', 'macro_auc', 'padded_cmap', 'metric_named', 'require_probabilities',
+           'require_whole_groups', 'bootstrap_interval']
 
 # %% ../../nbs/core/08_metrics.ipynb #03676b83
 import numpy as np, pandas as pd
@@ -235,6 +236,30 @@ def metric_named(name: str):
     "The function of `METRICS` with that name; raises `AudiotagError` when there is none."
     require_name(name, METRICS, "metric", "metric")
     return METRICS[name]
+
+# %% ../../nbs/core/08_metrics.ipynb #18f01d01
+def require_probabilities(p: np.ndarray):
+    "Raise `AudiotagError` unless all numbers are finite and from 0 to 1."
+    if not np.isfinite(p).all() or (p < 0).any() or (p > 1).any():
+        raise AudiotagError("the scores are no probabilities", fix="give numbers from 0 to 1")
+
+
+def require_whole_groups(
+    folds,  # (clips,) numbers
+    groups,  # (clips,) names; None: each clip by itself
+):
+    "Raise `AudiotagError` unless there are two folds or more, and each group lies in one of them."
+    if len(np.unique(folds)) < 2:
+        raise AudiotagError("there is one fold only", field="folds", fix="give two or more")
+    if groups is None:
+        return
+    n_folds = pd.Series(np.asarray(folds)).groupby(np.asarray(groups)).nunique()
+    if (n_folds > 1).any():
+        raise AudiotagError(
+            f"the group {n_folds.index[n_folds > 1][0]!r} lies in several folds",
+            field="folds",
+            fix="make the folds with `assign_folds`",
+        )
 
 # %% ../../nbs/core/08_metrics.ipynb #fec8f993
 def bootstrap_interval(

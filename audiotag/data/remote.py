@@ -15,7 +15,7 @@ import numpy as np, pandas as pd
 from ..core.errors import AudiotagError, library_error
 from ..core.files import atomic_path, claim_folder, read_json, write_bytes, write_json, write_text
 from ..core.progress import progress, say
-from .store import FeatureStore, build_store, build_stores, map_codes, open_store
+from .store import FeatureStore, _clip_codes, _digest, build_store, build_stores, map_codes, open_store
 
 # %% ../../nbs/data/10_remote.ipynb #f7c1e566
 def is_url(path) -> bool:
@@ -336,8 +336,7 @@ class RemoteStore(FeatureStore):
             codes = _map_shard(f, self.settings.dtype, where)
         for i in self.clips.of_shard(self.clips.about["shards"].index(name)):
             r = self.clips.record(int(i))
-            found = hashlib.sha256(codes[r["offset"] : r["offset"] + r["frames"]]).hexdigest()[:16]
-            if int(found, 16) != int(r["checksum"]):
+            if int(_digest(_clip_codes(codes, r)), 16) != int(r["checksum"]):
                 raise AudiotagError(
                     f"is damaged: the bytes of clip {self.clips.name(int(i))!r} differ from what was written",
                     file=where,

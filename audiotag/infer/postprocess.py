@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np, pandas as pd
 from ..core.errors import AudiotagError, require_name
 from ..core.config import Config, set_fields
+from ..core.metrics import bootstrap_interval, metric_named, require_probabilities, require_whole_groups
 from ..core.progress import progress
 
 # %% ../../nbs/infer/04_postprocess.ipynb #f49b7f93
@@ -23,8 +24,7 @@ def _check_scores(p, group):
             f"scores are {p.shape}, groups {group.shape}",
             fix="give (windows, classes) and one name of a recording a window",
         )
-    if not np.isfinite(p).all() or (p < 0).any() or (p > 1).any():
-        raise AudiotagError("the scores are no probabilities", fix="give numbers from 0 to 1")
+    require_probabilities(p)
     return p, group
 
 
@@ -239,15 +239,7 @@ def _check_folds(truth, group, folds, p):
         raise AudiotagError(
             f"scores are {p.shape}, truth {truth.shape}, folds {folds.shape}", fix="give one row per window in each"
         )
-    if len(np.unique(folds)) < 2:
-        raise AudiotagError("there is one fold only", field="folds", fix="give two or more")
-    n_folds = pd.Series(folds).groupby(group).nunique()
-    if (n_folds > 1).any():
-        raise AudiotagError(
-            f"the recording {n_folds.index[n_folds > 1][0]!r} lies in several folds",
-            field="folds",
-            fix="make the folds with `assign_folds`",
-        )
+    require_whole_groups(folds, group)
 
 
 def _family_note(metric: str, n_useless: int, n_useful: int, chosen, same: bool, low: float, high: float) -> str:
@@ -278,8 +270,6 @@ def tune(
     seed: int = 0,
 ) -> Tuned:
     "Choose steps by nested folds, and measure the gain of each on recordings that it was not chosen on."
-    from audiotag.core.metrics import bootstrap_interval, metric_named
-
     value, (p, group), truth, folds = (
         metric_named(metric),
         _check_scores(p, group),

@@ -167,11 +167,12 @@ def loudest_excerpt(
     start_s=None,  # the clip inside of the file
     end_s=None,
     seconds: float = 6.0,  # longest
-    sample_rate: int = PLAYER_RATE,  # Hz
-) -> tuple[np.ndarray, float, float]:  # ((samples,), its start in the clip, length of the clip), in seconds
+) -> tuple[
+    np.ndarray, float, float
+]:  # ((samples,) at `PLAYER_RATE`, its start in the clip, length of the clip), in seconds
     "The loudest part of a clip, amplified if it is quiet. Raises `AudiotagError` if the file cannot be read."
-    wave = read_audio(path, sample_rate=sample_rate, start_s=seconds_or_none(start_s), end_s=seconds_or_none(end_s))
-    n, step = int(seconds * sample_rate), sample_rate // 10
+    wave = read_audio(path, sample_rate=PLAYER_RATE, start_s=seconds_or_none(start_s), end_s=seconds_or_none(end_s))
+    n, step = int(seconds * PLAYER_RATE), PLAYER_RATE // 10
     start = 0
     if len(wave) > n:
         energy = np.concatenate([[0], np.cumsum(wave.astype(float) ** 2)])
@@ -179,7 +180,7 @@ def loudest_excerpt(
         start = int(starts[(energy[starts + n] - energy[starts]).argmax()])
     part = wave[start : start + n]
     gain = min(0.7 / max(np.abs(part).max(), 1e-6), 100.0)
-    return part * gain, start / sample_rate, len(wave) / sample_rate
+    return part * gain, start / PLAYER_RATE, len(wave) / PLAYER_RATE
 
 
 def _data_uri(media_type, data: bytes) -> str:
@@ -205,17 +206,15 @@ def audio_uri(
 def spectrogram_uri(
     wave: np.ndarray,  # (samples,)
     sample_rate: int,  # Hz
-    *,
-    size: tuple[int, int] = (480, 120),  # width and height, pixels
 ) -> str:
-    "The log-mel spectrogram of a sound as a data URI (WebP)."
+    "The log-mel spectrogram of a sound as a data URI (WebP, 480 x 120 pixels)."
     import matplotlib
     from PIL import Image
 
     front_end = LogMel(
         sample_rate=sample_rate,
         n_fft=2048,
-        hop_length=max(64, int(np.ceil(len(wave) / size[0]))),
+        hop_length=max(64, int(np.ceil(len(wave) / 480))),
         n_mels=96,
         f_min=40,
         f_max=None,
@@ -224,7 +223,7 @@ def spectrogram_uri(
     )
     pixels = matplotlib.colormaps["magma"]((front_end(wave)[::-1] + 70) / 70, bytes=True)[..., :3]
     file = io.BytesIO()
-    Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR).save(file, "WEBP", quality=60)
+    Image.fromarray(pixels).resize((480, 120), Image.Resampling.BILINEAR).save(file, "WEBP", quality=60)
     return _data_uri("image/webp", file.getvalue())
 
 

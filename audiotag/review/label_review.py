@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUSPECT_COLUMNS', 'ACTIONS', 'COLUMNS', 'label_disagreement', 'find_suspects', 'find_run_suspects', 'baseline_scores',
            'check_decision', 'read_corrections', 'write_corrections', 'apply_corrections', 'correct_labels',
-           'LabelReview', 'audit']
+           'LabelReview', 'audit', 'run_review']
 
 # %% ../../nbs/review/03_label_review.ipynb #b1b0adc8
 import csv, dataclasses, html, io
@@ -16,7 +16,7 @@ from markupsafe import Markup
 from ..train.baseline import forest_scores
 from ..data.competitions import join_labels, match_names, read_table, split_labels, targets
 from ..core.errors import AudiotagError, require_name
-from ..core.files import read_regular, write_text
+from ..core.files import read_json, read_regular, write_text
 from ..core.progress import progress, say
 from ..core.seeding import derive_seed
 from ..audio.features import LogMel
@@ -125,11 +125,10 @@ def baseline_scores(
     clips: pd.DataFrame,  # labelled clips with folds
     classes,
     *,
-    front_end=None,  # None: 64 mel bands at 22 050 Hz
     seed: int = 0,
 ) -> tuple[pd.DataFrame, np.ndarray]:  # (the clips that can be read, (clips, classes) out of fold)
-    "Out-of-fold scores of a random forest on feature statistics."
-    front_end = front_end or LogMel(sample_rate=22050, n_fft=1024, hop_length=512, n_mels=64, f_max=11025.0)
+    "Out-of-fold scores of a random forest on statistics of 64 mel bands at 22 050 Hz."
+    front_end = LogMel(sample_rate=22050, n_fft=1024, hop_length=512, n_mels=64, f_max=11025.0)
     x = feature_statistics_table(clips, front_end)
     clips = clips[clips.clip_id.isin(x.index)].reset_index(drop=True)
     x, y, fold = x.loc[clips.clip_id].to_numpy(), targets(clips, classes), clips.fold.to_numpy()
@@ -329,3 +328,15 @@ def audit(
     readable, scores = baseline_scores(folded, competition.classes, seed=seed)
     suspects = find_suspects(readable, {"baseline": scores}, competition.classes, pairs=pairs, n=n)
     return LabelReview(readable, suspects, scores, competition.classes, name=str(competition.root))
+
+# %% ../../nbs/review/03_label_review.ipynb #18f02d01
+def run_review(
+    run: Run,  # finished
+    *,
+    n: int = 48,  # length of the list
+) -> LabelReview:
+    "The label review of a run."
+    check = run.folder / "trust.json"
+    pairs = pd.DataFrame(read_json(check)["duplicates"]) if check.exists() else pd.DataFrame()
+    suspects, scores = find_run_suspects(run, pairs=pairs if len(pairs) else None, n=n)
+    return LabelReview(run.clips, suspects, scores, run.classes, name=f"{run.folder.name} {run.recipe.hash}")

@@ -7,7 +7,7 @@ __all__ = ['sound_facts', 'facts_table', 'feature_statistics_table', 'separabili
 
 # %% ../../nbs/review/02_train_test_shift.ipynb #01c0d388
 import numpy as np, pandas as pd
-from scipy import fft, stats
+from scipy import fft
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.tree import DecisionTreeClassifier
@@ -16,7 +16,7 @@ from ..train.baseline import clip_statistics
 from ..core.errors import AudiotagError
 from ..core.progress import progress
 from ..core.seeding import rng
-from ..core.metrics import bootstrap_interval
+from ..core.metrics import bootstrap_interval, macro_auc
 from .html_page import seconds_or_none
 
 # %% ../../nbs/review/02_train_test_shift.ipynb #e7bfa865
@@ -90,11 +90,8 @@ def feature_statistics_table(
 
 # %% ../../nbs/review/02_train_test_shift.ipynb #7c3a86de
 def _auc(y, scores) -> float:
-    "Area under the ROC curve by ranks (Mann and Whitney); scikit-learn's is slow in a bootstrap."
-    n = int(y.sum())
-    if not 0 < n < len(y):
-        raise AudiotagError("an AUC needs clips of both kinds")
-    return float((stats.rankdata(scores)[y].sum() - n * (n + 1) / 2) / (n * (len(y) - n)))
+    "Area under the ROC curve; raises `AudiotagError` where all clips are of one kind."
+    return macro_auc(y[:, None], scores[:, None])
 
 
 def separability(

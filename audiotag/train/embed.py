@@ -85,7 +85,6 @@ def embed_bundle(
     clips: pd.DataFrame,  # a clip table
     *,
     members=(0,),  # of `bundle.members`, by number
-    batch_size: int = 64,  # windows
 ) -> tuple:  # (DataFrame: index clip_id, columns e0, e1, …; {clip_id: reason} of what could not be read)
     "Embeddings of clips by members of a bundle; raises `AudiotagError` on members that do not exist."
     bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
@@ -107,9 +106,7 @@ def embed_bundle(
             except AudiotagError as e:
                 unreadable[c.clip_id] = str(e)
 
-    found = dict(
-        embed_clips(models, model_inputs(), bundle.windows, len(bundle.classes), batch_size=batch_size, fill=fe.fill)
-    )
+    found = dict(embed_clips(models, model_inputs(), bundle.windows, len(bundle.classes), fill=fe.fill))
     if not found:
         raise AudiotagError(
             f"none of the {len(clips)} clips could be read: {next(iter(unreadable.values()), 'there are none')}",

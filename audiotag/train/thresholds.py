@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np, pandas as pd
 from ..core.errors import AudiotagError
 from ..core.config import Config
+from ..core.metrics import require_probabilities, require_whole_groups
 from ..core.seeding import rng
 from ..data.competitions import targets
 from ..infer.postprocess import NEVER, Thresholds, apply_steps
@@ -190,18 +191,10 @@ def _check_thresholds_input(p, truth, classes, folds, groups):
             f"scores are {p.shape}, truth {truth.shape}, folds {folds.shape}, classes {len(classes)}",
             fix="give (clips, classes) twice, one fold per clip, and one name per class",
         )
-    if not np.isfinite(p).all() or (p < 0).any() or (p > 1).any():
-        raise AudiotagError("the scores are no probabilities", fix="give numbers from 0 to 1")
+    require_probabilities(p)
     if not truth.any():
         raise AudiotagError("no clip has a label", field="truth", fix="give labelled clips")
-    if len(np.unique(folds)) < 2:
-        raise AudiotagError("there is one fold only", field="folds", fix="give two or more")
-    divided = pd.Series(folds).groupby(groups).nunique()
-    if (divided > 1).any():
-        name = divided.index[divided > 1][0]
-        raise AudiotagError(
-            f"the group {name!r} lies in several folds", field="folds", fix="make the folds with `assign_folds`"
-        )
+    require_whole_groups(folds, groups)
 
 
 def choose_thresholds(

@@ -54,11 +54,10 @@ _FLATTERED = "flattered: all windows of a clip share its label"
 def tune_run(
     run: Run,  # finished
     *stages: str,  # None: the members
-    families=None,  # as for `tune`; None: all of them, and one that cannot change the metric
     draws: int = 300,  # of the bootstrap
 ) -> Tuned:
     "Run the tuner on a run's own windows; the column `caveat` says which results labelled clips cannot support."
-    w, families = oof_windows(run, *stages), families or {**FAMILIES, "sharpen": (Power(power=0.5), Power(power=2.0))}
+    w, families = oof_windows(run, *stages), {**FAMILIES, "sharpen": (Power(power=0.5), Power(power=2.0))}
     tuned = tune(w.p, w.truth > 0, w.clip, folds=w.fold, families=families, metric=run.recipe.metric, draws=draws)
 
     def caveat(name):

@@ -128,7 +128,7 @@ def test_a_member_that_peeked_at_every_label_is_not_hidden_by_crossing():
 
 def test_groups_may_not_be_divided():
     truth, p = planted(n=120)
-    with pytest.raises(AudiotagError, match="two folds"):
+    with pytest.raises(AudiotagError, match="several folds"):
         cross_fit(EqualWeights(), p, truth, np.arange(120) % 3, groups=np.arange(120) // 2)
     cross_fit(EqualWeights(), p, truth, (np.arange(120) // 2) % 3, groups=np.arange(120) // 2)
 

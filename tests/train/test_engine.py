@@ -9,8 +9,10 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from fastai.callback.core import Callback
 
@@ -31,11 +33,12 @@ from audiotag.train.engine import (
     claim_fold_folder,
     fold_jobs,
     get_engine,
-    predict_chunks,
     timeline,
     run_job,
 )
 from audiotag.audio.features import LogMel
+from audiotag.data.streaming import read_scores, score_store
+from audiotag.infer.windows import score_clips
 from audiotag.kaggle.pack import pack_weights
 from audiotag.train.recipes import get_recipe
 from audiotag.train.run_folder import Run, open_run, run_stages, stage_groups
@@ -632,14 +635,17 @@ def test_each_line_is_said_once(begin, capfd):
 
 
 @pytest.mark.long
-def test_chunks_are_predicted_once(tiny_run, tmp_path):
+def test_pieces_of_a_store_are_scored_once(tiny_run, tmp_path):
     run = Run(tiny_run / "run")
-    ids = list(run.clips.clip_id)
+    models = [run.model("certain", k) for k in range(2)]
+    options = dict(windows=run.recipe.windows, activation=run.recipe.activation, fill=run.recipe.front_end.fill)
     with ProcessEngine(2) as made:
-        got = predict_chunks(run, "certain", ids, tmp_path, engine=made, chunk=30)
-        assert len(list(tmp_path.glob("*.parquet"))) == 6 and list(got.index) == ids
-        times = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.parquet")}
-        again = predict_chunks(run, "certain", ids, tmp_path, engine=made, chunk=30)
-    assert again.equals(got) and {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.parquet")} == times
-    mean = sum(run.predict("certain", k, ids) for k in range(2)) / 2
-    assert abs(mean - got).max().max() < 1e-6
+        times = []
+        for _ in range(2):
+            score = partial(score_clips, models, **options)
+            score_store(score, run.store, tmp_path, run.classes, by="test", piece=30, engine=made)
+            times.append({p: p.stat().st_mtime_ns for p in tmp_path.glob("*.parquet")})
+    assert times[0] == times[1] and len(times[0]) == -(-len(run.store) // 30) > 1
+    scored = pd.concat(read_scores(tmp_path)).set_index("clip_id")
+    mean = sum(run.predict("certain", k, scored.index) for k in range(2)) / 2
+    assert sorted(scored.index) == sorted(run.store) and abs(mean - scored).max().max() < 1e-6
