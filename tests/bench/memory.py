@@ -38,7 +38,7 @@ def run_folder(folder, clips, frames):
     from audiotag.data.competitions import clip_table
     from audiotag.core.files import claim_folder, write_json, write_parquet
     from audiotag.train.recipes import get_recipe
-    from audiotag.data.streaming import sparse_store
+    from tests.data.sparse import sparse_store
 
     recipe = get_recipe("freesound2019", scale="small", changes=SETS)
     store = sparse_store(folder / "store", clips=clips, frames=frames, front_end=recipe.stored, per_shard=1024)

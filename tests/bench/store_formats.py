@@ -18,7 +18,7 @@ import numpy as np
 
 from audiotag.audio.features import LogMel
 from audiotag.data.store import FeatureStore
-from audiotag.data.streaming import sparse_store
+from tests.data.sparse import sparse_store
 
 BANDS, FRAMES, CROP, PER_SHARD, SEED = 128, 800, 172, 128, 0  # 172 frames of 11.6 ms are 2 s
 

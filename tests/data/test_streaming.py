@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
+from tests.data.sparse import sparse_store
+
 from audiotag.data import store as store_module
 from audiotag.core.targets import Targets
 from audiotag.core.errors import AudiotagError
@@ -25,7 +27,6 @@ from audiotag.data.streaming import (
     StreamLoader,
     plan_scores,
     read_scores,
-    sparse_store,
     write_clips,
 )
 
