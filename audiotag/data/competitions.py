@@ -147,8 +147,6 @@ def _reject_rows(clips, bad, what, *, field, fix=""):
 def check_clips(
     clips: pd.DataFrame,  # a clip table
     classes,  # the names that labels may have
-    *,
-    files: bool = True,  # also check that the files exist, and that times lie inside them
 ) -> pd.DataFrame:  # `clips`, unchanged
     "Raise `AudiotagError` for the first error in a clip table, naming its row."
     for c in CLIP_COLUMNS:
@@ -157,9 +155,8 @@ def check_clips(
     _check_ids(clips)
     _check_labels(clips, tuple(classes))
     _check_times(clips)
-    if files:
-        _check_files(clips)
-        _check_lengths(clips)
+    _check_files(clips)
+    _check_lengths(clips)
     return clips
 
 # %% ../../nbs/data/01_competitions.ipynb #bea9ea41
@@ -598,21 +595,15 @@ def join_same_content(
     clips: pd.DataFrame,  # a clip table, not changed
 ) -> tuple:  # (clip table, list of notes)
     "Give clips whose files hold the same bytes one `group`: the first of their groups in alphabetical order."
-    equal, root = _equal_files(clips.path), {g: g for g in clips.group}
+    from audiotag.audio.fingerprint import join_duplicates  # imports scipy, which the test clips do without
 
-    def find(g):
-        while root[g] != g:
-            g = root[g]
-        return g
-
-    groups = clips.groupby("path").group.agg(list)
-    for paths in equal:
-        first, *rest = sorted({find(g) for path in paths for g in groups[path]})
-        root.update({g: first for g in rest})
+    equal, ids = _equal_files(clips.path), clips.groupby("path").clip_id.agg(list)
+    same = [[clip_id for path in paths for clip_id in ids[path]] for paths in equal]
+    pairs = pd.DataFrame([(first, other) for first, *rest in same for other in rest], columns=["a", "b"])
     notes = []
     if names := [Path(path).name for paths in equal for path in paths]:
         notes.append(f"{len(names)} files have the same content as another one and share its group: {a_few(names)}")
-    return clips.assign(group=[find(g) for g in clips.group]), notes
+    return join_duplicates(clips, pairs), notes
 
 # %% ../../nbs/data/01_competitions.ipynb #0c339e0e
 def _label_template(root, spec: TemplateSpec):

@@ -27,6 +27,7 @@ from audiotag.data.layout_file import (
     read_rows,
     sound_files,
     labels_in_cells,
+    walk_visible,
 )
 
 # %% ../../nbs/data/12_guess_layout.ipynb #1b0f0008
@@ -322,8 +323,8 @@ def _one_hot(rows: pd.DataFrame, skip) -> tuple:
     )
     if len(columns) < 3:
         return ()
-    some = rows[list(columns)].apply(lambda cells: cells.str.lower().isin(("1", "1.0", "true"))).any(axis=1).mean()
-    return columns if some >= 0.5 else ()
+    n = sum(map(bool, _flagged(rows, columns)))
+    return columns if n and n >= 0.5 * len(rows) else ()
 
 
 def _flagged(rows: pd.DataFrame, columns) -> list:  # of tuples, per row
@@ -458,10 +459,7 @@ def _role(table: FoundTable) -> str:
 
 def _tables_below(root: Path) -> list:  # of paths below `root`
     found = []
-    for place, folders, names in os.walk(root):
-        folders[:] = sorted(f for f in folders if f[0] not in "._")
-        below = os.path.relpath(place, root).replace(os.sep, "/")
-        prefix = "" if below == "." else f"{below}/"
+    for prefix, names in walk_visible(root):
         tables = [n for n in sorted(names) if n.lower().endswith(TABLE_ENDINGS) and n[0] not in "._"]
         found += [prefix + n for n in tables[:50]]  # a folder with thousands of text files holds one per clip
     return sorted(found, key=lambda p: (p.count("/"), p))[:300]

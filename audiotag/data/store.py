@@ -353,13 +353,20 @@ def _shard_size(folder, name) -> int:
     return int(note.read_text()) if note.exists() and not file.exists() else file.stat().st_size
 
 
-def _is_damaged(job, name, sidecar) -> bool:
-    "Whether the bytes of any clip differ from what was written."
+def _find_faults(folder, name, dtype, clips):
+    "Yield (clip_id, what) for each damaged clip of a shard."
     try:
-        codes = _shard_codes(job.folder, name, job.settings.dtype)
-    except (OSError, ValueError):
-        return True
-    return any(_digest(_clip_codes(codes, r)) != r["checksum"] for r in sidecar["rows"])
+        codes = _shard_codes(folder, name, dtype)
+    except (OSError, ValueError) as e:
+        yield from ((r["clip_id"], f"the shard cannot be read ({getattr(e, 'strerror', None) or e})") for r in clips)
+        return
+    for r in clips:
+        if _digest(_clip_codes(codes, r)) != r["checksum"]:
+            yield r["clip_id"], "its bytes differ from what was written"
+
+
+def _is_damaged(job, name, sidecar) -> bool:
+    return any(_find_faults(job.folder, name, job.settings.dtype, sidecar["rows"]))
 
 # %% ../../nbs/data/06_store.ipynb #3a095ef4
 def _clips_of_old_shards(job) -> dict:  # {clip_id: (codes of the shard, entry)}
@@ -878,18 +885,6 @@ def _missing_clip(store, clip_id) -> AudiotagError:
     return AudiotagError(
         f"there is no clip {clip_id!r}", file=store.folder, fix="build the store with a clip table that has it"
     )
-
-# %% ../../nbs/data/06_store.ipynb #98c81255
-def _find_faults(folder, name, dtype, clips):
-    "Yield (clip_id, what) for each damaged clip of a shard."
-    try:
-        codes = _shard_codes(folder, name, dtype)
-    except (OSError, ValueError) as e:
-        yield from ((r["clip_id"], f"the shard cannot be read ({getattr(e, 'strerror', None) or e})") for r in clips)
-        return
-    for r in clips:
-        if _digest(_clip_codes(codes, r)) != r["checksum"]:
-            yield r["clip_id"], "its bytes differ from what was written"
 
 # %% ../../nbs/data/06_store.ipynb #7c5520ac
 class FeatureStore:

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['CLIP', 'TARGET', 'Permutation', 'EpochOrder', 'write_clips', 'StreamClips', 'StreamLoader', 'stream_loaders',
-           'plan_scores', 'score_piece', 'score_store', 'read_scores', 'join_parquet', 'sparse_store']
+           'plan_scores', 'score_piece', 'score_store', 'read_scores', 'join_parquet']
 
 # %% ../../nbs/data/09_streaming.ipynb #567cb4d8
-import hashlib, json
+import hashlib
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders
@@ -16,7 +17,6 @@ from ..core.errors import AudiotagError
 from audiotag.core.files import (
     atomic_folder,
     atomic_path,
-    file_sha256,
     read_json,
     read_parquet,
     read_parquet_table,
@@ -29,7 +29,7 @@ from ..core.targets import Targets
 from .competitions import targets
 from .crops import CropSettings, PrefetchingLoader, _as_tensor, _left_pads, place_frames, validated
 from .mmap import PageBudget
-from .store import COLUMNS, FeatureStore, StoreSettings
+from .store import FeatureStore
 
 # %% ../../nbs/data/09_streaming.ipynb #f9aa73d4
 def _splitmix64(x, key):
@@ -377,11 +377,13 @@ def score_piece(
     write_bytes(_score_file(folder, k), out.getvalue().to_pybytes())
 
 # %% ../../nbs/data/09_streaming.ipynb #4b879539
-def score_store(score, store: FeatureStore, folder, classes, *, by: str, piece: int = 4096):
+def score_store(score, store: FeatureStore, folder, classes, *, by: str, piece: int = 4096, engine=None):
     """Score all clips of a store into Parquet files in `folder`, or resume; arguments as for `plan_scores` and
-    `score_piece`."""
-    for k in progress(plan_scores(store, folder, classes, by=by, piece=piece), label="scoring", unit="pieces"):
-        score_piece(score, store, folder, k)
+    `score_piece`. An engine of `audiotag.train.engine` makes each piece a job, to which `score` is sent."""
+    left, one = plan_scores(store, folder, classes, by=by, piece=piece), partial(score_piece, score, store, folder)
+    done = engine.map(one, left, label="scoring piece") if engine else map(one, left)
+    for _ in progress(done, label="scoring", unit="pieces", total=len(left)):
+        pass
 
 
 def read_scores(folder):
@@ -403,60 +405,3 @@ def join_parquet(path, pieces):
             table = table.replace_schema_metadata()  # pandas stores the number of rows there
             out = out or opened.enter_context(pq.ParquetWriter(str(part), table.schema))
             out.write_table(table)
-
-# %% ../../nbs/data/09_streaming.ipynb #b2bea572
-def sparse_store(
-    folder,  # the store; made
-    *,
-    clips: int,  # number of clips
-    frames: int = 500,  # of each clip
-    front_end,  # determines the number of bands
-    per_shard: int = 512,  # clips
-) -> FeatureStore:
-    "A store whose clips are all zeros and take no disk space, to measure how much a machine can stream."
-    import pyarrow as pa, pyarrow.parquet as pq
-
-    folder, bands = Path(folder), front_end.n_bands
-    shards = [f"{i:06d}-{0:016x}" for i in range(-(-clips // per_shard))]
-    (folder / "shards").mkdir(parents=True)
-    write_json(folder / "audiotag.json", {"kind": "store", "format": 1})
-    for i, name in enumerate(shards):
-        rows = min(per_shard, clips - i * per_shard) * frames
-        with open(folder / "shards" / f"{name}.npy", "wb") as f:
-            np.lib.format.write_array_header_1_0(f, dict(descr="<f2", fortran_order=False, shape=(rows, bands)))
-            f.truncate(f.tell() + rows * bands * 2)
-    settings = StoreSettings(front_end=front_end)
-    schema = pa.schema(
-        [(k, {str: pa.string(), int: pa.int64(), float: pa.float64()}[t]) for k, t in COLUMNS.items()],
-        {"audiotag": json.dumps(settings.to_dict())},
-    )
-    with pq.ParquetWriter(folder / "index.parquet", schema) as out:
-        for at in range(0, clips, 65_000):
-            out.write_table(
-                _sparse_rows(np.arange(at, min(at + 65_000, clips)), shards, frames, bands, per_shard, schema)
-            )
-    write_json(folder / "store.json", settings.to_dict())
-    (folder / "index.sha256").write_text(f"{file_sha256(folder / 'index.parquet')}  index.parquet\n")
-    return FeatureStore(folder)
-
-# %% ../../nbs/data/09_streaming.ipynb #1de91aa6
-def _sparse_rows(i, shards, frames, bands, per_shard, schema):
-    import pyarrow as pa
-
-    same = dict(
-        frames=frames,
-        channels=1,
-        bands=bands,
-        scale=1.0,
-        zero=0.0,
-        checksum=hashlib.sha256(bytes(2 * frames * bands)).hexdigest()[:16],
-    )
-    columns = {
-        "clip_id": [f"clip-{o:09d}" for o in i],
-        "shard": [shards[o // per_shard] for o in i],
-        "offset": i % per_shard * frames,
-    }
-    return pa.table(
-        [pa.array(columns[n] if n in columns else [same.get(n)] * len(i), schema.field(n).type) for n in schema.names],
-        schema=schema,
-    )

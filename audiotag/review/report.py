@@ -18,12 +18,11 @@ from ..data.competitions import targets
 from ..core.errors import AudiotagError
 from ..core.files import folder_kind, read_json, write_text
 from ..core.progress import say
-from .label_review import LabelReview, find_run_suspects
+from .label_review import run_review
 from ..core.metrics import class_report, METRICS, per_class_lwlrap
 from .html_page import PALETTE, figure_svg, headline_html, macros, read_asset, render_page, table_html
-from ..train.pseudo import PseudoLabelRule, compare_rounds
+from ..train.pseudo import compare_rounds
 from ..train.recipes import get_recipe
-from ..train.settings import AgreementRule
 from ..train.run_folder import Run, require_finished, round_table, score_notes, stage_table
 from ..audio.synth import read_truth
 from .experiments import plot_board, readable_runs, run_table, trust_advice
@@ -177,12 +176,11 @@ def cooccurrence(
 def calibration_table(
     run: Run,
     *stages: str,  # whose mean is scored; none: the recipe's members
-    bins: int = 10,
 ) -> pd.DataFrame:  # index bin: scores (number), mean score, right (share)
-    "Out-of-fold scores in bins of equal size, and how often they are right."
+    "Out-of-fold scores in ten bins of equal size, and how often they are right."
     truth, scores = (a.ravel() for a in _stage_scores(run, stages, scored_source(run)))
     truth, scores = truth[scores > 0.01], scores[scores > 0.01]
-    parts = [part for part in np.array_split(np.argsort(scores, kind="stable"), bins) if len(part)]
+    parts = [part for part in np.array_split(np.argsort(scores, kind="stable"), 10) if len(part)]
     columns = {
         "scores": [len(part) for part in parts],
         "mean score": [scores[part].mean() for part in parts],
@@ -297,7 +295,7 @@ def picked_clips(
     run: Run,
 ) -> dict:  # stage -> set of clip_ids
     "The clips that each stage picked. Raises `AudiotagError` if no stage picks clips."
-    stages = [s.name for s in run.recipe.stages if any(isinstance(part, AgreementRule) for part in s.train_on)]
+    stages = [s.name for s in run.recipe.stages if s.agreement_rules]
     if not stages:
         raise AudiotagError("no stage of this recipe picks clips", file=run.folder)
     ledgers = {stage: run.ledger(stage) for stage in stages}
@@ -371,7 +369,7 @@ def pseudo_label_counts(
     run: Run,
 ) -> pd.DataFrame:  # (classes, rounds): windows in which the teachers gave a class more than ½, mean over folds
     "Which classes the networks of the previous round predicted."
-    taught = [s.name for s in run.recipe.stages if any(isinstance(part, PseudoLabelRule) for part in s.train_on)]
+    taught = [s.name for s in run.recipe.stages if s.pseudo_rules]
 
     def count(ledger):
         labels = ledger[ledger.picked].explode("labels").labels
@@ -451,7 +449,7 @@ def _calibration_section(run):
 
 
 def _ledger_section(run):
-    if not any(isinstance(part, AgreementRule) for s in run.recipe.stages for part in s.train_on):
+    if not any(s.agreement_rules for s in run.recipe.stages):
         return ""
     noisy = run.clips[run.clips.source == "noisy"]
     truth = read_truth(Path(noisy.path.iloc[0]).parent.parent, "noisy") if len(noisy) else None
@@ -542,12 +540,6 @@ def _head(run, scores):
     return _report_macros().head(f"{recipe} · {run.competition} · {run.folder}", headline_html(numbers))
 
 
-def _label_review(run, check, n):
-    pairs = pd.DataFrame(check["duplicates"]) if check and check["duplicates"] else None
-    suspects, scores = find_run_suspects(run, pairs=pairs, n=n)
-    return LabelReview(run.clips, suspects, scores, run.classes, name=f"{run.folder.name} {run.recipe.hash}")
-
-
 def _checked_intervals(check: dict, scores: pd.DataFrame) -> pd.DataFrame:
     "The intervals of `audiotag check-cv`, which counts near-duplicates once, if they are of these very scores."
     checked = pd.DataFrame(check["scores"]).set_index("stage")
@@ -575,7 +567,7 @@ def report_html(
         ("Calibration", _calibration_section(run)),
         ("Rounds", _rounds_section(run)),
         ("Ledger", _ledger_section(run)),
-        ("Label review", _label_review(run, check, clips).html() if clips else ""),
+        ("Label review", run_review(run, n=clips).html() if clips else ""),
         ("Time and memory", table_html(cost_table(run), digits=2)),
         ("Other runs", _experiments_section(run)),
         ("Recipe", _recipe_section(run)),

@@ -203,7 +203,6 @@ class Baseline:
 def run_baseline(
     competition: Competition,  # with its training clips
     *,
-    front_end: FrontEnd | None = None,  # None: `baseline_front_end` at the rate of the training files
     n_folds: int = 5,
     trees: int = 300,
     seed: int = 0,
@@ -218,7 +217,7 @@ def run_baseline(
             file=competition.root,
             fix="load the competition with its training clips",
         )
-    front_end = front_end or baseline_front_end(first_sample_rate(train))
+    front_end = baseline_front_end(first_sample_rate(train))
     x, readable, unreadable = read_statistics(train, front_end, workers=workers, label="training clips")
     x_new, readable_new, unreadable_new = read_statistics(test, front_end, workers=workers, label="test clips")
     train = train[readable].reset_index(drop=True)

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'Job', 'code_version', 'run_job', 'Engine', 'SerialEngine', 'LineWriter', 'ProcessEngine',
-           'claim_fold_folder', 'train_job', 'fold_jobs', 'timeline', 'RayEngine', 'predict_job', 'predict_chunks',
-           'get_engine']
+           'claim_fold_folder', 'train_job', 'fold_jobs', 'timeline', 'RayEngine', 'get_engine']
 
 # %% ../../nbs/train/09_engine.ipynb #797ffcaf
 import contextlib, hashlib, importlib.metadata, io, math, os, socket, tempfile, time, traceback
-import numpy as np, pandas as pd, torch
+import pandas as pd, torch
 from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from fastai.callback.core import Callback
 import audiotag
 from ..core.errors import AudiotagError, a_few, library_error, load_library, require_name
-from ..core.files import file_sha256, locked, read_parquet, write_parquet
+from ..core.files import locked
 from ..core.progress import say
 from ..data.remote import local_copy, is_url, origin, refresh
 from .run_folder import ALL_FOLDS, Run, finish_fold
@@ -360,7 +359,8 @@ class ProcessEngine(Engine):
         return n_running < (self.workers or max(1, min(cores // job.threads, _max_jobs_on_gpus(job))))
 
     def submit(self, job):
-        slot = min(set(range(len(self.slots) + 1)) - set(self.slots.values()))
+        free = (set(range(len(self.slots) + 1)) | set(self.pools)) - set(self.slots.values())
+        slot = min(free & set(self.pools) or free)  # a worker that has started already, where one is idle
         path = Path(self.log_folder.name) / f"{len(self.logs)}.txt"
         try:
             future = self._pool(slot, job).submit(_run_job_with_log, job, self.version, str(path))
@@ -639,47 +639,6 @@ class RayEngine(Engine):
             if self.connected_here:
                 self.ray.shutdown()
         self.started = False
-
-# %% ../../nbs/train/09_engine.ipynb #b910ee94
-def predict_job(run: str, stage: str, fold: int, clips, out: str):
-    "Write the predictions of one model of a run for some clips, unless the file exists."
-    if not Path(out).exists():
-        write_parquet(out, Run(run).predict(stage, fold, clips).reset_index())
-
-
-def predict_chunks(
-    run: Run,
-    stage: str,
-    clip_ids,  # clips of the run's store
-    folder,  # keeps a file for each chunk and fold
-    *,
-    engine: Engine,
-    folds=None,  # numbers; None: all
-    chunk: int = 500,  # clips per job
-) -> pd.DataFrame:  # index clip_id, one column per class: the mean of the folds
-    "Probabilities by the models of a stage, in chunks that are computed by an engine."
-    ids, folds, jobs = list(clip_ids), range(run.recipe.n_folds) if folds is None else folds, []
-    parts = [ids[i : i + chunk] for i in range(0, len(ids), chunk)]
-    for k in folds:
-        weights = file_sha256(run.fold_path(stage, k) / "weights.safetensors")
-        for i, part in enumerate(parts):
-            name = hashlib.sha256("\n".join([weights, *part]).encode()).hexdigest()[:16]
-            out = str(Path(folder).absolute() / f"{name}.parquet")
-            jobs.append(
-                Job(
-                    name=f"{stage}, fold {k + 1}, chunk {i + 1}/{len(parts)}",
-                    call=predict_job,
-                    threads=run.threads(),
-                    gpus=run.recipe.gpus,
-                    inputs=dict(run=str(run.folder.absolute()), stage=stage, fold=k, clips=part, out=out),
-                )
-            )
-    engine.run(jobs)
-
-    def fold_table(k):
-        return pd.concat([read_parquet(j.inputs["out"]) for j in jobs if j.inputs["fold"] == k]).set_index("clip_id")
-
-    return sum(fold_table(k) for k in folds) / len(folds)
 
 # %% ../../nbs/train/09_engine.ipynb #937d2ef1
 ENGINES = {"serial": SerialEngine, "processes": ProcessEngine, "ray": RayEngine}
