@@ -1033,7 +1033,7 @@ def system(
             opened = open_run(Path(run) / word, recipe, competition, store=store, workers=workers or 1, scale=scale)
             say(f"{name}: {word}")
             runs.append(run_stages(opened, engine=opened_engine))
-    folder, chosen, table = pack_ensemble(runs, out, way=members.method, owner=owner, title=title)
+    folder, chosen, table = pack_ensemble(runs, out, method=members.method, owner=owner, title=title)
     show(f"{format_table(table)}\n\n{folder}: {len(runs)} recipes, combined by: {chosen}")
 
 # %% ../nbs/01_cli.ipynb #c399b5df
@@ -1365,7 +1365,8 @@ def review(
     "Review doubtful labels on a page of this machine, with keys; every decision is saved as it is made."
     import webbrowser
 
-    from audiotag.review.review_server import ReviewServer, run_review
+    from audiotag.review.label_review import run_review
+    from audiotag.review.review_server import ReviewServer
     from audiotag.train.run_folder import Run
 
     opened = Run(run)

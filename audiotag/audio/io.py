@@ -15,7 +15,7 @@ import numpy as np
 import soundfile as sf
 import soxr
 from .containers import PiecesFile, survey
-from ..core.errors import AudiotagError, did_you_mean
+from ..core.errors import AudiotagError, did_you_mean, require_name
 from ..core.config import Config
 from ..core.files import write_text
 from ..core.progress import say
@@ -46,10 +46,7 @@ def resample(
     """Change the sampling rate, as `librosa.resample` with 'soxr_hq' does; raises `AudiotagError` on an invalid rate
     or quality."""
     a, b = _check_rate(from_rate, "from_rate"), _check_rate(to_rate, "to_rate")
-    if quality not in SOXR_QUALITIES:
-        raise AudiotagError(
-            f"unknown soxr quality {quality!r}", field="quality", fix=did_you_mean(quality, SOXR_QUALITIES)
-        )
+    require_name(quality, SOXR_QUALITIES, "quality", "soxr quality")
     wave = np.asarray(wave, dtype=np.float32)
     if a == b:
         return wave
@@ -106,8 +103,7 @@ def crop_or_pad(
 ) -> np.ndarray:  # (n,): a view of a longer wave, a new array for a shorter one
     """Cut `n` samples out of a longer wave, or pad a shorter one with zeros; raises `AudiotagError` on an unknown
     position."""
-    if at not in CROP_POSITIONS:
-        raise AudiotagError(f"unknown crop position {at!r}", field="at", fix=did_you_mean(at, CROP_POSITIONS))
+    require_name(at, CROP_POSITIONS, "at", "crop position")
     if at == "random" and rng is None:
         raise AudiotagError(
             "a random crop needs a generator", field="rng", fix="give rng=audiotag.core.seeding.rng(seed, …)"

@@ -84,7 +84,11 @@ def _compute_seal(about: dict) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _write_sealed(folder: Path, about: dict):
+def _write_sealed(folder: Path, about: dict, extra: dict | None = None):
+    "Write bundle.json with its seal, what marks the folder as a bundle, and further files."
+    for name, data in (extra or {}).items():
+        write_bytes(folder / name, data)
+    write_json(folder / "audiotag.json", {"kind": "bundle", "format": SCHEMA})
     write_json(folder / "bundle.json", {**about, "sha256": _compute_seal(about)})
 
 
@@ -220,13 +224,11 @@ def _layer_sizes(net):
 def torch_run(
     net,  # torch module in eval mode
     activation: str,  # 'sigmoid' or 'softmax'
-    *,
-    batch_size: int = 64,
 ) -> Callable:  # x, array (n, C, bands, frames) or a tuple of them -> probabilities (n, classes)
     "A network as a function of windows."
 
     def run(x):
-        return probabilities(net, x, activation=activation, batch_size=batch_size)
+        return probabilities(net, x, activation=activation)
 
     return run
 
@@ -310,9 +312,6 @@ def seal(
         for file, path in graph.items():
             shutil.copyfile(path, part / file)
             sealed[file] = _size_and_hash(part / file)
-        for file, data in (extra or {}).items():
-            write_bytes(part / file, data)
-        write_json(part / "audiotag.json", {"kind": "bundle", "format": SCHEMA})
         keys = ("stage", "fold", "oof", "model", "file")
         _write_sealed(
             part,
@@ -333,6 +332,7 @@ def seal(
                 "versions": versions(),
                 "files": sealed,
             },
+            extra,
         )
 
 # %% ../../nbs/infer/05_bundle.ipynb #0029cd1b
@@ -641,12 +641,9 @@ class Bundle:
         if wrong_scores:
             raise wrong_scores
 
-    def replay_features(
-        self,
-        *,
-        within: float = 0.01,  # in the units of the features; or 1e-4 of their greatest value, if that is more
-    ) -> list:  # the windows of each view of the golden wave
-        "Compute the golden features again; raises `AudiotagError` if they differ from the sealed ones."
+    def replay_features(self) -> list:  # the windows of each view of the golden wave
+        """Compute the golden features again; raises `AudiotagError` if they differ from the sealed ones by more than
+        0.01, or 1e-4 of their greatest value if that is more."""
         path, sealed = self.file("golden.safetensors"), self._golden_example()
         try:
             features = _named_features(self.front_end(sealed["wave"]))
@@ -660,7 +657,7 @@ class Bundle:
                 f"golden example: this front end gives {a_few(features)}, sealed are {a_few(sealed)}", file=path
             )
         for name, x in features.items():
-            allowed = max(within, 1e-4 * float(np.abs(sealed[name]).max(initial=0)))
+            allowed = max(0.01, 1e-4 * float(np.abs(sealed[name]).max(initial=0)))
             self._check_golden(name, sealed[name], x, allowed, lambda at: f"front end, band {at[-2]}, frame {at[-1]}")
         return view_windows
 
@@ -880,10 +877,7 @@ def join_bundles(
         for prefix, b in zip(_PREFIXES, ensemble.bundles):
             for f in ("bundle.json", *b.files):
                 shutil.copyfile(b.file(f), part / f"{prefix}{f}")
-        for file, data in (extra or {}).items():
-            write_bytes(part / file, data)
-        write_json(part / "audiotag.json", {"kind": "bundle", "format": SCHEMA})
-        _write_sealed(part, about)
+        _write_sealed(part, about, extra)
         if (part / "bundle.json").stat().st_size > LARGEST["bundle.json"]:
             raise AudiotagError(
                 "the combiner has too many numbers for a bundle.json",

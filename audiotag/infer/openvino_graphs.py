@@ -207,11 +207,9 @@ def gates_of(
 def to_int8(
     graph,  # openvino.Model
     clips,  # windows of real clips, each (n, C, bands, frames) or a tuple of them; a hundred are enough
-    *,
-    leave_out=None,  # names of operations that stay in 32 bits; None: `head_of(graph)` and `gates_of(graph)`
 ):
-    """Quantize the convolutions of a graph to 8 bits (NNCF, post-training); raises `AudiotagError` if that is not
-    possible."""
+    """Quantize the convolutions of a graph to 8 bits (NNCF, post-training), without those of its head and its gates;
+    raises `AudiotagError` if that is not possible."""
     nncf = load_library("nncf")
     import logging, sys
     from contextlib import redirect_stdout
@@ -220,7 +218,7 @@ def to_int8(
     data = [dict(enumerate(x)) if isinstance(x, tuple) else x for x in clips]
     if not data:
         raise AudiotagError("there are no clips to calibrate with")
-    names = [*head_of(graph), *gates_of(graph)] if leave_out is None else list(leave_out)
+    names = [*head_of(graph), *gates_of(graph)]
     asymmetric = any(o.get_type_name() in _NEGATIVE_ACTIVATIONS for o in graph.get_ops())
     preset = nncf.QuantizationPreset.MIXED if asymmetric else nncf.QuantizationPreset.PERFORMANCE
     try:
@@ -283,8 +281,6 @@ def evidence_of(
     *,
     calibrate_with: int = 100,  # clips
     at_most: int = 500,  # clips that a member is judged on
-    metric: Callable | None = None,  # None: the recipe's
-    seed: int = 0,
 ) -> Evidence:
     """Held-out clips of each member's fold, curated ones if there are some, and calibration clips of the other folds;
     with `Recipe.mixed` also the recordings that are mixed from the fold."""
@@ -294,7 +290,7 @@ def evidence_of(
     truth = dict(zip(clips.clip_id, targets(clips, bundle.classes)))
 
     def draw(ids, n, *names):
-        return list(rng(seed, *names).permutation(sorted(ids))[:n])
+        return list(rng(0, *names).permutation(sorted(ids))[:n])
 
     folds = [m["fold"] for m in bundle.members]
     held_out = {k: draw(clips.clip_id[clips.fold == k], at_most, "held out", k) for k in set(folds)}
@@ -315,7 +311,7 @@ def evidence_of(
         [held_out[k] for k in folds],
         [calibration[k] for k in folds],
         truth,
-        metric or metric_named(run.recipe.metric),
+        metric_named(run.recipe.metric),
         oof,
         [names[k] for k in folds],
     )
@@ -324,14 +320,10 @@ def evidence_of(
 def evidence_in(
     bundle: Bundle,
     store,  # a `FeatureStore` of the bundle's front end, or a dict clip_id -> features
-    *,
-    calibrate_with: int = 100,
-    at_most: int = 100,
-    seed: int = 0,
 ) -> Evidence:
-    "Clips without labels: enough to compare fp32 with torch."
-    ids, n = list(rng(seed, "clips").permutation(list(store))), len(bundle.members)
-    return Evidence(store.__getitem__, [ids[:at_most]] * n, [ids[:calibrate_with]] * n)
+    "A hundred clips without labels: enough to compare fp32 with torch."
+    ids, n = list(rng(0, "clips").permutation(list(store)))[:100], len(bundle.members)
+    return Evidence(store.__getitem__, [ids] * n, [ids] * n)
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #df931a4b
 def _held_out_scores(run, bundle: Bundle, evidence: Evidence, ids) -> tuple:  # (windows, classes), (clips, classes)
@@ -662,7 +654,6 @@ def open_members(
     precision: str = "best",  # 'best' (the fastest that passed its gate), or 'int8', 'fp16', 'fp32', 'torch'
     threads: int | None = None,  # of the processor that one member may use; None: all
     cache=None,  # a folder for compiled graphs; None: none
-    replay: bool = True,  # compute the golden example
     enough: Callable = _never,  # number of open members -> True to stop; called before each member
 ) -> list:  # of `Member`, in the order of bundles and their members
     "Check the files and open every member: its graph if there is one, or else in torch, with the reason in `why`."
@@ -678,7 +669,7 @@ def open_members(
                 return members
             run, kind, why = _open_graph(b, i, precision, view_windows, graphs, threads=threads, cache=cache)
             if run is None:
-                run = _open_in_torch(b, i, threads, view_windows if replay else None)
+                run = _open_in_torch(b, i, threads, view_windows)
             members.append(Member(b, i, run, kind, why, None if order == sorted(order) else order))
     return members
 
@@ -690,8 +681,7 @@ def _open_in_torch(bundle, index, threads, view_windows) -> Callable:
     if threads:
         torch.set_num_threads(threads)
     net = bundle.model(index)
-    if view_windows is not None:
-        bundle.replay_network(index, net, view_windows)
+    bundle.replay_network(index, net, view_windows)
     return torch_run(net, bundle.activation)
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #95cec470

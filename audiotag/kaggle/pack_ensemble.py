@@ -127,8 +127,10 @@ def _candidates(gathered, method, blend) -> tuple:  # {name: method}, and the na
             raise AudiotagError("there is a method and a formula", field="blend", fix="give one of the two")
         method = Given(combiner=parse_blend(blend, list(gathered.members)))
     if not isinstance(method, str):
-        name = "blend" if isinstance(method, Given) else type(method).__name__.lower()
-        return {**methods, name: method.with_metric(gathered.metric)}, name
+        method = method.with_metric(gathered.metric)
+        own = "blend" if isinstance(method, Given) else type(method).__name__.lower()
+        name = next((name for name, known in methods.items() if known == method), own)
+        return {**methods, name: method}, name
     require_name(method, ("best", *METHODS), "method", "combiner")
     return methods, method
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..core.errors import AudiotagError
 from ..core.config import Config, added
 from ..audio.features import crop_frames, window_starts
-from .blocks import GeM, Network, require_spectrograms, require_batch_of_two
+from .blocks import GeM, Network, SpectrogramNet
 
 # %% ../../nbs/models/04_sed.ipynb #d945f4f0
 def features_of(
@@ -95,21 +95,18 @@ def split_parts(
     return parts[:, :, 0], parts[:, :, 1 : 1 + frames], parts[:, :, 1 + frames :]
 
 
-class SEDNet(nn.Module):
+class SEDNet(SpectrogramNet):
     "A body and a SED head: (n, in_channels or 1, bands, frames) -> logits (n, n_classes), in training with all parts."
 
     def __init__(
         self, body: nn.Module, head: SEDHead, *, in_channels: int = 1, output: str = "clip", parts: bool = True
     ):
-        super().__init__()
-        self.body, self.head, self.in_channels, self.output, self.parts = body, head, in_channels, output, parts
+        super().__init__(body, head, in_channels)
+        self.output, self.parts = output, parts
 
     def moments(self, x):
         "Frame and attention logits of spectrograms, not of waves, both (n, n_classes, frames')."
-        if not torch.jit.is_tracing():  # an exported graph cannot contain the checks
-            require_spectrograms(x, n_channels=self.in_channels)
-            require_batch_of_two(self, x)
-        return self.head(self.body(x.expand(-1, self.in_channels, -1, -1)))
+        return super().forward(x)
 
     def forward(self, x):
         frame, attention = self.moments(x)

@@ -30,13 +30,10 @@ class _Stopwatch(Callback):
 
     order = 200  # behind the checkpoint
 
-    def __init__(
-        self,
-        batch_size: int,
-        batches: int = 3,  # of an epoch
-        longest: float = 20.0,  # seconds; the training is cut short after that
-    ):
-        self.rows, self.longest = batch_size * batches, longest
+    longest = 20.0  # seconds; the training is cut short after that
+
+    def __init__(self, batch_size: int):
+        self.rows = 3 * batch_size  # of an epoch
         self.batch_s, self.valid_s, self.epoch_s, self.began = [], [], [], time.perf_counter()
 
     def draw(self, g, epoch):
@@ -136,14 +133,12 @@ def _seconds_per_clip(run: Run, stage: str, ids) -> float:
 def measure_pace(
     run: Run,  # opened; nothing in its folder is changed
     *,
-    clips: int = 16,
-    longest: float = 20.0,  # seconds of training
     seed: int = 0,
 ) -> MeasuredPace:
     "Train a few batches of the recipe's first stage and score a few clips; raises `AudiotagError` if that fails."
     if isinstance(run.planned.model, Solved):
         raise AudiotagError("this network is solved in one step: its time is not planned", field="model")
-    began, (small, stage) = time.perf_counter(), _stand_in(run, clips, seed)
+    began, (small, stage) = time.perf_counter(), _stand_in(run, 16, seed)
     unlabeled = [c for c in run.rows.clip_id[run.rows.source == "unlabeled"]][:4]
     threads = torch.get_num_threads()
     torch.set_num_threads(run.threads())
@@ -151,10 +146,10 @@ def measure_pace(
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
             for attempt in ("first", "again"):  # the first one loads libraries
                 small.folder = Path(folder) / attempt
-                watch = _Stopwatch(stage.batch_size, longest=longest)
+                watch = _Stopwatch(stage.batch_size)
                 train_stage_fold(small, stage, 0, "", cbs=[watch])
                 training = time.perf_counter() - watch.began
-                if training > longest / 5:
+                if training > watch.longest / 5:
                     break
             weights = (small.fold_path(stage.name, 0) / "weights.safetensors").stat().st_size
             score = _seconds_per_clip(small, stage.name, list(small.clips.clip_id[:8]))

@@ -166,12 +166,11 @@ def warm_up(
     lr: float = 1e-3,
     batch_size: int = 128,
     agreed_at_least: float = 0.5,  # stage 3's threshold
-    agreed_at_most: int = 5,  # clips per fold and label in stage 3
     certain_at_least: float = 1.0,  # stage 4's threshold
 ) -> tuple[Stage, ...]:
     "The four-stage warm-up of system 1 (Freesound 2019, 8th place; source: the entrant's write-up)."
     common = dict(lr=lr, batch_size=batch_size)
-    agreed = AgreementRule(scores=("noisy", "curated"), at_least=agreed_at_least, at_most=agreed_at_most)
+    agreed = AgreementRule(scores=("noisy", "curated"), at_least=agreed_at_least, at_most=5)
     certain = AgreementRule(scores=("agreed",), at_least=certain_at_least)
     return (
         Stage(name="noisy", train_on=("noisy",), epochs=epochs[0], **common),
