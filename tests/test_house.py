@@ -3,6 +3,8 @@
 import ast
 import configparser
 import filecmp
+import importlib
+import inspect
 import json
 import re
 import shutil
@@ -282,6 +284,40 @@ def test_constraints_pin_every_requirement_within_its_range():
                 assert r.specifier.contains(next(iter(pin.specifier)).version), (
                     f"run `make constraints`: {pin} does not fit {r} on Python {python}"
                 )
+
+
+def calls_of_our_own(tree, known):
+    """Yield (call, function) for the calls, by their plain names, of what audiotag defines. A function's own imports hide
+    those of the module."""
+    for node in ast.iter_child_nodes(tree):
+        inside = known
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            imported = [
+                (a.asname or a.name, getattr(importlib.import_module(n.module), a.name, None))
+                for n in ast.walk(node)
+                if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("audiotag")
+                for a in n.names
+            ]
+            inside = {**known, **dict(imported)}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            function = known.get(node.func.id)
+            is_ours = (getattr(function, "__module__", None) or "").startswith("audiotag")
+            if is_ours and not (isinstance(function, type) and issubclass(function, BaseException)):
+                yield node, function
+        yield from calls_of_our_own(node, inside)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_arguments_fit_the_functions_that_they_are_given_to(module):
+    "A parameter that was renamed and a call that was forgotten, which only running it would show."
+    module = importlib.import_module(f"audiotag.{module}")
+    for call, function in calls_of_our_own(ast.parse(Path(module.__file__).read_text()), vars(module)):
+        if any(isinstance(a, ast.Starred) for a in call.args) or any(k.arg is None for k in call.keywords):
+            continue
+        try:
+            inspect.signature(function).bind(*call.args, **{k.arg: k for k in call.keywords})
+        except TypeError as e:
+            pytest.fail(f"{module.__name__}, line {call.lineno}: {function.__name__}() {e}")
 
 
 def test_every_line_of_the_night_names_a_test():
