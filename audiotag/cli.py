@@ -1047,10 +1047,17 @@ def system(
     ),
 )
 def foreign(
-    graph: Annotated[str, Argument(metavar="GRAPH", help="File that OpenVINO reads, such as .onnx or .xml.")],
+    graph: Annotated[
+        str,
+        Argument(
+            metavar="GRAPH", help="File that OpenVINO reads, such as .onnx or .xml; or a .parquet of its outputs."
+        ),
+    ],
     data: DataFolder,
     out: Annotated[str, Option(metavar="DIR", help="Folder to write: the graph and recipe.yaml.")],
-    sample_rate: Annotated[int, Option(metavar="HZ", help="Sampling rate that it was trained with.")],
+    sample_rate: Annotated[
+        int | None, Option(metavar="HZ", help="Sampling rate that it was trained with; a .parquet needs none.")
+    ] = None,
     table: Annotated[
         str | None,
         Option(metavar="CSV", help="Columns theirs and ours: which of its classes is which of the competition's."),

@@ -284,6 +284,12 @@ def plan_jobs(
 ) -> list:  # of `Job`
     "Plan how the rows of one recording are read; a row that cannot be read gets a job with an `error`."
     spans = [Span(*s) for s in spans]
+    if not getattr(front_end, "reads_waves", True):  # the rows of a table: nothing is gained by reading them together
+        times = [
+            (s.row, None if math.isnan(s.start_s) else s.start_s, None if math.isnan(s.end_s) else s.end_s)
+            for s in spans
+        ]
+        return [Job(path, (row,), start, end, share=1 / len(spans)) for row, start, end in times]
     try:
         extent = _extent(path)
     except AudiotagError as e:

@@ -8,7 +8,7 @@ __all__ = ['stored_outputs_recipe', 'foreign_member']
 # %% ../../nbs/train/17_foreign_members.ipynb #d77e506b
 from pathlib import Path
 from ..audio.features import FrontEnd
-from ..audio.foreign import ForeignGraph, import_graph
+from ..audio.foreign import import_graph, import_table
 from ..core.errors import AudiotagError, require_name
 from ..core.files import write_text
 from ..data.competitions import Competition
@@ -73,13 +73,13 @@ def stored_outputs_recipe(
 
 # %% ../../nbs/train/17_foreign_members.ipynb #f8565d81
 def foreign_member(
-    graph,  # a file that OpenVINO reads: .onnx, or .xml with its .bin
+    graph,  # a file that OpenVINO reads, .onnx or .xml with its .bin; or a .parquet for `import_table`
     folder,  # to write: graph.xml, graph.bin and recipe.yaml
     competition: Competition,  # with its training clips
     *,
     table=None,  # .csv: which of their classes is which of ours, as for `class_columns`
     head: str = "",  # in place of a table: a name of `audiotag.models.probes.PROBES`, trained on the outputs as embeddings
-    labels=None,  # file with their classes in the order of the outputs; None: `table` counts the outputs from 0
+    labels=None,  # file with their classes in the order of the outputs; None: `table` counts them from 0, or names columns
     outputs: str = "sigmoid",  # what they are: logits for a 'sigmoid' or a 'softmax', or 'probabilities'
     several: bool = False,  # several of their classes may stand for one of ours
     layout=None,  # as the competition was loaded with; None: a built-in one
@@ -96,22 +96,30 @@ def foreign_member(
         )
     if head:
         require_name(head, PROBES, "head", "head")
-        front_end = _imported(graph, folder, settings)
+        front_end, _ = _imported(graph, folder, settings)
         model = probe(head, front_end.width)
         return _written(
             stored_outputs_recipe(front_end, model, competition, name=folder.name, layout=layout, stage="probe"), folder
         )
     # what is wrong with the table is said before anything is written
     names = None if labels is None else read_labels(labels)
-    columns = class_columns(table, competition.classes, names or 2**17, several=several)
-    front_end = _imported(graph, folder, settings)
+    is_table = Path(graph).suffix == ".parquet"
+    if names or not is_table:
+        columns = class_columns(table, competition.classes, names or 2**17, several=several)
+    front_end, own_names = _imported(graph, folder, settings)
+    if is_table and not names:
+        try:
+            columns = class_columns(table, competition.classes, own_names, several=several)
+        except AudiotagError:
+            _remove_files(front_end)
+            raise
     if names is not None and len(names) != front_end.width:
-        _remove_graph(front_end)
+        _remove_files(front_end)
         raise AudiotagError(
             f"names {len(names)} classes, the graph has {front_end.width} outputs", file=labels, fix="give its own list"
         )
     if (last := max(i for c in columns for i in c)) >= front_end.width:
-        _remove_graph(front_end)
+        _remove_files(front_end)
         raise AudiotagError(f"names the output {last}, the graph has {front_end.width}", file=table, fix="count from 0")
     model = ClassMap(columns=columns, outputs=outputs)
     recipe = stored_outputs_recipe(front_end, model, competition, name=folder.name, layout=layout, stage="foreign")
@@ -123,15 +131,19 @@ def _written(recipe: Recipe, folder: Path) -> Recipe:
     return recipe
 
 
-def _imported(graph, folder: Path, settings: dict) -> ForeignGraph:
-    "The graph in `folder`, which must not hold another member."
+def _imported(graph, folder: Path, settings: dict) -> tuple:  # front end, names of a table's columns or None
+    "The graph or the table in `folder`, which must not hold another member."
     if (folder / "recipe.yaml").exists():
         raise AudiotagError("holds another member", file=folder, fix="choose another folder")
+    if Path(graph).suffix == ".parquet":
+        return import_table(graph, folder / "table.safetensors")
+    if settings.get("sample_rate") is None:
+        raise AudiotagError("has no sampling rate", file=graph, field="sample_rate", fix="give the one of its training")
     axes = settings.pop("axes", "NT")
-    return import_graph(graph, folder / "graph.xml", layout=axes, **settings)
+    return import_graph(graph, folder / "graph.xml", layout=axes, **settings), None
 
 
-def _remove_graph(front_end: ForeignGraph):
+def _remove_files(front_end: FrontEnd):
     "Take back an import."
-    for suffix in (".xml", ".bin"):
-        Path(front_end.graph).with_suffix(suffix).unlink()
+    for path in front_end.files.values():
+        path.unlink()

@@ -210,3 +210,43 @@ def test_members_of_other_competitions(tmp_path, system):
     if own.activation == "softmax":
         np.testing.assert_allclose(oof.sum(1), 1, atol=1e-5)
     assert np.isfinite(next(iter({k: v for k, v in run.scores("probe").items() if "curated" in k}.values())))
+
+
+def test_a_table_of_embeddings_or_probabilities_is_a_member(members, tiny_data, tmp_path):
+    "From a Parquet table to a submission; a test clip that is not in the table is left to the prior."
+    _, classes = members
+    competition = load_competition(tiny_data)
+    clips = competition.clips
+    known = [classes[i] for i in (0, 2, 5)]
+    score = {c: [0.9 if c in labels else 0.1 for labels in clips.labels] for c in known}
+    table = pd.DataFrame({"file": [p.rsplit("/", 1)[1] for p in clips.path], **score})
+    missing = competition.of("test").clip_id.iloc[3]
+    table = table[table.file != missing]
+    two = [table.assign(start_s=0.0), table.assign(start_s=5.0, **{c: table[c] / 2 for c in known})]
+    pd.concat(two).to_parquet(tmp_path / "scores.parquet")
+    (tmp_path / "map.csv").write_text("theirs,ours\n" + "".join(f"{c},{c}\n" for c in known))
+
+    def run_of(name, *words):
+        done = tiny.called(
+            "foreign", tmp_path / "scores.parquet", "--data", tiny_data, "--out", tmp_path / name, *words
+        )
+        assert done.returncode == 0, done.stderr
+        done = tiny.called(
+            "train", "--recipe", tmp_path / name / "recipe.yaml", "--data", tiny_data, "--run", tmp_path / f"{name}-run",
+            "--no-baseline", "--set", "n_folds=2", "--set", "group_by=[]",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        packed = tiny.called("pack", "weights", tmp_path / f"{name}-run", tmp_path / f"{name}-weights")
+        assert packed.returncode == 0, packed.stderr
+        return Run(tmp_path / f"{name}-run")
+
+    run = run_of("m", "--table", tmp_path / "map.csv", "--outputs", "probabilities")
+    clip = run.clips.iloc[0]
+    expected = [np.mean([p, p / 2]) for p in (0.9 if c in clip.labels else 0.1 for c in known)]
+    np.testing.assert_allclose(run.oof("foreign").loc[clip.clip_id, known], expected, atol=1e-3)
+    (tmp_path / "m" / "table.safetensors").unlink()  # the bundle holds it
+    report = infer(tmp_path / "m-weights", tiny_data, tmp_path / "out.csv", deadline="10min")
+    assert list(report.prior) == [missing] and "no row for" in report.prior[missing]
+    out = pd.read_csv(tmp_path / "out.csv", index_col=0)
+    np.testing.assert_allclose(out.drop(missing)[known], 0.075, atol=1e-4)  # no test clip has labels here
+    assert run_of("head", "--head", "ridge").scores("probe")["lwlrap curated"] > 0.4

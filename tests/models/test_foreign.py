@@ -4,10 +4,11 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from audiotag.audio.features import Joined, LogMel, Peak, Waveform
-from audiotag.audio.foreign import ForeignGraph, import_graph
+from audiotag.audio.foreign import ForeignGraph, import_graph, import_table
 from audiotag.core.config import config_from_dict
 from audiotag.core.errors import AudiotagError
 from audiotag.infer.bundle import Bundle, open_bundle, seal
@@ -265,7 +266,7 @@ def test_what_a_strangers_bundle_is_refused_for(fe, tmp_path):
     resealed(tmp_path / "copy", front_end={**about["front_end"], "graph": "/etc/passwd"})
     assert Bundle(tmp_path / "copy").front_end.graph == str(tmp_path / "copy" / "front-end.xml")
     files = {k: v for k, v in about["files"].items() if k != "front-end.bin"}
-    refused("lacks the graph", files=files)
+    refused("lacks the graph or the table", files=files)
     refused("is another graph", front_end={**about["front_end"], "sha256": "0" * 64})
     refused("too much memory", front_end={**about["front_end"], "seconds": 120.0, "sample_rate": 1_000_000})
     refused("does not take windows", front_end={**about["front_end"], "seconds": 1.0})
@@ -292,3 +293,58 @@ def test_a_graph_with_a_loop_is_refused_in_a_bundle(fe, tmp_path):
     resealed(folder, files=about["files"], front_end={**about["front_end"], "sha256": graph_sha256(path)})
     with pytest.raises(AudiotagError, match="none of plain inference"):
         open_bundle(folder)
+
+
+def rows(**changes):
+    columns = dict(file=["b.wav", "a.wav", "a.wav"], start_s=[0.0, 5.0, 0.0], x=[1.0, 2.0, 3.0], y=[4, 5, 6])
+    return pd.DataFrame({**columns, "source": ["test"] * 3, **changes})
+
+
+def test_a_table_is_read_by_file_and_time(tmp_path):
+    rows().to_parquet(tmp_path / "t.parquet")
+    fe, columns = import_table(tmp_path / "t.parquet", tmp_path / "t.safetensors")
+    assert columns == ["x", "y"] and fe.width == 2
+    np.testing.assert_array_equal(fe.read_features("/far/a.wav"), [[3, 2], [6, 5]])
+    np.testing.assert_array_equal(fe.read_features("a.wav", start_s=5.0), [[2], [5]])
+    np.testing.assert_array_equal(fe.read_features("a.wav", start_s=0.0, end_s=5.0), [[3], [6]])
+    with pytest.raises(AudiotagError, match="no row for 'c.wav'"):
+        fe.read_features("c.wav")
+    by_id = rows(file=["b", "a", "a"]).rename(columns={"file": "clip_id"}).set_index("clip_id")
+    by_id.to_parquet(tmp_path / "ids.parquet")
+    named, _ = import_table(tmp_path / "ids.parquet", tmp_path / "ids.safetensors")
+    np.testing.assert_array_equal(named.read_features("b.ogg"), [[1], [4]])
+    assert named.hash != fe.hash
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        (dict(start_s=[0.0, 5.0, 5.0]), "two rows for 'a.wav'"),
+        (dict(x=[1.0, np.nan, 0.0]), "not finite"),
+        (dict(x="1", y="2"), "holds no numbers"),
+        (dict(file=None), "names no clips"),
+    ],
+)
+def test_tables_that_are_refused(tmp_path, changes, match):
+    table = rows(**changes)
+    table.drop(columns=[c for c, v in changes.items() if v is None]).to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(AudiotagError, match=match):
+        import_table(tmp_path / "t.parquet", tmp_path / "t.safetensors")
+    assert not (tmp_path / "t.safetensors").exists()
+
+
+def test_a_bundle_holds_the_table(tmp_path):
+    rows().to_parquet(tmp_path / "t.parquet")
+    fe, _ = import_table(tmp_path / "t.parquet", tmp_path / "t.safetensors")
+    folder = sealed(tmp_path / "bundle", fe, ((1,), (), (0,)))
+    assert str(tmp_path) not in (folder / "bundle.json").read_text()
+    (tmp_path / "t.safetensors").unlink()
+    bundle, _ = open_bundle(folder)
+    np.testing.assert_array_equal(bundle.front_end.read_features("b.wav"), [[1], [4]])
+    path = folder / "front-end.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(AudiotagError, match="was changed since it was sealed"):
+        open_bundle(folder)
+    with pytest.raises(AudiotagError, match="another table"):
+        Bundle(folder).front_end.replace(table=str(path), sha256="1" * 64).read_features("b.wav")
