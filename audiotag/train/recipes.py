@@ -21,7 +21,17 @@ from ..core.config import Config, read_config, set_fields
 from ..data.crops import AroundBox, CallAt, CropSettings
 from ..data.scapes import MixedScapes
 from ..data.sampling import InverseRoot, MixPartners, OnePerRecording, RandomSubset
-from ..audio.features import PRESETS, FixedStats, GlobalFeatures, Joined, Length, LogMel, Waveform
+from audiotag.audio.features import (
+    PCEN,
+    PRESETS,
+    FixedStats,
+    GlobalFeatures,
+    Joined,
+    Length,
+    LogMel,
+    Standardize,
+    Waveform,
+)
 from ..models.cnn import CNNModel1, VGG16BN
 from ..models.wavecnn import WAVE_CNNS
 from ..models.rawfold import FOLDS, Hybrid, Raw
@@ -127,12 +137,12 @@ def rainforest2021(
     rows = (RandomSubset(source="negative", n=30),)
     if scale == "small":
         return Recipe(
-            front_end=PRESETS["rainforest"].replace(n_mels=64),
-            model=SED(backbone=CNNModel1(width=16), output="max"),
+            front_end=PRESETS["rainforest"].replace(n_mels=64, pcen=PCEN(), scaling=Standardize()),
+            model=SED(backbone=CNNModel1(width=8), output="max"),
             crops=AroundBox(shift=(16, 128)),
             loss=SEDLoss(),
-            stages=(Stage(steps=400, lr=3e-3, batch_size=24, sampling=rows, **stage),),
-            augment=(SpecAugment(p=0.5), MixUp(alpha=0.1)),
+            stages=(Stage(steps=800, lr=3e-3, batch_size=24, sampling=rows, **stage),),
+            augment=(SpecAugment(p=0.5), MixUp(alpha=0.5, p=0.7)),
             windows=Windows(frames=256, hop=128, pooling="max"),
             **common,
         )

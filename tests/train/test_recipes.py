@@ -163,3 +163,9 @@ def test_small_soundscapes_are_trained_and_judged_like_their_test():
     assert small.mixed is not None and birdclef2024().mixed is None
     waves = birdclef2024("small", inputs="rows80")
     assert [a.kind for a in waves.augment] == ["Gain", "Noise", "MixUp"] and waves.stages[0].epochs == 60
+
+
+def test_small_rainforest_hears_pcen():
+    small = get_recipe("rainforest2021", scale="small")
+    assert small.front_end.pcen and small.model.backbone.width == 8 and small.stages[0].steps == 800
+    assert get_recipe("rainforest2021").front_end == PRESETS["rainforest"]
