@@ -361,11 +361,14 @@ class Anywhere(CropSettings):
 def validated(
     train: pd.DataFrame,
     valid: pd.DataFrame | None,
-    n: int,  # clips, where nothing is held out
+    n: int = 128,  # clips, where nothing is held out
 ) -> pd.DataFrame:
-    "The clips to validate on; raises `AudiotagError` when one of them is trained on."
+    """The clips to validate on, where nothing is held out labelled ones from all over the table, which may be sorted by
+    class; raises `AudiotagError` when a held-out clip is trained on."""
     if valid is None:
-        return train[:n]
+        labelled = train[train.labels.map(len) > 0]
+        labelled = labelled if len(labelled) else train
+        return labelled.iloc[np.unique(np.linspace(0, len(labelled) - 1, n).round().astype(int))]
     if both := set(train.clip_id) & set(valid.clip_id):
         raise AudiotagError(
             f"{len(both)} clips are in training and in validation, one is {min(both)!r}", fix="check the folds"
@@ -375,7 +378,7 @@ def validated(
 
 def fold_loaders(
     train: pd.DataFrame,  # clips to train on
-    valid: pd.DataFrame | None,  # clips to validate on; None: nothing is held out, so a batch of the training clips
+    valid: pd.DataFrame | None,  # clips to validate on; None: nothing is held out, so some of the training clips
     store: FeatureStore,
     classes,  # class names
     *,
@@ -394,7 +397,7 @@ def fold_loaders(
     "Training and validation loader; raises `AudiotagError` when there is nothing to train on, or a clip is in both."
     if len(train) < 2:
         raise AudiotagError(f"there are only {len(train)} clips to train on", fix="use fewer folds or more clips")
-    valid = validated(train, valid, batch_size)
+    valid = validated(train, valid)
     common = dict(frames=frames, batch_size=batch_size, seed=seed, short=short, crops=crops, num_workers=num_workers)
     of_training = dict(y=y, probability=probability, draw=draw, target_step=target_step, join=join)
     return DataLoaders(

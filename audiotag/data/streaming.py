@@ -288,7 +288,7 @@ class StreamLoader(PrefetchingLoader):
 # %% ../../nbs/data/09_streaming.ipynb #e4c71625
 def stream_loaders(
     train: pd.DataFrame,  # clips to train on, with a column `probability` if not all are in every epoch
-    valid: pd.DataFrame | None,  # clips to validate on; None: nothing is held out, so a batch of the training clips
+    valid: pd.DataFrame | None,  # clips to validate on; None: nothing is held out, so some of the training clips
     store: FeatureStore,
     classes,
     folder,  # for the records of the clips; a few tens of bytes per clip
@@ -298,7 +298,7 @@ def stream_loaders(
 ) -> DataLoaders:
     """The loaders of a fold, as `audiotag.data.crops.fold_loaders` makes them, streamed; raises `AudiotagError` when a
     clip is in both."""
-    valid = validated(train, valid, options.get("batch_size", 64))
+    valid = validated(train, valid)
     if not hasattr(store, "clips"):
         raise AudiotagError("a joined front end cannot be streamed", fix="use one with a single part, or fewer clips")
 

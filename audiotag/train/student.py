@@ -117,6 +117,7 @@ def student_table(
     for name, p in scores.items():
         recipe = systems[name].recipe
         row = dict(networks=len(recipe.members) * (1 if recipe.refit else recipe.n_folds), score=metric(truth, p))
+        row |= systems[name].mixed_score(*recipe.members)
         if p is not first:
 
             def gain(t, both):

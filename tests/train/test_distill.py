@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
+from tests.tiny import SYSTEMS
+
 from audiotag.audio.features import LogMel, Standardize
 from audiotag.audio.synth import make_competition
 from audiotag.augment.mixing import AddClips
@@ -15,6 +17,7 @@ from audiotag.core.errors import AudiotagError
 from audiotag.core.files import read_json, write_json
 from audiotag.core.targets import Targets
 from audiotag.data.competitions import load_competition
+from audiotag.data.crops import validated
 from audiotag.data.folds import make_folds
 from audiotag.infer.bundle import Bundle
 from audiotag.infer.predict import infer
@@ -24,7 +27,9 @@ from audiotag.models.cnn import CNNModel1
 from audiotag.train.distill import Projection, TaughtLoss, TeacherEmbeddings, TeacherProbabilities, taught
 from audiotag.train.distill import embedding_cost, probability_cost
 from audiotag.train.losses import BCE
-from audiotag.train.run_folder import ALL_FOLDS, Run, is_finished, open_run, run_stages, taught_predictions
+from audiotag.train.recipes import changed, get_recipe
+from audiotag.train.run_folder import ALL_FOLDS, Run, _fold_loaders, is_finished, open_run, run_stages
+from audiotag.train.run_folder import taught_predictions
 from audiotag.train.settings import Recipe, Stage
 from audiotag.train.student import student_recipe, student_table, with_folds_of
 
@@ -244,3 +249,42 @@ def test_settings():
     )
     with pytest.raises(AudiotagError, match="no run to learn from"):
         student_recipe(into, [])
+
+
+def test_unlabelled_windows_are_taught_by_all_folds(tmp_path):
+    "Their labels are unknown and have no weight; what the teachers say of them does, also in a mixture with a labelled clip."
+    make, changes, layout = SYSTEMS["birdclef2024"]
+    make(tmp_path / "data")
+    changes = [c.replace("=6", "=3") for c in changes if not c.startswith(("members", "mixed", "rounds"))] + ["cpus=1"]
+    recipe = get_recipe("birdclef2024", scale="small")
+    recipe = recipe.replace(stages=recipe.stages[:1], rounds=(), members=("labelled",), mixed=None)
+    recipe = changed(recipe, changes)
+    comp = load_competition(tmp_path / "data", layout)
+    teacher = run_stages(open_run(tmp_path / "teacher", recipe, comp))
+    made = student_recipe(recipe, [teacher.folder])
+    same = with_folds_of(comp, [teacher.folder])
+    student = run_stages(open_run(tmp_path / "student", made, same, store=tmp_path / "teacher/store"))
+    windows = student.rows.clip_id[student.rows.source == "unlabeled"]
+    by_fold = [teacher.predict("labelled", k, windows).to_numpy() for k in range(2)]
+    np.testing.assert_allclose(told(student, ALL_FOLDS).loc[windows], np.mean(by_fold, axis=0), atol=1e-6)
+    np.testing.assert_allclose(told(student, 1).loc[windows], by_fold[1], atol=1e-6)
+    stage = student.recipe.stage("student")
+    loader = _fold_loaders(student, stage, ALL_FOLDS, student.training_clips(stage, ALL_FOLDS), seed=1).train
+    j = int(np.flatnonzero(loader.rows[:, 1] >= 0)[0])
+    own, partner = (loader._crop(j, k)[-1] for k in range(2))
+    assert partner.weights.max() == 0 and not partner.teacher.isnan().any()
+    share = float(loader.share[j])
+    torch.testing.assert_close(loader.create_item(j)[-1].teacher, (1 - share) * own.teacher + share * partner.teacher)
+    assert is_finished(student) and "macro_auc" in student_table(student, [teacher.folder], draws=5)
+
+
+def test_what_a_refit_is_validated_on_has_all_classes():
+    "Ids are often sorted by class, and metrics such as macro AUC need several; unlabelled windows are no measure."
+    names = [f"{label}/{i:03d}" for label in "abc" for i in range(100)]
+    train = pd.DataFrame(dict(clip_id=names, labels=[(n[0],) for n in names]))
+    train = pd.concat([train, pd.DataFrame(dict(clip_id=[f"w{i}" for i in range(500)], labels=[()] * 500))])
+    valid = validated(train, None, 30)
+    assert valid.labels.value_counts().to_dict() == {("a",): 10, ("b",): 10, ("c",): 10}
+    assert len(validated(train[:5], None)) == 5
+    with pytest.raises(AudiotagError, match="in training and in validation"):
+        validated(train, train[:1])
