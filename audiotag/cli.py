@@ -1109,9 +1109,9 @@ def foreign(
         gain=1.0 if peak is None else peak,
     )
     n, masked = len(competition.classes), getattr(recipe.model, "masked", ())
-    print(f"{out}: opinions on {n - len(masked)} of {n} classes")
+    show(f"{out}: opinions on {n - len(masked)} of {n} classes")
     recipe_file = shlex.quote(str(Path(out) / "recipe.yaml"))
-    print(f"next: audiotag train --recipe {recipe_file} --data {shlex.quote(data)} --run {shlex.quote(out)}-run")
+    show(f"next: audiotag train --recipe {recipe_file} --data {shlex.quote(data)} --run {shlex.quote(out)}-run")
 
 # %% ../nbs/01_cli.ipynb #104a6544
 @app.command(
