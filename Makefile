@@ -19,7 +19,7 @@ EDGES := newest oldest kaggle
 .PHONY: help demo test test-long test-night test-edges constraints cluster docs notebooks site dist
 
 help:
-	@echo 'make demo   features, four stages, sealed bundle, inference notebook, submission: on synthesised sounds'
+	@echo 'make demo   features, four stages, sealed bundle, inference notebook, submission: on synthesized sounds'
 	@echo 'make test   export in sync, notebooks clean, nbdev_test, pytest: every promise once'
 	@echo 'make test-long   what takes long because it repeats or starts many processes: fuzz, kills, rehearsals, tutorials'
 	@echo 'make test-night   before a release: the same in every system, container and engine, and the slow cells of the lessons'
@@ -42,7 +42,7 @@ $(READY): settings.ini setup.py constraints.txt
 	@touch $(READY)
 
 demo: $(READY)
-	@echo 'audiotag demo: the whole way from recordings to submission.csv, on synthesised sounds'
+	@echo 'audiotag demo: the whole way from recordings to submission.csv, on synthesized sounds'
 	@$(PY) -c 'from audiotag.demo import main; raise SystemExit(main(["demo"]))'
 
 test: $(READY)
@@ -89,7 +89,7 @@ docs: $(READY)
 	@$(VENV)/bin/nbdev_clean
 	@$(PY) tests/outputs.py
 
-# the outputs of the notebooks in nbs/kaggle, from competitions that the project synthesises: about seven minutes
+# the outputs of the notebooks in nbs/kaggle, from competitions that the project synthesizes: about seven minutes
 notebooks: $(READY)
 	@$(PY) tests/kaggle_notebooks.py $(SYSTEMS)
 

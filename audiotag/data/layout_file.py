@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SOUND_ENDINGS', 'LABEL_FORMS', 'read_rows', 'walk_visible', 'sound_files', 'FileIndex', 'fill_pattern', 'ClipTable',
-           'SubmissionTable', 'listed_files', 'find_files', 'labels_in_cells', 'table_clips', 'test_files',
+           'SubmissionTable', 'listed_files', 'find_files', 'labels_in_cells', 'table_clips', 'find_test_files',
            'asked_clips', 'FolderLayout', 'KnownLayout', 'PythonLayout', 'open_layout', 'layout_metric',
            'sealed_layout']
 
@@ -442,7 +442,7 @@ def _template_of(test: SubmissionTable, root: Path, classes) -> tuple:  # (templ
     return rows, columns
 
 
-def test_files(test: SubmissionTable, root: Path, ids=()) -> list:  # of paths below `root`
+def find_test_files(test: SubmissionTable, root: Path, ids=()) -> list:  # of paths below `root`
     "All files in the folder of the test clips; if ids are paths, in the folder that they have in common."
     folder, anywhere, _ = test.path.partition("**")
     if not anywhere:
@@ -461,7 +461,7 @@ def asked_clips(test: SubmissionTable, root: Path, classes) -> tuple:  # (clip t
     "The test clips: the rows of the template, then further files."
     template, classes = _template_of(test, root, classes)
     ids = list(template[test.id_column])
-    found = test_files(test, root, ids)
+    found = find_test_files(test, root, ids)
     index, known, paths, notes = FileIndex(found), set(found), [], []
     for row in template.to_dict("records"):
         text = (

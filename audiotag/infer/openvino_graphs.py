@@ -361,11 +361,9 @@ def judge(
     if truth is None:
         return {**verdict, "said": "there are no labelled clips to measure its loss on"}
     loss = verdict["metric"][0] - verdict["metric"][1]
-    return {
-        **verdict,
-        "kept": bool(loss <= gate.metric_loss),
-        "said": f"loses {loss:.4f} {where}, {gate.metric_loss:g} allowed",
-    }
+    change = f"loses {loss:.4f}" if loss >= 0 else f"gains {-loss:.4f}"
+    said = f"{change} {where}, a loss of {gate.metric_loss:g} is allowed"
+    return {**verdict, "kept": bool(loss <= gate.metric_loss), "said": said}
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #a7b5709e
 PRECISIONS = ("int8", "fp16", "fp32")  # in the order in which they are tried

@@ -139,7 +139,9 @@ def pack_wheels(
                 fix=f"it downloaded {a_few(names)}",
             )
         readme = _readme(names, pythons, slug_of(folder.name))
-        for name, data in dataset_page(folder, readme, owner=owner, title=title).items():
+        # that of audiotag and of OpenVINO
+        page = dataset_page(folder, readme, owner=owner, title=title, licence="Apache 2.0")
+        for name, data in page.items():
             write_bytes(part / name, data)
         write_manifest(part, "wheels", readme=readme, pythons=list(pythons), wanted=requirements)
         dataset_files(part)

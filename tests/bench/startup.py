@@ -1,6 +1,6 @@
 """How long does a user wait before something happens? `python -m tests.bench.startup [--save]`, a minute or two.
 
-Wall and processor seconds of commands from the start of their process, on a synthesised competition with a trained bundle; beside them
+Wall and processor seconds of commands from the start of their process, on a synthesized competition with a trained bundle; beside them
 what importing the libraries alone costs, which no command that needs them can be below. Medians of interleaved rounds.
 """
 

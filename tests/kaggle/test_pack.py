@@ -290,6 +290,7 @@ def test_wheels_for_the_kernels_python(index, tmp_path):
         changed_files(folder) == []
         and set(read_manifest(folder)["files"]) == names | {"README.md"}
         and read_json(folder / "dataset-metadata.json")["id"] == "ann/audiotag-wheels"
+        and read_json(folder / "dataset-metadata.json")["licenses"] == [{"name": "Apache 2.0"}]
     )
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     for pythons, requirements, word in (

@@ -79,7 +79,7 @@ def evaluate(clips, plan):
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 1])
-def test_planted_copies_of_synthesised_clips(tmp_path, seed):
+def test_planted_copies_of_synthesized_clips(tmp_path, seed):
     "Every clip is a take of its own, so every other pair is false."
     clips = load_competition(make_competition(tmp_path / "data", seed=seed, n_curated=60, n_noisy=60, n_test=0)).clips
     everything, plan = plant(clips, tmp_path, 60, seed)
