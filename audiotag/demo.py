@@ -91,22 +91,30 @@ def demo(
     _show(folder, bundle, facts, table=False)
 
 # %% ../nbs/02_demo.ipynb #9bafc79d
+def _aligned(files: dict) -> str:  # {path: what it is}
+    width = max(len(str(path)) for path in files)
+    return "\n".join(f"  {str(path):{width}}   {what}" for path, what in files.items())
+
+
 def _show(folder: Path, bundle, facts, *, table=True):
     "Print the score, and where the files are."
     if table:
         from audiotag.train.run_folder import Run
 
         print_results(Run(folder / "run"))
+    files = {
+        folder / "data": "the synthesized competition",
+        folder / "run": "weights, out-of-fold scores and ledgers",
+        bundle: "the packed weights: upload this as a Kaggle dataset",
+        facts["notebook"]: "the executed notebook",
+        folder / "working/submission.csv": "what Kaggle would score",
+    }
     print(f"""
 lwlrap of submission.csv on the true labels of the test clips: {facts["lwlrap_test"]:.3f}
 
-  {folder}/data                    the synthesized competition
-  {folder}/run                     weights, out-of-fold scores and ledgers
-  {bundle}   the packed weights: upload this as a Kaggle dataset
-  {facts["notebook"]}   the executed notebook
-  {folder}/working/submission.csv
+{_aligned(files)}
 
-{facts["seconds"]} s since the last start""")
+This took {facts["seconds"]} s. Next: audiotag report {folder / "run"}, and the same with data of your own, as in README.md""")
 
 # %% ../nbs/02_demo.ipynb #cd01b5cc
 @app.command("demo", rich_help_panel="Begin", epilog=example("audiotag demo"))

@@ -52,8 +52,8 @@ def drop_empty_stages(
     if left_out:
         stages = "the stage" if len(left_out) == 1 else "the stages"
         say(
-            f"{recipe.name}: {stages} {', '.join(left_out)} will not be trained, because the training clips of this "
-            f"competition are all {' or '.join(sorted(sources))}"
+            f"{recipe.name}: without {stages} {', '.join(left_out)}, because all training clips of this competition "
+            f"are {' or '.join(sorted(sources))}"
         )
     rounds = tuple(r for r in recipe.rounds if r in kept)
     return recipe.replace(

@@ -23,7 +23,7 @@ def test_from_a_folder_to_a_submission(tmp_path, monkeypatch):
     (m.root / "sample_submission.csv").rename(m.root / "SampleSubmission.csv")
     found = called("new", "mine")
     assert found.returncode == 0, found.stderr
-    assert "the stages noisy, agreed, certain will not be trained, because" in found.stderr
+    assert "without the stages noisy, agreed, certain, because" in found.stderr
     assert "what" in found.stdout and "person" not in found.stderr and "next: audiotag baseline" in found.stdout
     recipe = (tmp_path / "recipe.yaml").read_text()
     (tmp_path / "recipe.yaml").write_text("# my first\n" + recipe.replace("epochs: 60", "epochs: 1  # a look"))
