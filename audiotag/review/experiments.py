@@ -14,7 +14,7 @@ from ..core.errors import AudiotagError
 from ..core.files import folder_kind, read_json, write_json
 from ..core.metrics import METRICS, bootstrap_interval
 from ..data.competitions import targets
-from .cv_check import compare, scored_source
+from .cv_check import compare, label_changes, scored_source
 from ..train.recipes import get_recipe
 from ..train.run_folder import Run, is_finished
 
@@ -62,6 +62,7 @@ def find_runs(
         raise AudiotagError("there is no such folder", file=folder, fix="name the folder that holds the runs")
     found = [folder, *(p.parent for levels in ("*", "*/*", "*/*/*") for p in folder.glob(f"{levels}/recipe.json"))]
     found = sorted(p for p in found if (p / "recipe.json").is_file() and folder_kind(p) == "run")
+    found = [p for p in found if folder_kind(p.absolute().parent) != "smoke"]  # of `audiotag train --smoke`
     if not found:
         raise AudiotagError("holds no runs", file=folder, fix="name the folder above the --run of `audiotag train`")
     return found
@@ -222,9 +223,7 @@ def compare_pair(
     after: Run,  # finished, of the same competition
     *,
     n: int = 500,  # bootstrap draws
-) -> (
-    dict
-):  # changed {field: (before, after)}, clips, scores, and the columns of `compare`: gain, low, high, folds, verdict
+) -> dict:  # changed {field: (before, after)}, labels (differences in words), clips, scores, and the columns of `compare`: gain, low, high, folds, verdict
     "What differs between two runs, and how much the second gains; raises `AudiotagError` if they cannot be compared."
     for run in (before, after):
         if not is_finished(run):
@@ -251,6 +250,7 @@ def compare_pair(
     result = compare(truth, old, new, fold=clips.fold.to_numpy(), groups=groups, metric=before.recipe.metric, n=n)
     return {
         "changed": before.planned.diff(after.planned),
+        "labels": label_changes(before, after),
         "metric": before.recipe.metric,
         "clips": len(clips),
         "before": metric(truth, old),
@@ -268,6 +268,7 @@ def describe_pair(
     text = [
         f"they differ in {len(changed)} fields" if changed else "their recipes are the same",
         *(f"  {line}" for line in differs),
+        *(f"  {line}" for line in found["labels"]),
     ]
     text.append(
         f"{found['metric']} {found['before']:.4f} → {found['after']:.4f} on {found['clips']} clips: "
@@ -275,6 +276,6 @@ def describe_pair(
         f"(95 % interval {found['low']:+.4f} to {found['high']:+.4f}; better in {found['folds']} "
         f"folds), {found['verdict']}"
     )
-    if set(changed) == {"seed"}:
+    if set(changed) == {"seed"} and not found["labels"]:
         text.append("Only the seed differs: this is how much a gain can be luck.")
     return "\n".join(text)
