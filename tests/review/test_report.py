@@ -16,7 +16,10 @@ from audiotag.review.label_review import LabelReview, read_corrections
 from audiotag.review.html_page import render_page, table_html
 from audiotag.train.recipes import get_recipe
 from audiotag.review.report import (
+    average_precision,
     calibration_table,
+    class_counts,
+    class_table,
     confusion_table,
     report,
     report_html,
@@ -373,3 +376,58 @@ def test_the_written_labels_are_counted_by_class_and_fold(rounds_run):
 
 def test_a_run_without_rounds_has_no_such_section(path, run):
     assert "<h2>Rounds</h2>" not in path.read_text(encoding="utf-8") and describe_rounds(run) == ""
+
+
+def test_average_precision_by_hand(run):
+    truth = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]])
+    scores = np.array([[0.9, 0.2, 0.1], [0.8, 0.1, 0.1], [0.7, 0.3, 0.1], [0.1, 0.0, 0.1]])
+    assert average_precision(truth, scores)[:2] == pytest.approx([(1 + 2 / 3) / 2, 1 / 3])
+    assert np.isnan(average_precision(truth, scores)[2])
+    table = class_table(run)
+    assert (table.AP > 0).all() and list(table.columns[:3]) == ["lwlrap", "AP", "clips"]
+
+
+def test_the_report_counts_clips_and_draws_curves_with_a_legend(path, run):
+    counts = class_counts(run)
+    for source in ("curated", "noisy"):
+        labels = [c for labels in run.rows.labels[run.rows.source == source] for c in labels]
+        assert counts[source].to_dict() == {c: labels.count(c) for c in run.classes}
+    text = path.read_text(encoding="utf-8")
+    assert "noisy clips</button>" in text and "Precision and recall" in text and "all classes together (AP" in text
+    for word in ("fold 1", "fold 2", "learning rate, last batch", "lwlrap, validation"):
+        assert word in text
+    entry = json.loads((run.fold_path("noisy", 0) / "history.json").read_text())[-1]
+    assert 0 < entry["lr"] < run.recipe.stages[0].lr
+
+
+def test_with_one_label_a_clip_there_are_no_curves(run, monkeypatch):
+    run, n = Run(run.folder), len(run.classes)
+    run.recipe = run.recipe.replace(activation="softmax")
+    monkeypatch.setattr("audiotag.review.report._stage_scores", lambda *args: (np.eye(n), np.eye(n)))
+    assert "AP" not in class_table(run) and "f1" in class_table(run)
+
+
+@pytest.mark.parametrize("width", [1280, 375])
+def test_a_table_that_is_too_wide_says_that_it_scrolls(tmp_path, width):
+    table = pd.DataFrame(
+        [[f"{i}.{j}" * 3 for j in range(9)] for i in range(3)], columns=[f"column {j}" for j in range(9)]
+    )
+    page = tmp_path / "page.html"
+    page.write_text(render_page("Tables", [("Wide", table_html(table)), ("Narrow", table_html(table.iloc[:, :1]))]))
+    with opened(page, width=width) as (p, faults):
+        p.wait_for_timeout(100)
+        wide, narrow = (p.locator(".scroll").nth(i) for i in (0, 1))
+
+        def hint(box):
+            return box.evaluate("b => getComputedStyle(b, '::before').content")
+
+        assert "scroll" not in hint(narrow)
+        assert ("scroll sideways" in hint(wide)) == (width == 375)
+        if width == 375:
+            shadow = "b => getComputedStyle(b).boxShadow"
+            at_left = wide.evaluate(shadow)
+            assert "-14px" in at_left
+            wide.evaluate("b => { b.scrollLeft = b.scrollWidth }")
+            p.wait_for_timeout(100)
+            assert "-14px" not in wide.evaluate(shadow) and wide.evaluate(shadow) != "none"
+        assert p.evaluate("document.documentElement.scrollWidth") <= width and not faults

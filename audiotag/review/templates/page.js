@@ -35,6 +35,20 @@ for (const table of document.querySelectorAll('table[data-rows]')) {
   table.parentNode.append(button);
 }
 
+// Wide tables say that they scroll, and show on which side there is more.
+function showScroll(box) {
+  const rest = box.scrollWidth - box.clientWidth;
+  box.classList.toggle('wide', rest > 2);
+  box.classList.toggle('more-left', rest > 2 && box.scrollLeft > 2);
+  box.classList.toggle('more-right', rest > 2 && box.scrollLeft < rest - 2);
+  if (rest > 2) box.tabIndex = 0; else box.removeAttribute('tabindex');
+}
+for (const box of document.querySelectorAll('.scroll')) {
+  box.addEventListener('scroll', () => showScroll(box), {passive: true});
+  new ResizeObserver(() => showScroll(box)).observe(box);
+  showScroll(box);
+}
+
 // Players: a press on the picture plays the sound and stops the others.
 for (const player of document.querySelectorAll('.player')) {
   const audio = player.querySelector('audio'), cursor = player.querySelector('.cursor');
