@@ -15,6 +15,7 @@ from pathlib import Path
 import grimp
 import pytest
 
+from tests.bench.readme import scores_text
 from tests.conftest import night_tests
 from tests.outputs import MACHINE
 from tests.readme import REPO, readme
@@ -171,6 +172,12 @@ def test_a_conditional_expression_holds_no_other(path):
 
 def test_readme_is_made_from_the_index():
     assert (REPO / "README.md").read_text(encoding="utf-8") == readme(), "run `make docs`"
+
+
+def test_the_scores_in_the_readme_are_those_that_were_measured():
+    assert scores_text() in (REPO / "README.md").read_text(encoding="utf-8"), (
+        "python -m tests.bench.readme --only table"
+    )
 
 
 def test_the_init_of_a_wing_is_one_docstring():
