@@ -17,7 +17,8 @@ def lines(name):
 
 
 extras = {
-    name: lines(f"{name}_requirements") for name in ("dev", "int8", "kaggle", "gpus", "cluster", "remote", "docs")
+    name: lines(f"{name}_requirements")
+    for name in ("dev", "int8", "kaggle", "gpus", "cluster", "tensorboard", "wandb", "remote", "docs")
 }
 
 setup(

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PANELS', 'RESUMABLE', 'app', 'UsageError', 'LAYOUTS', 'RecipeName', 'Scale', 'Changes', 'DataFolder', 'Layout',
-           'OwnLayout', 'EngineName', 'Address', 'Threads', 'AsJson', 'RunFolder', 'SubmissionFile', 'pack', 'Owner',
-           'Title', 'DatasetFolder', 'Postprocess', 'ThresholdWord', 'Kernel', 'repeat_options', 'Commands', 'example',
-           'current_names', 'main', 'print_result', 'synth', 'new', 'recipes', 'recipe', 'features', 'store', 'train',
-           'print_results', 'distill', 'ledger', 'tune', 'thresholds', 'baseline', 'pack_weights', 'infer', 'doctor',
-           'Precision', 'export', 'ensemble', 'system', 'foreign', 'embed', 'rehearse', 'pack_wheels', 'pack_kernel',
-           'publish', 'push', 'follow', 'submit', 'report', 'review', 'audit', 'runs', 'score', 'compare', 'check_cv',
+           'OwnLayout', 'EngineName', 'Address', 'Threads', 'AsJson', 'Corrections', 'ContinueFrom', 'Groups', 'Logs',
+           'PlanOnly', 'SmokeOnly', 'RunFolder', 'SubmissionFile', 'pack', 'Owner', 'Title', 'DatasetFolder',
+           'Postprocess', 'ThresholdWord', 'Kernel', 'repeat_options', 'Commands', 'example', 'current_names', 'main',
+           'print_result', 'synth', 'new', 'recipes', 'recipe', 'features', 'store', 'Log', 'train', 'print_results',
+           'distill', 'ledger', 'tune', 'thresholds', 'baseline', 'pack_weights', 'infer', 'doctor', 'Precision',
+           'export', 'ensemble', 'system', 'foreign', 'embed', 'rehearse', 'pack_wheels', 'pack_kernel', 'publish',
+           'push', 'follow', 'submit', 'report', 'review', 'audit', 'runs', 'score', 'compare', 'check_cv',
            'completion']
 
 # %% ../nbs/01_cli.ipynb #bd4744ef
@@ -330,7 +331,8 @@ def new(
         show(f"{recipe_out}: how a network is trained on it; edit what you like")
     show(f"next: audiotag baseline {' '.join(words)}")
     recipe = shlex.quote(recipe_out) if recipe_out else "freesound2019"
-    show(f"      audiotag train --recipe {recipe} {' '.join(words)} --run runs/first")
+    train = f"      audiotag train --recipe {recipe} {' '.join(words)} --run runs/first"
+    show(f"{train} --smoke\n{train}")
 
 
 @app.command(rich_help_panel="Begin", epilog=example("audiotag recipes"))
@@ -428,10 +430,51 @@ def store(
     print_result(as_json, result, "\n".join(text))
     return 2 if result["faults"] else 0
 
+# %% ../nbs/01_cli.ipynb #ca847fd5
+class Log(str, Enum):
+    "Where trainings are logged beside the run folder."
+
+    tensorboard = "tensorboard"
+    wandb = "wandb"
+
+
+Corrections = Annotated[
+    str | None, Option(metavar="FILE", help="Corrected labels, as saved from a report or an audit.")
+]
+ContinueFrom = Annotated[
+    str | None,
+    Option(
+        "--continue-from",
+        metavar="RUN",
+        help="Run to go on from, which is not changed: its features and folds are taken, and every training that "
+        "the corrections leave as it was.  [default: the run folder that holds the corrections]",
+    ),
+]
+Groups = Annotated[
+    str | None,
+    Option(metavar="FILE", help="Groups that stay in one fold: clip_id,group, as `audiotag check-cv` writes them."),
+]
+Logs = Annotated[
+    list[Log],
+    Option(
+        "--log",
+        metavar="<tensorboard|wandb>...",
+        help="Also log every training for TensorBoard or Weights & Biases (offline unless WANDB_MODE is online).",
+    ),
+]
+PlanOnly = Annotated[
+    bool, Option("--plan", help="Only print what the run will take: hours, disk and memory, measured here.")
+]
+SmokeOnly = Annotated[
+    bool,
+    Option("--smoke", help="Only try the whole way, to a submission, on a few clips, in the folder RUN-smoke."),
+]
+
 # %% ../nbs/01_cli.ipynb #0b7e2f94
 @app.command(
     rich_help_panel="Train",
     epilog=example(
+        "audiotag train --recipe freesound2019 --scale small --data DATA --run runs/first --smoke",
         "audiotag train --recipe freesound2019 --scale small --data DATA --run runs/first",
         "audiotag train --recipe freesound2019 --data DATA --run runs/second --corrections corrections.csv",
         "audiotag train --recipe freesound2019 --data DATA --run runs/third --engine ray --address auto",
@@ -458,17 +501,13 @@ def train(
     ] = None,
     engine: EngineName = "serial",
     address: Address = None,
-    corrections: Annotated[
-        str | None, Option(metavar="FILE", help="Corrected labels, as saved from a report or an audit.")
-    ] = None,
-    groups: Annotated[
-        str | None,
-        Option(metavar="FILE", help="Groups that stay in one fold: clip_id,group, as `audiotag check-cv` writes them."),
-    ] = None,
+    corrections: Corrections = None,
+    continue_from: ContinueFrom = None,
+    groups: Groups = None,
     no_baseline: Annotated[bool, Option("--no-baseline", help="Do not fit the random forest for comparison.")] = False,
-    plan: Annotated[
-        bool, Option("--plan", help="Only print what the run will take: hours, disk and memory, measured here.")
-    ] = False,
+    log: Logs = [],
+    plan: PlanOnly = False,
+    smoke: SmokeOnly = False,
 ):
     "Train every stage over every fold and print the stage table; an interrupted run is resumed."
     from audiotag.data.folds import with_groups
@@ -476,7 +515,9 @@ def train(
     from audiotag.review.label_review import correct_labels
     from audiotag.train.engine import get_engine
     from audiotag.train.run_folder import is_finished, open_run, run_stages
+    from audiotag.train.run_log import RunLog
 
+    cbs = [RunLog(o.value for o in log)] if log else []
     opened_engine = get_engine(engine, address=address, workers=workers)
     recipe, competition = _recipe_and_data(recipe, data, layout, scale, changes)
     if corrections:
@@ -487,8 +528,21 @@ def train(
     processes = 1 if workers is None else workers
     if plan:
         return _print_plan(recipe, competition, run, processes, engine, workers)
+    if smoke:
+        return _print_smoke(recipe, competition, run, processes, opened_engine, scale)
+    kept = _kept_trainings(recipe, competition, run, store, corrections, groups, continue_from)
     with local_copy(run) as folder:
-        opened = open_run(folder, recipe, competition, store=store, workers=processes, scale=scale)
+        if kept and not kept.begin(folder, own_store=store is None):
+            kept = None
+        opened = open_run(
+            folder,
+            recipe,
+            competition,
+            store=store,
+            folds_of=kept.before if kept else None,
+            workers=processes,
+            scale=scale,
+        )
         if corrections:
             write_bytes(opened.folder / "corrections.csv", Path(corrections).read_bytes())
         if is_finished(opened):
@@ -496,7 +550,11 @@ def train(
         else:
             _plan_opened_run(opened, engine, workers)
         with opened_engine:
-            run_stages(opened, engine=opened_engine)
+            run_stages(opened, cbs=cbs, engine=opened_engine, keep=kept)
+        if kept:
+            say(kept)
+        for o in cbs:
+            say(o.describe(opened))
         print_results(opened, baseline=not no_baseline)
 
 # %% ../nbs/01_cli.ipynb #7d4f0101
@@ -514,6 +572,37 @@ def _print_plan(recipe, competition, run, processes, engine, workers):
     parallel = _trainings_at_once(engine, workers, recipe.cpus or os.cpu_count())
     folder = "." if "://" in str(run) else run
     show(plan_competition(recipe, competition, folder, workers=processes, parallel=parallel))
+
+
+def _kept_trainings(recipe, competition, run, store, corrections, groups, continue_from):
+    "What `--continue-from`, or corrections in the folder of another run, let a run keep; None for nothing."
+    from audiotag.core.files import folder_kind
+    from audiotag.train.continue_run import KeptTrainings
+
+    beside = Path(corrections or "").parent
+    found = continue_from or (str(beside) if corrections and folder_kind(beside) == "run" else None)
+    if not found or ("://" not in run and Path(found).resolve() == Path(run).resolve()):
+        return None
+    kept = KeptTrainings(found)
+    try:
+        if groups:
+            raise AudiotagError("has other folds", file=found, fix="leave --groups or --continue-from out")
+        kept.check(recipe, competition, store)
+    except AudiotagError as e:
+        if continue_from:
+            raise
+        say(f"nothing is kept of the run that holds the corrections: {e}")
+        return None
+    return kept
+
+
+def _print_smoke(recipe, competition, run, processes, engine, scale):
+    "Go the whole way on a few clips, in a folder beside the run, and print what was tried."
+    from audiotag.rehearse.smoke import smoke_folder, smoke_run
+
+    with engine:
+        show(smoke_run(recipe, competition, smoke_folder(run), engine=engine, workers=processes, scale=scale))
+    show("next: the same command without --smoke")
 
 
 def _plan_opened_run(opened, engine, workers):
@@ -1390,6 +1479,7 @@ def review(
         server.server_close()
     words = f"--recipe RECIPE --data DATA --run NEW-RUN --corrections {shlex.quote(str(path))}"
     show(f"{len(server.decisions.of_clip)} decisions in {path}\nnext: audiotag train {words}")
+    show("      with the settings of this run, it trains only what the decisions change")
 
 
 @app.command(rich_help_panel="Review", epilog=example("audiotag audit --data DATA --out audit.html"))

@@ -18,6 +18,7 @@ from audiotag.infer.openvino_graphs import PRECISIONS
 from audiotag.train.engine import ENGINES
 from audiotag.train.recipes import SYSTEMS, recipes
 from audiotag.train.run_folder import Run
+from audiotag.train.run_log import LOGS
 
 COMMANDS = dict(get_command(app).visible())
 WRONG = {
@@ -57,7 +58,7 @@ def test_every_option_says_what_it_is_for():
 
 
 CHOICES = {
-    "train": ["full", "small", *ENGINES, *recipes],
+    "train": ["full", "small", *ENGINES, *recipes, *LOGS],
     "features": ["full", "small", *ENGINES, *DTYPES],
     "infer": [*layouts(), "best", *PRECISIONS, "torch"],
     "export": PRECISIONS,

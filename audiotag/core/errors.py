@@ -90,7 +90,15 @@ def _failed_import(e: BaseException) -> tuple | None:  # (importing library, lib
     return ("audiotag" if importer in ours else importer), library
 
 # %% ../../nbs/core/01_errors.ipynb #5be2a6f0
-_PIP_EXTRAS = {"nncf": "int8", "accelerate": "gpus", "ray": "cluster", "s3fs": "remote", "kaggle": "kaggle"}
+_PIP_EXTRAS = {  # library -> extra of audiotag
+    "nncf": "int8",
+    "accelerate": "gpus",
+    "ray": "cluster",
+    "s3fs": "remote",
+    "kaggle": "kaggle",
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+}
 
 
 def _installed_version(library: str) -> tuple:  # (pip's name, version or None)

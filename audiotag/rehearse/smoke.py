@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['few_clips', 'short_recipe', 'FewBatches', 'smoke_folder', 'Smoke', 'smoke_run']
 
-# %% ../../nbs/rehearse/05_smoke.ipynb #9189f7f8
+# %% ../../nbs/rehearse/05_smoke.ipynb #5d49410e
 import importlib.util, math, os, shutil, time
 import numpy as np, pandas as pd
 from contextlib import contextmanager
@@ -28,7 +28,7 @@ from ..train.settings import AgreementRule, Recipe, Stage
 from ..train.pseudo import PseudoLabelRule
 from ..kaggle.pack import pack_weights
 
-# %% ../../nbs/rehearse/05_smoke.ipynb #c46add08
+# %% ../../nbs/rehearse/05_smoke.ipynb #5302f316
 def _paths_by_class(
     rows: pd.DataFrame,  # of one source
     n_classes: int,
@@ -62,8 +62,8 @@ def few_clips(
     "Labelled clips of a few classes for every source of the recipe, and some unlabelled ones."
     rows, _ = trainable_clips(clips, recipe)
     given_folds(rows)  # an error in them is found here, too
-    parts = []
-    for source in dict.fromkeys(rows.source):
+    parts, lent = [], {recipe.mixed.background} & set(clips.source) if recipe.mixed else set()
+    for source in dict.fromkeys([*rows.source, *lent]):
         part, g = clips[clips.source == source], rng(seed, "smoke", source)
         if source == "unlabeled":
             parts.append(part[part.path == part.path.iloc[g.integers(len(part))]].head(windows))
@@ -71,7 +71,7 @@ def few_clips(
             parts.append(part[part.path.isin(_paths_by_class(part, n_classes, per_class, g))])
     return pd.concat(parts, ignore_index=True).assign(fold=-1)
 
-# %% ../../nbs/rehearse/05_smoke.ipynb #9a1c59a5
+# %% ../../nbs/rehearse/05_smoke.ipynb #0bbf9794
 def _short_stage(stage: Stage) -> Stage:
     "A stage of one epoch, whose rules take every clip."
 
@@ -82,6 +82,8 @@ def _short_stage(stage: Stage) -> Stage:
 
     return stage.replace(
         epochs=1,
+        frozen_epochs=0,
+        swa=min(stage.swa, 1),
         steps=None,
         batch_size=min(stage.batch_size, 4),
         best_from=0,
@@ -99,7 +101,10 @@ def short_recipe(
     members = tuple(
         dict.fromkeys(name for m in recipe.members for name in (last_round if m in recipe.rounds else (m,)))
     )
-    return recipe.replace(stages=tuple(map(_short_stage, recipe.stages)), members=members, rounds=(), n_folds=2)
+    short = dict(stages=tuple(map(_short_stage, recipe.stages)), members=members, rounds=(), n_folds=2)
+    if recipe.mixed:
+        short["mixed"] = recipe.mixed.replace(n=2)
+    return recipe.replace(**short)
 
 
 class FewBatches(Callback):
@@ -118,7 +123,7 @@ class FewBatches(Callback):
             setattr(loader, name, getattr(loader, name)[: self.n * loader.bs])
         loader.n = len(loader.rows)
 
-# %% ../../nbs/rehearse/05_smoke.ipynb #25cccc1b
+# %% ../../nbs/rehearse/05_smoke.ipynb #3f8913ba
 def smoke_folder(
     run,  # folder of the run, or a URL
 ) -> Path:
@@ -170,7 +175,7 @@ class Smoke:
         ]
         return "\n".join(lines)
 
-# %% ../../nbs/rehearse/05_smoke.ipynb #98e8b31b
+# %% ../../nbs/rehearse/05_smoke.ipynb #9fdf14bc
 def _train_and_pack(smoke, recipe, competition, few, engine, workers, scale):
     "Features, stages and the bundle; returns the run."
     small = replace(competition, clips=few)
@@ -180,6 +185,9 @@ def _train_and_pack(smoke, recipe, competition, few, engine, workers, scale):
         for stage in group:
             with smoke.part(stage.name):
                 run_stages(run, cbs=[FewBatches()], engine=engine, until=stage.name)
+    if run.planned.refit:
+        with smoke.part("refit"):
+            run_stages(run, cbs=[FewBatches()], engine=engine)
     with smoke.part("pack"):
         pack_weights(run, smoke.folder / "weights")
     return run

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['link_store', 'KeptTrainings']
 
-# %% ../../nbs/train/18_continue_run.ipynb #ef1ca6cb
+# %% ../../nbs/train/18_continue_run.ipynb #2048d1fa
 import os, shutil
 import pandas as pd
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..data.remote import is_url
 from .run_folder import Run
 from .settings import Recipe
 
-# %% ../../nbs/train/18_continue_run.ipynb #56d7db25
+# %% ../../nbs/train/18_continue_run.ipynb #a4844cea
 def link_store(
     store,  # folder of a finished store
     folder,  # of the new one; nothing happens if it exists
@@ -55,7 +55,7 @@ def _store_folders(run: Run) -> dict:  # {what follows the name of the main stor
     beside = [] if named and is_url(named) else sorted(main.parent.glob(f"{main.name}*"))
     return {p.name.removeprefix(main.name): p for p in beside if folder_kind(p) == "store"}
 
-# %% ../../nbs/train/18_continue_run.ipynb #d8bd9e52
+# %% ../../nbs/train/18_continue_run.ipynb #d116c4fc
 def _same_rows(a: pd.DataFrame, b: pd.DataFrame) -> bool:
     "Whether two clip tables hold the same clips with the same labels, source and times."
     columns = [c for c in ("labels", "secondary", "source", "start_s", "end_s", "recording") if c in a and c in b]
@@ -128,7 +128,8 @@ class KeptTrainings:
 
     def _is_same(self, run: Run, name: str, fold: int) -> bool:
         stage, before = run.planned.stage(name), self.before
-        if not self._same_weights(run, stage, fold):
+        # what a teacher tells may come from other folds, or from a table that has changed
+        if stage.distill or not self._same_weights(run, stage, fold):
             return False
         ids = set(read_json(before.fold_path(name, fold) / "trained_on.json"))
         clips = run.training_clips(stage, fold)
@@ -142,10 +143,12 @@ class KeptTrainings:
         return audio[0].equals(audio[1]) and scored <= set(before.clips.clip_id[before.clips.fold == fold])
 
     def _copy(self, run: Run, stage: str, fold: int):
-        "The weights, and the out-of-fold scores of the clips that are left."
+        "The weights, and the out-of-fold scores of the clips that are left, unless these have to be computed again."
         there, here = self.before.fold_path(stage, fold), run.fold_path(stage, fold)
         for name in ("weights.safetensors", "history.json", "trained_on.json"):
             write_bytes(here / name, (there / name).read_bytes())
+        if run.planned.mixed:  # recordings are mixed anew from the clips that are left, and scored
+            return
         scores = read_parquet(there / "oof.parquet")
         kept = scores.clip_id.isin(run.clips.clip_id[run.clips.fold == fold])
         write_parquet(here / "oof.parquet", scores[kept].reset_index(drop=True))

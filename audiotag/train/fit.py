@@ -542,6 +542,7 @@ class Checkpoint(Callback):
                 "train_loss": train,
                 "valid_loss": float(valid),
                 f"valid_{self.metric}": float(score),
+                "lr": float(self.opt.hypers[-1]["lr"]),  # of the last batch
                 "seconds": seconds,
                 "memory_mb": peak_memory(),
             }
@@ -677,7 +678,7 @@ def train_fold(
     label: str = "",  # how progress lines begin
     time_left=None,  # how they end: function (epochs that are left, seconds of one) -> words
     cbs=(),  # further fastai callbacks, such as ProgressCallback in a notebook
-) -> list[dict]:  # epoch, train_loss, valid_loss, valid_<metric>, seconds, memory_mb; empty except in process 0
+) -> list[dict]:  # epoch, train_loss, valid_loss, valid_<metric>, lr, seconds, memory_mb; empty except in process 0
     "Train to the end, from the last finished epoch if there is one; `model` ends with the final weights."
     folder = Path(folder)
     if not _has_whole_weights(folder / "weights.safetensors", mark):

@@ -24,6 +24,7 @@ from audiotag.core.files import (
     read_json,
     read_parquet,
     read_parquet_table,
+    write_bytes,
     write_json,
     write_parquet,
 )
@@ -33,7 +34,7 @@ from ..core.memory import keep_memory
 from ..core.metrics import METRICS, per_clip_lwlrap
 from ..core.targets import Targets
 from ..data.competitions import CLIP_COLUMNS, recordings, targets
-from ..data.folds import given_folds, join_groups, make_folds
+from ..data.folds import TRAINING, given_folds, join_groups, make_folds
 from ..data.sampling import MixPartners, epoch_draw
 from ..data.store import FeatureStore
 from ..data.scapes import background_files, mix_fold
@@ -374,8 +375,10 @@ def _data_fingerprint(clips, store) -> str:
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16]
 
 # %% ../../nbs/train/08_run_folder.ipynb #9d3cab97
-def _new_folds(folder: Path, clips: pd.DataFrame, recipe: Recipe, workers: int) -> pd.DataFrame:
+def _new_folds(folder: Path, clips: pd.DataFrame, recipe: Recipe, workers: int, folds_of=None) -> pd.DataFrame:
     "Clips with groups and folds; what was found is written to `folds.json` and `duplicates.parquet`."
+    if folds_of:
+        return _same_folds(folder, clips, folds_of.folder)
     given = given_folds(clips)
     by = () if given is not None and given.fold.max() + 1 == recipe.n_folds else recipe.group_by
     grouped = join_groups(clips, n_folds=recipe.n_folds, by=by, workers=workers)
@@ -384,6 +387,22 @@ def _new_folds(folder: Path, clips: pd.DataFrame, recipe: Recipe, workers: int) 
     write_json(folder / "folds.json", grouped.to_json())
     write_parquet(folder / "duplicates.parquet", grouped.pairs)
     return make_folds(grouped.clips, n_folds=recipe.n_folds, seed=derive_seed(recipe.seed, "folds"))
+
+
+def _same_folds(folder: Path, clips: pd.DataFrame, before: Path) -> pd.DataFrame:
+    "Clips with the groups and folds of the run in `before`, which has them all."
+    clips = _stored_folds(before, clips)
+    new = clips.source.isin(TRAINING) & (clips.fold < 0)
+    if new.any():
+        raise AudiotagError(
+            f"{new.sum()} clips are not in that run, the first is {clips.clip_id[new].iloc[0]!r}",
+            file=before,
+            fix="train them in a run that does not go on from it",
+        )
+    for name in ("folds.json", "duplicates.parquet"):  # a run of an older version has none
+        if (before / name).exists():
+            write_bytes(folder / name, (before / name).read_bytes())
+    return clips
 
 
 def _stored_folds(folder: Path, clips: pd.DataFrame) -> pd.DataFrame:
@@ -413,6 +432,7 @@ def open_run(
     recipe: Recipe,
     competition,  # `audiotag.data.competitions.Competition`
     *,
+    folds_of: RunFolder | None = None,  # a new run takes the groups and folds of this one
     store=None,  # a feature store to use or make; None: `folder`/store
     workers: int = 1,  # processes that compute features
     scale: str = "",  # the preset's name, kept for the report
@@ -436,7 +456,7 @@ def open_run(
     clips = rows[[c in features for c in rows.get("recording", rows.clip_id)]].reset_index(drop=True)
     if not resumed:
         _require_sound(clips, features, competition.root)
-    clips = _stored_folds(folder, clips) if resumed else _new_folds(folder, clips, recipe, workers)
+    clips = _stored_folds(folder, clips) if resumed else _new_folds(folder, clips, recipe, workers, folds_of)
     fingerprint = _data_fingerprint(clips, features)
     if resumed and read_json(folder / "recipe.json").get("teachers", {}) != teachers:
         raise AudiotagError(
@@ -780,6 +800,8 @@ def train_stage_fold(
 ):
     "Train one fold of one stage in this process, or resume its training."
     folder, recipe = run.fold_path(stage.name, fold), run.recipe
+    # some make their callbacks for each training, such as `audiotag.train.run_log.RunLog`
+    cbs = [cb for o in cbs for cb in (o.callbacks(run, stage.name, fold) if hasattr(o, "callbacks") else [o])]
     with rank_0_first():
         train = run.training_clips(stage, fold)
         if not rank():
@@ -984,6 +1006,7 @@ def run_stages(
     cbs=(),  # further fastai callbacks for every training
     engine=None,  # where folds are trained: called as engine.folds(run, [(stage, fold), …], cbs); None: here
     until: str | None = None,  # the last stage to be carried out; None: all of them
+    keep=None,  # function (run, stage, fold), called before folds are trained; it may finish the fold by other means
 ) -> Run:
     "Train and score every fold of every stage, resuming where the run stopped; finished folds are not touched."
     names = [s.name for s in run.planned.stages]
@@ -998,7 +1021,7 @@ def run_stages(
             if not group:
                 break
             if group[0].name in {s.name for s in run.recipe.stages}:  # not a round that is skipped
-                _run_group(run, group, cbs, engine)
+                _run_group(run, group, cbs, engine, keep)
         if run.recipe.refit and not until:
             _train(run, [(s.name, ALL_FOLDS) for s in run.recipe.refitted], cbs, engine)
     return run
@@ -1014,9 +1037,12 @@ def _train(run: Run, todo: list, cbs, engine):
             finish_fold(run, stage, fold, cbs=cbs)
 
 
-def _run_group(run: Run, group: list, cbs, engine):
+def _run_group(run: Run, group: list, cbs, engine, keep):
     "Train and score the stages between two barriers."
     _select_clips(run, group[0])
+    if keep:
+        for s, k in [(s.name, k) for s in group for k in range(run.recipe.n_folds) if not run.is_done(s.name, k)]:
+            keep(run, s, k)
     _train(run, [(s.name, k) for s in group for k in range(run.recipe.n_folds)], cbs, engine)
     if group[0].name in run.recipe.rounds:
         _record_round(run, group[0].name)
