@@ -159,7 +159,8 @@ def join_groups(
         notes.append(note + (f", except for {apart} with too many clips or most of a class" if apart else ""))
     if unknown := " and ".join(c for c in columns if c not in known):
         notes.append(
-            f"the {unknown} of a clip is not known, so clips of one {unknown.replace('and', 'or')} may be in different folds"
+            f"{unknown} of the clips {'are' if ' and ' in unknown else 'is'} not known, so clips of one "
+            f"{unknown.replace('and', 'or')} may be in different folds"
         )
     joined = clips.assign(group=[groups.find(g) for g in clips.group])
     return Grouped(joined, pairs.drop(columns=["group_a", "group_b"], errors="ignore"), tuple(by), tuple(notes))

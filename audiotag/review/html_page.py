@@ -255,11 +255,13 @@ def render_page(
     head: str = "",  # HTML below the title
     css: str = "",  # further style sheet
     js: str = "",  # further script
+    connects: bool = False,  # whether the script may send requests to the server that the page comes from
 ) -> str:  # a whole HTML file
     "A self-contained page with a menu of its sections."
     return templates.get_template("page.html.jinja").render(
         title=title,
         head=Markup(head),
+        connects=connects,
         sections=[(name, Markup(content)) for name, content in sections if content],
         styles=[read_asset("page.css"), Markup(css)],
         scripts=[read_asset("page.js"), Markup(js)],

@@ -299,7 +299,8 @@ class LabelReview:
     def page(self) -> str:  # a whole HTML file
         "The review as a page of its own."
         css, js = read_asset("label_review.css"), read_asset("label_review.js")
-        return render_page("Label review", [(f"{len(self)} clips to review", self.html())], css=css, js=js)
+        sections = [(f"{len(self)} clips to review", self.html())]
+        return render_page("Label review", sections, css=css, js=js, connects=bool(self.token))
 
     def _repr_html_(self):
         return f'<iframe style="width:100%;height:720px;border:0" srcdoc="{html.escape(self.page())}"></iframe>'

@@ -389,6 +389,11 @@ class Recipe(Config):
 
     def check(self):
         "Require that the parts fit together."
+        self.require(
+            self.gpus is None or 0 <= self.gpus <= 1 or 1 < self.gpus < 1000 and self.gpus == int(self.gpus),
+            "gpus",
+            "give 0 to 1, or a whole number",
+        )
         _check_stages(self)
         _check_features(self)
         _check_labels(self)
@@ -407,11 +412,6 @@ class Recipe(Config):
         self.require(set(self.group_by) <= set(GROUP_BY), "group_by", f"choose from {', '.join(GROUP_BY)}")
         self.require(self.stream_from > 0, "stream_from", "give a number of clips")
         self.require(self.cpus is None or self.cpus > 0, "cpus", "give a positive number")
-        self.require(
-            self.gpus is None or 0 <= self.gpus <= 1 or 1 < self.gpus < 1000 and self.gpus == int(self.gpus),
-            "gpus",
-            "give 0 to 1, or a whole number",
-        )
         self.require(hasattr(self.model, "build"), "model", "give the settings of a network")
         self.require(
             all(isinstance(o, losses.Loss) for o in [self.loss, *(s.loss for s in self.stages if s.loss)]),

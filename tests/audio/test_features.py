@@ -602,7 +602,10 @@ def test_hash_is_the_same_in_another_process():
 
 def test_every_front_end_keeps_the_contract():
     kinds = {LogMel, GlobalFeatures, RawFold, Waveform}
-    assert {type(fe) for fe in PRESETS.values()} == kinds == set(FrontEnd.__subclasses__()) - {Joined, Length}
+    ours = {
+        c for c in FrontEnd.__subclasses__() if not c.__module__.endswith("foreign")
+    }  # those have tests of their own
+    assert {type(fe) for fe in PRESETS.values()} == kinds == ours - {Joined, Length}
     assert inspect.signature(LogMel).parameters["hop_length"].default == 347 and issubclass(FrontEnd, Config)
     for fe in PRESETS.values():
         n = fe.n_samples if isinstance(fe, RawFold) else fe.sample_rate
