@@ -118,7 +118,7 @@ def find_python(
 # %% ../../nbs/rehearse/01_sandbox.ipynb #3c781e94
 @dataclass
 class SandboxSpec:
-    "What a sandboxed process sees: read-only `mounts`, and `working` and a /tmp of its own as its only writable folders."
+    "What a sandboxed process sees: read-only `mounts`, and `working` and its own /tmp, which it may write to."
 
     mounts: list  # of pairs (path on the host, path inside); a later one may cover a part of an earlier one
     working: Path  # the writable folder on the host

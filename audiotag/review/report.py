@@ -89,7 +89,7 @@ def plot_epochs(
     run: Run,
     stage: str,  # name
 ):
-    "Loss, metric of the validation crops and learning rate of a stage by epoch, one colour per fold. Returns the figure."
+    "Loss, metric of the validation crops and learning rate by epoch, one colour per fold. Returns the figure."
     import matplotlib.pyplot as plt
 
     fig, axes = plt.subplots(1, 3, figsize=(8.4, 2.3))
@@ -121,7 +121,7 @@ def average_precision(
     truth: np.ndarray,  # (clips, classes), 0 or 1
     scores: np.ndarray,  # (clips, classes)
 ) -> np.ndarray:  # (classes,); NaN for a class that no clip has
-    "The average precision of each class over all clips: the area below its precision-recall curve, without interpolation."
+    "The average precision of each class: the area below its precision-recall curve, without interpolation."
     from sklearn.metrics import average_precision_score
 
     return np.array([average_precision_score(t, s) if t.any() else np.nan for t, s in zip(truth.T > 0.5, scores.T)])

@@ -78,8 +78,8 @@ def foreign_member(
     competition: Competition,  # with its training clips
     *,
     table=None,  # .csv: which of their classes is which of ours, as for `class_columns`
-    head: str = "",  # in place of a table: a name of `audiotag.models.probes.PROBES`, trained on the outputs as embeddings
-    labels=None,  # file with their classes in the order of the outputs; None: `table` counts them from 0, or names columns
+    head: str = "",  # in place of a table: a name of `PROBES`, trained on the outputs as embeddings
+    labels=None,  # file with their classes in the order of the outputs; None: `table` has numbers or column names
     outputs: str = "sigmoid",  # what they are: logits for a 'sigmoid' or a 'softmax', or 'probabilities'
     several: bool = False,  # several of their classes may stand for one of ours
     layout=None,  # as the competition was loaded with; None: a built-in one
