@@ -67,6 +67,10 @@ def test_a_notebook_lies_where_its_module_does(path):
     assert path.parent == NBS / wing and path.stem[2:] == f"_{name}"
 
 
+def test_two_notebooks_of_a_folder_have_two_numbers():
+    assert not [p for p in LESSONS for q in p.parent.glob(f"{p.name[:2]}_*.ipynb") if p != q]
+
+
 @pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
 def test_a_notebook_imports_only_what_comes_before_it(path):
     "In all of its cells: lower wings, and notebooks before it in its own."

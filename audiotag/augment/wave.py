@@ -82,35 +82,41 @@ def require_batch(x, y, generator):
         )
 
 # %% ../../nbs/augment/01_wave.ipynb #9add56dc
-def uniform(shape, low, high, generator):  # float64
+def uniform(shape, low, high, generator):
+    "Numbers drawn evenly between `low` and `high`, float64, on the generator's device."
     return low + (high - low) * torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
 
 
-def chosen(n, p, generator):  # (n,) bool
+def chosen(n, p, generator):
+    "Which of `n` clips are changed, (n,) bool, each with probability `p`."
     return uniform((n,), 0, 1, generator) < p
 
 
-def on_device(x, params, *names):  # these parameters, on the device of x
+def on_device(x, params, *names):
+    "The named parameters, on the device of `x`."
     return [params[name].to(x.device, non_blocking=True) for name in names]
 
 
-def per_clip(w, x):  # (n,) shaped so that it multiplies x (n, …), in the type of x
+def per_clip(w, x):
+    "One number per clip, (n,), shaped so that it multiplies `x` (n, …), and in its type."
     return w.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
 
 
-def at_least_float32(x):  # 16 bits are too few to compute in
+def at_least_float32(x):
+    "`x` in float32 if it has fewer bits, which are too few to compute in."
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-# share, start and size of `k` spans in each picked clip, (n, k)
 def spans(n, k, length, most, generator, picked):
+    "Share of the length, start and size, (n, k) each, of `k` spans in each picked clip; none is longer than `most` of it."
     share = torch.where(picked[:, None], uniform((n, k), 0, most, generator), 0.0)
     size = (share * length).long()
     start = (uniform((n, k), 0, 1, generator) * (length - size)).long()
     return share, start, size
 
 
-def span_mask(start, size, length):  # (n, k) twice -> (n, k, length) bool
+def span_mask(start, size, length):
+    "Where the spans lie, from starts and sizes (n, k): (n, k, length) bool."
     i = torch.arange(length, device=start.device)
     return (i >= start[..., None]) & (i < (start + size)[..., None])
 

@@ -1,3 +1,3 @@
 "What every module may use: errors, settings, files, progress, seeds and metrics."
 
-from audiotag.core import telemetry  # keeps other libraries from sending statistics
+from audiotag.core import no_telemetry  # keeps other libraries from sending statistics

@@ -9,7 +9,7 @@ __all__ = ['TABLE_ENDINGS', 'LARGEST_TABLE', 'FoundTable', 'find_id_column', 'de
 # %% ../../nbs/data/12_guess_layout.ipynb #1b0f0003
 import csv, itertools, os, re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 import pandas as pd
 from ..core.errors import AudiotagError, a_few, did_you_mean
@@ -625,11 +625,11 @@ def _folder_groups(table: FoundTable, wishes: Wishes) -> Wishes:
     if wishes.group_col or not len(rows):
         return wishes
     if rows.file.str.contains("_nohash_").mean() > 0.5 and "part1" in rows:
-        return Wishes(**{**vars(wishes), "group_col": "part1"})
+        return replace(wishes, group_col="part1")
     people = re.compile(r"^(actor|speaker|subject|patient|person|spk|session)[ _-]?[0-9]+$", re.I)
     for c in (c for c in rows.columns if c.startswith("folder")):
         if rows[c].nunique() > 1 and rows[c].map(lambda v: bool(people.match(v))).all():
-            return Wishes(**{**vars(wishes), "group_col": c})
+            return replace(wishes, group_col=c)
     return wishes
 
 # %% ../../nbs/data/12_guess_layout.ipynb #1b0f0027

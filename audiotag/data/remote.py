@@ -391,8 +391,7 @@ class RemoteStore(FeatureStore):
             finally:
                 part.unlink(missing_ok=True)
         if audio:
-            local = FeatureStore.verify(self, audio=True)
-            faults += local[local.what.str.contains("audio has changed")].itertuples(index=False, name=None)
+            faults += self._changed_audio()
         return pd.DataFrame(faults, columns=["shard", "clip_id", "what"])
 
     def describe(self) -> str:

@@ -1054,15 +1054,19 @@ class FeatureStore:
             if _read_sidecar(self.folder, name) is None:
                 faults.append((name, "", "its JSON is missing or damaged, or its size is wrong"))
         if audio:
-            faults += [
-                (r.shard, r.clip_id, f"the audio has changed: {r.path}")
-                for r in self.index.itertuples()
-                if _hash_file(r.path, _AudioFile()).sha256 != r.audio
-            ]
+            faults += self._changed_audio()
         latest = config_from_dict(read_json(self.folder / "store.json"), where=str(self.folder / "store.json"))
         if latest != self.settings:
             faults.append(("", "", f"a build with other settings was not finished: {latest.diff(self.settings)}"))
         return pd.DataFrame(faults, columns=["shard", "clip_id", "what"])
+
+    def _changed_audio(self) -> list:
+        "Rows of `verify` for the clips whose audio file is another one than when the store was built."
+        return [
+            (r.shard, r.clip_id, f"the audio has changed: {r.path}")
+            for r in self.index.itertuples()
+            if _hash_file(r.path, _AudioFile()).sha256 != r.audio
+        ]
 
     def repair(self, clips: pd.DataFrame | None = None, *, workers: int = 1):
         "Call `repair_store` on this store; returns it, opened again."

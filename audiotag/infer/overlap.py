@@ -16,8 +16,9 @@ def strips(
     *,
     at_most: int = 16,  # windows in a strip; memory grows with them
     singles: int = 4,  # windows without a neighbour that go together
-):  # yields (number of the first window, number of windows m, strip (1, C, bands, frames + hop*(m-1)), or single windows (m, C, bands, frames))
-    "Join overlapping windows into the strips that they were cut from."
+):
+    """Join overlapping windows into the strips that they were cut from. Yields (number of the first window, number of
+    windows m, strip (1, C, bands, frames + hop*(m-1)), or single windows (m, C, bands, frames))."""
     n, overlap = len(x), x.shape[-1] - hop
     joined = [i + 1 < n and overlap > 0 and np.array_equal(x[i, ..., hop:], x[i + 1, ..., :overlap]) for i in range(n)]
     i = 0

@@ -63,7 +63,11 @@ def _is_progress_bar(line: str) -> bool:  # of tqdm
 
 # %% ../../nbs/kaggle/06_client.ipynb #89e07923
 _SECRETS = re.compile(
-    r'(?i)(\b(?:authorization\W{1,4})?(?:basic|bearer))\s+[\w.~+/=-]{6,}|(?<!page )\b(key|token|password|secret|authorization|signature)\b(["\']?\s*[:=]\s*["\']?)[^\s"\',&}]+|(?<=[?&])[\w-]+=[^\s&"\']+|://[^/\s:@]+:[^/\s@]+@'
+    r"(?i)(\b(?:authorization\W{1,4})?(?:basic|bearer))\s+[\w.~+/=-]{6,}"  # an HTTP header
+    r"|(?<!page )\b(key|token|password|secret|authorization|signature)\b"  # a name and its value
+    r"""(["']?\s*[:=]\s*["']?)[^\s"',&}]+"""
+    r"""|(?<=[?&])[\w-]+=[^\s&"']+"""  # the query of a URL
+    r"|://[^/\s:@]+:[^/\s@]+@"  # user and password in a URL
 )
 
 

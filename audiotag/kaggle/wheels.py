@@ -12,7 +12,7 @@ from pathlib import Path
 from ..core.errors import AudiotagError, a_few
 from ..core.files import atomic_folder, write_bytes
 from ..core.progress import say
-from ..core.telemetry import STATISTICS
+from ..core.no_telemetry import STATISTICS
 from .pack import check_replaceable, dataset_files, dataset_page, slug_of, write_manifest
 
 # %% ../../nbs/kaggle/04_wheels.ipynb #e4ccaa8f

@@ -14,39 +14,29 @@ from ..data.competitions import Competition
 from ..core.errors import AudiotagError
 from ..core.files import write_bytes, write_text
 from ..core.seeding import rng
-from ..audio.synth import SOUNDS, sound
+from ..audio.synth import SOUNDS, sound, write_sound
 
 # %% ../../nbs/rehearse/03_hidden_test.ipynb #f2886e3c
 def _synthetic_clip(g, seconds: float, sample_rate: int) -> np.ndarray:  # (samples,) float32
     return sound(SOUNDS[g.integers(len(SOUNDS))], g, seconds=max(0.1, seconds), sample_rate=sample_rate)
 
 
-def _write_sound(path, wave, sample_rate, *, format="", subtype=None):
-    import soundfile
-
-    soundfile.write(
-        str(path),
-        wave,
-        sample_rate,
-        format=format or {".ogg": "OGG", ".flac": "FLAC"}.get(path.suffix.lower(), "WAV"),
-        subtype=subtype,
-    )
-
-
 def _write_truncated(path, g, real):
     data = Path(real).read_bytes() if real else b""
     if len(data) < 200:
-        _write_sound(path, _synthetic_clip(g, 1.0, 44100), 44100)
+        write_sound(path, _synthetic_clip(g, 1.0, 44100), 44100)
         data = path.read_bytes()
     write_bytes(path, data[: len(data) * 6 // 10])
 
 
 def _write_stereo(path, g, real):
-    _write_sound(path, np.stack([_synthetic_clip(g, 1.5, 44100)] * 2, axis=1) * [1, 0.5], 44100)
+    write_sound(path, np.stack([_synthetic_clip(g, 1.5, 44100)] * 2, axis=1) * [1, 0.5], 44100)
 
 
 def _write_nan(path, g, real):
-    _write_sound(path, np.full(44100, np.nan, np.float32), 44100, format="WAV", subtype="FLOAT")
+    from scipy.io import wavfile  # libsndfile writes the time into a WAV file of floats
+
+    wavfile.write(path, 44100, np.full(44100, np.nan, np.float32))
 
 
 FAULTS = {
@@ -54,11 +44,11 @@ FAULTS = {
     "truncated": _write_truncated,
     "text in place of sound": lambda path, g, real: write_text(path, "this is no sound\n" * 20),
     "stereo": _write_stereo,
-    "8 kHz": lambda path, g, real: _write_sound(path, _synthetic_clip(g, 3.0, 16000)[::2], 8000),
-    "48 kHz": lambda path, g, real: _write_sound(path, _synthetic_clip(g, 1.5, 48000), 48000),
-    "silence": lambda path, g, real: _write_sound(path, np.zeros(44100, np.float32), 44100),
+    "8 kHz": lambda path, g, real: write_sound(path, _synthetic_clip(g, 3.0, 16000)[::2], 8000),
+    "48 kHz": lambda path, g, real: write_sound(path, _synthetic_clip(g, 1.5, 48000), 48000),
+    "silence": lambda path, g, real: write_sound(path, np.zeros(44100, np.float32), 44100),
     "NaN": _write_nan,
-    "one sample": lambda path, g, real: _write_sound(path, np.full(1, 0.5, np.float32), 44100),
+    "one sample": lambda path, g, real: write_sound(path, np.full(1, 0.5, np.float32), 44100),
 }
 
 # %% ../../nbs/rehearse/03_hidden_test.ipynb #b6d2ce57
@@ -196,7 +186,7 @@ def _add_files(
             _link(public / names[i % len(names)], made.test / name)
         elif len(synthetic) < 24:
             seconds = 60.0 if is_soundscape else float(np.clip(g.lognormal(1.0, 0.8), 0.3, 25))
-            _write_sound(made.test / name, _synthetic_clip(g, seconds, sample_rate), sample_rate)
+            write_sound(made.test / name, _synthetic_clip(g, seconds, sample_rate), sample_rate)
             synthetic.append(name)
         else:
             _link(made.test / synthetic[i % len(synthetic)], made.test / name)

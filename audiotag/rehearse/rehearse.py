@@ -497,7 +497,8 @@ _LIMIT_MESSAGES = {  # limit: (Kaggle's words, details)
 # %% ../../nbs/rehearse/04_rehearse.ipynb #47361b4f
 _ERROR_PATTERNS = {
     "net": re.compile(
-        r".*(?:Network is unreachable|Could not resolve host|Temporary failure in name resolution|Name or service not known|No route to host).*"
+        r".*(?:Network is unreachable|Could not resolve host|Temporary failure in name resolution"
+        r"|Name or service not known|No route to host).*"
     ),
     "write": re.compile(r".*(?:Read-only file system).*"),
 }

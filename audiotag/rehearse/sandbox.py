@@ -182,8 +182,15 @@ _SETUP_SCRIPT = """set -e
 PATH="$PATH:/usr/sbin:/sbin"
 make_readonly() { # a mount and all below it, keeping their other flags
   awk -v t="$1" '$5==t || index($5, t "/")==1 {print $5, $6}' /proc/self/mountinfo | while read -r m f; do
-    mount -o "remount,ro,bind" "$m" 2>/dev/null || mount -o "remount,bind,ro,$(echo "$f" | sed 's/^rw//;s/^ro//;s/^,//')" "$m" || [ "$m" != "$1" ]; done; }
-bind_mount() { if [ -d "$1" ]; then mkdir -p "$R$2"; else mkdir -p "$(dirname "$R$2")"; [ -e "$R$2" ] || : > "$R$2"; fi; mount --rbind "$1" "$R$2"; }
+    mount -o "remount,ro,bind" "$m" 2>/dev/null && continue
+    kept=$(echo "$f" | sed 's/^rw//;s/^ro//;s/^,//')
+    mount -o "remount,bind,ro,$kept" "$m" || [ "$m" != "$1" ]
+  done
+}
+bind_mount() {
+  if [ -d "$1" ]; then mkdir -p "$R$2"; else mkdir -p "$(dirname "$R$2")"; [ -e "$R$2" ] || : > "$R$2"; fi
+  mount --rbind "$1" "$R$2"
+}
 mount --make-rprivate / 2>/dev/null || true
 mount -t tmpfs -o mode=755 rehearsal "$R"
 """

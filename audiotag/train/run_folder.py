@@ -1072,11 +1072,11 @@ def score_notes(run: Run) -> list:  # of sentences; empty unless the run has sco
     m, metric = run.recipe.mixed, run.recipe.metric
     low, high = m.snr_db
     return [
-        f"{metric} curated is taken on whole clips of each fold: it compares networks, and is too high for a test of recordings "
-        f"in which calls are short and distant",
-        f"{name} is taken on windows of {m.window_s:g} s in {m.n} recordings mixed from the clips of each fold, with {m.calls[0]} "
-        f"to {m.calls[1]} calls at {low:g} to {high:g} dB over {m.background}: compare stages, rounds and runs by it, and expect "
-        f"the test's score to move with it; its level depends on how the recordings are mixed",
+        f"{metric} curated is taken on whole clips of each fold: it compares networks, and is too high for a test of "
+        f"recordings in which calls are short and distant",
+        f"{name} is taken on windows of {m.window_s:g} s in {m.n} recordings mixed from the clips of each fold, with "
+        f"{m.calls[0]} to {m.calls[1]} calls at {low:g} to {high:g} dB over {m.background}: compare stages, rounds and "
+        f"runs by it, and expect the test's score to move with it; its level depends on how the recordings are mixed",
     ]
 
 # %% ../../nbs/train/10_run_folder.ipynb #d7597dbd

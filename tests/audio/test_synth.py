@@ -8,7 +8,8 @@ import pytest
 import soundfile as sf
 
 from audiotag.core.errors import AudiotagError
-from audiotag.audio.synth import SOUNDS, make_competition, read_truth, sound
+from audiotag.audio.containers import survey_file
+from audiotag.audio.synth import SOUNDS, make_competition, read_truth, sound, write_sound
 
 SMALL = dict(n_curated=24, n_noisy=40, n_test=16, sample_rate=16000, seconds=(0.3, 0.6))
 
@@ -32,6 +33,25 @@ def test_a_seed_fixes_every_byte(root, tmp_path):
     assert again == content(root)
     other = content(make_competition(tmp_path / "other", seed=4, **SMALL))
     assert not {k for k in other if k.endswith(".wav")} & set(again)
+
+
+@pytest.mark.parametrize("name", ["a.ogg", "a.FLAC", "a.wav", "a.other"])
+def test_a_sound_is_written_as_the_same_bytes(tmp_path, name):
+    "libsndfile stamps an Ogg stream with a random number."
+    wave = sound("Bird_rising", np.random.default_rng(0), seconds=1.0, sample_rate=16000)
+    for folder in ("one", "two"):
+        write_sound(tmp_path / folder / name, wave, 16000)
+    one, two = ((tmp_path / folder / name).read_bytes() for folder in ("one", "two"))
+    assert one == two
+    sf.write(tmp_path / "plain.ogg", wave, 16000, subtype="VORBIS")
+    with open(tmp_path / "one" / name, "rb") as f:
+        heard, rate = sf.read(f)
+    expected = sf.read(tmp_path / "plain.ogg")[0] if name == "a.ogg" else wave
+    assert rate == 16000 and np.abs(heard - expected).max() < 1e-4
+    if name == "a.ogg":
+        assert one != (tmp_path / "plain.ogg").read_bytes() and survey_file(tmp_path / "one" / name) == survey_file(
+            tmp_path / "plain.ogg"
+        )
 
 
 def test_layout_is_that_of_freesound_2019(root):
