@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'OPTIMIZERS', 'AUXILIARY', 'autocast_dtype', 'EpochSeed', 'ApplyAugmentations', 'Precision',
-           'RunningLoss', 'fold_metric', 'Schedule', 'OneCycle', 'Milestones', 'Cosine', 'layer_groups', 'FrozenBody',
-           'Keeper', 'Ema', 'Swa', 'BestEpoch', 'peak_memory', 'Checkpoint', 'load_weights', 'read_mark', 'compiled_by',
-           'train_fold', 'find_lr']
+           'RunningLoss', 'fold_metric', 'Schedule', 'OneCycle', 'Milestones', 'Cosine', 'Linear', 'layer_groups',
+           'FrozenBody', 'Keeper', 'Ema', 'Swa', 'BestEpoch', 'peak_memory', 'Checkpoint', 'load_weights', 'read_mark',
+           'compiled_by', 'train_fold', 'find_lr']
 
 # %% ../../nbs/train/04_fit.ipynb #39b90fd0
 import copy, json, math, resource, tempfile, time, numpy as np, torch, torch.nn as nn
@@ -286,6 +286,20 @@ class Cosine(Schedule):
         if self.by_epoch:
             epoch = math.floor(epoch + 1e-6)
         return self.last + (1 - self.last) * (1 + math.cos(math.pi * epoch / (self.period or epochs))) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Schedule):
+    "Up along a line for a share of the stage, then down to zero along another one."
+
+    warm_up: float = 0.1  # share of the stage with a rising rate
+
+    def check(self):
+        self.require(0 <= self.warm_up < 1, "warm_up", "give 0 or more, below 1")
+
+    def lr_factor(self, epoch, epochs):
+        done = epoch / epochs
+        return done / self.warm_up if done < self.warm_up else (1 - done) / (1 - self.warm_up)
 
 # %% ../../nbs/train/04_fit.ipynb #66f46e1c
 def _blocks(module) -> list:

@@ -139,7 +139,7 @@ def measure_pace(
     if isinstance(run.planned.model, Solved):
         raise AudiotagError("this network is solved in one step: its time is not planned", field="model")
     began, (small, stage) = time.perf_counter(), _stand_in(run, 16, seed)
-    unlabeled = [c for c in run.rows.clip_id[run.rows.source == "unlabeled"]][:4]
+    unlabeled = list(run.rows.clip_id[run.rows.source == "unlabeled"][:64])  # of several hundred thousand
     threads = torch.get_num_threads()
     torch.set_num_threads(run.threads())
     try:
@@ -194,17 +194,25 @@ def measure_features(
     clips: pd.DataFrame,  # what is stored
     front_end,
     *,
-    n: int = 8,  # clips that are read
-    headers: int = 300,
+    n: int = 8,  # clips of each source that are read
+    headers: int = 300,  # of each source
     seed: int = 0,
 ) -> dict:  # seconds and bytes for all clips, with one process
-    "Compute the features of a few clips; the rest by the length of a few hundred."
-    if not len(clips):
-        return {"seconds": 0.0, "bytes": 0}
-    clips = clips.iloc[rng(seed, "plan features").permutation(len(clips))]
-    lengths, seconds, size, heard, warm = _seconds_of(clips[:headers]), 0.0, 0, 0.0, False
-    for i in range(min(n + 1, len(clips))):
-        row = clips.iloc[i]
+    "Compute the features of a few clips of each source; the rest by the length of a few hundred."
+    found = {"seconds": 0.0, "bytes": 0}
+    for _, part in clips.groupby("source"):
+        part = part.iloc[rng(seed, "plan features").permutation(len(part))]
+        lengths = _seconds_of(part[:headers])
+        seconds, size, heard = _measured(part[: n + 1], lengths, front_end)
+        share = lengths.mean() * len(part) / heard if heard else 0.0
+        found = {"seconds": found["seconds"] + float(seconds * share), "bytes": found["bytes"] + int(size * share)}
+    return found
+
+
+def _measured(clips, lengths, front_end) -> tuple:  # seconds, bytes, seconds of sound
+    "What the features of clips take, but for the first one, which loads libraries."
+    seconds, size, heard, warm = 0.0, 0, 0.0, len(clips) == 1
+    for row, length in zip(clips.itertuples(), lengths):
         times = {k: None if v != v else float(v) for k, v in (("start_s", row.start_s), ("end_s", row.end_s))}
         try:
             began, stored = time.perf_counter(), 0
@@ -213,12 +221,10 @@ def measure_features(
                 stored += part.read_features(row.path, **times).size * itemsize
         except AudiotagError:
             continue
-        if not warm and len(clips) > 1:  # the first one loads libraries
-            warm = True
-            continue
-        seconds, size, heard = seconds + time.perf_counter() - began, size + stored, heard + lengths[i]
-    share = lengths.mean() * len(clips) / heard if heard else 0.0
-    return {"seconds": float(seconds * share), "bytes": int(size * share)}
+        if warm:
+            seconds, size, heard = seconds + time.perf_counter() - began, size + stored, heard + length
+        warm = True
+    return seconds, size, heard
 
 # %% ../../nbs/train/18_plan.ipynb #7d4f0012
 def _clips_in_epoch(run: Run, stage: Stage) -> int:

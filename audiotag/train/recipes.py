@@ -41,7 +41,7 @@ from .losses import BCE, OHEM, SoftmaxCE
 from .sed_loss import SEDLoss
 from .pseudo import PseudoLabelRule
 from .settings import Labels, Recipe, Stage, warm_up
-from .fit import Cosine, Milestones
+from .fit import Cosine, Linear, Milestones
 from ..infer.ensemble import EnsembleMethod, EqualWeights, Given, Stack, parse_blend
 from ..infer.windows import View, Windows
 
@@ -281,10 +281,10 @@ _FIFTH = "mel", "rows80", "hybrid"
 _FOURTH = "rexnet", "seresnext", "inception", "rows200"
 BIRD_INPUTS = (*_FIFTH, *_FOURTH, "rows128")  # networks of BirdCLEF 2024's 5th and 4th; the last one of neither
 
-_BIRD_BACKBONES = {  # inputs: (network of timm, scaling of the decibels of the fourth)
-    "rexnet": ("rexnet_150", FixedStats(mean=-80.0, std=80.0)),
-    "seresnext": ("seresnext26ts", FixedStats(std=255.0)),
-    "inception": ("inception_next_atto", FixedStats(std=255.0)),
+_BIRD_BACKBONES = {  # inputs: (network of timm, its pool, scaling of the decibels of the fourth)
+    "rexnet": ("rexnet_150", "gem", FixedStats(mean=-80.0, std=80.0)),
+    "seresnext": ("seresnext26ts", "gem", FixedStats(std=255.0)),
+    "inception": ("inception_next_atto", "mean", FixedStats(std=255.0)),
 }
 
 
@@ -310,21 +310,22 @@ def _small_bird_network(inputs: str) -> tuple:  # (model, front end)
     return Hybrid(mel=CNNModel1(width=16), raw=raw, front=both), Waveform(sample_rate=32000)
 
 
-def _bird_network(inputs: str, drop_path: float) -> tuple:  # (model, front end)
+def _bird_network(inputs: str, least_drop_path: float = 0.0) -> tuple:  # (model, front end)
     "The network of system 5 for a type of input, and the front end that it needs."
 
-    def backbone(name, channels=1, **fields):
-        pretrained = f"pretrained/{name}.safetensors"
+    def backbone(name, channels=1, drop_path=0.0, **fields):
+        drop_path, pretrained = max(drop_path, least_drop_path), f"pretrained/{name}.safetensors"
         return Timm(name=name, in_channels=channels, drop_path=drop_path, pretrained=pretrained, **fields)
 
     if inputs in _BIRD_BACKBONES:
-        name, scaling = _BIRD_BACKBONES[inputs]
-        return backbone(name, dropout=0.5), PRESETS["birdclef_mel_4th"].replace(scaling=scaling)
+        name, pool, scaling = _BIRD_BACKBONES[inputs]
+        network = backbone(name, pool=pool, dropout=0.5, drop_path=0.2)
+        return network, PRESETS["birdclef_mel_4th"].replace(scaling=scaling)
     if inputs == "mel":
         return backbone("efficientnet_b0", dropout=0.2), PRESETS["birdclef_mel_5th"]
     wave, fold = Waveform(sample_rate=32000), FOLDS["rows80" if inputs == "hybrid" else inputs]
     if inputs in ("rows200", "rows128"):
-        return Raw(backbone=backbone("tf_efficientnet_b0", 3), front=fold, dropout=0.1), wave
+        return Raw(backbone=backbone("tf_efficientnet_b0", 3, drop_path=0.1), front=fold, dropout=0.1), wave
     raw = backbone("hgnetv2_b0", 2)
     if inputs == "rows80":
         return Raw(backbone=raw, front=fold), wave
@@ -343,14 +344,42 @@ def _bird_training(inputs: str, scale: str) -> tuple:  # (fields of the first st
     if inputs in _FIFTH:
         cutout = (SpecAugment(),) if inputs == "mel" else ()
         return dict(epochs=40, lr=1e-3, batch_size=64, schedule=Cosine()), (MixUp(), *cutout)
+    if inputs in _BIRD_BACKBONES:
+        return _fourth_on_mels(inputs)
     snr = dict(low_db=5.0, high_db=20.0)
     noise = Gain(p=0.2, low_db=-12.0, high_db=12.0), Noise(p=0.2, **snr), Noise(p=0.1, exponent=1.0, **snr)
-    if inputs in _BIRD_BACKBONES:
-        own = dict(epochs=50 if inputs == "inception" else 20, lr=1e-3, batch_size=96, wd=1e-3, schedule=Cosine())
-        return own, (*noise, MixUp(alpha=5.0 if inputs == "inception" else 1.0))
     phase = Shift(max_share=1 / 160000)  # by a sample for half of the clips: the other one of every two is taken
-    own = dict(epochs=20, lr=1e-3, batch_size=32, wd=1e-6, schedule=Cosine(last=1e-4))
+    own = dict(epochs=20, lr=1e-3, batch_size=32, wd=1e-6, schedule=Cosine(last=1e-4, by_epoch=True))
     return own, (*noise, phase, MixUp(until_epoch=17))
+
+
+def _fourth_on_mels(inputs: str) -> tuple:  # (fields of the first stage, augmentation)
+    "How the fourth's three networks on spectrograms are trained."
+    on_waves = (
+        Gain(low_db=-20.0, high_db=15.0) if inputs == "inception" else Gain(p=0.2, low_db=-12.0, high_db=12.0),
+        Noise(p=1 / 3, low_db=5.0, high_db=40.0),
+        Noise(p=1 / 6, exponent=1.0, low_db=5.0, high_db=20.0),
+        Shift(p=0.4, max_share=0.5),
+    )
+    masks = (
+        SpecAugment(n_bands=0, n_times=1, max_time=60 / 256, fill="zero"),
+        SpecAugment(p=0.5, n_bands=1, n_times=0, max_band=24 / 128, fill="zero"),
+    )
+    own = dict(epochs=20, lr=1e-3, batch_size=96, wd=1e-3, optimizer="torch_adam", schedule=Linear())
+    if inputs == "inception":  # two or more clips are added, in six of ten batches
+        return own | dict(epochs=50), (AddClips(p=0.6), *on_waves, *masks)
+    if inputs == "seresnext":
+        own |= dict(schedule=Cosine(last=1e-3, by_epoch=True))
+    return own, (*on_waves, *masks, MixUp(alpha=1.0))
+
+
+def _bird_labels(inputs: str) -> tuple:  # (what secondary labels mean, the loss)
+    "The fourth's secondary labels: nearly as good as others on spectrograms, absent on waves; else left out."
+    if inputs in _BIRD_BACKBONES:
+        return Labels(secondary=0.9), SEDLoss()
+    if inputs in ("rows200", "rows128"):
+        return Labels(), SEDLoss(gamma=2.0, positive=0.25)
+    return Labels(secondary_weight=0.0), SEDLoss()
 
 # %% ../../nbs/train/12_recipes.ipynb #3aa4def1
 def birdclef2024(
@@ -364,11 +393,12 @@ def birdclef2024(
             f"unknown input type {inputs!r}", field="inputs", fix=f"choose one of {', '.join(BIRD_INPUTS)}"
         )
     small, bare = scale == "small", scale != "small" and inputs in _FIFTH
-    model, front_end = _small_bird_network(inputs) if small else _bird_network(inputs, drop_path=0.0)
+    model, front_end = _small_bird_network(inputs) if small else _bird_network(inputs)
     on_wave = isinstance(front_end, Waveform)
     samples = 5 * front_end.sample_rate
     frames = samples if on_wave else front_end.n_frames(samples) - (samples % front_end.hop_length == 0)
     length, augment = _bird_training(inputs, scale)
+    labels, loss = _bird_labels("" if small else inputs)
     first = Stage(
         name="labelled",
         train_on=("curated", "unlabeled"),
@@ -378,7 +408,7 @@ def birdclef2024(
     stages = student_rounds(
         first,
         (1.0, 1 / 0.65) if small else (1.0, 1 / 0.65, 1 / 0.55, 1 / 0.6),
-        model=None if small else _bird_network(inputs, drop_path=0.15)[0],
+        model=None if small else _bird_network(inputs, least_drop_path=0.15)[0],
         go_on=small,
         **(dict(epochs=10, lr=1e-3) if small else {}),
     )
@@ -389,8 +419,8 @@ def birdclef2024(
         front_end=front_end,
         features="stored" if on_wave else "computed",
         model=model,
-        loss=SEDLoss(),
-        labels=Labels(secondary_weight=0.0),
+        loss=loss,
+        labels=labels,
         augment=augment,
         crops=CropSettings(),
         mixed=MixedScapes() if small else None,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 from ..core.errors import AudiotagError
+from ..core.config import added
 from ..core.targets import Targets
 from .losses import Loss, focal_cost
 from ..models.sed import split_parts
@@ -55,12 +56,13 @@ class SEDLoss(Loss):
     gamma: float = 0.0  # focal; 0 is cross-entropy
     label_smoothing: float = 0.0  # of clip and peak: a target t becomes t·(1-s) + s/2
     positives_only: bool = False  # only classes of the label count
+    positive: float = added(1.0)  # weight of the cost of a positive target, the α of the focal loss
     # the segment part counts inside boxes only; the pseudo part counts all classes, and takes attention
     # weights as logits
     as_entrant: bool = False
 
     def check(self):
-        for name in ("clip", "peak", "pseudo", "segment", "gamma"):
+        for name in ("clip", "peak", "pseudo", "segment", "gamma", "positive"):
             self.require(0 <= getattr(self, name) < 1e6, name, "give 0 or more")
         self.require(self.clip + self.peak > 0, "clip", "give clip or peak a weight above 0")
         self.require(0 < self.threshold < 1, "threshold", "give a number between 0 and 1")
@@ -95,9 +97,9 @@ class SEDLoss(Loss):
         """Cross-entropy of each cell, or its focal cost; an unknown target is set to 0, since even a masked NaN would
         spoil the gradient."""
         t = t.nan_to_num()
-        if not self.gamma:
+        if not self.gamma and self.positive == 1:
             return F.binary_cross_entropy_with_logits(z, t, reduction="none")
-        return t * focal_cost(z, self.gamma) + (1 - t) * focal_cost(-z, self.gamma)
+        return self.positive * t * focal_cost(z, self.gamma) + (1 - t) * focal_cost(-z, self.gamma)
 
     def _frame_parts(self, frame, attention, labels, frame_targets, w):
         "The parts over time: pseudo-labels for the attention, and the known targets of the frames."

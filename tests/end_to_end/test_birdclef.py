@@ -583,6 +583,22 @@ def test_every_fold_and_round_scores_stored_features(whole, data, monkeypatch):
         run.predict("labelled", 0, ids)
 
 
+def test_the_plan_scores_many_windows_of_many_more(whole, monkeypatch):
+    "At full size the seconds of a window are multiplied by half a million: three of them would be noise."
+    from audiotag.train.plan import measure_pace
+
+    run, asked, predict = Run(whole.folder), [], Run.predict
+
+    def count(self, stage, fold, ids, **options):
+        asked.append(set(ids))
+        return predict(self, stage, fold, ids, **options)
+
+    monkeypatch.setattr(Run, "predict", count)
+    pace = measure_pace(run)
+    unlabeled = set(run.rows.clip_id[run.rows.source == "unlabeled"])
+    assert len(asked[-1]) == min(64, len(unlabeled)) and asked[-1] <= unlabeled and pace.score_unlabeled > 0
+
+
 def test_a_ledger_is_made_once(whole, tmp_path, monkeypatch):
     import audiotag.train.run_folder as module
 

@@ -103,6 +103,9 @@ def test_emulated_bfloat16_is_not_taken(monkeypatch, gpu, old_torch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", asked)
     assert autocast_dtype("auto", "cuda") == expected
     assert autocast_dtype("fp32", "cuda") is None and autocast_dtype("bf16", "cuda") == torch.bfloat16
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)  # as on such a machine
+    computing = Precision(autocast_dtype("auto", "cuda"), "cuda")
+    assert computing.scaler.is_enabled() == (expected == torch.float16)
 
 
 class Overflow(Callback):

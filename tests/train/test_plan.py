@@ -3,12 +3,16 @@
 import re
 import shutil
 
+import numpy as np
+import pandas as pd
 import pytest
+import soundfile as sf
 
+from audiotag.audio.features import LogMel
 from audiotag.core.files import read_json, write_json
 from audiotag.core.progress import duration
-from audiotag.data.competitions import load_competition
-from audiotag.train.plan import MeasuredPace, measure_pace, plan_competition, plan_run
+from audiotag.data.competitions import clip_table, load_competition
+from audiotag.train.plan import MeasuredPace, measure_features, measure_pace, plan_competition, plan_run
 from audiotag.train.run_folder import Run, _time_left
 from tests.tiny import called, train_words
 
@@ -89,3 +93,21 @@ def test_a_plan_before_the_run_writes_nothing(tiny_run, tiny_data, tmp_path):
     store = sum(p.stat().st_size for p in (run.folder / "store" / "shards").glob("*.npy"))
     assert 0.6 < found.features["bytes"] / store < 1.6
     assert found.stages["noisy"]["epochs"] == 2 and abs(found.stages["noisy"]["clips"] - 20) <= 4
+
+
+def test_a_few_long_recordings_among_many_short_clips(tmp_path):
+    "Eight recordings of a minute are a third of the hours; each source is measured by itself."
+    fe = LogMel(sample_rate=8000, n_fft=256, hop_length=80, n_mels=8, f_max=4000.0)
+    for name, seconds in (("short", 1), ("long", 60)):
+        sf.write(tmp_path / f"{name}.wav", np.random.default_rng(0).normal(size=seconds * 8000) * 0.1, 8000)
+    many, few = 1000, 8
+    short = clip_table(
+        [f"s{i}" for i in range(many)], path=[tmp_path / "short.wav"] * many, labels=[("a",)] * many, source="curated"
+    )
+    long = clip_table(
+        [f"l{i}" for i in range(few)], path=[tmp_path / "long.wav"] * few, labels=[()] * few, source="unlabeled"
+    )
+    clips = pd.concat([short, long], ignore_index=True)
+    found = measure_features(clips, fe, headers=50)
+    assert found["bytes"] == pytest.approx((many * fe.frames_in(1) + few * fe.frames_in(60)) * 8 * 2, rel=1e-6)
+    assert found["seconds"] > 0 and measure_features(clips[:0], fe) == {"seconds": 0, "bytes": 0}

@@ -2,16 +2,29 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from audiotag.audio.features import PRESETS, GlobalFeatures, Length, Peak, RawFold, Waveform
 from audiotag.augment.spec import augment_batch
 from audiotag.core.config import config_from_dict
 from audiotag.core.errors import AudiotagError
 from audiotag.infer.windows import View, Windows, batches, pool_clips
+from audiotag.models.timm_backbone import Timm, has_pretrained
 from audiotag.models.wavecnn import WAVE_CNNS
-from audiotag.train.recipes import BIRD_INPUTS, SYSTEMS, birdclef2024, get_recipe, get_system, recipes
-from audiotag.train.settings import Stage
+from audiotag.train.recipes import (
+    BIRD_INPUTS,
+    SYSTEMS,
+    birdclef2024,
+    get_recipe,
+    get_system,
+    recipes,
+    universal2020,
+    universal2020_ladder,
+)
+from audiotag.train.sed_loss import SEDLoss
+from audiotag.train.settings import Labels, Stage
 
 
 def test_system_1():
@@ -169,3 +182,86 @@ def test_small_rainforest_hears_pcen():
     small = get_recipe("rainforest2021", scale="small")
     assert small.front_end.pcen and small.model.backbone.width == 8 and small.stages[0].steps == 800
     assert get_recipe("rainforest2021").front_end == PRESETS["rainforest"]
+
+
+@pytest.mark.parametrize("inputs", BIRD_INPUTS)
+def test_labels_and_losses_of_system_5(inputs):
+    "The fourth's secondary labels are worth .9 on spectrograms and nothing on waves, where its loss is focal."
+    r, small = birdclef2024(inputs=inputs), birdclef2024("small", inputs=inputs)
+    mels, waves = inputs in ("rexnet", "seresnext", "inception"), inputs in ("rows200", "rows128")
+    assert r.labels == (Labels(secondary=0.9) if mels else Labels() if waves else Labels(secondary_weight=0.0))
+    assert r.loss == (SEDLoss(gamma=2.0, positive=0.25) if waves else SEDLoss())
+    assert (small.labels, small.loss) == (Labels(secondary_weight=0.0), SEDLoss())
+
+
+def test_the_fourths_networks_on_spectrograms():
+    "Pool, drop-path, optimizer, schedules and masks as in its code."
+    made = {i: birdclef2024(inputs=i) for i in ("rexnet", "seresnext", "inception")}
+    for r in made.values():
+        stage = r.stages[0]
+        assert (r.model.drop_path, r.model.dropout) == (0.2, 0.5)
+        assert (stage.batch_size, stage.lr, stage.wd, stage.optimizer) == (96, 1e-3, 1e-3, "torch_adam")
+        assert r.stages[1].model.drop_path == 0.2 and r.stages[1].model.pool == r.model.pool
+    assert [r.model.pool for r in made.values()] == ["gem", "gem", "mean"]
+    assert [r.stages[0].epochs for r in made.values()] == [20, 20, 50]
+    rates = np.array([[r.stages[0].schedule.lr_factor(e, 20) for e in (0, 1, 2, 11, 19.5)] for r in made.values()])
+    theirs = [(1 + np.cos(np.pi * e / 20)) / 2 * (1 - 1e-3) + 1e-3 for e in (0, 1, 2, 11, 19)]  # once an epoch
+    np.testing.assert_allclose(rates, [[0, 0.5, 1, 0.5, 0.5 / 18], theirs, [0, 0.5, 1, 0.5, 0.5 / 18]], atol=1e-9)
+    masks = [a for a in made["rexnet"].augment if a.kind == "SpecAugment"]
+    x, g = torch.ones(4000, 1, 128, 256), torch.Generator().manual_seed(0)
+    frames, bands = (1 - a(x, torch.zeros(4000, 1), g)[0][:, 0] for a in masks)
+    n_frames, n_bands = frames[:, 0].sum(1), bands[:, :, 0].sum(1)
+    assert n_frames.max() in (59, 60) and n_frames.mean() == pytest.approx(29.5, abs=1)
+    assert n_bands.max() in (23, 24) and (n_bands == 0).float().mean() == pytest.approx(0.52, abs=0.03)
+
+
+def test_the_fourths_pool_is_a_generalised_mean():
+    "Of the map of five seconds; the third power, nothing below 1e-6."
+    net = Timm(name="resnet10t", pool="gem").build(5)
+    x = torch.randn(2, 512, 4, 8, generator=torch.Generator().manual_seed(0))
+    theirs = torch.nn.functional.avg_pool2d(x.clamp(min=1e-6).pow(3), (4, 8)).pow(1 / 3)[:, :, 0, 0]
+    torch.testing.assert_close(net.head[0](x), theirs)
+
+
+def timm_parts(model):
+    "The settings of timm networks in those of a model: itself, its backbone, or the two bodies of a hybrid."
+    parts = (model, *(getattr(model, k, None) for k in ("backbone", "mel", "raw")))
+    return [o for o in parts if isinstance(o, Timm) and has_pretrained(o)]
+
+
+FROM_WEIGHTS = [n for n in recipes if n != "birdclef2025" and timm_parts(recipes[n]().model)]
+
+
+@pytest.mark.parametrize("name", FROM_WEIGHTS)
+def test_full_recipes_start_from_timms_weights(name, tmp_path, monkeypatch):
+    "A file under timm's own names arrives in the body, all of it; without the file it is said where it is found."
+    monkeypatch.chdir(tmp_path)
+    model = recipes[name]().model
+    parts = timm_parts(model)
+    assert [o.pretrained for o in parts] == [f"pretrained/{o.name}.safetensors" for o in parts]
+    with pytest.raises(AudiotagError, match=f"huggingface.co/timm/{parts[0].name}"):
+        model.build(3)
+    (tmp_path / "pretrained").mkdir()
+    found = {}
+    for i, part in enumerate(parts):
+        theirs = timm.create_model(part.name).state_dict()
+        found[part.name] = {
+            k: torch.full_like(v, 0.01 * (i + 1)) if v.is_floating_point() else v for k, v in theirs.items()
+        }
+        save_file(found[part.name], part.pretrained)
+    net = model.build(3)
+    bodies = [net.mel, net.raw] if len(parts) > 1 else [net.body]
+    for i, (part, body) in enumerate(zip(parts, bodies)):
+        first = f"{timm.get_pretrained_cfg(part.name).first_conv}.weight"
+        own = {k.removeprefix("1."): v for k, v in body.state_dict().items() if v.is_floating_point()}
+        assert set(own) <= set(found[part.name]) and len(own) > 0.9 * sum(
+            v.is_floating_point() for v in found[part.name].values()
+        )
+        assert all((v == 0.01 * (i + 1)).all() for k, v in own.items() if k != first)
+        # the sum over the channels of the picture stays what it was
+        assert torch.allclose(own[first].sum(1), torch.tensor(0.03 * (i + 1)), atol=1e-6)
+    assert {"rainforest2021", "birdclef2024", "birdclef2024_hybrid"} <= set(FROM_WEIGHTS)
+
+
+def test_system_4_starts_from_nothing():
+    assert not any(has_pretrained(r.model) for r in (universal2020(), *universal2020_ladder()))

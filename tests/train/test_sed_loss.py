@@ -261,6 +261,19 @@ def test_it_trains_a_network_that_learns_when():
     assert (loudest == place[there]).float().mean() > 0.9
 
 
+def test_the_focal_loss_of_birdclef_2024s_fourth():
+    "A quarter of the cost of positive targets and all of that of negative ones; mixed targets mix the costs."
+    z, t = np.array([[-1.5, 0.3, 2.0]]), np.array([[1.0, 0.0, 0.7]])
+    p = 1 / (1 + np.exp(-z))
+    theirs = t * 0.25 * (1 - p) ** 2 * -np.log(p) + (1 - t) * p**2 * -np.log(1 - p)
+    ours = SEDLoss(gamma=2.0, positive=0.25)
+    assert ours(torch.tensor(z), torch.tensor(t)).item() == pytest.approx(theirs.mean(), rel=1e-6)
+    plain = t * 3 * -np.log(p) + (1 - t) * -np.log(1 - p)
+    assert SEDLoss(positive=3.0)(torch.tensor(z), torch.tensor(t)).item() == pytest.approx(plain.mean(), rel=1e-6)
+    old = {k: v for k, v in SEDLoss().to_dict().items() if k != "positive"}
+    assert config_from_dict(old).hash == SEDLoss().hash
+
+
 @pytest.mark.parametrize(
     "logits,targets,weights,said",
     [
@@ -283,6 +296,7 @@ def test_shapes_that_do_not_fit(logits, targets, weights, said):
         dict(clip=0.0, peak=0.0),
         dict(threshold=0.0),
         dict(gamma=-1.0),
+        dict(positive=-1.0),
         dict(label_smoothing=1.0),
         dict(segment=float("nan")),
     ],
