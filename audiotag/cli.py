@@ -307,14 +307,19 @@ def new(
     audio_dir: Annotated[str, Option(metavar="DIR", help="Folder of the sound files, below FOLDER.")] = "",
     sep: Annotated[str, Option(metavar="TEXT", help="What stands between two labels of a clip.")] = "",
     metric: Annotated[str, Option(metavar="NAME", help="Metric: lwlrap, lrap, accuracy or macro_auc.")] = "",
+    where: Annotated[
+        str, Option(metavar="TEXT", help="Rows of the table to take: 'relevance>=0.5', or 'split=train,val'.")
+    ] = "",
+    skip_missing: Annotated[bool, Option("--skip-missing", help="Leave out rows whose file is not there.")] = False,
     yes: Annotated[bool, Option("--yes", "-y", help="Ask nothing.")] = False,
 ):
     "Look at a folder that nobody has described, say what is taken for what, and write layout.json and recipe.yaml."
     from audiotag.core.files import write_text
     from audiotag.data.competitions import load_competition
-    from audiotag.data.guess_layout import Wishes, guess_layout
+    from audiotag.data.guess_layout import Wishes, guess_layout, read_where
 
-    wishes = Wishes(id_col, tuple(label_col), fold_col, group_col, audio_dir, sep, metric)
+    chosen = (id_col, tuple(label_col), fold_col, group_col, audio_dir, sep, metric)
+    wishes = Wishes(*chosen, where=read_where(where), skip_missing=skip_missing)
     guess = guess_layout(data, wishes)
     show(guess)
     if guess.doubts and not yes and sys.stdin.isatty() and not typer.confirm("is that right?", default=True):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TABLE_ENDINGS', 'LARGEST_TABLE', 'FoundTable', 'find_id_column', 'derive_pattern', 'guess_form', 'LabelGuess',
-           'label_guesses', 'guess_folds', 'guess_groups', 'guess_times', 'Guess', 'Wishes', 'guess_layout']
+           'label_guesses', 'guess_folds', 'guess_groups', 'guess_times', 'Guess', 'Wishes', 'read_where',
+           'guess_layout']
 
 # %% ../../nbs/data/12_guess_layout.ipynb #1b0f0003
 import csv, itertools, os, re
@@ -12,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import pandas as pd
-from ..core.errors import AudiotagError, a_few, did_you_mean
+from ..core.errors import AudiotagError, a_few, counted, did_you_mean
 from . import competitions
 from .sample_submission import FIRST_COLUMNS
 from audiotag.data.layout_file import (
@@ -27,6 +28,7 @@ from audiotag.data.layout_file import (
     read_rows,
     sound_files,
     labels_in_cells,
+    selected_rows,
     walk_visible,
 )
 
@@ -67,13 +69,30 @@ def _sniff(path: Path) -> tuple:  # (delimiter, cells of the first lines, header
         widths = Counter(map(len, cells))
         if len(widths) == 1 and len(cells[0]) > len(best[1][0]):
             best = delimiter, cells
+    if (
+        best[1] and len(best[1][0]) == 1 and path.suffix.lower() != ".txt"
+    ):  # rows of several lengths: reading says which
+        counts = {d: min(line.count(d) for line in lines) for d in "\t,;|"}
+        best = max(counts, key=counts.get) if any(counts.values()) else ",", best[1]
     width = len(best[1][0]) if best[1] else 0
     named = [[c.strip() for c in line.split(best[0])] for line in comments]
     return *best, next((tuple(cells) for cells in reversed(named) if len(cells) == width > 1), ())
 
 
-def _open_table(root: Path, file: str, index: FileIndex) -> FoundTable | None:
-    "A table with its rows; None if it cannot be read, or is none."
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"-?[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?", text) is not None
+
+
+def _is_no_header(cells, index) -> bool:
+    "Whether the first line of a table names a sound file, holds a few numbers, or the same cell twice."
+    numbers = sum(map(_is_number, cells))
+    ids = [c for c in cells if len(c) >= 6 and re.search("[0-9]", c)]
+    names_a_file = any(index.find(c) for c in cells if not c.isdigit()) or any(map(index.find_part, ids))
+    return names_a_file or 0 < numbers <= 0.5 * len(cells) or len(set(cells)) < len(cells)
+
+
+def _open_table(root: Path, file: str, index: FileIndex) -> FoundTable | AudiotagError | None:
+    "A table with its rows; the error if it cannot be read; None if it is none."
     path = root / file
     try:
         if not 0 < path.stat().st_size <= LARGEST_TABLE:
@@ -83,11 +102,12 @@ def _open_table(root: Path, file: str, index: FileIndex) -> FoundTable | None:
         delimiter, cells, header = _sniff(path)
         if not cells:
             return None
-        names_a_file = any(index.find(c) for c in cells[0] if not c.isdigit())
-        if not header and (names_a_file or len(set(cells[0])) < len(cells[0])):
+        if not header and _is_no_header(cells[0], index):
             header = tuple(f"column{i + 1}" for i in range(len(cells[0])))
         return FoundTable(file, read_rows(path, delimiter=delimiter, header=header), delimiter, header)
-    except (AudiotagError, OSError, csv.Error):
+    except AudiotagError as e:
+        return e
+    except (OSError, csv.Error):
         return None
 
 # %% ../../nbs/data/12_guess_layout.ipynb #1b0f0010
@@ -130,7 +150,8 @@ def find_id_column(table: FoundTable, index: FileIndex, wanted: str = ""):
         found = index.find(v.rjust(width, "0") if width else v)
         files[v] = found
     usual = Counter(os.path.dirname(p) for found in files.values() for p in found)
-    rank = {f: (_fits(f, table.role), n) for f, n in usual.items()}
+    own = os.path.dirname(table.file)
+    rank = {f: (own != "" and f"{f}/".startswith(f"{own}/"), _fits(f, table.role), n) for f, n in usual.items()}
     cells = table.rows[table.id_column]
     table.paths = [_the_one(files[v], row, rank) for v, row in zip(cells, table.rows.to_dict("records"))]
 
@@ -140,12 +161,13 @@ def _find_part_of_name(table: FoundTable, index: FileIndex):
     known, n = set(index.paths), len(table.rows)
     for column in table.rows.columns:
         cells = table.rows[column]
-        first = [v for v in cells.drop_duplicates()[:200] if len(v) >= 4][:8]
-        if cells.nunique() < 0.5 * n or len(first) < 3:
+        first = [v for v in cells.drop_duplicates()[:200] if len(v) >= 4]
+        first = first[:: max(1, len(first) // 8)]
+        if cells.nunique() < min(0.5 * n, 0.5 * len(known)) or len(first) < 3:
             continue
-        found = {v: [p for p in index.paths if v in p.rsplit("/", 1)[-1]] for v in first}
+        found = {v: index.find_part(v) for v in first}
         table.paths = [found[v][0] if len(found.get(v, ())) == 1 else "" for v in cells]
-        if sum(p != "" for p in table.paths) < 0.5 * len(first):
+        if sum(len(o) == 1 for o in found.values()) < 0.3 * len(first):
             continue
         table.id_column = column
         pattern = derive_pattern(table, index)
@@ -197,6 +219,10 @@ def _names_of(name: str, row: dict, column: str) -> list:  # of patterns
             pieces = re.split(rf"(?<![A-Za-z0-9]){re.escape(row[c])}(?![A-Za-z0-9])", out[-1])
             if len(pieces) == 2 and "{" not in row[c]:
                 out.append(f"{{{c}}}".join(pieces))
+            elif row[c].isdigit():  # a number with zeros before it
+                padded = re.split(rf"(?<![0-9A-Za-z])(0+{row[c]})(?![0-9A-Za-z])", out[-1])
+                if len(padded) == 3:
+                    out.append(f"{padded[0]}{{{c}:0>{len(padded[1])}}}{padded[2]}")
     if value.isdigit() and stem.isdigit() and len(stem) > len(value):
         out.append(f"{{{column}:0>{len(stem)}}}{name[len(stem) :]}")
     return out
@@ -232,14 +258,25 @@ def derive_pattern(table: FoundTable, index: FileIndex) -> str:
 # %% ../../nbs/data/12_guess_layout.ipynb #1b0f0014
 _GROUPS = re.compile(
     r"^(group(_id)?|speaker(_id)?|client_id|actor|subject(_id)?|patient(_id)?|person|who|author|recordist|user(_id)?|"
-    r"src_file|fs_?id|freesound_id|song_id|track_id|artist|session|sensor_id|site|location|location_id|identifier|"
-    r"recording(_id)?|youtube_id|ytid)$"
+    r"src_file|source_id|fs_?id|freesound_id|song_id|track_id|artist|session|sensor_id|site|location|location_id|identifier|"
+    r"rec|recording(_id)?|uploader|username|youtube_id|ytid)$"
 )
 _LABEL_NAME = re.compile(
     r"(^|_)(labels?|tags?|class(es)?|categor(y|ies)|ebird_code|species|genres?|emotions?|instruments?|targets?|scene|"
     r"event|keyword|word|digit|command|diagnosis|disease|language|sentiment|call|sound)(_|$)"
 )
-_PRIMARY = ("primary_label", "label", "labels", "ebird_code", "class", "category", "event_label", "scene_label", "tags")
+_PRIMARY = (
+    "primary_label",
+    "label",
+    "en",
+    "labels",
+    "ebird_code",
+    "class",
+    "category",
+    "event_label",
+    "scene_label",
+    "tags",
+)
 _NO_LABEL = re.compile(
     r"(^|_)(license|url|date|time|author|recordist|rating|country|location|lat(itude)?|lon(gitude)?|city|split|set|usage|"
     r"subset|verified|gender|sex|age|accent|device|channels?|quality|folds?|md5|rate|duration|length|salience|take|"
@@ -287,14 +324,32 @@ class LabelGuess:
     sep: str
     labels: list  # of tuples, per row
     score: float = 0.0
+    several: int = 0  # clips with several labels
 
     @property
     def classes(self) -> tuple:
         return tuple(sorted({c for row in self.labels for c in row}))
 
+    def count_several(self, table: FoundTable, times, where=()):
+        "Count the clips with several labels; rows about the same stretch of a file are one clip."
+        taken = selected_rows(table.rows, where) if where else [True] * len(table.rows)
+        starts = table.rows[times[0]] if times[0] else [""] * len(table.rows)
+        ends = table.rows[times[1]] if times[1] else [""] * len(table.rows)
+        clips = {}
+        for *clip, labels, take in zip(table.paths, starts, ends, self.labels, taken):
+            if take:
+                clips.setdefault(tuple(clip), set()).update(labels)
+        self.several = sum(len(labels) > 1 for labels in clips.values())
 
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"-?[0-9]+(\.[0-9]+)?([eE]-?[0-9]+)?", text) is not None
+
+_SPLITS = {"train", "training", "dev", "development", "val", "valid", "validate", "validation"}
+_TEST_SPLITS = {"test", "eval", "evaluation", "testing", "hidden"}
+
+
+def _is_split(cells) -> bool:
+    "Whether a column says which clips are for training and which for the test."
+    values = {c.lower() for c in set(cells)}
+    return bool(values & _SPLITS and values & _TEST_SPLITS) and values <= _SPLITS | _TEST_SPLITS | {""}
 
 
 def _label_score(column: str, guess: LabelGuess, cells, paths) -> float:
@@ -303,7 +358,7 @@ def _label_score(column: str, guess: LabelGuess, cells, paths) -> float:
     n = len(filled)
     if len(classes) < 2 or n < 0.5 * len(cells) or max(map(len, classes)) > 100:
         return -1.0
-    if len(classes) > max(3, 0.5 * n) or all("." in c and _is_number(c) for c in classes):
+    if len(classes) > max(3, 0.5 * n) or all("." in c and _is_number(c) for c in classes) or _is_split(cells):
         return -1.0
     score = 2.0 * (name in _PRIMARY) + 1.5 * bool(_LABEL_NAME.search(name)) - 3.0 * bool(_NO_LABEL.search(name))
     score += 1.0 - len(classes) / n - 2.0 * bool(_GROUPS.match(name))
@@ -323,8 +378,9 @@ def _one_hot(rows: pd.DataFrame, skip) -> tuple:
     )
     if len(columns) < 3:
         return ()
-    n = sum(map(bool, _flagged(rows, columns)))
-    return columns if n and n >= 0.5 * len(rows) else ()
+    flagged = _flagged(rows, columns)
+    n, used = sum(map(bool, flagged)), {c for row in flagged for c in row}
+    return columns if len(used) > 1 and n >= 0.5 * len(rows) else ()
 
 
 def _flagged(rows: pd.DataFrame, columns) -> list:  # of tuples, per row
@@ -332,7 +388,7 @@ def _flagged(rows: pd.DataFrame, columns) -> list:  # of tuples, per row
     flags = rows[list(columns)].apply(lambda cells: cells.str.lower().isin(("1", "1.0", "true"))).to_numpy()
     return [tuple(c for c, on in zip(columns, row) if on) for row in flags]
 
-
+# %% ../../nbs/data/12_guess_layout.ipynb #2442424d
 def label_guesses(table: FoundTable, sep: str = "") -> list:  # of `LabelGuess`, the best first
     "The columns that may hold the labels of a table."
     rows, out = table.rows, []
@@ -348,7 +404,17 @@ def label_guesses(table: FoundTable, sep: str = "") -> list:  # of `LabelGuess`,
     if columns := _one_hot(rows, {table.id_column}):
         out = [g for g in out if not set(g.columns) <= set(columns)]
         out.append(LabelGuess(columns, "columns", ",", _flagged(rows, columns), 4.5))
+    names = [g for g in out if not all(map(_is_number, g.classes))]
+    for g in out:  # a class and its number: the number only if nothing names it
+        if g not in names and any(_same_classes(g, other) and other.score > 0 for other in names):
+            g.score = min(g.score, 0.0)
     return sorted(out, key=lambda g: -g.score)
+
+
+def _same_classes(one: LabelGuess, other: LabelGuess) -> bool:
+    "Whether each class of one column is a class of the other by another name."
+    pairs = set(zip(one.labels, other.labels))
+    return len(pairs) == len(set(one.labels)) == len(set(other.labels))
 
 
 def _numbered_columns(guesses, rows) -> list:
@@ -369,8 +435,8 @@ def _numbered_columns(guesses, rows) -> list:
     return out
 
 # %% ../../nbs/data/12_guess_layout.ipynb #1b0f0019
-_STARTS = re.compile(r"^(start|begin|onset|t_min|min_t|from)(_?(time|s|sec|second|seconds))?$")
-_ENDS = re.compile(r"^(end|stop|offset|t_max|max_t|to)(_?(time|s|sec|second|seconds))?$")
+_STARTS = re.compile(r"^(start|begin|onset|t_min|min_t|from)(_?time)?(_?(s|secs?|seconds?))?$")
+_ENDS = re.compile(r"^(end|stop|offset|t_max|max_t|to)(_?time)?(_?(s|secs?|seconds?))?$")
 
 
 def guess_folds(table: FoundTable) -> str:
@@ -392,11 +458,36 @@ def guess_groups(table: FoundTable, labels: LabelGuess) -> str:
     return ""
 
 
+def _maybe_groups(table: FoundTable, labels: LabelGuess) -> str:
+    "A column without a name whose values repeat and each have one label, as the recordings of a set often do; or ''."
+    if table.header[:1] != ("column1",):
+        return ""
+    for c in table.rows.columns:
+        known, n = table.rows[c].nunique(), len(table.rows)
+        if c not in (*labels.columns, table.id_column) and len(set(labels.labels)) < known <= 0.6 * n:
+            if len(set(zip(table.rows[c], labels.labels))) == known:
+                return c
+    return ""
+
+
+def _unnamed_times(table: FoundTable) -> tuple:  # (start column, end column)
+    "Two columns of numbers beside each other, the second always the larger, in a table without a header."
+    for one, two in itertools.pairwise(table.rows.columns):
+        seconds = table.rows[[one, two]].apply(pd.to_numeric, errors="coerce")
+        decimals = table.rows[two].str.contains(".", regex=False)
+        if seconds.notna().all(axis=None) and (seconds[one] >= 0).all() and (seconds[one] < seconds[two]).all():
+            if decimals.any():
+                return one, two
+    return "", ""
+
+
 def guess_times(table: FoundTable, root: Path) -> tuple:  # (start column, end column, why not)
     "The columns of the times in a file, or empty ones with the reason."
     columns = list(table.rows.columns)
     start = next((c for c in columns if _STARTS.match(_norm(c))), "")
     end = next((c for c in columns if _ENDS.match(_norm(c))), "")
+    if not start and not end and table.header == tuple(columns) and columns[0] == "column1":
+        start, end = _unnamed_times(table)
     if not start or not end:
         return "", "", ""
     seconds = table.rows[[start, end]].apply(pd.to_numeric, errors="coerce")
@@ -441,10 +532,35 @@ class Wishes:
     audio_dir: str = ""
     sep: str = ""
     metric: str = ""
+    where: tuple = ()  # see `ClipTable.where`
+    skip_missing: bool = False
+
+
+_TEST_WORDS = {"test", "testing", "tests", "testset", "te", "tst", "eval", "evaluation", "evaluate", "hidden"}
+
+
+def read_where(
+    text: str,  # 'relevance>=0.5', or 'split=train,val'
+) -> tuple:  # as `ClipTable.where`
+    "Which rows are taken, as the command line says it; raises `AudiotagError`."
+    if not text:
+        return ()
+    found = re.fullmatch(r"\s*(.+?)\s*(>=|<=|>|<|=)\s*(.+?)\s*", text)
+    if not found or found[2] != "=" and not _is_number(found[3]):
+        fix = "write COLUMN>=NUMBER, or COLUMN=VALUE,VALUE"
+        raise AudiotagError(f"{text!r} does not say which rows", field="where", fix=fix)
+    column, how, values = found.groups()
+    return (column, *values.split(",")) if how == "=" else (column, f"{how}{values}")
 
 
 def _words(path: str) -> set:
     return set(re.split(r"[^a-z]+", _norm(os.path.splitext(path)[0])))
+
+
+def _is_test_folder(folder: str) -> bool:
+    words = _words(folder)
+    plain = re.match("(test|eval|hidden|unlabel)", folder, re.I) or any(w.startswith("unlabel") for w in words)
+    return bool(plain or words & _TEST_WORDS) and not words & {"train", "training"}
 
 
 def _role(table: FoundTable) -> str:
@@ -452,7 +568,9 @@ def _role(table: FoundTable) -> str:
     words, name = _words("/".join(table.file.split("/")[-2:])), _words(table.file.rsplit("/", 1)[-1])
     if "submission" in name or "samplesubmission" in name:
         return "template"
-    if name & {"test", "testing", "eval", "evaluation", "evaluate"} and not name & {"train", "training"}:
+    if not name - {"metadata", "meta", "labels", "csv", "list", "files", "data", "annotations"}:
+        name = name | _words("/".join(table.file.split("/")[-2:-1]))  # train/metadata.csv
+    if name & _TEST_WORDS and not name & {"train", "training"}:
         return "test"
     return "noisy" if "noisy" in words else "train"
 
@@ -489,18 +607,37 @@ def _known_layout(root: Path) -> str:
     return ""
 
 
-def _open_tables(root: Path, index: FileIndex, wishes: Wishes) -> list:  # of `FoundTable` with a role
-    "The tables of a folder that name sound files, and templates."
-    out = []
-    for file in _tables_below(root):
+def _open_tables(root: Path, index: FileIndex, wishes: Wishes) -> tuple:  # (list of `FoundTable`, list of sentences)
+    "The tables of a folder that name sound files, and templates; and why the others are not used."
+    out, others = [], []
+    own, files = set(map(_file_stem, index.paths)), _tables_below(root)
+    if of_files := [f for f in files if _file_stem(f) in own]:
+        others.append(f"{counted(len(of_files), 'recording')} or more have a file of their own ({a_few(of_files, 1)})")
+    for file in files:
         table = _open_table(root, file, index)
+        if isinstance(table, AudiotagError):
+            place = f", row {table.row}" if table.row else ""
+            others.append(f"{file}{place} cannot be read: {table.what}")
+            continue
         if table is None or not len(table.rows):
             continue
         table.role = _role(table)
         find_id_column(table, index, wishes.id_col)
         if table.id_column or table.role == "template":
             out.append(table)
-    return out
+        elif len(table.rows.columns) > 1 and file not in of_files:
+            others.append(f"{file} names {_named_part(table, index) or 'no sound file'}")
+    return out, others
+
+
+def _named_part(table: FoundTable, index: FileIndex) -> str:
+    "The part of the files' names that a column of a table holds, such as the patient; or ''."
+    listed = listed_files(index.paths)
+    for part in (c for c in listed.columns if re.match("(part|folder)[0-9]*$", c)):
+        values = set(listed[part])
+        if len(values) > 2 and any(values <= set(table.rows[c]) for c in table.rows.columns):
+            return f"{part} of the files, which only a Python layout can join"
+    return ""
 
 
 def _split_by_column(tables) -> list:  # pairs (table, where) of test clips
@@ -508,10 +645,11 @@ def _split_by_column(tables) -> list:  # pairs (table, where) of test clips
     tests = []
     for table in tables:
         for c in table.rows.columns:
-            if _norm(c) not in ("split", "subset", "set", "partition", "dataset", "usage", "fold_name"):
+            named = _norm(c) in ("split", "subset", "set", "partition", "dataset", "usage", "fold_name")
+            if not named and not _is_split(table.rows[c]):
                 continue
             values = sorted(set(table.rows[c]))
-            test = [v for v in values if v.lower() in ("test", "eval", "evaluation", "testing", "hidden")]
+            test = [v for v in values if v.lower() in _TEST_SPLITS]
             if table.role == "train" and test and len(test) < len(values) <= 6:
                 tests.append((table, (c, *test)))
                 break
@@ -534,30 +672,45 @@ def _choose_labels(table: FoundTable, wishes: Wishes) -> LabelGuess | None:
     return guesses[0] if guesses else None
 
 
-def _clip_table(guess: Guess, table: FoundTable, labels: LabelGuess, root: Path, index, wishes, where=()) -> ClipTable:
+def _clip_table(
+    guess: Guess, table: FoundTable, labels: LabelGuess, root: Path, index, wishes, where=(), fold_files=()
+) -> ClipTable:
     "The description of one table of training clips; says what it takes for what."
     rows = table.rows
     pattern = derive_pattern(table, index) if table.file else _listing_pattern(table)
     if table.file:
-        guess.took("table", table.file, f"{len(rows)} rows")
+        guess.took("table", table.file, counted(len(rows), "row"))
         n = len({p for p in table.paths if p})
-        guess.took("id", table.id_column, f"names {n} files: {pattern}")
-    classes, several = labels.classes, sum(len(o) > 1 for o in labels.labels)
+        guess.took("id", table.id_column, f"names {counted(n, 'file')}: {pattern}")
+    start, end, why = guess_times(table, root) if table.file else ("", "", "")
+    where, sure = _sure_rows(table, wishes, where)
+    labels.count_several(table, (start, end), where)
+    classes, several = labels.classes, labels.several
     how = {"columns": "a column per class", "list": "lists", "separated": f"separated by {labels.sep!r}"}
     kind = how.get(labels.form, "one per clip")
     guess.took(
         "label",
         labels.columns[0] if labels.form != "columns" else f"{labels.columns[0]} … {labels.columns[-1]}",
-        f"{len(classes)} classes ({a_few(classes, 4)}), {kind}"
-        + (f", {several} clips with several" if several else ""),
+        f"{counted(len(classes), 'class')} ({a_few(classes, 4)}), {kind}"
+        + (f", {counted(several, 'clip')} with several" if several else ""),
     )
     fold = wishes.fold_col if wishes.fold_col in rows else guess_folds(table)
     group = wishes.group_col if wishes.group_col in rows else guess_groups(table, labels)
     if fold:
         guess.took("folds", fold, f"given, {rows[fold].nunique()} of them")
+    elif fold_files:
+        guess.took("folds", a_few(fold_files, 1), f"given as {len(fold_files)} lists of files")
     if group:
-        guess.took("group", group, f"{rows[group].nunique()} groups; a group stays in one fold")
-    start, end, why = guess_times(table, root) if table.file else ("", "", "")
+        guess.took("group", group, f"{counted(rows[group].nunique(), 'group')}; a group stays in one fold")
+    elif maybe := _maybe_groups(table, labels):
+        guess.doubts.append(f"{maybe} may say which clips belong together: --group-col {maybe}")
+    if sure:
+        guess.took("rows", " ".join(where), sure)
+    taken = selected_rows(rows, where) if where else [True] * len(rows)
+    lost = sum(p == "" and bool(take) for p, take in zip(table.paths, taken))
+    if lost and not wishes.skip_missing:
+        what = f"{counted(lost, 'row')} of {table.file} name no file that is there"
+        guess.doubts.append(f"{what}; --skip-missing leaves them out")
     if start:
         guess.took("times", f"{start}, {end}", "seconds in the file")
     elif why:
@@ -580,7 +733,23 @@ def _clip_table(guess: Guess, table: FoundTable, labels: LabelGuess, root: Path,
         end_column=end,
         source="noisy" if table.role == "noisy" else "curated",
         noisy=(noisy, "0", "False", "false") if noisy else (),
+        fold_files=() if fold else fold_files,
+        skip_missing=wishes.skip_missing,
     )
+
+# %% ../../nbs/data/12_guess_layout.ipynb #297eca48
+def _sure_rows(table: FoundTable, wishes: Wishes, where) -> tuple:  # (where, why)
+    "Which rows are labels: what the user says, or those that a column between 0 and 1 calls likely."
+    if wishes.where and wishes.where[0] in table.rows:
+        return wishes.where, "only these rows"
+    if where or len(set(table.paths)) > 0.95 * len(table.paths):
+        return where, ""
+    for c in table.rows.columns:
+        numbers = pd.to_numeric(table.rows[c], errors="coerce")
+        if _norm(c) in ("relevance", "confidence", "likelihood", "probability") and numbers.between(0, 1).all():
+            if (numbers < 0.5).any() and (numbers >= 0.5).any():
+                return (c, ">=0.5"), "the other rows say what is not heard; --where sets another bound"
+    return (), ""
 
 
 def _listing_pattern(table: FoundTable) -> str:
@@ -590,10 +759,13 @@ def _listing_pattern(table: FoundTable) -> str:
 
 # %% ../../nbs/data/12_guess_layout.ipynb #1b0f0026
 _NUMBERED = re.compile(r"^[A-Za-z]*[ _-]?[0-9]+$")
-_TEST_FOLDER = re.compile(r"^(test|eval|hidden|unlabel)", re.I)
 
 
-def _folders_as_labels(paths, wishes: Wishes) -> tuple:  # (table, labels)
+def _other_folders(rows, column: str) -> set:
+    return {v for c in rows.columns if c.startswith("folder") and c != column for v in set(rows[c])}
+
+
+def _folders_as_labels(paths, wishes: Wishes, others=()) -> tuple:  # (table, labels)
     "The list of sound files with their folders, or with parts of their names, as the label."
     table = FoundTable("", listed_files(paths), id_column="file", paths=list(paths))
     if wishes.label_cols:
@@ -604,9 +776,9 @@ def _folders_as_labels(paths, wishes: Wishes) -> tuple:  # (table, labels)
         return table, labels
     for c in (c for c in table.rows.columns if c.startswith("folder")):
         values = set(table.rows[c])
-        if len(values) < 2 or "" in values:
+        if len(values) < 2 or "" in values or values & _other_folders(table.rows, c):  # folders of several depths
             continue
-        if all(_NUMBERED.match(v) for v in values) or len(values) > 0.7 * len(paths):
+        if all(_NUMBERED.match(v) for v in values) or len(values) > 0.4 * len(paths):
             continue
         return table, LabelGuess((c,), "one", ",", [(v,) for v in table.rows[c]], 5.0)
     parts = []
@@ -615,8 +787,29 @@ def _folders_as_labels(paths, wishes: Wishes) -> tuple:  # (table, labels)
         if 2 <= len(values) <= max(2, len(paths) // 2):
             parts.append(f"{c} ({len(values)} values: {a_few(values)})")
     what = "no table names these files, and their folders are no classes"
-    fix = f"say what the label is, with --label-col: {'; '.join(parts[:8]) or 'none of the parts of the names repeats'}"
-    raise AudiotagError(what, field="label-col", fix=fix)
+    what += f" ({'; '.join(others[:4])})" if others else ""
+    python = "a Python file with one function that reads the folder (--layout mine.py)"
+    fix = f"say what the label is, with --label-col: {'; '.join(parts[:8])}; or write {python}"
+    raise AudiotagError(what, field="label-col", fix=fix if parts else f"write {python}")
+
+
+def _other_parts(table: FoundTable, label: str) -> list:  # of sentences
+    "Folders and parts of the names that could be the label as well."
+    rows, out = table.rows, []
+    for c in rows.columns:
+        values = set(rows[c])
+        if c in (label, "file", "name") or "" in values or not 1 < len(values) <= 0.4 * len(rows):
+            continue
+        if c.startswith("folder"):
+            splits = all(re.match("(train|test|val|dev|fold|part|audio|wav|data)", v, re.I) for v in values)
+            other = not splits and not all(_NUMBERED.match(v) for v in values)
+        else:  # a folder such as OAF_angry holds two things
+            inside = [v in re.split("[-_ ]+", f) for v, f in zip(rows[c], rows[label])]
+            other = all(inside) and len(values) < rows[label].nunique()
+        if other:
+            what = f"{c} ({len(values)} values: {a_few(sorted(values))})"
+            out.append(f"the label could also be {what}: --label-col {c}")
+    return out
 
 
 def _folder_groups(table: FoundTable, wishes: Wishes) -> Wishes:
@@ -644,9 +837,10 @@ def _test_table(guess: Guess, template: FoundTable, index, classes, audio, root,
         form = "ids"
     if template.id_column:
         pattern = derive_pattern(template, index)
-        why = f"{len({p for p in template.paths if p})} of {len(rows)} rows have a file: {pattern}"
+        n, there = rows[id_column].nunique(), len({p for p in template.paths if p})
+        why = f"{there} of {counted(n, 'id')} {'has' if n == 1 else 'have'} a file: {pattern}"
     else:
-        folders = sorted(p.name for p in root.iterdir() if p.is_dir() and _TEST_FOLDER.match(p.name))
+        folders = sorted(p.name for p in root.iterdir() if p.is_dir() and _is_test_folder(p.name))
         if not folders or all(re.search(r"_[0-9]*[05]$", i) for i in rows[id_column]):
             guess.doubts.append(
                 f"the rows of {template.file} ({a_few(list(rows[id_column]), 2)}) name no files: a "
@@ -675,7 +869,7 @@ def _test_table(guess: Guess, template: FoundTable, index, classes, audio, root,
 
 def _test_folder(guess: Guess, audio) -> SubmissionTable | None:
     "The files of a folder called test, if no table names them."
-    found = [p for p in audio if _TEST_FOLDER.match(p.split("/")[0]) and "/" in p]
+    found = [p for p in audio if _is_test_folder(p.split("/")[0]) and "/" in p]
     if not found:
         return None
     folder = found[0].split("/")[0]
@@ -685,8 +879,8 @@ def _test_folder(guess: Guess, audio) -> SubmissionTable | None:
     return SubmissionTable(path=f"{folder}/{{id}}" if flat else f"{folder}/**", ending=True)
 
 # %% ../../nbs/data/12_guess_layout.ipynb #1b0f0028
-def _training_tables(tables, wishes: Wishes) -> list:  # of (table, labels)
-    "The tables with labels that together name the most files, none twice."
+def _training_tables(tables, wishes: Wishes) -> tuple:  # two lists of (table, labels)
+    "The tables with labels that together name the most files, none twice; and those with other classes."
     known = []
     for t in tables:
         labels = _choose_labels(t, wishes) if t.role in ("train", "noisy") else None
@@ -694,32 +888,51 @@ def _training_tables(tables, wishes: Wishes) -> list:  # of (table, labels)
             known.append((t, labels))
     # a good label, many files, and few columns of features
     known.sort(key=lambda o: (-round(o[1].score), -len(set(o[0].paths)), len(o[0].rows.columns)))
-    chosen, covered = [], set()
+    chosen, covered, unused = [], set(), []
     for table, labels in known:
         files = {p for p in table.paths if p}
-        same = not chosen or chosen[0][1].form == labels.form and len(set(labels.classes) & set(chosen[0][1].classes))
-        if files and len(files - covered) >= 0.5 * len(files) and same:
-            chosen.append((table, labels))
-            covered |= files
-    return chosen
+        same = not chosen or len(set(labels.classes) & set(chosen[0][1].classes))
+        if files and len(files - covered) >= 0.5 * len(files):
+            (chosen if same else unused).append((table, labels))
+            covered |= files if same else set()
+    return chosen, unused
+
+
+def _fold_files(tables, files) -> tuple:  # (lists of the folds, all lists of splits)
+    "Lists such as fold1_test.txt, fold2_test.txt that divide the training files into folds."
+    families, best = {}, ()
+    for table in tables:
+        if table.role == "test" and (m := re.search(r"(fold|split|cv)[_-]?([0-9]+)", table.file, re.I)):
+            family = table.file[: m.start(2)], table.file[m.end(2) :]
+            families.setdefault(family, []).append((int(m[2]), table))
+    families = {family: lists for family, lists in families.items() if len(lists) > 1}
+    for lists in families.values():
+        named = [p for _, table in lists for p in set(table.paths)]
+        if len(named) == len(set(named)) and len(files & set(named)) >= 0.9 * len(files) and not best:
+            best = tuple(table.file for _, table in sorted(lists, key=lambda o: o[0]))
+    return best, {table.file for lists in families.values() for _, table in lists}
 
 
 def _check_wishes(wishes: Wishes, tables, listing: bool):
     "Raise `AudiotagError` about a column that no table has."
     columns = [c for t in tables for c in t.rows.columns]
-    for option in ("id_col", "fold_col", "group_col"):
-        wanted = getattr(wishes, option)
+    for option in ("id_col", "fold_col", "group_col", "where"):
+        wanted = "".join(wishes.where[:1]) if option == "where" else getattr(wishes, option)
         if wanted and not listing and wanted not in columns:
             fix = did_you_mean(wanted, dict.fromkeys(columns))
             raise AudiotagError(f"no table has a column {wanted!r}", field=option.replace("_", "-"), fix=fix)
 
 
-def _describe_training(guess: Guess, chosen, splits, audio, root, index, wishes) -> list:  # of (ClipTable, labels)
+def _describe_training(
+    guess: Guess, chosen, splits, fold_files, others, audio, root, index, wishes
+) -> list:  # of (ClipTable, labels)
     "The descriptions of the training tables, or of the folders if no table has labels."
     if not chosen:
-        training = [p for p in audio if not ("/" in p and _TEST_FOLDER.match(p.split("/")[0]))] or audio
-        table, labels = _folders_as_labels(training, wishes)
+        training = [p for p in audio if not ("/" in p and _is_test_folder(p.split("/")[0]))] or audio
+        table, labels = _folders_as_labels(training, wishes, others)
         wishes = _folder_groups(table, wishes)
+        if not wishes.label_cols:
+            guess.doubts += _other_parts(table, labels.columns[0])
         return [(_clip_table(guess, table, labels, root, index, wishes), labels)]
     tests, out = {id(table): where for table, where in splits}, []
     for table, labels in chosen:
@@ -727,9 +940,11 @@ def _describe_training(guess: Guess, chosen, splits, audio, root, index, wishes)
         if test := tests.get(id(table)):
             where = (test[0], *sorted(set(table.rows[test[0]]) - set(test[1:])))
             guess.took("split", test[0], f"{', '.join(test[1:])}: test; {', '.join(where[1:])}: training")
-        out.append((_clip_table(guess, table, labels, root, index, wishes, where), labels))
+        out.append((_clip_table(guess, table, labels, root, index, wishes, where, fold_files), labels))
         for other in [] if wishes.label_cols else label_guesses(table, wishes.sep)[:3]:
-            same = len(set(zip(labels.labels, other.labels))) == len(set(labels.labels))
+            same = _same_classes(labels, other)
+            if set(other.columns) & {out[-1][0].group_column, out[-1][0].fold_column, _maybe_groups(table, labels)}:
+                continue
             if other.columns != labels.columns and other.score > labels.score - 1.0 and not same:
                 guess.doubts.append(f"the label could also be {other.columns[0]} (--label-col {other.columns[0]})")
     return out
@@ -745,7 +960,9 @@ def _describe_test(guess: Guess, tables, splits, index, classes, audio, root) ->
         return _test_table(guess, tests[0], index, classes, audio, root)
     if splits:
         table, where = splits[0]
-        split = FoundTable(table.file, table.rows, table.delimiter, table.header, table.id_column, table.paths, "test")
+        taken = selected_rows(table.rows, where)
+        rows, paths = table.rows[taken], [p for p, take in zip(table.paths, taken) if take]
+        split = FoundTable(table.file, rows, table.delimiter, table.header, table.id_column, paths, "test")
         return _test_table(guess, split, index, classes, audio, root, where)
     found = _test_folder(guess, audio)
     if found is None:
@@ -770,17 +987,23 @@ def guess_layout(
         fix = f"name its folder with --audio-dir; known endings: {' '.join(SOUND_ENDINGS)}"
         raise AudiotagError("there is no sound file in it", file=root / wishes.audio_dir, fix=fix)
     folders = Counter(p.split("/")[0] + "/" if "/" in p else "./" for p in audio)
-    guess.took("audio", a_few([f for f, _ in folders.most_common()], 4), f"{len(audio)} files")
+    guess.took("audio", a_few([f for f, _ in folders.most_common()], 4), counted(len(audio), "file"))
     index = FileIndex(audio)
-    tables = _open_tables(root, index, wishes)
-    chosen = _training_tables(tables, wishes)
+    tables, others = _open_tables(root, index, wishes)
+    chosen, unused = _training_tables(tables, wishes)
     _check_wishes(wishes, tables, not chosen)
+    for table, labels in unused:
+        guess.doubts.append(f"{table.file} has other classes ({a_few(labels.classes)}) and is not used")
+    fold_files, splits_in_files = _fold_files(tables, {p for t, _ in chosen for p in t.paths if p})
+    tables = [t for t in tables if t.file not in splits_in_files]
+    if splits_in_files and not fold_files:
+        guess.doubts.append(f"{a_few(sorted(splits_in_files))} divide the files in a way that no layout says: not used")
     told_apart = any(t.role in ("test", "template") for t in tables)
     splits = [] if told_apart else _split_by_column([t for t, _ in chosen])
-    described = _describe_training(guess, chosen, splits, audio, root, index, wishes)
+    described = _describe_training(guess, chosen, splits, fold_files, others, audio, root, index, wishes)
     classes = tuple(sorted({c for _, labels in described for c in labels.classes}))
     test = _describe_test(guess, tables, splits, index, classes, audio, root)
-    several = any(len(o) > 1 for _, labels in described for o in labels.labels)
+    several = any(labels.several for _, labels in described)
     metric = wishes.metric or ("lwlrap" if several else "accuracy")
     guess.took("metric", metric, "clips with several labels" if several else "one label per clip")
     by_template = test is not None and test.file and test.form == "classes"

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['SOUND_ENDINGS', 'LABEL_FORMS', 'read_rows', 'walk_visible', 'sound_files', 'FileIndex', 'fill_pattern', 'ClipTable',
-           'SubmissionTable', 'listed_files', 'find_files', 'labels_in_cells', 'table_clips', 'find_test_files',
-           'asked_clips', 'FolderLayout', 'KnownLayout', 'PythonLayout', 'open_layout', 'layout_metric',
-           'sealed_layout']
+           'SubmissionTable', 'listed_files', 'selected_rows', 'find_files', 'labels_in_cells', 'listed_folds',
+           'table_clips', 'find_test_files', 'asked_clips', 'FolderLayout', 'KnownLayout', 'PythonLayout',
+           'open_layout', 'layout_metric', 'sealed_layout']
 
 # %% ../../nbs/data/11_layout_file.ipynb #1a0f0003
-import ast, inspect, json, os, re, runpy
+import ast, functools, inspect, json, operator, os, re, runpy
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..core.config import Config, config_from_dict
-from ..core.errors import AudiotagError, a_few, did_you_mean
+from ..core.errors import AudiotagError, a_few, counted, did_you_mean
 from ..core.metrics import METRICS
 from ..core.progress import say
 from . import competitions
@@ -174,6 +174,10 @@ class FileIndex:
             found = exact or found
         return found
 
+    def find_part(self, text: str) -> list:  # of paths
+        "The files whose names hold a text, such as the id in 'Yid_0.000.wav'."
+        return [p for p in self.paths if text in p.rsplit("/", 1)[-1]]
+
 
 def fill_pattern(pattern: str, row: dict) -> str:
     "A pattern with the values of a row; a column that does not exist is an `AudiotagError`."
@@ -204,7 +208,7 @@ class ClipTable(Config):
     )
     delimiter: str = ","
     header: tuple[str, ...] = ()  # names of the columns, if the file has no header
-    where: tuple[str, ...] = ()  # a column and values: only rows with one of these values; () takes all
+    where: tuple[str, ...] = ()  # a column and values, or a bound such as '>=0.5': only these rows; () takes all
     path: str  # of a clip, as a pattern
     label_columns: tuple[str, ...] = ()
     # 'one' label a cell; 'separated' by `sep`; a 'list' as Python or JSON writes it; or a column of 0 and 1 per class
@@ -212,6 +216,8 @@ class ClipTable(Config):
     sep: str = ","
     group_column: str = ""  # clips with one value stay in one fold
     fold_column: str = ""  # folds that are given
+    fold_files: tuple[str, ...] = ()  # or one list of files per fold, without a header, the file in the first column
+    skip_missing: bool = False  # leave out rows whose file is not there; otherwise they are an error
     start_column: str = ""
     end_column: str = ""  # seconds in the file
     source: str = "curated"  # or 'noisy', 'negative', 'unlabeled'
@@ -220,6 +226,8 @@ class ClipTable(Config):
     def check(self):
         self.require(_inside(self.file), "file", "give a path below the competition's folder")
         self.require(_inside(self.path), "path", "give a pattern below the competition's folder")
+        self.require(all(map(_inside, self.fold_files)), "fold_files", "give paths below the competition's folder")
+        self.require(not (self.fold_files and self.fold_column), "fold_files", "give either these or fold_column")
         self.require(self.labels in LABEL_FORMS, "labels", did_you_mean(self.labels, LABEL_FORMS))
         self.require(self.labels != "separated" or self.sep, "sep", "give what stands between two labels")
         self.require(len(self.delimiter) == 1, "delimiter", "give one character")
@@ -264,6 +272,20 @@ def listed_files(
     return table.set_index(pd.Index(range(1, len(table) + 1), name="row"))
 
 
+_BOUND = re.compile(r"^(>=|<=|>|<)\s*(-?[0-9.]+)$")
+
+
+def selected_rows(rows: pd.DataFrame, where) -> pd.Series:  # of bool
+    "The rows that `where` selects: those with one of its values, or within its bounds."
+    column, *values = where
+    bounds = [m for v in values if (m := _BOUND.match(v))]
+    if len(bounds) != len(values) or not bounds:
+        return rows[column].isin(values)
+    numbers = pd.to_numeric(rows[column], errors="coerce")
+    compare = {">=": numbers.ge, "<=": numbers.le, ">": numbers.gt, "<": numbers.lt}
+    return functools.reduce(operator.and_, (compare[m[1]](float(m[2])) for m in bounds))
+
+
 def _rows_of(table, root: Path) -> pd.DataFrame:
     "The rows of a `ClipTable` or a `SubmissionTable`, only those that `where` selects."
     if table.file:
@@ -278,7 +300,7 @@ def _rows_of(table, root: Path) -> pd.DataFrame:
         if c not in rows:
             where = table.file or "the file names"
             raise AudiotagError(f"there is no column {c!r}", file=root / where, field=c, fix=did_you_mean(c, rows))
-    return rows[rows[table.where[0]].isin(table.where[1:])] if table.where else rows
+    return rows[selected_rows(rows, table.where)] if table.where else rows
 
 
 def find_files(rows: pd.DataFrame, pattern: str, root: Path) -> list:  # of paths below `root`, '' where there is none
@@ -366,6 +388,22 @@ def _given_folds(table, rows, file):
     return rows[table.fold_column].map({v: i for i, v in enumerate(values)})
 
 
+def listed_folds(
+    paths,  # of clips, below the competition's folder
+    files,  # one list a fold
+    root: Path,
+) -> list:  # per path, the number of the list that names it; -1 if none does
+    "The folds that are given as lists of files; a file in two lists is an `AudiotagError`."
+    index, fold_of = FileIndex(sorted({p for p in paths if p})), {}
+    for i, file in enumerate(files):
+        for line in dict.fromkeys((root / file).read_text(encoding="utf-8-sig").splitlines()):
+            for path in index.find(re.split("[\t,;]", line)[0]):
+                if fold_of.setdefault(path, i) != i:
+                    what = f"{path} is in {files[fold_of[path]]}, too"
+                    raise AudiotagError(what, file=root / file, field="fold_files", fix="name lists that share no file")
+    return [fold_of.get(p, -1) for p in paths]
+
+
 def table_clips(
     table: ClipTable,
     root: Path,
@@ -378,8 +416,13 @@ def table_clips(
         paths = find_files(rows, table.path, root)
     except AudiotagError as e:
         raise AudiotagError(e.what, file=file, row=e.row, field=e.field, fix=e.fix) from None
-    without = set(without)
+    without, notes = set(without), []
     kept = [p not in without for p in paths]
+    if table.skip_missing:
+        there = [(root / p).is_file() for p in paths]
+        if n := len(there) - sum(there):
+            notes.append(f"{counted(n, 'row')} of {file.name} without a file left out")
+        kept = [k and t for k, t in zip(kept, there)]
     rows, paths = rows[kept], [p for p, k in zip(paths, kept) if k]
     if not len(rows):
         raise AudiotagError("lists no clips", file=file, fix="check the columns and `path` of the layout")
@@ -389,13 +432,13 @@ def table_clips(
     if table.noisy:
         source[rows[table.noisy[0]].isin(table.noisy[1:]).to_numpy()] = "noisy"
     source = [s if o else "unlabeled" for s, o in zip(source, labels)]
-    frame = pd.DataFrame(
-        dict(path=paths, start_s=start, end_s=end, source=source, fold=list(_given_folds(table, rows, file)))
-    )
+    folds = listed_folds(paths, table.fold_files, root) if table.fold_files else _given_folds(table, rows, file)
+    frame = pd.DataFrame(dict(path=paths, start_s=start, end_s=end, source=source, fold=list(folds)))
     frame["labels"], frame["row"] = pd.Series(labels, dtype=object), list(rows.index)
     frame["group"] = list(rows[table.group_column].map(str.strip)) if table.group_column else paths
     frame["group"] = frame.group.where(frame.group != "", frame.path)
-    return _join_rows(frame, root, file)
+    clips, more = _join_rows(frame, root, file)
+    return clips, notes + more
 
 
 def _join_rows(frame, root, file) -> tuple:  # (clip table, notes)
@@ -405,9 +448,11 @@ def _join_rows(frame, root, file) -> tuple:  # (clip table, notes)
         n, first = len(frame), frame.groupby(keys, sort=False, dropna=False)
         joined = first.labels.agg(lambda of_rows: tuple(dict.fromkeys(c for labels in of_rows for c in labels)))
         frame = first.first().assign(labels=joined).reset_index()
-        notes.append(f"{n} rows of {file.name} are about {len(frame)} clips, whose labels are joined")
+        about = counted(len(frame), "clip")
+        notes.append(f"{n} rows of {file.name} are about {about}, whose labels are joined")
     if n := int((frame.source == "unlabeled").sum()):
-        notes.append(f"{n} clips of {file.name} have no label and count as unlabeled")
+        have = "has no label and counts" if n == 1 else "have no label and count"
+        notes.append(f"{counted(n, 'clip')} of {file.name} {have} as unlabeled")
     timed = frame.start_s.notna() | frame.end_s.notna()
     spans = [f"@{a:g}-{b:g}" if t else "" for a, b, t in zip(frame.start_s, frame.end_s, timed)]
     clips = clip_table(
@@ -463,12 +508,18 @@ def asked_clips(test: SubmissionTable, root: Path, classes) -> tuple:  # (clip t
     ids = list(template[test.id_column])
     found = find_test_files(test, root, ids)
     index, known, paths, notes = FileIndex(found), set(found), [], []
-    for row in template.to_dict("records"):
+    listed = template
+    if test.form == "ids" and test.file:  # the path may need columns that no submission has
+        listed = _rows_of(test, root).drop_duplicates(test.id_column)
+    for row in listed.to_dict("records"):
         text = (
             fill_pattern(test.path.rpartition("**/")[2], row) if not test.path.endswith("**") else row[test.id_column]
         )
         matches = [text] if text in known else index.find(text)
         paths.append(matches[0] if len(matches) == 1 else "")
+    if test.form == "ids":  # a list may have paths of another machine
+        ids = [p if p and not _inside(i) else i for i, p in zip(ids, paths)]
+        template = template.assign(**{test.id_column: ids})
     only_listed = test.form == "ids" and test.file  # the folder may hold other clips, too
     extra = [] if only_listed else sorted(set(found) - set(paths))
     missing = [i for i, path in zip(ids, paths) if not path]

@@ -351,3 +351,165 @@ def train_and_test_share_names(m):
     m.audio(*(f"train/{i:03d}.wav" for i in range(12)), *(f"test/{i:03d}.wav" for i in range(6)))
     m.table("train.csv", "clip sound", [(f"{i:03d}.wav", CLASSES[i % 3]) for i in range(12)])
     m.table("SampleSubmission.csv", "clip sound", [(f"{i:03d}.wav", CLASSES[0]) for i in range(6)])
+
+
+def audioset_strong(m):
+    for part in ("train", "eval"):
+        rows = []
+        for i in range(6):
+            segment = f"b{i}RF{part[0]}hbpFJA_{30000 + i}"
+            m.audio(f"{part}/{segment}.wav", seconds=1)
+            rows += [(segment, 0.1, 0.9, "/m/09x0r"), (segment, 0.627, 1.0, ["/m/05zppz", "/m/068hy"][i % 2])]
+        m.table(f"audioset_{part}_strong.tsv", "segment_id start_time_seconds end_time_seconds label", rows, sep="\t")
+
+
+def audioset_with_missing_files(m):
+    audioset(m)
+    m.text(
+        "balanced_train_segments.csv",
+        (m.root / "balanced_train_segments.csv").read_text() + '-99goneQ, 0.000, 10.000, "/m/09x0r"\n',
+    )
+
+
+def dcase2019_task4(m):
+    names, weak, strong, valid = ["Speech", "Dog", "Cat"], [], [], []
+    for i in range(6):
+        weak.append((f"Y{i}w_10.000_20.000.wav", ",".join(names[: i % 3 + 1])))
+        strong += [(f"{i}.wav", 0.1, 0.5, names[i % 3]), (f"{i}.wav", 0.4, 0.9, "Dog")]
+        valid.append((f"Y{i}v_10.000_20.000.wav", 0.1, 0.5, names[i % 3]))
+        for folder, rows in (("train/weak", weak), ("train/synthetic", strong), ("validation", valid)):
+            m.audio(f"audio/{folder}/{rows[-1][0]}", seconds=1)
+    m.table("metadata/train/weak.tsv", "filename event_labels", weak, sep="\t")
+    m.table("metadata/train/synthetic.tsv", "filename onset offset event_label", strong, sep="\t")
+    m.table("metadata/validation/validation.tsv", "filename onset offset event_label", valid, sep="\t")
+
+
+def xeno_canto(m):
+    birds, rows = [("merula", "Common Blackbird"), ("major", "Great Tit"), ("rubecula", "European Robin")], []
+    for i in range(12):
+        m.audio(f"audio/XC{500123 + i}.wav")
+        kind = ["song", "call", "call, song"][i % 3]
+        rows.append(
+            (500123 + i, "Turdus", *birds[i % 3], f"Rec {i // 2}", "Germany", kind, f"XC{500123 + i} - x.mp3", "A")
+        )
+    m.table("metadata.csv", "id gen sp en rec cnt type file-name q", rows)
+
+
+def openmic(m):
+    names, rows, keys = ["accordion", "banjo", "bass"], [], [f"{i // 3:03d}{i:03d}_{i * 3840}" for i in range(12)]
+    for i, key in enumerate(keys):
+        m.audio(f"audio/{key[:3]}/{key}.wav")
+        rows.append((key, names[i % 3], 0.9, 3))
+        rows += [(key, names[(i + 1) % 3], 0.1, 3)] if i % 2 else []
+    m.table("openmic-2018-aggregated-labels.csv", "sample_key instrument relevance num_responses", rows)
+    m.table("partitions/split01_train.csv", "key", [(k,) for k in keys[:8]], header=False)
+    m.table("partitions/split01_test.csv", "key", [(k,) for k in keys[8:]], header=False)
+
+
+def vocalsound(m):
+    mids, parts = ["/m/01j3sz", "/m/07plz5l", "/m/01b_21"], dict(tr=range(9), val=range(9, 12), te=range(12, 15))
+    for part, numbers in parts.items():
+        data = []
+        for i in numbers:
+            m.audio(f"audio_16k/f{i:04d}_0_{['laughter', 'sigh', 'cough'][i % 3]}.wav")
+            name = f"/data/sls/vs_processed/data_16k/f{i:04d}_0_{['laughter', 'sigh', 'cough'][i % 3]}.wav"
+            data.append({"wav": name, "labels": mids[i % 3]})
+        m.text(f"datafiles/{part}.json", json.dumps({"data": data}))
+
+
+def tut2017(m):
+    rows = []
+    for i in range(24):
+        scene, place = ["beach", "park", "tram"][i % 3], f"{'bpt'[i % 3]}{i // 6:03d}"
+        m.audio(f"audio/{place}_{i}0_{i + 1}0.wav")
+        rows.append((f"audio/{place}_{i}0_{i + 1}0.wav", scene, place))
+    m.table("meta.txt", "file scene place", rows, sep="\t", header=False)
+    for fold in (1, 2):
+        inside = [r for i, r in enumerate(rows) if i // 6 % 2 == fold - 1]
+        outside = [r[:2] for r in rows if r not in inside]
+        m.table(f"evaluation_setup/fold{fold}_train.txt", "file scene", outside, sep="\t", header=False)
+        m.table(f"evaluation_setup/fold{fold}_test.txt", "file", [r[:1] for r in inside], sep="\t", header=False)
+        m.table(f"evaluation_setup/fold{fold}_evaluate.txt", "file s", [r[:2] for r in inside], sep="\t", header=False)
+
+
+def tut_sound_events(m):
+    rows, names = [], ["people walking", "car", "children"]
+    for i in range(9):
+        m.audio(f"audio/street/a{i:03d}.wav", seconds=2)
+        rows.append((f"audio/street/a{i:03d}.wav", "street", 0.1, 0.9, names[i % 3]))
+        rows.append((f"audio/street/a{i:03d}.wav", "street", 0.95, 1.9, names[(i + 1) % 3]))
+        m.text(f"meta/street/a{i:03d}.ann", "0.1\t0.9\tcar\n")
+    m.table("meta.txt", "a b c d e", rows, sep="\t", header=False)
+
+
+def vggsound(m):
+    lines, names = [], ["people marching", "playing trumpet", '"footsteps on snow, ice"']
+    for i in range(15):
+        m.audio(f"video/---g{i:02d}f_I2y_{i:06d}.wav")
+        lines.append(f"---g{i:02d}f_I2y,{i},{names[i % 3]},{'test' if i > 11 else 'train'}")
+    m.text("vggsound.csv", "\n".join(lines) + "\n")
+
+
+def audio_folder(m):
+    for part in ("train", "test"):
+        m.audio(*(f"data/{part}/{i}.wav" for i in range(8)))
+        m.table(f"data/{part}/metadata.csv", "file_name label", [(f"{i}.wav", CLASSES[i % 2]) for i in range(8)])
+
+
+def anuraset(m):
+    rows = []
+    for i in range(16):
+        name, site = f"INCT{i % 2}_20190901_{i:02d}0000_{i}_{i + 3}", f"INCT{i % 2}"
+        m.audio(f"audio/{site}/{name}.wav")
+        rows.append((name, site, i, i + 3, i % 2, (i + 1) % 2, int(i % 3 == 0), "train" if i < 12 else "test"))
+    m.table("metadata.csv", "sample_name site min_t max_t PHYNAT BOABIS SCIPER subset", rows)
+
+
+def irmas(m):
+    for i in range(12):
+        c = ["cel", "cla", "flu"][i % 3]
+        m.audio(f"IRMAS-TrainingData/{c}/[{c}][nod]{i:04d}__{i % 3 + 1}.wav")
+        m.audio(*([f"IRMAS-TestingData-Part1/Part1/({i:02d}) whale-{i}.wav"] if i < 3 else []))
+
+
+def nonspeech7k(m):
+    for part in ("train", "test"):
+        rows = []
+        for i in range(12):
+            m.audio(f"{part}/S_{i}_{part}_1.wav")
+            rows.append((f"S_{i}_{part}_1.wav", f"id{i // 2}", ["crying", "laugh", "cough"][i % 3], i % 3))
+        m.table(f"metadata of {part} set.csv", "Filename Source_ID Classname Class_ID", rows)
+
+
+def icbhi(m):
+    for i in range(20):
+        name = f"{101 + i // 2}_{i % 3 + 1}b1_{['Al', 'Pr'][i % 2]}_sc_Meditron"
+        m.audio(f"Respiratory_Sound_Database/audio_and_txt_files/{name}.wav")
+        m.text(f"Respiratory_Sound_Database/audio_and_txt_files/{name}.txt", "0.036\t0.579\t0\t0\n0.579\t2.45\t1\t0\n")
+    diagnoses = [(101 + i, ["URTI", "Healthy", "COPD"][i % 3]) for i in range(10)]
+    m.table("Respiratory_Sound_Database/patient_diagnosis.csv", "patient diagnosis", diagnoses, header=False)
+
+
+def mtg_jamendo(m):
+    tags, lines = ["genre---rock", "genre---pop", "mood/theme---dark"], ["TRACK_ID\tARTIST_ID\tPATH\tDURATION\tTAGS"]
+    for i in range(9):
+        m.audio(f"{i:02d}/{200 + i}.wav")
+        lines.append("\t".join([f"track_{i:07d}", "artist_1", f"{i:02d}/{200 + i}.wav", "124.6", *tags[: i % 3 + 1]]))
+    m.text("data/autotagging.tsv", "\n".join(lines) + "\n")
+
+
+def medleydb(m):
+    for i in range(8):
+        song = f"Artist{i // 2}_Song{i}"
+        m.audio(f"Audio/{song}/{song}_MIX.wav", *(f"Audio/{song}/{song}_STEMS/{song}_STEM_{k:02d}.wav" for k in (1, 2)))
+
+
+def tess(m):
+    m.audio(
+        *(
+            f"{s}_{e}/{s}_{w}_{e}.wav"
+            for s in ("OAF", "YAF")
+            for e in ("angry", "fear", "happy")
+            for w in ("bar", "base", "back")
+        )
+    )

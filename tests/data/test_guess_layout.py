@@ -7,7 +7,7 @@ import pytest
 
 from audiotag.core.errors import AudiotagError
 from audiotag.data.competitions import load_competition
-from audiotag.data.guess_layout import Wishes, guess_form, guess_layout
+from audiotag.data.guess_layout import Wishes, guess_form, guess_layout, read_where
 from audiotag.data.layout_file import (
     ClipTable,
     FolderLayout,
@@ -146,6 +146,70 @@ EXPECTED = {
         ("chainsaw", "dog", "rain"),
         dict(curated=12, test=6),
     ),
+    "audioset_strong": (
+        dict(path="train/{segment_id}.wav", start_column="start_time_seconds", end_column="end_time_seconds"),
+        ("/m/05zppz", "/m/068hy", "/m/09x0r"),
+        dict(curated=12, test=6),
+    ),
+    "dcase2019_task4": (
+        dict(path="audio/train/synthetic/{filename}", label_columns=("event_label",), start_column="onset"),
+        ("Cat", "Dog", "Speech"),
+        dict(curated=12 + 6 + 6),
+    ),
+    "xeno_canto": (
+        dict(path="audio/XC{id}.wav", label_columns=("en",), group_column="rec"),
+        ("Common Blackbird", "European Robin", "Great Tit"),
+        dict(curated=12),
+    ),
+    "openmic": (
+        dict(path="audio/**/{sample_key}", label_columns=("instrument",), where=("relevance", ">=0.5")),
+        ("accordion", "banjo", "bass"),
+        dict(curated=8, test=4),
+    ),
+    "vocalsound": (
+        dict(file="datafiles/tr.json", path="audio_16k/**/{wav}", label_columns=("labels",)),
+        ("/m/01b_21", "/m/01j3sz", "/m/07plz5l"),
+        dict(curated=12, test=3),
+    ),
+    "tut2017": (
+        dict(
+            label_columns=("column2",),
+            fold_files=("evaluation_setup/fold1_evaluate.txt", "evaluation_setup/fold2_evaluate.txt"),
+        ),
+        ("beach", "park", "tram"),
+        dict(curated=24),
+    ),
+    "tut_sound_events": (
+        dict(path="{column1}", label_columns=("column5",), start_column="column3", end_column="column4"),
+        ("car", "children", "people walking"),
+        dict(curated=18),
+    ),
+    "vggsound": (
+        dict(
+            path="video/{column1}_{column2:0>6}.wav",
+            label_columns=("column3",),
+            labels="one",
+            where=("column4", "train"),
+        ),
+        ("footsteps on snow, ice", "people marching", "playing trumpet"),
+        dict(curated=12, test=3),
+    ),
+    "audio_folder": (
+        dict(file="data/train/metadata.csv", path="data/train/{file_name}", label_columns=("label",)),
+        ("dog", "rain"),
+        dict(curated=8, test=8),
+    ),
+    "anuraset": (
+        dict(path="audio/{site}/{sample_name}.wav", labels="columns", where=("subset", "train"), group_column="site"),
+        ("BOABIS", "PHYNAT", "SCIPER"),
+        dict(curated=12, test=4),
+    ),
+    "irmas": (dict(label_columns=("folder",)), ("cel", "cla", "flu"), dict(curated=12, test=3)),
+    "nonspeech7k": (
+        dict(path="train/{Filename}", label_columns=("Classname",), group_column="Source_ID"),
+        ("cough", "crying", "laugh"),
+        dict(curated=12, test=12),
+    ),
 }
 
 
@@ -186,6 +250,71 @@ def test_names_alone_need_the_user(tmp_path):
     assert load_competition(tmp_path / "n", layout).classes == ("ANG", "SAD")
     with pytest.raises(AudiotagError, match="no table has a column 'part9'"):
         guess_layout(tmp_path / "n", Wishes(label_cols=("part9",)))
+
+
+@pytest.mark.parametrize(
+    "name,says",
+    [
+        (
+            "icbhi",
+            r"have a file of their own.*patient_diagnosis.csv names part1 of the files.*--label-col: part1 \(10 v",
+        ),
+        ("mtg_jamendo", r"autotagging.tsv, row 2 cannot be read: has 6 cells where the header has 5.*--layout mine.py"),
+        ("medleydb", r"their folders are no classes: .*--label-col: folder2 .*part3 \(2 values: MIX, STEM\)"),
+    ],
+)
+def test_what_cannot_be_told_is_asked(tmp_path, name, says):
+    getattr(public_layouts, name)(public_layouts.Maker(tmp_path / name))
+    with pytest.raises(AudiotagError, match=says):
+        guess_layout(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "name,doubt",
+    [
+        ("tess", "the label could also be part3 (3 values: angry, fear, happy): --label-col part3"),
+        ("tut2017", "column3 may say which clips belong together: --group-col column3"),
+        ("audioset_with_missing_files", "name no file that is there; --skip-missing leaves them out"),
+    ],
+)
+def test_what_is_unsure_is_said(tmp_path, name, doubt):
+    getattr(public_layouts, name)(public_layouts.Maker(tmp_path / name))
+    assert any(doubt in d for d in guess_layout(tmp_path / name).doubts)
+
+
+def test_rows_without_files_are_left_out_on_demand(tmp_path):
+    public_layouts.audioset_with_missing_files(public_layouts.Maker(tmp_path / "a"))
+    with pytest.raises(AudiotagError, match="1 of 13 listed files are not in the folder"):
+        load_competition(tmp_path / "a", guess_layout(tmp_path / "a").layout)
+    competition = load_competition(tmp_path / "a", guess_layout(tmp_path / "a", Wishes(skip_missing=True)).layout)
+    assert len(competition.clips) == 12
+    assert "1 row of balanced_train_segments.csv without a file left out" in competition.notes
+
+
+def test_rows_that_a_bound_selects(tmp_path):
+    public_layouts.openmic(public_layouts.Maker(tmp_path / "o"))
+    labels = {}
+    for where in ("", "relevance>=0.05", "instrument=banjo,bass"):
+        clips = load_competition(
+            tmp_path / "o", guess_layout(tmp_path / "o", Wishes(where=read_where(where))).layout
+        ).clips
+        labels[where] = clips[clips.source == "curated"].labels.map(len).tolist()
+    assert labels[""] == [1] * 8 and labels["relevance>=0.05"] == [1, 2] * 4
+    assert sum(labels["instrument=banjo,bass"]) == 8
+    assert read_where("split = train,val") == ("split", "train", "val")
+    for wrong in ("split", "relevance>=high", "=1"):
+        with pytest.raises(AudiotagError, match="does not say which rows"):
+            read_where(wrong)
+
+
+def test_folds_that_are_given_as_lists(tmp_path):
+    public_layouts.tut2017(public_layouts.Maker(tmp_path / "t"))
+    layout = guess_layout(tmp_path / "t").layout
+    clips = load_competition(tmp_path / "t", layout).clips
+    assert [int(f) for f in clips.fold] == [i // 6 % 2 for i in range(24)]
+    twice = layout.replace(tables=(layout.tables[0].replace(fold_files=("meta.txt", *layout.tables[0].fold_files)),))
+    with pytest.raises(AudiotagError, match="fold1_evaluate.txt, field 'fold_files': .* is in meta.txt, too"):
+        load_competition(tmp_path / "t", twice)
 
 
 def test_wishes_come_first(tmp_path):
