@@ -216,6 +216,46 @@ def test_synth_makes_as_many_clips_as_asked(tmp_path, capsys):
         assert default[name] == getattr(settings, f"n_{name}"), "the numbers stand in two places"
 
 
+LIGHT = """
+import sys
+from audiotag.cli import main
+
+class Without:
+    names = ()
+
+    @classmethod
+    def find_spec(cls, name, *_):
+        assert name not in cls.names, f"{name} is imported"
+
+def call(without, *lines):
+    Without.names = without
+    for line in lines:
+        assert main(line.split()) == 0, line
+
+sys.meta_path.insert(0, Without)
+
+run, data, out = sys.argv[1:]
+call(("torch", "fastai", "sklearn"), f"synth {out}/toy", f"store {run}/store", f"doctor {data}/sample_submission.csv --data {data}")
+call(
+    ("fastai", "sklearn", "torchvision", "timm", "matplotlib", "openvino"),
+    "recipes",
+    "recipe --recipe freesound2019",
+    f"ledger {run}",
+    f"score {run} --public .5",
+    f"runs {run}/..",
+    f"compare {run} {run}",
+    f"pack weights {run} {out}/weights",
+)
+"""
+
+
+def test_commands_that_train_nothing_load_no_library_that_only_training_needs(tiny_run, tiny_data, tmp_path):
+    "fastai, scikit-learn and torch take most of the processor time of a command that only reads a folder."
+    words = [sys.executable, "-c", LIGHT, tiny_run / "run", tiny_data, tmp_path]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.long
 def test_corrections_are_kept_in_the_run_and_bar_an_ensemble_with_others(tiny_run, tiny_data, tmp_path):
     "One clip is dropped, one has another label."

@@ -27,7 +27,8 @@ from ..core.progress import progress
 from ..core.seeding import derive_seed, rng
 from ..core.targets import Targets
 from .competitions import targets
-from .crops import CropSettings, PrefetchingLoader, _as_tensor, _left_pads, place_frames, validated
+from .prefetch import PrefetchingLoader, _as_tensor
+from .crops import CropSettings, _left_pads, place_frames, validated
 from .mmap import PageBudget
 from .store import FeatureStore
 
@@ -296,7 +297,7 @@ def stream_loaders(
     y=None,  # `Targets` or soft labels of the training clips, or a function from a piece of their table to them
     **options,  # frames, batch_size, seed, short, crops, shuffle_window, num_workers: of `StreamLoader`
 ) -> DataLoaders:
-    """The loaders of a fold, as `audiotag.data.crops.fold_loaders` makes them, streamed; raises `AudiotagError` when a
+    """The loaders of a fold, as `audiotag.data.loaders.fold_loaders` makes them, streamed; raises `AudiotagError` when a
     clip is in both."""
     valid = validated(train, valid)
     if not hasattr(store, "clips"):

@@ -8,9 +8,6 @@ __all__ = ['sound_facts', 'facts_table', 'feature_statistics_table', 'separabili
 # %% ../../nbs/review/02_train_test_shift.ipynb #01c0d388
 import numpy as np, pandas as pd
 from scipy import fft
-from sklearn.ensemble import RandomForestClassifier
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-from sklearn.tree import DecisionTreeClassifier
 from ..audio.io import audio_info, read_audio
 from ..train.baseline import clip_statistics
 from ..core.errors import AudiotagError
@@ -104,6 +101,10 @@ def separability(
 ) -> tuple[float, float, float]:  # AUC out of fold, and its 95 % interval
     """How well a classifier tells training clips from test clips: .5 is chance. Raises `AudiotagError` below 20 clips
     of either."""
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.tree import DecisionTreeClassifier
+
     y, x = np.asarray(is_test, bool), pd.get_dummies(table, dtype=float).fillna(0.0).to_numpy()
     groups = np.arange(len(y)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     if min(y.sum(), (~y).sum()) < 20:

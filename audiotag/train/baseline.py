@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 import numpy as np, pandas as pd
-from sklearn.ensemble import RandomForestClassifier
 from ..audio.io import ReadOptions, audio_info
 from ..data.competitions import Competition, class_prior, targets
 from ..core.errors import AudiotagError, library_error
@@ -53,6 +52,8 @@ def forest_scores(
     at_once: int = 20,  # trees in memory
 ) -> np.ndarray:  # (new clips, classes), the mean of the trees' predictions
     "Probabilities of a random forest; 0 for a class that no training clip has."
+    from sklearn.ensemble import RandomForestClassifier  # takes longer to load than all else here
+
     total = np.zeros((len(x_new), y.shape[1]))
     for i in range(0, trees, at_once):
         n = min(at_once, trees - i)

@@ -12,7 +12,6 @@ from datetime import timedelta
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, wait
 from pathlib import Path
 import numpy as np, torch, torch.distributed as dist
-from fastai.torch_core import apply, to_detach
 from torch.nn.parallel import DistributedDataParallel
 from ..core.errors import AudiotagError, library_error, load_library
 from ..core.progress import say
@@ -53,6 +52,8 @@ class BatchShard:
 
     def to_detach(self, b, cpu=True, gather=True):
         "As `to_detach` of fastai's Learner: the whole batch of all processes, in its order."
+        from fastai.torch_core import apply, to_detach
+
         return apply(lambda o: o[: self.size] if gather and o.ndim else o, to_detach(b, cpu, gather))
 
 # %% ../../nbs/train/03_ddp.ipynb #ad80ff22

@@ -13,7 +13,6 @@ from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from fastai.callback.core import Callback
 import audiotag
 from ..core.errors import AudiotagError, a_few, library_error, load_library, require_name
 from ..core.files import locked
@@ -393,29 +392,35 @@ class ProcessEngine(Engine):
         return self.pools[slot]
 
 # %% ../../nbs/train/11_engine.ipynb #ec9e6253
-class _OwnershipCheck(Callback):
-    "Stops a training if another worker has begun the same fold."
+def _ownership_check(path, token):
+    "The callback that stops a training if another worker has begun the same fold."
+    from fastai.callback.core import Callback  # not above: fastai is loaded only where something is trained
 
-    order = 85  # before the checkpoint
+    class OwnershipCheck(Callback):
+        order = 85  # before the checkpoint
 
-    def __init__(self, path, token):
-        self.path, self.token, self.checked_at = path, token, 0.0
+        def __init__(self, path, token):
+            self.path, self.token, self.checked_at = path, token, 0.0
 
-    def require_owner(self):
-        self.checked_at = time.monotonic()
-        try:
-            owner = self.path.read_text()
-        except OSError:
-            owner = ""
-        if owner != self.token:
-            raise AudiotagError("another worker has begun this fold", file=self.path.parent, fix="it goes on with it")
+        def require_owner(self):
+            self.checked_at = time.monotonic()
+            try:
+                owner = self.path.read_text()
+            except OSError:
+                owner = ""
+            if owner != self.token:
+                raise AudiotagError(
+                    "another worker has begun this fold", file=self.path.parent, fix="it goes on with it"
+                )
 
-    def after_batch(self):
-        if time.monotonic() - self.checked_at > 1:
+        def after_batch(self):
+            if time.monotonic() - self.checked_at > 1:
+                self.require_owner()
+
+        def after_epoch(self):
             self.require_owner()
 
-    def after_epoch(self):
-        self.require_owner()
+    return OwnershipCheck(path, token)
 
 # %% ../../nbs/train/11_engine.ipynb #0897aad4
 @contextlib.contextmanager
@@ -427,7 +432,7 @@ def claim_fold_folder(
     folder.mkdir(parents=True, exist_ok=True)
     path, token, end = folder / ".owner", os.urandom(8).hex(), time.monotonic() + timeout
     path.write_text(token)
-    check = _OwnershipCheck(path, token)
+    check = _ownership_check(path, token)
     with contextlib.ExitStack() as held:
         while True:
             try:

@@ -19,7 +19,7 @@ from ..audio.io import audio_info
 from ..data.competitions import Competition
 from ..data.sampling import epoch_draw
 from ..models.foreign import Solved
-from .fit import OneCycle
+from .schedules import OneCycle
 from .pseudo import PseudoLabelRule
 from .run_folder import Run, open_run, scored_clips, segment_clips, train_stage_fold, trainable_clips
 from .settings import Recipe, Stage

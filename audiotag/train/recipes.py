@@ -41,7 +41,7 @@ from .losses import BCE, OHEM, SoftmaxCE
 from .sed_loss import SEDLoss
 from .pseudo import PseudoLabelRule
 from .settings import Labels, Recipe, Stage, warm_up
-from .fit import Cosine, Linear, Milestones
+from .schedules import Cosine, Linear, Milestones
 from ..infer.ensemble import EnsembleMethod, EqualWeights, Given, Stack, parse_blend
 from ..infer.windows import View, Windows
 

@@ -38,16 +38,15 @@ from ..data.folds import TRAINING, given_folds, join_groups, make_folds
 from ..data.sampling import MixPartners, epoch_draw
 from ..data.store import FeatureStore
 from ..data.scapes import background_files, mix_fold
-from ..data.crops import fold_loaders, place_frames
-from ..data.streaming import join_parquet, stream_loaders
+from ..data.crops import place_frames
 from ..data.remote import build_stores_at, is_url, open_store_at
 from ..infer.postprocess import apply_steps, steps_named
 from ..infer.windows import score_clips
 from ..models.foreign import Solved
 from ..models.timm_backbone import has_pretrained
+from ..models.weights import load_weights, read_mark
 from .sed_loss import SEDLoss
 from .ddp import run_in_ranks, rank, rank_0_first
-from .fit import BestEpoch, Ema, Swa, load_weights, read_mark, train_fold
 from .distill import TeacherEmbeddings, TeacherProbabilities
 from .distill import table_embeddings, table_probabilities, taught, teacher_hashes
 from .pseudo import PseudoLabelRule, compare_rounds, pseudo_ledger
@@ -539,6 +538,8 @@ def teacher_probabilities(run: Run, stage: Stage, rule: PseudoLabelRule, fold: i
             fix="leave the rounds out: --set with the stages that are left, or another recipe",
         )
     if not path.exists():
+        from audiotag.data.streaming import join_parquet
+
         rows = clips.set_index("clip_id", drop=False)
 
         def predict(ids, label):
@@ -704,6 +705,9 @@ def _validation_clips(run: Run, fold: int) -> pd.DataFrame | None:
 
 def _fold_loaders(run: Run, stage: Stage, fold: int, train: pd.DataFrame, seed: int):
     "The training and validation loaders of a fold, in memory or streamed."
+    from audiotag.data.loaders import fold_loaders  # the loaders import fastai, which only training needs
+    from audiotag.data.streaming import stream_loaders
+
     recipe, valid = run.recipe, _validation_clips(run, fold)
     frames, crops, step = recipe.windows.frames, recipe.crops, 1
     if recipe.features == "computed":  # frames become samples
@@ -766,6 +770,8 @@ def _solve_stage_fold(run: Run, stage: Stage, fold: int, train: pd.DataFrame, se
 # %% ../../nbs/train/10_run_folder.ipynb #920d3581
 def _weights_keeper(stage: Stage):
     "The callback that chooses the final weights; None: the last ones."
+    from audiotag.train.fit import BestEpoch, Ema, Swa
+
     if stage.ema:
         return Ema(stage.ema)
     if stage.swa:
@@ -799,6 +805,8 @@ def train_stage_fold(
     cbs=(),  # further fastai callbacks
 ):
     "Train one fold of one stage in this process, or resume its training."
+    from audiotag.train.fit import train_fold
+
     folder, recipe = run.fold_path(stage.name, fold), run.recipe
     # some make their callbacks for each training, such as `audiotag.train.run_log.RunLog`
     cbs = [cb for o in cbs for cb in (o.callbacks(run, stage.name, fold) if hasattr(o, "callbacks") else [o])]
@@ -899,6 +907,8 @@ def _scored_pieces(run: Run, predict, clip_ids, folder: Path, label: str) -> lis
 def score_fold(run: Run, stage: str, fold: int):
     """Score the clips of the fold, all sources, after checking that the model was not trained on them; resumes after a
     kill."""
+    from audiotag.data.streaming import join_parquet
+
     clips, folder = run.clips[run.clips.fold == fold], run.fold_path(stage, fold)
     run.verify_out_of_fold(stage, fold, clips.clip_id)
     weights = file_sha256(folder / "weights.safetensors")

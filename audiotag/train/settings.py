@@ -28,7 +28,7 @@ from ..models.foreign import Solved
 from ..infer.windows import Windows
 from . import losses
 from .sed_loss import SEDLoss
-from .fit import OPTIMIZERS, PRECISIONS, OneCycle, Schedule
+from .schedules import OPTIMIZER_NAMES, PRECISION_NAMES, OneCycle, Schedule
 from .distill import Teacher
 from .pseudo import ClipRule, PseudoLabelRule, compare_rounds
 
@@ -232,7 +232,7 @@ def _check_stages(recipe):
         needed = [name for r in s.rules for name in r.needed_stages]
         for name in [*needed, *([s.start_from] if s.start_from else [])]:
             require_name(name, names[:i], f"stages.{s.name}", "earlier stage")
-        require_name(s.optimizer, OPTIMIZERS, f"stages.{s.name}", "optimizer")
+        require_name(s.optimizer, OPTIMIZER_NAMES, f"stages.{s.name}", "optimizer")
         if s.metric:
             require_name(s.metric, METRICS, f"stages.{s.name}", "metric")
     for m in recipe.members:
@@ -425,7 +425,7 @@ class Recipe(Config):
             "windows",
             "choose views_mean 'probabilities', or the activation 'softmax'",
         )
-        precisions = ("auto", *PRECISIONS)
+        precisions = ("auto", *PRECISION_NAMES)
         self.require(self.precision in precisions, "precision", did_you_mean(self.precision, precisions))
 
     def stage(self, name: str) -> Stage:

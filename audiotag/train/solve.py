@@ -17,7 +17,7 @@ from ..core.metrics import metric_named
 from ..core.progress import say
 from ..infer.windows import Windows, probabilities
 from ..models.foreign import Solved
-from .fit import _has_whole_weights, _pack_checkpoint, load_weights, peak_memory
+from ..models.weights import _has_whole_weights, load_weights
 
 # %% ../../nbs/train/07_solve.ipynb #d844a45a
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ def solve_fold(
     label: str = "",  # how the printed line begins
 ) -> torch.nn.Module:  # in eval mode
     "Solve one fold and write its files; does nothing if they are there."
+    from audiotag.train.fit import _pack_checkpoint, peak_memory
+
     folder, n_classes = Path(folder), train.y.shape[1]
     path, net = folder / "weights.safetensors", settings.build(n_classes)
     if _has_whole_weights(path, mark):

@@ -103,7 +103,7 @@ def clip_table(folder, n):
 def ours(clips, folder, o, *, precision, computed, compile=""):
     import torch
     from audiotag.augment.spec import Lighting, MixUp, SpecMix, ZoomCrop
-    from audiotag.data.crops import fold_loaders
+    from audiotag.data.loaders import fold_loaders
     from audiotag.audio.features import PRESETS, Waveform
     from audiotag.train.losses import BCE
     from audiotag.models.cnn import CNNModel1

@@ -60,7 +60,7 @@ def parts(recipe, data, fold=0):
     from fastai.learner import Learner
 
     from audiotag.data.competitions import load_competition
-    from audiotag.data.crops import CropLoader
+    from audiotag.data.loaders import CropLoader
     from audiotag.train import fit, run_folder
 
     torch.set_num_threads(1)

@@ -17,7 +17,8 @@ from audiotag.data import store as store_module
 from audiotag.core.targets import Targets
 from audiotag.core.errors import AudiotagError
 from audiotag.core.files import file_sha256
-from audiotag.data.crops import AroundBox, CropLoader
+from audiotag.data.crops import AroundBox
+from audiotag.data.loaders import CropLoader
 from audiotag.audio.features import LogMel
 from audiotag.data.mmap import make_lookup, read_lookup, make_records
 from audiotag.data.store import FeatureStore, build_store
@@ -433,7 +434,7 @@ def test_a_stage_on_many_clips_is_streamed(tmp_path, monkeypatch):
     make_competition(tmp_path / "data", seed=1, n_curated=24, n_noisy=24, n_test=4)
     comp, loaders, weights = load_competition(tmp_path / "data"), [], {}
     real = streaming.stream_loaders
-    monkeypatch.setattr(run_folder, "stream_loaders", lambda *o, **k: loaders.append(1) or real(*o, **k))
+    monkeypatch.setattr(streaming, "stream_loaders", lambda *o, **k: loaders.append(1) or real(*o, **k))
     for name, more in (("plain", []), ("one", ["stream_from=1"]), ("two", ["stream_from=1"])):
         recipe = get_recipe("freesound2019", scale="small", changes=[*tiny.SETS, *more])
         run = run_folder.open_run(tmp_path / name, recipe, comp, store=tmp_path / "store")

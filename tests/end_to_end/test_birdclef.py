@@ -14,7 +14,7 @@ from audiotag.data.competitions import clip_table, load_competition
 from audiotag.core.errors import AudiotagError
 from audiotag.core.files import read_json, write_json
 from audiotag.core.seeding import rng
-from audiotag.data.crops import CropLoader
+from audiotag.data.loaders import CropLoader
 from audiotag.data.submission import check_submission
 from audiotag.infer.predict import infer
 from audiotag.kaggle.pack import pack_weights

@@ -12,7 +12,8 @@ from audiotag.augment.manifold import ManifoldMixUp
 from audiotag.data.competitions import load_competition, recordings
 from audiotag.core.errors import AudiotagError
 from audiotag.core.files import read_json, write_json
-from audiotag.data.crops import Anywhere, AroundBox, CallAt, CropLoader, CropSettings, fold_loaders, place_frames
+from audiotag.data.crops import Anywhere, AroundBox, CallAt, CropSettings, place_frames
+from audiotag.data.loaders import CropLoader, fold_loaders
 from audiotag.audio.features import LogMel, Standardize
 from audiotag.train.losses import BCE
 from audiotag.models.cnn import CNNModel1

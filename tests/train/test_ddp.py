@@ -94,7 +94,7 @@ def test_the_parts_of_a_batch_are_the_batch(n, bs, of, drop_last):
 
 
 def test_a_part_of_both_loaders(begin, tmp_path):
-    from audiotag.data.crops import CropLoader
+    from audiotag.data.loaders import CropLoader
     from audiotag.data.streaming import StreamLoader, write_clips
 
     run = begin("loaders")

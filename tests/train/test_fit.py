@@ -13,10 +13,11 @@ from audiotag.audio.synth import make_competition
 from audiotag.augment.manifold import ManifoldMixUp
 from audiotag.data.competitions import load_competition
 from audiotag.core.errors import AudiotagError
-from audiotag.data.crops import fold_loaders
+from audiotag.data.loaders import fold_loaders
 from audiotag.data.store import build_store
 from audiotag.models.cnn import CNNModel1
-from audiotag.train.fit import BestEpoch, Cosine, Ema, Milestones, OneCycle, Swa, Precision, autocast_dtype, train_fold
+from audiotag.train.fit import BestEpoch, Ema, Swa, Precision, autocast_dtype, train_fold
+from audiotag.train.schedules import Cosine, Milestones, OneCycle
 from audiotag.train.losses import BCE
 
 WEIGHTS = "weights.safetensors"

@@ -10,7 +10,8 @@ from audiotag.core.config import config_from_dict
 from audiotag.core.errors import AudiotagError
 from audiotag.infer.windows import View, Windows, pool_clips
 from audiotag.models.timm_backbone import Resize, Timm
-from audiotag.train.fit import OPTIMIZERS, Cosine
+from audiotag.train.fit import OPTIMIZERS
+from audiotag.train.schedules import Cosine
 from audiotag.train.losses import OHEM, SoftmaxCE
 from audiotag.train.recipes import UNIVERSAL_LADDER, get_recipe, recipes, universal2020, universal2020_ladder
 
