@@ -23,7 +23,7 @@ import typer
 from typer import Argument, Option
 from typer.core import TyperGroup
 from typer.main import get_command
-from .core.errors import AudiotagError, library_error
+from .core.errors import AudiotagError, counted, library_error
 from .core.files import hold_signals, write_bytes
 from .core.progress import say, show
 
@@ -531,11 +531,14 @@ def train(
         competition = replace(competition, clips=with_groups(competition.clips, groups))
     store = store or (f"{run}/store" if is_url(run) else None)
     processes = 1 if workers is None else workers
-    if plan:
-        return _print_plan(recipe, competition, run, processes, engine, workers)
     if smoke:
         return _print_smoke(recipe, competition, run, processes, opened_engine, scale)
     kept = _kept_trainings(recipe, competition, run, store, corrections, groups, continue_from)
+    if plan:
+        _print_plan(recipe, competition, run, processes, engine, workers)
+        if kept:
+            show(f"  less what stays as it was in {kept.before.folder}: its features and trainings are kept")
+        return
     with local_copy(run) as folder:
         if kept and not kept.begin(folder, own_store=store is None):
             kept = None
@@ -553,7 +556,7 @@ def train(
         if is_finished(opened):
             say(f"{run}: every stage is finished, nothing is left to train")
         else:
-            _plan_opened_run(opened, engine, workers)
+            _plan_opened_run(opened, engine, workers, kept)
         with opened_engine:
             run_stages(opened, cbs=cbs, engine=opened_engine, keep=kept)
         if kept:
@@ -610,14 +613,15 @@ def _print_smoke(recipe, competition, run, processes, engine, scale):
     show("next: the same command without --smoke")
 
 
-def _plan_opened_run(opened, engine, workers):
+def _plan_opened_run(opened, engine, workers, kept=None):
     "Print what is left of an opened run, and keep its plan for the progress lines; a run is not stopped by a failure."
     from audiotag.train.plan import plan_run
 
     if (opened.folder / "plan.json").exists():
         return
     try:
-        found = plan_run(opened, parallel=_trainings_at_once(engine, workers, opened.threads()))
+        parallel = _trainings_at_once(engine, workers, opened.threads())
+        found = plan_run(opened, parallel=parallel, kept=kept.expected(opened) if kept else None)
         found.write(opened.folder)
         say(found)
     except (AudiotagError, RuntimeError) as e:
@@ -1483,7 +1487,7 @@ def review(
     finally:
         server.server_close()
     words = f"--recipe RECIPE --data DATA --run NEW-RUN --corrections {shlex.quote(str(path))}"
-    show(f"{len(server.decisions.of_clip)} decisions in {path}\nnext: audiotag train {words}")
+    show(f"{counted(len(server.decisions.of_clip), 'decision')} in {path}\nnext: audiotag train {words}")
     show("      with the settings of this run, it trains only what the decisions change")
 
 

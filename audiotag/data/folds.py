@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np, pandas as pd
 from ..audio.fingerprint import near_duplicates
 from ..audio.io import audio_info
-from ..core.errors import AudiotagError
+from ..core.errors import AudiotagError, counted
 from .competitions import read_table
 from ..core.progress import say
 from ..core.seeding import derive_seed
@@ -157,7 +157,13 @@ def join_groups(
             apart += not all([groups.join(first, other, share=0.5) for other in others])
         note = f"{names.nunique()} {column}s of {len(names)} clips are kept in one fold each"
         notes.append(note + (f", except for {apart} with too many clips or most of a class" if apart else ""))
-    if unknown := " and ".join(c for c in columns if c not in known):
+    rows = clips[train]
+    together = rows.groupby(rows.group).path.transform("nunique") > 1  # groups that the competition gives
+    if given := together.mean() >= 0.5:
+        n = counted(rows.group.nunique(), "given group")
+        notes.append(f"{n} of {counted(len(rows), 'clip')}: each stays in one fold")
+    unknown = "" if given else " and ".join(c for c in columns if c not in known)
+    if unknown:
         notes.append(
             f"{unknown} of the clips {'are' if ' and ' in unknown else 'is'} not known, so clips of one "
             f"{unknown.replace('and', 'or')} may be in different folds"
@@ -283,7 +289,7 @@ def _log_rare_labels(clips, n_folds):
     rare = [f"{label} ({source}, {n})" for (source, label), n in counts.items() if n < n_folds]
     if rare:
         say(
-            f"folds: {len(rare)} labels have fewer clips than the {n_folds} folds: "
+            f"folds: {counted(len(rare), 'label')} with fewer clips than the {n_folds} folds: "
             + ", ".join(rare[:8])
             + (", …" if len(rare) > 8 else "")
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 import numpy as np, pandas as pd
 from ..data.competitions import targets
-from ..core.errors import AudiotagError, a_few
+from ..core.errors import AudiotagError, a_few, counted
 from ..core.files import read_json, write_json, write_text
 from ..audio.fingerprint import join_duplicates, near_duplicates
 from ..core.metrics import METRICS, bootstrap_interval
@@ -145,8 +145,9 @@ def label_changes(before: Run, after: Run) -> list:  # of phrases
     a, b = (run.rows.set_index("clip_id")["labels"].map(tuple) for run in (before, after))
     both = a.index.intersection(b.index)
     relabelled, others = int((a[both] != b[both]).sum()), len(a) + len(b) - 2 * len(both)
-    found = {f"labels of {relabelled} clips": relabelled, f"{others} clips are in one of them only": others}
-    return [phrase for phrase, n in found.items() if n]
+    found = [f"labels of {counted(relabelled, 'clip')}"] if relabelled else []
+    only = f"{counted(others, 'clip')} {'is' if others == 1 else 'are'} in one of them only"
+    return found + ([only] if others else [])
 
 
 def compare_runs(
@@ -374,7 +375,8 @@ def _leak_advice(check):
         if r.kind == SCORED_IN_TRAINING:
             leaks.append(f"a network {r.kind}: {r.example}")
         else:
-            leaks.append(f"{r.groups} {r.kind} groups lie in several folds ({r.example})")
+            lie = "lies" if r.groups == 1 else "lie"
+            leaks.append(f"{counted(r.groups, f'{r.kind} group')} {lie} in several folds ({r.example})")
     for where, place in (("across folds", "in different folds"), ("train and test", "in training and test")):
         pairs = check.duplicates[(check.duplicates["where"] == where) & ~check.duplicates.common_label.isin([False])]
         if len(pairs):

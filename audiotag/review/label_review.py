@@ -15,7 +15,7 @@ import numpy as np, pandas as pd
 from markupsafe import Markup
 from ..train.baseline import forest_scores
 from ..data.competitions import join_labels, match_names, read_table, split_labels, targets
-from ..core.errors import AudiotagError, require_name
+from ..core.errors import AudiotagError, counted, require_name
 from ..core.files import read_json, read_regular, write_text
 from ..core.progress import progress, say
 from ..core.seeding import derive_seed
@@ -203,7 +203,7 @@ def apply_corrections(
     last = ordered.drop_duplicates("clip_id", keep="last").set_index("clip_id")
     decision = ordered.action + " " + ordered["labels"].map(str)
     if disagreeing := int((decision.groupby(ordered.clip_id).nunique() > 1).sum()):
-        say(f"{where}: {disagreeing} clips have decisions that disagree; the latest one counts")
+        say(f"{where}: {counted(disagreeing, 'clip')} with decisions that disagree; the latest one counts")
     action = clips.clip_id.map(last.action).where(clips.source != "test").fillna("")
     labels = [
         last["labels"][clip_id] if act == "relabel" else old
@@ -221,7 +221,7 @@ def correct_labels(
     clips = apply_corrections(competition.clips, read_corrections(path, competition.classes), where=path)
     relabelled, confirmed = (int((clips.corrected == action).sum()) for action in ("relabel", "keep"))
     dropped = len(competition.clips) - len(clips)
-    say(f"{path}: {relabelled} clips relabelled, {confirmed} confirmed, {dropped} dropped")
+    say(f"{path}: {counted(relabelled, 'clip')} relabelled, {confirmed} confirmed, {dropped} dropped")
     return dataclasses.replace(competition, clips=clips)
 
 # %% ../../nbs/review/03_label_review.ipynb #044f2038
@@ -258,7 +258,7 @@ class LabelReview:
         return len(self.suspects)
 
     def __repr__(self):
-        return f"LabelReview with {len(self)} suspect clips of {len(self.clips)}, {len(self.decisions)} decisions"
+        return f"LabelReview with {counted(len(self), 'suspect clip')} of {len(self.clips)}, {counted(len(self.decisions), 'decision')}"
 
     def decide(
         self,
@@ -299,7 +299,7 @@ class LabelReview:
     def page(self) -> str:  # a whole HTML file
         "The review as a page of its own."
         css, js = read_asset("label_review.css"), read_asset("label_review.js")
-        sections = [(f"{len(self)} clips to review", self.html())]
+        sections = [(f"{counted(len(self), 'clip')} to review", self.html())]
         return render_page("Label review", sections, css=css, js=js, connects=bool(self.token))
 
     def _repr_html_(self):

@@ -117,6 +117,17 @@ class KeptTrainings:
             self.stages[stage] = sorted({*self.stages.get(stage, ()), fold})
             self._write()
 
+    def expected(self, run: Run) -> dict:  # stage -> folds
+        "The trainings that will be kept, as far as it is known beforehand: what rules pick is known later."
+        found = {}
+        for stage in run.planned.stages:
+            first = range(run.planned.n_folds) if stage.start_from is None else found[stage.start_from]
+            known = not stage.rules and not stage.distill
+            found[stage.name] = [
+                k for k in first if known and self.before.is_done(stage.name, k) and self._same_clips(run, stage, k)
+            ]
+        return found
+
     def _same_weights(self, run: Run, stage, fold: int) -> bool:
         "Whether the models that a stage begins with or is taught by are the same in both runs."
         names = [
@@ -127,10 +138,13 @@ class KeptTrainings:
         return all(a.exists() and b.exists() and file_sha256(a) == file_sha256(b) for a, b in paths)
 
     def _is_same(self, run: Run, name: str, fold: int) -> bool:
-        stage, before = run.planned.stage(name), self.before
+        stage = run.planned.stage(name)
         # what a teacher tells may come from other folds, or from a table that has changed
-        if stage.distill or not self._same_weights(run, stage, fold):
-            return False
+        return not stage.distill and self._same_weights(run, stage, fold) and self._same_clips(run, stage, fold)
+
+    def _same_clips(self, run: Run, stage, fold: int) -> bool:
+        "Whether a stage is trained on the same clips and features in both runs, and scored on clips that have scores."
+        before, name = self.before, stage.name
         ids = set(read_json(before.fold_path(name, fold) / "trained_on.json"))
         clips = run.training_clips(stage, fold)
         if set(clips.clip_id) != ids or not _same_rows(clips, before.rows[before.rows.clip_id.isin(ids)]):

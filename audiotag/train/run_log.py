@@ -58,6 +58,7 @@ def _wandb_callbacks(run: Run, stage: str, fold: int) -> list:
         config=run.planned.stage(stage).to_dict(),
         dir=str(run.folder.absolute()),
         mode=wandb_mode(),
+        settings={"quiet": True},  # otherwise forty lines for each training
     )
     before, behind = callback.order - 1, callback.order + 1
     return [_WandbRun(before, **begin), callback(log_preds=False), _WandbRun(behind)]

@@ -47,9 +47,11 @@ SYSTEMS = {  # recipe -> sample set, entry, the entrant's score, what ours is
     ),
 }
 PATTERNS = {"baseline": r" out of fold, forest on [^:]+: ([0-9.]+)", "train": r"^networks: ([0-9.]+)"}
+CHANGED = "2026-11-29"  # since then folds keep near-duplicates together
 OLD = (
-    " Scores without a date were measured before near-duplicates were kept in one fold, which flatters the first two "
-    "recipes: on the clips without a copy in another fold, runs of them had .800 and .825."
+    " Numbers from before {changed} are those of the recipes and folds of their day: near-duplicates were not yet kept in "
+    "one fold, which flatters the first two recipes; on the clips without a copy in another fold, runs of them had .800 "
+    "and .825. They have to be measured again."
 )
 
 
@@ -78,8 +80,7 @@ def measure(command: str, recipes):
 
 
 def _score(found: dict, what: str = "") -> str:
-    when = f" ({found['measured']})" if found["measured"] else ""
-    return f"{found['value']:.3f}".removeprefix("0") + (f" {what}" if what else "") + when
+    return f"{found['value']:.3f}".removeprefix("0") + (f" {what}" if what else "") + f" ({found['measured']})"
 
 
 def scores_text() -> str:
@@ -98,8 +99,8 @@ def scores_text() -> str:
         "project is developed with, so compare the systems with the random forest and with each other, not with the "
         "entrants."
     )
-    old = any(not found[command]["measured"] for found in results.values() for command in PATTERNS)
-    return "\n".join([BEGIN, "", *lines, "", about + (OLD if old else ""), "", END])
+    old = any(found[command]["measured"] < CHANGED for found in results.values() for command in PATTERNS)
+    return "\n".join([BEGIN, "", *lines, "", about + (OLD.format(changed=CHANGED) if old else ""), "", END])
 
 
 def write_table():

@@ -156,6 +156,15 @@ def test_copies_of_a_recording_share_a_fold(tmp_path):
     assert join_groups(clips, n_folds=2, by=()).clips.group.equals(clips.group)
 
 
+def test_given_groups_are_told_and_nobody_misses_the_author():
+    clips = own_groups(40)
+    assert "author and site of the clips are not known" in join_groups(clips, n_folds=2, by=("author", "site")).notes[0]
+    given = clips.assign(group=[f"speaker {i // 4}" for i in range(40)])
+    assert join_groups(given, n_folds=2, by=("author", "site")).notes == (
+        "10 given groups of 40 clips: each stays in one fold",
+    )
+
+
 def test_authors_and_sites_share_a_fold_unless_they_hold_a_class():
     clips = own_groups(40, author=[f"a{i // 4}" for i in range(40)], site=[""] * 36 + ["pond"] * 4)
     grouped = join_groups(clips, n_folds=4, by=("author", "site"))

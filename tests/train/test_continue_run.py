@@ -1,5 +1,6 @@
 "`audiotag train --corrections` goes on from the run that it corrects: what is kept is what training anew would give."
 
+import re
 import shutil
 from pathlib import Path
 
@@ -70,6 +71,9 @@ def test_only_what_the_corrections_change_is_trained(corrected):
     assert kept["kept"]["curated"] == [0]  # this fold's network has not seen the clips
     assert "goes on from" in done.stderr and "kept: the features, noisy (2 of 2 folds)" in done.stderr
     trained = [line for line in done.stderr.splitlines() if "epoch 1/" in line]
+    plan = [line.strip() for line in done.stderr.splitlines() if line.startswith("  ")]
+    assert "noisy: kept" in plan and [line for line in plan if re.match(r"curated: .* \(1 fold × .*; 1 kept\)$", line)]
+    assert read_json(run.folder / "plan.json")["kept"] == dict(noisy=[0, 1], curated=[0], agreed=[], certain=[])
     assert not [line for line in trained if " noisy," in line or "curated, fold 1" in line]
     assert [line for line in trained if "curated, fold 2" in line]
     assert list(run.clips.set_index("clip_id").fold) == list(before.clips.set_index("clip_id").fold.drop(dropped))
@@ -79,9 +83,9 @@ def test_only_what_the_corrections_change_is_trained(corrected):
 def test_a_comparison_names_the_labels(corrected):
     before, run, *_ = corrected
     found = compare_runs(run, [before], n=20).iloc[0]
-    assert found["differs in"] == "labels of 1 clips, 1 clips are in one of them only" and not found.only_seed
+    assert found["differs in"] == "labels of 1 clip, 1 clip is in one of them only" and not found.only_seed
     pair = describe_pair(compare_pair(before, run, n=20))
-    assert "labels of 1 clips" in pair and "their recipes are the same" in pair
+    assert "labels of 1 clip" in pair and "1 clips" not in pair and "their recipes are the same" in pair
     assert compare_runs(run, [run], n=20).iloc[0]["differs in"] == "nothing"
 
 

@@ -47,6 +47,9 @@ def test_the_sum_is_that_of_its_parts(tiny_run):
     assert plan.seconds == pytest.approx(2 * sum(s["fold_s"] for s in plan.stages.values()))
     both = plan_run(run, pace=PACE, parallel=2)
     assert both.seconds == pytest.approx(plan.seconds / 2) and both.memory == 2 * plan.memory
+    some = plan_run(run, pace=PACE, kept={"noisy": [0, 1], "curated": [0]})
+    trained = plan.stages["curated"]["fold_s"] + sum(2 * plan.stages[n]["fold_s"] for n in ("agreed", "certain"))
+    assert some.seconds == pytest.approx(trained) and "noisy: kept" in str(some) and "(1 fold × " in str(some)
     scores = len(run.clips) * len(run.classes) * 4 * 4
     assert plan.disk == (4 * 2 + 3) * 10**6 + scores
     assert "TOO SMALL" not in str(plan)
@@ -61,6 +64,9 @@ def test_what_is_left_is_what_has_no_scores(tiny_run, tmp_path):
         (run.fold_path("certain", k) / "oof.parquet").unlink()
     # the fold that waits takes twice as long as planned, like this one
     assert _time_left(run, "certain", 1, 3, 20.0) == f", {duration(70 + 100)} left of the run"
+    kept = {"certain": [0]}  # from an earlier run: it will be there without training
+    write_json(run.folder / "plan.json", {"stages": stages, "parallel": 1, "kept": kept})
+    assert _time_left(run, "certain", 1, 3, 20.0) == ", 70 s left of the run"
     (run.folder / "plan.json").unlink()
     assert _time_left(run, "certain", 1, 3, 20.0) == ""
 

@@ -78,6 +78,7 @@ def test_losses_rate_and_metric_are_logged_and_the_weights_are_the_same(fakes, t
         steps = [s for _, s in named["lwlrap"]]
         assert steps == sorted(set(steps)) and steps[1] == 2 * steps[0]
     begun = fakes.wandb.begun
+    assert all(b["settings"] == {"quiet": True} for b in begun)
     assert [b["name"] for b in begun] == ["run noisy fold 1", "run noisy fold 2"] and fakes.wandb.ended == 2
     assert {b["mode"] for b in begun} == {"offline"} and {b["group"] for b in begun} == {"run"}
     logged = {name for values in fakes.wandb.logged for name in values}
