@@ -12,7 +12,7 @@ import hashlib, json, re
 from pathlib import Path
 from ..core.config import Config
 from ..data.layout_file import PythonLayout
-from ..core.errors import AudiotagError, a_few
+from ..core.errors import AudiotagError, a_few, counted
 from ..core.files import atomic_folder, file_sha256, read_json, write_json
 from ..core.progress import say
 from ..infer.bundle import Bundle, open_bundles, seal
@@ -388,10 +388,10 @@ def _readme(run, table, slug) -> str:
     n, how = len(r.members) * folds, f"{folds} folds each"
     if r.refit:
         n, how = len(r.members), f"trained on all clips, the scores are those of {r.n_folds} folds"
-    networks = f"{n} networks ({', '.join(r.members)}; {how})"
+    networks = f"{counted(n, 'network')} ({', '.join(r.members)}; {how})"
     return f"""# {r.name}
 
-Weights for audio tagging: {networks}, {len(run.classes)} classes.
+Weights for audio tagging: {networks}, {counted(len(run.classes), "class")}.
 Recipe {r.hash}: {type(r.model).__name__} on {type(r.front_end).__name__} at {r.front_end.sample_rate} Hz.
 
 {table_row(["out of fold, by stage", *table.columns])}

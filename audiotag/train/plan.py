@@ -7,10 +7,10 @@ __all__ = ['MeasuredPace', 'measure_pace', 'measure_features', 'RunPlan', 'plan_
 
 # %% ../../nbs/train/18_plan.ipynb #7d4f0003
 import contextlib, copy, io, os, resource, shutil, tempfile, time, numpy as np, pandas as pd, torch
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from fastai.callback.core import Callback, CancelFitException
-from ..core.errors import AudiotagError
+from ..core.errors import AudiotagError, counted
 from ..core.files import write_json
 from ..core.progress import duration
 from ..core.seeding import rng
@@ -277,6 +277,7 @@ class RunPlan:
     gpu_memory: int
     took: float  # seconds of the measurement
     refit: float = 0.0  # seconds of the trainings on all folds
+    kept: dict = field(default_factory=dict)  # stage -> folds that are taken over from an earlier run
 
     @property
     def seconds(self) -> float:
@@ -284,13 +285,14 @@ class RunPlan:
         return self.features["seconds"] + sum(self.stage_seconds(name) for name in self.stages) + self.refit
 
     def stage_seconds(self, name: str) -> float:
-        "Of all folds of a stage."
-        rounds = -(-self.folds // self.parallel)
+        "Of all folds of a stage that are trained."
+        rounds = -(-(self.folds - len(self.kept.get(name, ()))) // self.parallel)
         return rounds * self.stages[name]["fold_s"]
 
     def write(self, folder):
         "Write `plan.json`, from which progress lines estimate what is left."
-        write_json(Path(folder) / "plan.json", {"stages": self.stages, "parallel": self.parallel})
+        about = {"stages": self.stages, "parallel": self.parallel, "kept": self.kept}
+        write_json(Path(folder) / "plan.json", about)
 
     def __str__(self):
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
@@ -299,7 +301,12 @@ class RunPlan:
             size = _gigabytes(self.features["bytes"])
             lines.append(f"  features: {duration(self.features['seconds'])}, {size}")
         for name, s in self.stages.items():
-            work = f"{self.folds} folds × {s['epochs']} epochs × {s['batches']} batches"
+            kept = len(self.kept.get(name, ()))
+            if kept == self.folds:
+                lines.append(f"  {name}: kept")
+                continue
+            sizes = (self.folds - kept, "fold"), (s["epochs"], "epoch"), (s["batches"], "batch")
+            work = " × ".join(counted(*o) for o in sizes) + (f"; {kept} kept" if kept else "")
             lines.append(f"  {name}: {duration(self.stage_seconds(name))} ({work})")
         if self.refit:
             lines.append(f"  on all folds: {duration(self.refit)}")
@@ -324,6 +331,7 @@ def plan_run(
     features: dict | None = None,  # what `measure_features` gives, if the store is still to be built
     pace: MeasuredPace | None = None,  # None: it is measured
     folder=None,  # where the run will lie; None: the run's
+    kept: dict | None = None,  # stage -> folds that need no training: see `KeptTrainings.expected`
 ) -> RunPlan:
     "Estimate hours, disk and memory of a run."
     pace = pace or measure_pace(run)
@@ -347,6 +355,7 @@ def plan_run(
         gpu_memory=parallel * pace.gpu_memory,
         took=pace.took,
         refit=float(sum(refitted) * recipe.n_folds / (recipe.n_folds - 1)),
+        kept=kept or {},
     )
 
 # %% ../../nbs/train/18_plan.ipynb #7d4f0016

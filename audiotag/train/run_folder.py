@@ -803,6 +803,7 @@ def _time_left(run: Run, stage: str, fold: int, epochs: int, epoch_s: float) -> 
     stages, own = plan["stages"], plan["stages"][stage]
     pace = epoch_s / max(own["epoch_s"], 1e-9)
     rest = [(s.name, k) for s in run.recipe.stages for k in range(run.recipe.n_folds) if (s.name, k) != (stage, fold)]
+    rest = [(s, k) for s, k in rest if k not in plan.get("kept", {}).get(s, ())]
     waiting = [stages[s]["fold_s"] for s, k in rest if not (run.fold_path(s, k) / "oof.parquet").exists()]
     scoring = own["fold_s"] - own["epochs"] * own["epoch_s"]
     seconds = epochs * epoch_s + max(0.0, scoring) + pace * sum(waiting) / plan["parallel"]

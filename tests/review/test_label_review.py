@@ -134,7 +134,7 @@ def test_the_latest_decision_counts_and_disagreement_is_reported(comp, tmp_path,
     rows = [f"{a},drop,,ann,2026-01-01T10:00:00+00:00,", f"{a},relabel,Siren,bob,2026-01-02T09:00:00+00:00,"]
     fixed = correct_labels(comp, corrections(tmp_path / "c.csv", *(rows[i] for i in order)))
     assert fixed.clips.set_index("clip_id").labels[a] == ("Siren",)
-    assert "1 clips have decisions that disagree" in capsys.readouterr().err
+    assert "1 clip with decisions that disagree" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_recipe_trains_on_the_corrected_labels_and_remembers_the_given_ones(da
     path = corrections(tmp_path / "c.csv", f"{a},relabel,Siren,ann,2026,", f"{b},drop,,ann,2026,")
     words = [*train_words(data, tmp_path / "run", [*SETS, "stages.*.epochs=1"]), "--corrections", str(path)]
     done = called(*words)
-    assert done.returncode == 0 and "1 clips relabelled" in done.stderr, done.stderr
+    assert done.returncode == 0 and "1 clip relabelled" in done.stderr, done.stderr
     run = Run(tmp_path / "run")
     row = run.clips.set_index("clip_id").loc[a]
     assert (
