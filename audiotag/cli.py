@@ -9,8 +9,8 @@ __all__ = ['PANELS', 'RESUMABLE', 'app', 'UsageError', 'LAYOUTS', 'RecipeName', 
            'Postprocess', 'ThresholdWord', 'Kernel', 'repeat_options', 'Commands', 'example', 'current_names', 'main',
            'print_result', 'synth', 'new', 'recipes', 'recipe', 'features', 'store', 'Log', 'train', 'print_results',
            'distill', 'ledger', 'tune', 'thresholds', 'baseline', 'pack_weights', 'infer', 'doctor', 'Precision',
-           'export', 'ensemble', 'system', 'foreign', 'embed', 'rehearse', 'pack_wheels', 'pack_kernel', 'publish',
-           'push', 'follow', 'submit', 'report', 'review', 'audit', 'runs', 'score', 'compare', 'check_cv',
+           'export', 'ensemble', 'system', 'foreign', 'weights', 'embed', 'rehearse', 'pack_wheels', 'pack_kernel',
+           'publish', 'push', 'follow', 'submit', 'report', 'review', 'audit', 'runs', 'score', 'compare', 'check_cv',
            'completion']
 
 # %% ../nbs/01_cli.ipynb #bd4744ef
@@ -200,6 +200,7 @@ RecipeName = Annotated[
         help="Recipe: freesound2019, freesound2019_vgg16, freesound2019_waveform, freesound2019_max3exam, "
         "freesound2019_se, "
         "freesound2019_msc_se_1_0, freesound2019_msc_se_1_5, freesound2019_msc_se_2_0, "
+        "freesound2019_mn10, freesound2019_cnn14, "
         "rainforest2021, rainforest2021_rows, "
         "universal2020, universal2020_resnet50_64x32, universal2020_resnet50d_64x32, universal2020_res2next50_64x32, "
         "universal2020_res2next50_64, universal2020_res2next50_128, universal2020_resnest50d_128, "
@@ -1210,6 +1211,34 @@ def foreign(
     show(f"{out}: opinions on {n - len(masked)} of {n} classes")
     recipe_file = shlex.quote(str(Path(out) / "recipe.yaml"))
     show(f"next: audiotag train --recipe {recipe_file} --data {shlex.quote(data)} --run {shlex.quote(out)}-run")
+
+# %% ../nbs/01_cli.ipynb #353ebc5a
+@app.command(
+    rich_help_panel="Train",
+    epilog=example(
+        "audiotag weights mn10_as_mAP_471.pt pretrained/mn10.safetensors",
+        "audiotag train --recipe freesound2019_mn10 --data DATA --run runs/mn10",
+    ),
+)
+def weights(
+    checkpoint: Annotated[str, Argument(metavar="CHECKPOINT", help="File that PyTorch saved: .pt, .pth or .ckpt.")],
+    out: Annotated[str, Argument(metavar="OUT", help="File to write, such as pretrained/mn10.safetensors.")],
+):
+    "Convert a checkpoint to safetensors for a recipe's `pretrained`, and say what of it fits which network."
+    from collections import Counter
+
+    from audiotag.train.checkpoints import convert_checkpoint
+
+    done = convert_checkpoint(checkpoint, out)
+    show(f"{out}: {done.n_tensors} tensors")
+    if done.network is None:
+        show("of no network that audiotag knows by its tensors; a `Timm` takes it if it is timm's")
+        return
+    settings = json.dumps({k: v for k, v in done.network.to_dict().items() if k in ("kind", "width", "bands")})
+    show(f"it fits {settings}; for a network of two classes:")
+    for what, n in Counter(row.what for row in done.rows).items():
+        show(f"{n:5}  {what}")
+    show(f"next: --set {shlex.quote(f'model.pretrained={out}')} in a recipe with this network")
 
 # %% ../nbs/01_cli.ipynb #104a6544
 @app.command(

@@ -219,9 +219,12 @@ class FrontEnd(Config):
 
 # %% ../../nbs/audio/02_features.ipynb #af28d910
 @lru_cache(32)
-def _hann_window(n_fft, dtype):
-    "Periodic Hann window (n_fft,), equal to `scipy.signal.get_window`, whose import takes most of a second."
-    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft)).astype(dtype)
+def _hann_window(n_fft, win_length, symmetric, dtype):
+    """Hann window of `win_length` samples in the middle of (n_fft,), equal to `scipy.signal.get_window`, whose import
+    takes most of a second."""
+    n, before = win_length or n_fft, (n_fft - (win_length or n_fft)) // 2
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n) / (n - symmetric))
+    return np.pad(window, (before, n_fft - n - before)).astype(dtype)
 
 
 def _hz_to_mel(hz, htk):
@@ -248,6 +251,7 @@ class _MelSettings(NamedTuple):
     f_max: float | None  # Hz
     htk: bool
     norm: str | None
+    triangles: str
 
 
 def _band_edges(mel: _MelSettings):
@@ -259,9 +263,12 @@ def _band_edges(mel: _MelSettings):
 @lru_cache(32)
 def _mel_filters(mel: _MelSettings):
     """Triangular filters, each from the peak of its lower neighbour to that of its upper one, float32 (n_mels,
-    n_fft//2+1), equal to `librosa.filters.mel`."""
-    hz = _band_edges(mel)
-    above, step = hz[:, None] - np.fft.rfftfreq(mel.n_fft, 1 / mel.sample_rate), np.diff(hz)[:, None]
+    n_fft//2+1), equal to `librosa.filters.mel` if they are straight over Hz."""
+    hz, bins = _band_edges(mel), np.fft.rfftfreq(mel.n_fft, 1 / mel.sample_rate)
+    edges = hz
+    if mel.triangles == "mel":
+        edges, bins = _hz_to_mel(hz, mel.htk), _hz_to_mel(bins, mel.htk)
+    above, step = edges[:, None] - bins, np.diff(edges)[:, None]
     x = np.maximum(0, np.minimum(-above[:-2] / step[:-1], above[2:] / step[1:])).astype(np.float32)
     return x if mel.norm is None else (x * (2 / (hz[2:] - hz[:-2]))[:, None]).astype(np.float32)
 
@@ -417,6 +424,11 @@ class LogMel(FrontEnd):
     pcen: PCEN | None = None  # instead of dB
     deltas: int = 0  # 1 adds the first derivative over time as a channel, 2 also the second
     frequency_channel: bool = False  # adds a channel that runs from -1 (lowest band) to 1 (highest)
+    win_length: int | None = added(None)  # samples of the window, in the middle of `n_fft`; None: all
+    symmetric: bool = added(False)  # the window ends as it begins; False: it is periodic, as librosa's
+    preemphasis: float = added(0.0)  # this share of each sample is subtracted from the next; the first one is left out
+    triangles: str = added("hz")  # the sides of the filters are straight over 'hz' or, as Kaldi's, over 'mel'
+    offset: float = added(0.0)  # added to the power of each band
 
     def check(self):
         super().check()
@@ -434,8 +446,15 @@ class LogMel(FrontEnd):
             ("norm", ("slaney", None)),
             ("deltas", (0, 1, 2)),
             ("pad_mode", ("constant", "reflect", "symmetric", "edge")),
+            ("triangles", ("hz", "mel")),
         ):
             self.require(getattr(self, name) in known, name, f"give {' or '.join(map(repr, known))}")
+
+        self.require(
+            self.win_length is None or 2 < self.win_length <= self.n_fft, "win_length", "give 3 to n_fft, or None"
+        )
+        self.require(0 <= self.preemphasis <= 1, "preemphasis", "give a share from 0 to 1, such as .97")
+        self.require(0 <= self.offset < math.inf, "offset", "give a power of 0 or more")
 
     def _check_range(self):
         nyquist, bin_hz = self.sample_rate / 2, self.sample_rate / self.n_fft
@@ -461,7 +480,14 @@ class LogMel(FrontEnd):
 
     @property
     def _mel_settings(self):
-        return _MelSettings(self.sample_rate, self.n_fft, self.n_mels, self.f_min, self.f_max, self.htk, self.norm)
+        return _MelSettings(*(getattr(self, name) for name in _MelSettings._fields))
+
+    def _window(self, dtype):
+        return _hann_window(self.n_fft, self.win_length, self.symmetric, dtype)
+
+    def _emphasized(self, wave):
+        "(…, samples), array or tensor, with the high frequencies raised."
+        return wave[..., 1:] - self.preemphasis * wave[..., :-1] if self.preemphasis else wave
 
     @property
     def band_hz(self) -> np.ndarray:  # (n_mels,) Hz
@@ -475,8 +501,9 @@ class LogMel(FrontEnd):
 
     def n_frames(self, n_samples: int) -> int:
         "The number of frames that a wave of `n_samples` gives; raises `AudiotagError` when it is shorter than one."
-        span = n_samples + 2 * (self.n_fft // 2) * self.center - self.n_fft
-        if n_samples < 1 or span < 0:
+        n = n_samples - bool(self.preemphasis)
+        span = n + 2 * (self.n_fft // 2) * self.center - self.n_fft
+        if n < 1 or span < 0:
             raise AudiotagError(
                 f"{n_samples} samples are fewer than one frame",
                 field="LogMel.n_fft",
@@ -490,13 +517,14 @@ class LogMel(FrontEnd):
 
     def samples_for(self, n_frames: int) -> int:
         "The shortest wave, in samples, that gives `n_frames`."
-        return max(1, (n_frames - 1) * self.hop_length + self.n_fft - 2 * (self.n_fft // 2) * self.center)
+        n = max(1, (n_frames - 1) * self.hop_length + self.n_fft - 2 * (self.n_fft // 2) * self.center)
+        return n + bool(self.preemphasis)
 
     def _frame_view(self, wave, first=0, n=None):
         "Overlapping frames of the padded wave, all or `n` of them from `first` on: a tensor (frames, n_fft), a view."
         import torch
 
-        n, half = n or self.n_frames(len(wave)), self.n_fft // 2 * self.center
+        n, half = n or self.n_frames(len(wave) + bool(self.preemphasis)), self.n_fft // 2 * self.center
         lo = first * self.hop_length - half
         hi = lo + (n - 1) * self.hop_length + self.n_fft
         if lo >= 0 and hi <= len(wave):
@@ -515,9 +543,13 @@ class LogMel(FrontEnd):
         import torch
 
         _raise_mmap_threshold()
-        window = torch.from_numpy(_hann_window(self.n_fft, dtype))
+        window = torch.from_numpy(self._window(dtype))
         blocks = _filter_blocks(self._mel_settings, 2 if self.power == 2 else 1)
-        n, view = (self.n_frames(len(wave)), None) if which is None else (len(which), self._frame_view(wave))
+        n, view = (
+            (self.n_frames(len(wave) + bool(self.preemphasis)), None)
+            if which is None
+            else (len(which), self._frame_view(wave))
+        )
         batch_size = -(-n // -(-n // batch_size))  # batches of equal size
         mel, level = np.empty((n, self.n_mels), np.float32), np.empty(n, np.float32)
         for i in range(0, n, batch_size):
@@ -537,6 +569,7 @@ class LogMel(FrontEnd):
 
         x, level = self._mel_power(wave, "float32")
         x = np.ascontiguousarray(x.T)
+        x += np.float32(self.offset)
         floor = 0 if self.pcen else self.amin
         if not self.pcen and self.top_db is not None:
             floor = max(self.amin, float(x.max()) * 10 ** (-self.top_db / 10))
@@ -545,11 +578,11 @@ class LogMel(FrontEnd):
         faintest = (x[bands] * factor).min(0) ** (2 / self.power)
         inexact = np.flatnonzero(faintest < 2e-6 * level)
         if len(inexact):
-            x[:, inexact] = np.maximum(self._mel_power(wave, "float64", inexact)[0].T, floor)
+            x[:, inexact] = np.maximum(self._mel_power(wave, "float64", inexact)[0].T + np.float32(self.offset), floor)
         return x
 
     def _compute(self, wave):
-        x = self._floored_mel(wave)
+        x = self._floored_mel(self._emphasized(wave))
         if self.pcen:
             return self.pcen.normalize(x, sample_rate=self.sample_rate, hop_length=self.hop_length)
         np.log10(x, out=x)
@@ -569,7 +602,7 @@ class LogMel(FrontEnd):
     def _buffers(self):
         wide = self.pcen is not None or self.top_db is None or self.top_db * (3 - self.power) > 60
         return dict(
-            window=_hann_window(self.n_fft, "float64" if wide else "float32").copy(),
+            window=self._window("float64" if wide else "float32").copy(),
             filters=_mel_filters(self._mel_settings).copy(),
             deltas=np.array([_delta_weights(order) for order in range(1, self.deltas + 1)], np.float32),
         )
@@ -577,16 +610,16 @@ class LogMel(FrontEnd):
     def _compute_batch(self, wave, buffers):
         import torch
 
+        self.n_frames(wave.shape[-1])  # raises where the wave is too short
+        wave = self._emphasized(wave.to(buffers.window.dtype))
         half, n = self.n_fft // 2, wave.shape[-1]
-        self.n_frames(n)  # raises where the wave is too short
-        wave = wave.to(buffers.window.dtype)
         if self.center and self.pad_mode == "constant":
             wave = torch.nn.functional.pad(wave, (half, half))
         elif self.center:
             wave = wave[:, torch.from_numpy(np.pad(np.arange(n), half, mode=self.pad_mode)).to(wave.device)]
         x = torch.stft(wave, self.n_fft, self.hop_length, window=buffers.window, center=False, return_complex=True)
         x = x.real.square() + x.imag.square() if self.power == 2 else x.abs()
-        x = (buffers.filters @ x.float())[:, None]
+        x = (buffers.filters @ x.float())[:, None] + self.offset
         if self.pcen:
             return self.pcen.normalize_batch(x, sample_rate=self.sample_rate, hop_length=self.hop_length)
         reference = 1.0 if self.reference == "max" else self.reference
@@ -978,6 +1011,35 @@ PRESETS = {
         reference=1536.0,
         amin=1536e-10,
         wave_scaling=Peak(above=1.0),
+    ),
+    # what PANNs and EfficientAT were trained on; the first begins with a batch norm of its 64 bands
+    "panns": _preset(
+        sample_rate=32000,
+        n_fft=1024,
+        hop_length=320,
+        n_mels=64,
+        f_min=50.0,
+        f_max=14000.0,
+        top_db=None,
+        pad_mode="reflect",
+    ),
+    "efficientat": _preset(
+        sample_rate=32000,
+        n_fft=1024,
+        win_length=800,
+        symmetric=True,
+        hop_length=320,
+        f_min=0.0,
+        f_max=15000.0,
+        top_db=None,
+        htk=True,
+        norm=None,
+        triangles="mel",
+        pad_mode="reflect",
+        preemphasis=0.97,
+        offset=1e-5,
+        # (ln x + 4.5)/5, in decibels
+        scaling=FixedStats(mean=-4.5 * 10 / math.log(10), std=5 * 10 / math.log(10)),
     ),
     # system 5 (b), fifth
     "birdclef_fold_2x1000x80": RawFold(interleaved=True, wave_scaling=Peak(above=1.0)),

@@ -142,7 +142,7 @@ def _front_ends(spec) -> list:
 def _network_settings(d, where: str) -> Config:
     "Settings of a network from a dict; the known kinds are those of the modules imported here."
     # they register their kinds
-    from audiotag.models import cnn, foreign, probes, wavecnn, rawfold, sed, timm_backbone  # noqa: F401
+    from audiotag.models import audioset, cnn, foreign, probes, wavecnn, rawfold, sed, timm_backbone  # noqa: F401
 
     spec = config_from_dict(d, where=where)
     if not hasattr(spec, "build"):

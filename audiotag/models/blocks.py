@@ -470,7 +470,8 @@ def timm_backbone(
     *,
     in_channels: int = 1,
     drop_path: float = 0.0,  # probability of dropping the last residual branch in training (Huang et al. 2016)
-    pretrained: str = "",  # a .safetensors file; '' starts with fresh weights
+    # a .safetensors file; 'timm': download them, as timm does it; '' starts with fresh weights
+    pretrained: str = "",
     pool: bool = True,  # mean over the map, as timm does it; False gives the map
     size: tuple | None = None,  # (bands, frames); for networks that are built for one size, as transformers are
 ) -> tuple:  # (module, numbers n): (B, in_channels, bands, frames) -> (B, n), or (B, n, bands', frames') without `pool`
@@ -478,12 +479,12 @@ def timm_backbone(
     timm, name = load_library("timm"), timm_name(name)
     cfg = timm.get_pretrained_cfg(name)
 
-    def create(**options):
+    def create(pretrained=False, **options):
         fixed = dict(img_size=size) if size and getattr(cfg, "fixed_input_size", False) else {}
         try:
             return timm.create_model(
                 name,
-                pretrained=False,
+                pretrained=pretrained,
                 in_chans=in_channels,
                 num_classes=0,
                 **({} if pool else {"global_pool": ""}),
@@ -491,16 +492,22 @@ def timm_backbone(
                 **options,
             )
         except (TypeError, AssertionError, RuntimeError, ValueError, LookupError, ArithmeticError) as e:
+            if pretrained:
+                raise
             raise AudiotagError(
                 f"{name} cannot be built with {dict(in_channels=in_channels, size=size, **options)}: {e}",
                 field="name",
                 fix="choose other settings, or another network",
             ) from None
 
-    net = create(**({"drop_path_rate": drop_path} if drop_path and not torch.empty(0).is_meta else {}))
+    options = {"drop_path_rate": drop_path} if drop_path and not torch.empty(0).is_meta else {}
+    if pretrained == "timm" and not torch.empty(0).is_meta:
+        net = _downloaded(name, cfg, partial(create, pretrained=True, **options))
+    else:
+        net = create(**options)
     if torch.empty(0).is_meta:
         _fill_buffers(net, create)
-    elif pretrained:
+    elif pretrained and pretrained != "timm":
         _load_timm(net, name, cfg, pretrained, in_channels)
     return net, getattr(net, "head_hidden_size", net.num_features) if pool else _map_channels(net, name, in_channels)
 
@@ -540,13 +547,26 @@ def _map_channels(net, name, in_channels):
     return shape[1]
 
 # %% ../../nbs/models/01_blocks.ipynb #f1843095
-def _own_body(state, wanted):
-    "The weights of the body in a file of a whole network, as a run has them; those of any other file as they are."
-    for prefix in ("body.", "body.1."):  # without and with a resized input
-        body = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        if set(wanted) <= set(body):
-            return body
-    return state
+def _weights_source(cfg):
+    "Where the weights of a timm network are, for the message of an error."
+    hub = getattr(cfg, "hf_hub_id", None)
+    return (
+        f"download model.safetensors of https://huggingface.co/{hub} and put it there"
+        if hub
+        else "timm has no weights for this network"
+    )
+
+
+def _downloaded(name, cfg, create):
+    "The network with the weights that timm finds in its cache or downloads; no other code of audiotag does that."
+    try:
+        return create()
+    except Exception as e:  # noqa: BLE001 a download can fail in any way
+        raise AudiotagError(
+            f"timm cannot get the weights of {name} ({type(e).__name__}: {e})",
+            field="pretrained",
+            fix=_weights_source(cfg).replace("put it there", "give its path as `pretrained`"),
+        ) from None
 
 
 def _load_timm(net, name, cfg, path, in_channels):
@@ -556,12 +576,7 @@ def _load_timm(net, name, cfg, path, in_channels):
     from safetensors.torch import load_file
     from timm.models import adapt_input_conv
 
-    hub = getattr(cfg, "hf_hub_id", None)
-    source = (
-        f"download model.safetensors of https://huggingface.co/{hub} and put it there"
-        if hub
-        else "timm has no weights for this network"
-    )
+    source = _weights_source(cfg)
     if not Path(path).is_file():
         raise AudiotagError("file not found", file=path, field="pretrained", fix=f"{source}, or set it to nothing")
     try:
@@ -574,7 +589,6 @@ def _load_timm(net, name, cfg, path, in_channels):
         with_classifier = timm.create_model(name).state_dict()
     # leave out the classifier, and tables in older files that the network computes itself
     wanted, buffers = net.state_dict(), dict(net.named_buffers())
-    state = _own_body(state, wanted)
     state = {k: v for k, v in state.items() if k in wanted or (k not in with_classifier and k not in buffers)}
     convs = getattr(cfg, "first_conv", None)
     convs = (convs,) if isinstance(convs, str) else tuple(convs or ())

@@ -35,7 +35,8 @@ def features_of(
     body, n_in = backbone.features(), getattr(backbone, "in_channels", 1)
     weight, training = next(body.parameters()), body.training
     with torch.no_grad():
-        y = body.eval()(torch.zeros(1, n_in, 64, 64, device=weight.device, dtype=weight.dtype))
+        x = torch.zeros(1, n_in, getattr(backbone, "bands", 64), 64, device=weight.device, dtype=weight.dtype)
+        y = body.eval()(x)
     if y.ndim != 4:
         raise AudiotagError(
             f"the features have {y.ndim} axes",

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNIVERSAL_LADDER', 'BIRD_INPUTS', 'recipes', 'SYSTEMS', 'freesound2019', 'freesound2019_waveform', 'rainforest2021',
-           'universal2020', 'universal2020_ladder', 'student_rounds', 'birdclef2024', 'birdclef2025', 'get_recipe',
-           'changed', 'recipe_lines', 'System', 'get_system']
+           'universal2020', 'universal2020_ladder', 'student_rounds', 'birdclef2024', 'birdclef2025',
+           'freesound2019_audioset', 'get_recipe', 'changed', 'recipe_lines', 'System', 'get_system']
 
 # %% ../../nbs/train/12_recipes.ipynb #0203cdcd
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ from audiotag.audio.features import (
     Standardize,
     Waveform,
 )
+from ..models.audioset import Cnn14, MobileNet
 from ..models.cnn import CNNModel1, VGG16BN
 from ..models.wavecnn import WAVE_CNNS
 from ..models.rawfold import FOLDS, Hybrid, Raw
@@ -466,11 +467,46 @@ def birdclef2025(
         refit=True,
     )
 
+# %% ../../nbs/train/12_recipes.ipynb #497d03bf
+def freesound2019_audioset(
+    scale: str = "full",  # 'full' (for a GPU) or 'small' (minutes on two CPU cores)
+    *,
+    network: str = "mn10",  # or 'cnn14'
+) -> Recipe:
+    "A network that was trained on AudioSet, for Freesound 2019."
+    require_name(network, ("mn10", "cnn14"), "network", "network")
+    small, file = scale == "small", f"pretrained/{network}.safetensors"
+    if network == "mn10":
+        model = MobileNet(width=0.1) if small else MobileNet(pretrained=file)
+    else:
+        model = Cnn14(width=4) if small else Cnn14(pretrained=file)
+    common = dict(batch_size=32 if small else 64, lr=3e-3 if small else 1e-3, lr_decay=1.0 if small else 0.8)
+    epochs = (20, 60) if small else (10, 40)
+    frames = 128 if small else 500
+    return Recipe(
+        name=f"freesound2019_{network}",
+        layout="freesound2019",
+        front_end=PRESETS["efficientat" if network == "mn10" else "panns"].replace(
+            reading=ReadOptions(trim_db=60.0, pad_to_s=2.0)
+        ),
+        model=model,
+        loss=BCE(),
+        augment=(MixUp(), SpecAugment()),
+        stages=(
+            Stage(name="noisy", train_on=("noisy",), epochs=epochs[0], frozen_epochs=0 if small else 1, **common),
+            Stage(name="curated", train_on=("curated",), start_from="noisy", epochs=epochs[1], **common),
+        ),
+        members=("curated",),
+        n_folds=5,
+        windows=Windows(frames=frames, hop=frames // 2),
+    )
+
 # %% ../../nbs/train/12_recipes.ipynb #68693f13
 recipes = {
     "freesound2019": freesound2019,
     "freesound2019_vgg16": partial(freesound2019, vgg=True),
     **{_waveform_name(n): partial(freesound2019_waveform, network=n) for n in WAVE_CNNS},
+    **{f"freesound2019_{n}": partial(freesound2019_audioset, network=n) for n in ("mn10", "cnn14")},
     "rainforest2021": rainforest2021,
     "rainforest2021_rows": partial(rainforest2021, by="rows"),
     "universal2020": universal2020,
@@ -520,14 +556,16 @@ def changed(
 
 def recipe_lines() -> dict:  # {name: one line}
     "What each recipe is, for a list."
-    folded = {
+    named = {
+        "freesound2019_mn10": "EfficientAT's MobileNet, which was trained on AudioSet, for Freesound 2019.",
+        "freesound2019_cnn14": "PANNs' CNN14, which was trained on AudioSet, for Freesound 2019.",
         "rows80": "System 5 on the raw signal, folded as the 5th does (BirdCLEF 2024).",
         "rows128": "System 5 on the raw signal, folded as the 4th does (BirdCLEF 2024).",
         "rainforest2021_rows": "System 3 with an epoch of rows instead of recordings.",
         "hybrid": "System 5 on the raw signal and the log-mel together (BirdCLEF 2024, 5th).",
     }
     return {
-        name: folded.get(name.removeprefix("birdclef2024_")) or getattr(make, "func", make).__doc__
+        name: named.get(name.removeprefix("birdclef2024_")) or getattr(make, "func", make).__doc__
         for name, make in recipes.items()
     }
 

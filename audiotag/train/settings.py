@@ -23,7 +23,7 @@ from ..data.scapes import MixedScapes
 # with losses, the kinds that a recipe.json may name
 from ..augment import manifold, spec, wave  # noqa: F401
 from ..audio import foreign  # noqa: F401
-from ..models import cnn, probes, wavecnn, rawfold, sed, timm_backbone  # noqa: F401
+from ..models import audioset, cnn, probes, wavecnn, rawfold, sed, timm_backbone  # noqa: F401
 from ..models.foreign import Solved
 from ..infer.windows import Windows
 from . import losses

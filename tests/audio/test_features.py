@@ -146,7 +146,7 @@ def test_logmel_is_librosas(name, real):
         assert np.abs(got - want).max() <= 0.01, clip
 
 
-@pytest.mark.parametrize("name", [k for k, v in PRESETS.items() if isinstance(v, LogMel)])
+@pytest.mark.parametrize("name", [k for k, v in PRESETS.items() if isinstance(v, LogMel) and not v.preemphasis])
 def test_presets_are_librosas(name, sample_set):
     fe = PRESETS[name]
     for path in sorted((sample_set("freesound") / "train_curated").iterdir())[4:8]:
@@ -209,6 +209,8 @@ LAYERS = {
     "fixed": LogMel(scaling=FixedStats(mean=-20.0, std=15.0)),
     "pcen": LogMel(pcen=PCEN()),
     "pcen, scaled": LogMel(pcen=PCEN(), scaling=MinMax()),
+    "short window": LogMel(win_length=1001, top_db=None, scaling=FixedStats()),
+    "pre-emphasis, offset": LogMel(preemphasis=0.9, offset=1e-3, triangles="mel", scaling=FixedStats()),
 }
 
 
@@ -470,6 +472,13 @@ BAD = [
     dict(reading=None),
     dict(pcen=True),
     dict(n_fft=True),
+    dict(win_length=2),
+    dict(win_length=2561),
+    dict(preemphasis=-0.1),
+    dict(preemphasis=1.1),
+    dict(triangles="bark"),
+    dict(offset=-1e-9),
+    dict(offset=float("inf")),
 ]
 
 
@@ -564,6 +573,11 @@ OTHER = dict(
     frequency_channel=True,
     scaling=MinMax(),
     reading=ReadOptions(trim_db=60.0),
+    win_length=2000,
+    symmetric=True,
+    preemphasis=0.97,
+    triangles="mel",
+    offset=1e-5,
 )
 
 
@@ -615,7 +629,8 @@ def test_every_front_end_keeps_the_contract():
 
 
 @pytest.mark.parametrize(
-    "fe", [LogMel(), LogMel(n_fft=501, hop_length=100), LogMel(center=False, n_fft=512), Waveform()]
+    "fe",
+    [LogMel(), LogMel(n_fft=501, hop_length=100), LogMel(center=False, n_fft=512), LogMel(preemphasis=0.5), Waveform()],
 )
 def test_the_shortest_wave_for_so_many_frames(fe):
     for n in (1, 2, 57):
@@ -710,6 +725,32 @@ def test_the_fourth_and_the_fifth_of_birdclef_2024():
     window = np.sum(np.hanning(4097)[:-1] ** 2)
     got = PRESETS["birdclef_mel_5th"](wave)
     assert got.shape == (512, 313) and np.abs(got - decibels(power / window)).max() < 0.01
+
+
+@pytest.mark.parametrize("n", [160000, 99999, 3000])
+def test_the_front_end_of_efficientat(n, torchaudio):
+    "Kaldi's filters by torchaudio, and the rest as its description has it."
+    from torchaudio.compliance.kaldi import get_mel_banks
+
+    wave = (np.random.default_rng(n).standard_normal(n) * np.linspace(1e-5, 0.3, n)).astype(np.float32)
+    fe, x = PRESETS["efficientat"], torch.from_numpy(wave)
+    window = torch.hann_window(800, periodic=False)
+    spectrum = torch.stft(x[1:] - 0.97 * x[:-1], 1024, 320, 800, window, pad_mode="reflect", return_complex=True)
+    banks = get_mel_banks(128, 1024, 32000.0, 0.0, 15000.0, 100.0, -500.0, 1.0)[0]
+    np.testing.assert_allclose(_mel_filters(fe._mel_settings)[:, :-1], banks.numpy(), atol=2e-5)
+    want = ((banks @ spectrum.abs().square()[:-1] + 1e-5).log() + 4.5) / 5
+    assert want.shape == (128, fe.n_frames(n)) == (128, 1 + (n - 1) // 320)
+    assert np.abs(fe(wave) - want.numpy()).max() < 2e-4
+    assert np.abs(fe.layer()(x[None])[0, 0].numpy() - want.numpy()).max() < 2e-4
+    assert fe(np.zeros(n, np.float32)).max() == pytest.approx((math.log(1e-5) + 4.5) / 5, abs=1e-5)
+
+
+def test_the_front_end_of_panns():
+    "That of its checkpoints: `melW` is the filterbank, and a second has 100 frames and one."
+    fe = PRESETS["panns"]
+    want = librosa.filters.mel(sr=32000, n_fft=1024, n_mels=64, fmin=50, fmax=14000)
+    assert np.array_equal(_mel_filters(fe._mel_settings), want)
+    assert fe(np.zeros(32000, np.float32)).shape == (64, 101) and fe(np.zeros(32000, np.float32)).max() == -100
 
 
 def test_windows_at_even_steps():

@@ -20,7 +20,8 @@ from audiotag.audio.features import PRESETS
 from audiotag.models.blocks import SequenceGRU, make_pool, n_params, pool_modes, timm_backbone, timm_name
 from audiotag.models.cnn import VGG16BN, CNNModel1
 from audiotag.models.wavecnn import WAVE_CNNS, WaveCNN
-from audiotag.models.timm_backbone import Timm
+from audiotag.models.sed import SED
+from audiotag.models.timm_backbone import Timm, has_pretrained, without_pretrained
 from audiotag.audio.synth import SOUNDS, sound
 
 SETTINGS = [
@@ -676,21 +677,6 @@ def test_pretrained_files_that_do_not_fit(weights, tmp_path):
     Timm(name="resnet10t", pretrained=str(folder / "resnet10t.safetensors")).build(4)
 
 
-@pytest.mark.parametrize("size", [None, (64, 64)])
-@pytest.mark.parametrize("pool", ["mean", "gem"])
-def test_a_network_of_ones_own_is_where_another_one_begins(size, pool, tmp_path):
-    "A file as a run has it: the body with a prefix, and a head for other classes, which is left behind."
-    before = build(Timm(name="resnet10t", size=size, pool=pool), n_classes=7)
-    save_file({k: v.contiguous() for k, v in before.state_dict().items()}, tmp_path / "weights.safetensors")
-    torch.manual_seed(1)
-    net = Timm(name="resnet10t", pool="gem", pretrained=str(tmp_path / "weights.safetensors")).build(3)
-    own, theirs = net.body.state_dict(), before.body.state_dict()
-    assert all(torch.equal(v, theirs[k if size is None else f"1.{k}"]) for k, v in own.items())
-    assert net.head[-1].weight.shape == (3, 512)
-    with pytest.raises(AudiotagError, match="another network than resnet18"):
-        Timm(name="resnet18", pretrained=str(tmp_path / "weights.safetensors")).build(3)
-
-
 def test_tables_that_older_files_hold_are_passed_over(weights, tmp_path):
     net = weights[1]["levit_128s"]
     made = {k: v.contiguous() for k, v in net.named_buffers() if k not in net.state_dict()}
@@ -739,6 +725,43 @@ def test_timm_never_asks_the_net(monkeypatch):
     ):
         with pytest.raises(AudiotagError, match="has no network"):
             Timm(name=name).build(3)
+
+
+def test_timm_downloads_only_where_the_recipe_says_so(monkeypatch):
+    "By its own way, and never on `meta`, where a bundle builds networks; what goes wrong there names the file to get."
+    real, asked = timm.create_model, []
+
+    def create(name, *, pretrained=False, **kwargs):
+        asked.append((name, pretrained, kwargs))
+        return real(name, pretrained=False, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    Timm(name="resnet10t", pretrained="timm", in_channels=2, drop_path=0.1).build(3)
+    assert asked == [("resnet10t", True, dict(in_chans=2, num_classes=0, drop_path_rate=0.1))]
+    with torch.device("meta"):
+        Timm(name="resnet10t", pretrained="timm").build(3)
+    Timm(name="resnet10t").build(3)
+    assert not any(pretrained for _, pretrained, _ in asked[1:])
+
+    for error in (OSError("no connection"), ValueError("offline"), RuntimeError("no weights exist")):
+
+        def fail(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr(timm, "create_model", fail)
+        with pytest.raises(
+            AudiotagError, match="cannot get the weights of resnet10t.*huggingface.co/timm/resnet10t"
+        ) as e:
+            Timm(name="resnet10t", pretrained="timm").build(3)
+        assert e.value.field == "pretrained"
+
+
+def test_settings_without_pretrained_weights():
+    inner = Timm(name="resnet10t", pretrained="w.safetensors")
+    assert without_pretrained(inner) == Timm(name="resnet10t")
+    assert without_pretrained(SED(backbone=inner)) == SED(backbone=Timm(name="resnet10t"))
+    plain = CNNModel1(width=4)
+    assert without_pretrained(plain) is plain and not has_pretrained(without_pretrained(SED(backbone=inner)))
 
 
 def test_renamed_networks_of_timm_are_found():
