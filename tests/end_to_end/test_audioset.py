@@ -13,7 +13,7 @@ from tests.models.test_audioset import cnn14_shapes, drawn, mobilenet_shapes
 
 SETS = [
     "cpus=1", "n_folds=2", "group_by=[]", "windows.frames=64", "windows.hop=64", "stages.*.epochs=2", "stages.*.batch_size=16",
-    "stages.noisy.frozen_epochs=1", "stages.*.lr_decay=0.5", "stages.*.lr=1e-5",
+    "stages.noisy.frozen_epochs=1", "stages.*.lr_decay=0.9", "stages.*.lr=1e-3",
 ]  # fmt: skip
 
 
