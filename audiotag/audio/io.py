@@ -945,6 +945,7 @@ def audio_extent(
         stated, rate = reader.length, reader.f.samplerate
         n = _count_frames(reader)
         if not n:
+            _check_damage(reader, 1)
             raise _no_samples_error(fd, size, reader.head, path)
         fault = reader.survey.damage[1] if reader.survey.damage else ""
         if n < stated < _UNKNOWN_LENGTH and not fault:

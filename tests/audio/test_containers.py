@@ -274,6 +274,32 @@ def test_alac_with_a_table_that_does_not_fit_is_named(tmp_path):
     assert fault(put(tmp_path / "a", data[:at] + b"\xff\x7f" + data[at + 2 :])).kind == "corrupt_data"
 
 
+@pytest.mark.parametrize("bits", [16, 20, 24, 32])
+def test_a_byte_that_is_missing_in_alac_is_named(tmp_path, bits):
+    "Its decoder fills what follows with zeros; packets of any number of channels, and of silence, are known as such."
+    g = np.random.default_rng(bits)
+    for x in (sound(3), np.stack([sound(3, seed=i) for i in range(3)], 1), np.zeros(9000)):
+        out = io.BytesIO()
+        sf.write(out, x, RATE, format="CAF", subtype=f"ALAC_{bits}")
+        data = out.getvalue()
+        whole = read_audio(put(tmp_path / "a", data))
+        assert len(whole) == len(x) and not audio_extent(tmp_path / "a").fault
+        if not x.any():
+            continue
+        begin = data.index(b"data") + 16
+        for at in g.integers(begin, begin + 4 * (len(data) - begin) // 5, 20):
+            path = put(tmp_path / "b", data[:at] + data[at + 1 :])
+            e = fault(path)
+            assert e.kind == "corrupt_data" and "damaged packet" in e.what, at
+            if "; 0 frames" in e.what:
+                with pytest.raises(AudiotagError, match="damaged packet"):
+                    audio_extent(path)
+                continue
+            extent = audio_extent(path)
+            assert abs(extent.frames - len(x) * (at - begin) / (len(data) - begin)) < 8192
+            assert np.array_equal(read_audio(path, end_s=extent.seconds), whole[: extent.frames]), at
+
+
 # ---- channels ---------------------------------------------------------------------------------------------------
 
 
