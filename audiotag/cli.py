@@ -14,7 +14,7 @@ __all__ = ['PANELS', 'RESUMABLE', 'app', 'UsageError', 'LAYOUTS', 'RecipeName', 
            'completion']
 
 # %% ../nbs/01_cli.ipynb #bd4744ef
-import json, os, shlex, sys
+import json, os, shlex, signal, sys
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -921,6 +921,9 @@ def infer(
 ):
     "Score the test files with one or more bundles in limited time, and write the submission."
     with hold_signals():  # from here to the first file
+        signal.pthread_sigmask(
+            signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT)
+        )  # which `audiotag.start` has blocked
         from audiotag.infer.deadline import Deadline
         from audiotag.infer.first_file import ends_here, first_file
 

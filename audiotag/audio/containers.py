@@ -6,7 +6,7 @@
 __all__ = ['Survey', 'set_ogg_serial', 'survey', 'survey_file', 'PiecesFile']
 
 # %% ../../nbs/audio/00_containers.ipynb #c0a70003
-import io, os, zlib
+import bisect, io, itertools, os, zlib
 from dataclasses import dataclass, replace
 
 # %% ../../nbs/audio/00_containers.ipynb #c0a70008
@@ -299,7 +299,7 @@ def _resume(data, offset, kind) -> int:
 def _stated_frames(frame) -> int | None:
     "The number of frames that a Xing or Info frame states; None if it is none."
     for tag in (b"Xing", b"Info"):
-        if (i := frame.find(tag, 4, 64)) >= 0 and frame[i + 7] & 1:
+        if (i := frame.find(tag, 4, 64)) >= 0 and len(frame) >= i + 12 and frame[i + 7] & 1:
             return int.from_bytes(frame[i + 8 : i + 12], "big")
     return None
 
@@ -492,24 +492,60 @@ def _packet_sizes(table, n) -> list:
     return sizes
 
 
-def _survey_caf(data):
-    chunks = {}
+def _begins_as_sound(packet) -> bool:
+    "Whether the first bytes of a packet of ALAC are those of an element that holds sound, or are skipped."
+    head = int.from_bytes(packet, "big")  # 3 bits: its kind; 4: its number; 12: always 0
+    return head >> 21 in (4, 6) or (head >> 21 in (0, 1, 3) and not head >> 5 & 0xFFF)
+
+
+def _has_end_mark(tail) -> bool:
+    "Whether the last bytes of a packet of ALAC end with three bits that are 1, and zeros up to the next byte."
+    bits = int.from_bytes(tail, "big")
+    last = bits & -bits  # the last bit that is 1
+    return 0 < last < 256 and bits & 7 * last == 7 * last
+
+
+def _damaged_packet(data, start, sizes) -> int | None:
+    "The number of the first packet of ALAC that cannot be one; None if all can."
+    for number, size in enumerate(sizes):
+        if size < 3 or not _begins_as_sound(data.at(start, 3)) or not _has_end_mark(data.at(start + size - 2, 2)):
+            return number
+        start += size
+
+
+def _survey_alac(data, about, table, sound, survey, is_quick) -> Survey:
+    "Look at the packets of ALAC: where the description, the table of packets and the sound begin, and how long these are."
+    (start, size), (first, length) = table, sound
+    sizes = _packet_sizes(data.at(start + 24, max(0, size - 24)), packets := int.from_bytes(data.at(start, 8), "big"))
+    if len(sizes) != packets or (survey.is_length_known and sum(sizes) > length):
+        return Survey(damage=(0, "its table of packets does not fit the sound"))
+    ends = list(itertools.accumulate(sizes))
+    there = sizes[: bisect.bisect_right(ends, data.size - first)]  # of a file that was cut off
+    if is_quick or (bad := _damaged_packet(data, first, there)) is None:
+        return survey
+    return replace(
+        survey, damage=(bad * int.from_bytes(data.at(about + 20, 4), "big"), "a damaged packet of its sound")
+    )
+
+
+def _survey_caf(data, is_quick=False):
+    chunks, survey = {}, Survey()
     for name, place, size in _caf_chunks(data):
         if name == b"caff":
             return _joined(data, [0, place - 4])
         if name == b"data" and size >= 0 and (size <= 4 or place + 8 + size > data.size) and place + 12 < data.size:
-            survey = _patched(data, place, (data.size - place - 8).to_bytes(8, "big"))
-            return replace(survey, is_length_known=False)  # a table of packets states the length of the whole
+            size = data.size - place - 8
+            # a table of packets states the length of the whole
+            survey = replace(_patched(data, place, size.to_bytes(8, "big")), is_length_known=False)
+            chunks[name] = place + 8, size
+            break
         chunks[name] = place + 8, size
-    start, size = chunks.get(b"desc", (0, 0))
-    if data.at(start + 8, 4) != b"alac" or b"data" not in chunks:
-        return Survey()
-    start, size = chunks.get(b"pakt", (data.size, 0))
-    packets, frames = (int.from_bytes(data.at(start + i, 8), "big") for i in (0, 8))
-    sizes = _packet_sizes(data.at(start + 24, max(0, size - 24)), packets)
-    if len(sizes) != packets or sum(sizes) > chunks[b"data"][1] - 4:
-        return Survey(damage=(0, "its table of packets does not fit the sound"))
-    return Survey()
+    about, _ = chunks.get(b"desc", (0, 0))
+    start, size = chunks.get(b"data", (0, 0))
+    if data.at(about + 8, 4) != b"alac" or not start:
+        return survey
+    sound = start + 4, size - 4  # behind a number of edits
+    return _survey_alac(data, about, chunks.get(b"pakt", (data.size, 0)), sound, survey, is_quick)
 
 # %% ../../nbs/audio/00_containers.ipynb #c0a70018
 def survey(
@@ -532,9 +568,11 @@ def survey(
         return Survey()
     if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM") and head[8:12] in (b"WAVE", b"AIFF", b"AIFC"):
         return _survey_riff(data, head)
-    for magic, look in ((_W64_RIFF[:4], _survey_w64), (b".snd", _survey_au), (b"caff", _survey_caf)):
+    for magic, look in ((_W64_RIFF[:4], _survey_w64), (b".snd", _survey_au)):
         if head[:4] == magic:
             return look(data)
+    if head[:4] == b"caff":
+        return _survey_caf(data, is_quick)
     return Survey()
 
 

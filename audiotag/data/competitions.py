@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 import numpy as np, pandas as pd
 from ..audio.io import audio_extent
-from ..core.errors import AudiotagError, a_few, counted, did_you_mean
+from ..core.errors import AudiotagError, a_few, counted, did_you_mean, printable
 from ..core.files import file_sha256
 from ..core.progress import say
 from audiotag.data.sample_submission import (
@@ -351,7 +351,8 @@ class Competition:
 
     def __repr__(self):
         counts = ", ".join(f"{n} {s}" for s, n in self.clips.source.value_counts(sort=False).items())
-        return f"Competition {self.name} ({counted(len(self.classes), 'class')}, {self.metric}): {counts} clips in {self.root}"
+        classes = counted(len(self.classes), "class")
+        return printable(f"Competition {self.name} ({classes}, {self.metric}): {counts} clips in {self.root}")
 
     def submission(
         self,

@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import pandas as pd
-from ..core.errors import AudiotagError, a_few, counted, did_you_mean
+from ..core.errors import AudiotagError, a_few, counted, did_you_mean, printable_lines
 from . import competitions
 from .sample_submission import FIRST_COLUMNS
 from audiotag.data.layout_file import (
@@ -518,7 +518,7 @@ class Guess:
     def __str__(self):
         width = max((len(f"{what}  {taken}") for what, taken, _ in self.findings), default=0)
         lines = [f"{what:9} {taken:{max(0, min(44, width) - 9)}} {why}".rstrip() for what, taken, why in self.findings]
-        return "\n".join([*lines, *(f"check: {d}" for d in self.doubts)])
+        return printable_lines(*lines, *(f"check: {d}" for d in self.doubts))
 
 
 @dataclass(frozen=True)

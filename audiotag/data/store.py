@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
-from ..core.errors import AudiotagError, did_you_mean, library_error, load_library
+from ..core.errors import AudiotagError, did_you_mean, library_error, load_library, printable
 from ..core.config import Config, config_from_dict, require_same
 from audiotag.core.files import (
     atomic_path,
@@ -923,7 +923,7 @@ class FeatureStore:
         return iter(self.clips)
 
     def __repr__(self):
-        return f"{type(self).__name__}({self.location!r}): {len(self)} clips"
+        return printable(f"{type(self).__name__}({self.location!r}): {len(self)} clips")
 
     def __reduce__(self):
         return partial(type(self), open_shards=self.open_shards), (self.folder,)

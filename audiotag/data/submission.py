@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from .competitions import Competition
 from .sample_submission import binary_format
-from ..core.errors import AudiotagError, a_few
+from ..core.errors import AudiotagError, a_few, printable
 from ..core.files import read_regular
 
 # %% ../../nbs/data/02_submission.ipynb #462b470e
@@ -28,7 +28,7 @@ class Finding:
     kaggle: str  # Kaggle's message; empty if Kaggle would score the file
 
     def __str__(self):
-        return f"{self.kaggle or 'would be scored'}: {self.what}"
+        return printable(f"{self.kaggle or 'would be scored'}: {self.what}")
 
 
 def _fatal(what):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Callable
 import numpy as np
-from ..core.errors import AudiotagError, a_few, library_error
+from ..core.errors import AudiotagError, a_few, library_error, printable
 from ..core.config import Config, config_from_dict, without_local_paths
 from ..core.files import atomic_folder, file_sha256, read_json, write_bytes, write_json
 from ..core.memory import at_most_memory
@@ -775,7 +775,7 @@ class Member:
 
     def __str__(self):
         reason = f" ({self.why})" if self.why else ""
-        return f"{self.bundle.name}: {self.bundle.member_name(self.index)}, {self.precision}{reason}"
+        return printable(f"{self.bundle.name}: {self.bundle.member_name(self.index)}, {self.precision}{reason}")
 
     @property
     def front_end(self) -> FrontEnd:

@@ -10,7 +10,7 @@ __all__ = ['LARGEST_JSON', 'as_list', 'peek_json', 'peek_prior', 'bundle_classes
 import csv, io, json, math, re, sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from ..core.errors import AudiotagError, counted
+from ..core.errors import AudiotagError, counted, printable_lines
 from ..core.files import clear_leftovers, hold_signals, read_regular, write_json, write_text
 from ..core.progress import say
 from ..data.sample_submission import TEMPLATES, class_folders, layout_of, match_names, submission_rows
@@ -140,7 +140,7 @@ class Report:
         limit = f" (limit: {self.limit:.0f} s)" if self.limit else ""
         networks = f"{counted(self.members, 'network')} in {self.seconds:.0f} s"
         head = f"{self.path}: {counted(self.rows, 'row')}, {self.scored} scored by {networks}"
-        return "\n".join([head + limit, *self._member_lines(), *self._timing_lines(), *self.notes])
+        return printable_lines(head + limit, *self._member_lines(), *self._timing_lines(), *self.notes)
 
     def _member_lines(self) -> list:
         lines = [

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..infer.deadline import seconds_of
 from ..infer.predict import bundle_layout, handle_sigterm
 from ..data.competitions import Competition, load_competition
-from ..core.errors import AudiotagError, a_few, require_name
+from ..core.errors import AudiotagError, a_few, printable_lines, require_name
 from ..core.files import claim_folder, locked, read_json, write_json, write_text
 from ..core.progress import say
 from ..data.submission import check_submission, refused
@@ -710,7 +710,7 @@ class Rehearsal:
                 f"on a core {p['slower']:g} times slower, {100 * p['share']:.0f} % of the limit"
             )
         out += [f"PROBLEM {s}" for s in self.problems] + [f"note: {s}" for s in self.notes]
-        return "\n".join(out)
+        return printable_lines(*out)
 
 
 def _project_time(runs, limits: Limits, true_files: int) -> dict:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from fastai.callback.core import Callback
-from ..core.errors import AudiotagError, counted
+from ..core.errors import AudiotagError, counted, printable_lines
 from ..core.files import claim_folder, locked, write_json
 from ..core.progress import say
 from ..core.seeding import rng
@@ -173,7 +173,7 @@ class Smoke:
             "its scores mean nothing: every stage was trained for two batches of 4 clips a fold",
             f"its folder, {self.folder}, can be removed; `--plan` measures the hours, disk and memory of the real run",
         ]
-        return "\n".join(lines)
+        return printable_lines(*lines)
 
 # %% ../../nbs/rehearse/05_smoke.ipynb #9fdf14bc
 def _train_and_pack(smoke, recipe, competition, few, engine, workers, scale):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np, pandas as pd
 from ..audio.io import ReadOptions, audio_info
 from ..data.competitions import Competition, class_prior, targets
-from ..core.errors import AudiotagError, library_error
+from ..core.errors import AudiotagError, library_error, printable_lines
 from ..core.progress import progress
 from ..core.seeding import derive_seed
 from ..audio.features import FrontEnd, LogMel, Waveform, front_end_parts
@@ -198,7 +198,7 @@ class Baseline:
             examples = "; ".join(f"{k!r}: {v}" for k, v in list(self.unreadable.items())[:3])
             more = " …" if len(self.unreadable) > 3 else ""
             lines.append(f"{len(self.unreadable)} files could not be read ({examples}{more})")
-        return "\n".join(lines)
+        return printable_lines(*lines)
 
 # %% ../../nbs/train/13_baseline.ipynb #b841cfd6
 def run_baseline(

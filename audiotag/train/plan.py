@@ -10,7 +10,7 @@ import contextlib, copy, io, os, resource, shutil, tempfile, time, numpy as np, 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from fastai.callback.core import Callback, CancelFitException
-from ..core.errors import AudiotagError, counted
+from ..core.errors import AudiotagError, counted, printable_lines
 from ..core.files import write_json
 from ..core.progress import duration
 from ..core.seeding import rng
@@ -314,7 +314,7 @@ class RunPlan:
         lines.append(f"  in all: {duration(self.seconds)}, {_gigabytes(self.disk)} of disk, {memory} of memory")
         if self.disk > self.free:
             lines.append(f"  THE DISK IS TOO SMALL: {_gigabytes(self.free)} are free")
-        return "\n".join(lines)
+        return printable_lines(*lines)
 
 # %% ../../nbs/train/18_plan.ipynb #7d4f0014
 def _free_disk(folder) -> int:

@@ -268,6 +268,19 @@ def test_an_mp3_that_cannot_be_decoded_to_its_end_is_named(tmp_path):
     assert e.kind == "corrupt_data"
 
 
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_file_that_ends_in_its_header_is_named(tmp_path, codec):
+    "Cut at each of the first bytes."
+    data = encode(codec, sound(0.2))
+    for n in range(1, 100):
+        path = put(tmp_path / "a", data[:n])
+        for look in (read_audio, audio_extent, audio_info):
+            try:
+                look(path)
+            except AudiotagError as e:
+                assert e.kind in ("truncated", "corrupt_header", "not_audio", "zero_frames", "unsupported"), (n, e)
+
+
 def test_alac_with_a_table_that_does_not_fit_is_named(tmp_path):
     data = encode("alac")
     at = data.find(b"pakt") + 36

@@ -1,12 +1,17 @@
 "A library that cannot be loaded, in every shape: one sentence that names versions and the command that mends it."
 
+import ast
 import json
 import importlib
 import pickle
 import sys
 from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
 
+import audiotag
 import numpy as np
+import pandas as pd
 import pytest
 
 from audiotag.audio.features import PCEN, LogMel
@@ -217,3 +222,74 @@ def test_names_reach_no_terminal_raw(capsys):
     assert json.loads(got) == [f"{plain}\x1b[2J\x9b\u202e\r\ud800"]
     show(plain)
     assert capsys.readouterr().out == plain + "\n"
+
+
+BAD = "\x1b[2J\x9b\u202ebad" + "x" * 100_000
+
+
+def objects_with_bad_names() -> list:
+    "One of each class whose text holds names that somebody else has chosen."
+    from audiotag.data.competitions import Competition
+    from audiotag.data.guess_layout import Guess
+    from audiotag.data.store import FeatureStore
+    from audiotag.data.submission import Finding
+    from audiotag.infer.bundle import Member
+    from audiotag.infer.first_file import Report
+    from audiotag.rehearse.rehearse import Limits, Rehearsal, RunResult
+    from audiotag.rehearse.sandbox import Sandbox
+    from audiotag.rehearse.smoke import Smoke
+    from audiotag.train.baseline import Baseline
+    from audiotag.train.continue_run import KeptTrainings
+    from audiotag.train.plan import RunPlan
+
+    clips, pairs = pd.DataFrame({"source": ["test"]}), {BAD: BAD}
+    store, kept = FeatureStore.__new__(FeatureStore), KeptTrainings.__new__(KeptTrainings)
+    store.folder, store.clips = Path(BAD), [1]
+    kept.folder, kept.stages = Path(BAD), {BAD: [0]}
+    kept.before = SimpleNamespace(folder=Path(BAD), planned=SimpleNamespace(n_folds=3))
+    bundle = SimpleNamespace(name=BAD, member_name=lambda i: BAD)
+    ran = [dict(name=BAD, precision="torch", seconds=1.0, windows=1, why=BAD, slower=BAD)]
+    stage = dict(fold_s=1.0, epochs=1, batches=1)
+    result = RunResult("hidden", 1, pairs, findings=[BAD], why=BAD)
+    return [
+        AudiotagError(BAD, file=BAD, field=BAD, fix=BAD),
+        Competition("mine", Path(BAD), (BAD,), clips, clips, BAD, "accuracy"),
+        store,
+        kept,
+        Finding(BAD, "no"),
+        Member(bundle, 0, None, why=BAD),
+        Report(BAD, ran=ran, left_out=pairs, prior=pairs, notes=[f"{BAD}\n{BAD}"]),
+        Guess(findings=[("labels", BAD, BAD)], doubts=[BAD]),
+        Smoke(Path(BAD), {"curated": 1}, {BAD: 1.0}, [BAD]),
+        Rehearsal(BAD, Limits(), Sandbox("none", False, False, False), [result], problems=[BAD], notes=[BAD]),
+        Baseline("accuracy", {BAD: 1.0}, BAD, clips, clips, pairs),
+        RunPlan(
+            stages={BAD: stage},
+            folds=3,
+            parallel=1,
+            features=dict(seconds=1.0, bytes=1),
+            disk=1,
+            free=1,
+            memory=1,
+            gpu_memory=0,
+            took=1.0,
+        ),
+    ]
+
+
+def test_no_object_shows_a_name_raw_or_whole():
+    "In a notebook, too, where `print` and the value of a cell show them without `show`."
+    shown = objects_with_bad_names()
+    for o in shown:
+        for text in (str(o), repr(o)) if type(o).__str__ is object.__str__ else (str(o),):
+            assert not set(text) & set("\x1b\x9b\u202e") and len(text) < 9000, type(o)
+    own = {
+        node.name
+        for path in Path(audiotag.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+        for f in node.body
+        if isinstance(f, ast.FunctionDef) and f.name in ("__str__", "__repr__")
+    }
+    without_names = {"Deadline", "MemberState", "ThresholdRule", "LabelReview"}
+    assert own - without_names == {type(o).__name__ for o in shown}

@@ -201,6 +201,30 @@ print("survived")
     assert not refused(check_submission(tmp_path / "s.csv", load_competition(folder[1], train=False)))
 
 
+IMPORTED = """
+import os, signal, sys
+class Signal:
+    def find_spec(self, name, *args):
+        if name == "typer": # the command line is being loaded
+            os.kill(os.getpid(), getattr(signal, sys.argv.pop()))
+sys.meta_path.insert(0, Signal())
+from audiotag.start import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("folder", ["freesound2019"], indirect=True)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_while_the_command_line_is_loaded_waits_for_the_file(folder, tmp_path, name):
+    words = ["infer", "--bundle", tmp_path / "b", "--data", folder[1], "--out", tmp_path / "s.csv", name]
+    done = subprocess.run([sys.executable, "-c", IMPORTED, *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == (130 if name == "SIGINT" else -signal.SIGTERM), done.stderr
+    assert not refused(check_submission(tmp_path / "s.csv", load_competition(folder[1], train=False)))
+    words = ["doctor", tmp_path / "s.csv", "--data", folder[1], "SIGTERM"]
+    done = subprocess.run([sys.executable, "-c", IMPORTED, *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGTERM and not done.stdout, "other commands end at once"
+
+
 def test_limits_count_from_the_start_of_a_kernel_that_runs_as_a_batch(monkeypatch):
     "In an interactive session, which may be hours old, they count from the call."
     monkeypatch.setenv("KAGGLE_KERNEL_RUN_TYPE", "Interactive")
