@@ -305,7 +305,7 @@ class RunPlan:
             if kept == self.folds:
                 lines.append(f"  {name}: kept")
                 continue
-            sizes = (self.folds - kept, "fold"), (s["epochs"], "epoch"), (s["batches"], "batch")
+            sizes = (self.folds - kept, "fold"), (s["epochs"], "epoch", "epochs"), (s["batches"], "batch")
             work = " × ".join(counted(*o) for o in sizes) + (f"; {kept} kept" if kept else "")
             lines.append(f"  {name}: {duration(self.stage_seconds(name))} ({work})")
         if self.refit:

@@ -50,6 +50,8 @@ def test_the_sum_is_that_of_its_parts(tiny_run):
     some = plan_run(run, pace=PACE, kept={"noisy": [0, 1], "curated": [0]})
     trained = plan.stages["curated"]["fold_s"] + sum(2 * plan.stages[n]["fold_s"] for n in ("agreed", "certain"))
     assert some.seconds == pytest.approx(trained) and "noisy: kept" in str(some) and "(1 fold × " in str(some)
+    epochs = run.recipe.stage("curated").epochs
+    assert f"1 fold × {epochs} epochs ×" in str(some)
     scores = len(run.clips) * len(run.classes) * 4 * 4
     assert plan.disk == (4 * 2 + 3) * 10**6 + scores
     assert "TOO SMALL" not in str(plan)
