@@ -347,6 +347,7 @@ def combined_scores(
 # %% ../../nbs/infer/09_predict.ipynb #f0d6af13
 def steps_in_time_order(
     steps,  # settings of `audiotag.infer.postprocess`, in the order of application
+    note: Callable | None = None,  # takes what the steps remark about the recordings; None: stderr
 ) -> Callable:  # function (scores (rows, classes), clips) -> scores
     "Steps as a function that passes them the rows of each recording in the order of time."
 
@@ -355,7 +356,7 @@ def steps_in_time_order(
 
         order = np.lexsort((clips.start_s.to_numpy(float), clips.path.to_numpy(str)))
         out = np.empty_like(scores)
-        out[order] = apply_steps(steps, scores[order], clips.path.to_numpy(str)[order])
+        out[order] = apply_steps(steps, scores[order], clips.path.to_numpy(str)[order], note=note or say)
         return out
 
     return after
@@ -363,6 +364,7 @@ def steps_in_time_order(
 
 def sealed_steps(
     bundles,  # open bundles
+    order,  # index of each class of the scores among those of the bundles
     note: Callable,  # takes a line for the report
 ) -> Callable | None:
     "The steps that bundles were sealed with, as `after`; None, with a note, if the bundles differ in them."
@@ -377,7 +379,7 @@ def sealed_steps(
     steps = [config_from_dict(o, where=bundles[0].path) for o in sealed[0]] if isinstance(sealed[0], list) else []
     if not steps or not all(isinstance(s, Step) for s in steps):
         raise AudiotagError("has invalid steps after the ensemble", file=bundles[0].path, fix="pack the run again")
-    return steps_in_time_order(steps)
+    return steps_in_time_order([s.for_classes(order) for s in steps], note)
 
 # %% ../../nbs/infer/09_predict.ipynb #7c3e0002
 LABEL_COLUMNS = "labels", "note"  # of a table of labels, behind the name of the row
@@ -551,7 +553,7 @@ class Inference:
     begin: float  # `time.monotonic()` at the start of the run
     loader_options: LoaderOptions = LoaderOptions()
     how: str | Combiner | None = None
-    after: Callable | None = None
+    after: Callable | tuple | list | None = None  # a function, or steps; see `infer`
     batch_size: int = 64  # windows
     every: float = 20.0  # seconds between two writes while the first member runs
     labels: Path | None = None  # the table of labels to write at the end
@@ -595,9 +597,11 @@ class Inference:
         begin = time.monotonic()
         ensemble = open_bundles(bundles)
         changed = weights is not None or self.how is not None or self.after is not None
-        if self.after is None:
-            self.after = sealed_steps(ensemble.bundles, self.note)
         order = class_order(ensemble.classes, self.file.competition.classes, where=ensemble.bundles[0].folder)
+        if self.after is None:
+            self.after = sealed_steps(ensemble.bundles, order, self.note)
+        elif isinstance(self.after, (list, tuple)):
+            self.after = steps_in_time_order([s.for_classes(range(len(order))) for s in self.after], self.note)
         if self.labels:
             self.thresholds = sealed_thresholds(ensemble).for_classes(order)
             if changed:
@@ -904,7 +908,7 @@ def infer(
             begin=begin,
             loader_options=loader_options,
             how=how,
-            after=steps_in_time_order(after) if isinstance(after, (list, tuple)) else after,
+            after=after,
             batch_size=batch_size,
             every=every,
             labels=Path(labels) if labels else None,

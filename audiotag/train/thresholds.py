@@ -13,8 +13,8 @@ from ..core.errors import AudiotagError
 from ..core.config import Config
 from ..core.metrics import require_probabilities, require_whole_groups
 from ..core.seeding import rng
-from ..data.competitions import targets
-from ..infer.postprocess import NEVER, Thresholds, apply_steps
+from ..data.competitions import read_taxonomy, targets
+from ..infer.postprocess import NEVER, Thresholds, apply_out_of_fold
 from .run_folder import Run
 from .tune import oof_windows
 
@@ -252,10 +252,12 @@ def run_thresholds(
     options = dict(rule=rule, draws=draws, seed=seed)
     if after:
         w = oof_windows(run)
-        groups = run.clips.set_index("clip_id").group.loc[w.clip].to_numpy()
-        return choose_thresholds(
-            apply_steps(after, w.p, w.clip), w.truth > 0, run.classes, w.fold, groups=groups, **options
+        groups, taxonomy = (
+            run.clips.set_index("clip_id").group.loc[w.clip].to_numpy(),
+            read_taxonomy(run.rows, run.classes),
         )
+        p = apply_out_of_fold(after, w.p, w.truth > 0, w.recording, folds=w.fold, taxonomy=taxonomy)
+        return choose_thresholds(p, w.truth > 0, run.classes, w.fold, groups=groups, **options)
     labelled = run.clips[run.clips.source == ("curated" if (run.clips.source == "curated").any() else "noisy")]
     p = run.oof(*run.recipe.members).loc[labelled.clip_id].to_numpy(dtype=float)
     truth = targets(labelled, run.classes) > 0

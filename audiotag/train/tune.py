@@ -8,8 +8,19 @@ __all__ = ['OOFWindows', 'oof_windows', 'tune_run']
 # %% ../../nbs/train/15_tune.ipynb #7e8290dc
 import numpy as np, pandas as pd
 from dataclasses import dataclass
-from ..data.competitions import targets
-from ..infer.postprocess import FAMILIES, FileMax, Halve, NeighbourMax, Power, Smooth, Tuned, tune
+from ..data.competitions import read_taxonomy, targets
+from audiotag.infer.postprocess import (
+    FAMILIES,
+    LEARNED,
+    DeltaSmooth,
+    FileMax,
+    Halve,
+    NeighbourMax,
+    Power,
+    Smooth,
+    Tuned,
+    tune,
+)
 from ..core.progress import progress
 from .run_folder import Run
 from ..infer.windows import View, probabilities
@@ -23,6 +34,7 @@ class OOFWindows:
     truth: np.ndarray  # (windows, classes) the labels of each window's clip
     clip: np.ndarray  # (windows,) its clip_id
     fold: np.ndarray  # (windows,)
+    recording: np.ndarray  # (windows,) the file of the clip; the clip_id if other folds have clips of that file
 
 
 def oof_windows(
@@ -34,9 +46,11 @@ def oof_windows(
     windows = recipe.windows.replace(hop=recipe.windows.frames, views=(View(),))
     curated = run.clips[run.clips.source == "curated"]
     models_of = {}
-    order = curated.sort_values("fold", kind="stable")
-    truths = zip(order.clip_id, order.fold, targets(order, run.classes))
-    for c, k, truth in progress(truths, label="windows out of fold", total=len(order)):
+    in_one_fold = curated.groupby("path").fold.transform("nunique") == 1
+    curated = curated.assign(recording=curated.path.astype(str).where(in_one_fold, curated.clip_id))
+    order = curated.sort_values(["fold", "recording", "start_s"], kind="stable")
+    truths = zip(order.clip_id, order.fold, order.recording, targets(order, run.classes))
+    for c, k, recording, truth in progress(truths, label="windows out of fold", total=len(order)):
         if k not in models_of:
             models_of = {k: [run.model(s, k) for s in stages or recipe.members]}
         models = models_of[k]
@@ -44,7 +58,7 @@ def oof_windows(
         features = inputs[0][1] if isinstance(inputs, list) else inputs  # of the first view
         x = windows.cut(features, fill=recipe.front_end.fill)
         p = np.mean([probabilities(m, x, activation=recipe.activation) for m in models], axis=0)
-        parts.append((p, np.repeat(truth[None], len(p), 0), [c] * len(p), [k] * len(p)))
+        parts.append((p, np.repeat(truth[None], len(p), 0), [c] * len(p), [k] * len(p), [recording] * len(p)))
     return OOFWindows(*(np.concatenate(part) for part in zip(*parts)))
 
 # %% ../../nbs/train/15_tune.ipynb #978ff28b
@@ -57,14 +71,18 @@ def tune_run(
     draws: int = 300,  # of the bootstrap
 ) -> Tuned:
     "Run the tuner on a run's own windows; the column `caveat` says which results labelled clips cannot support."
-    w, families = oof_windows(run, *stages), {**FAMILIES, "sharpen": (Power(power=0.5), Power(power=2.0))}
-    tuned = tune(w.p, w.truth > 0, w.clip, folds=w.fold, families=families, metric=run.recipe.metric, draws=draws)
+    w, taxonomy = oof_windows(run, *stages), read_taxonomy(run.rows, run.classes)
+    families = {**LEARNED, **FAMILIES, "sharpen": (Power(power=0.5), Power(power=2.0))}
+    options = dict(folds=w.fold, families=families, metric=run.recipe.metric, taxonomy=taxonomy, draws=draws)
+    tuned = tune(w.p, w.truth > 0, w.recording, **options)
+
+    counts = pd.Series(w.clip).groupby(w.recording).nunique()
 
     def caveat(name):
         kinds = {type(step) for step in families[name]}
         if tuned.table.note[name].startswith("cannot"):
             return ""
-        if kinds <= {Smooth, NeighbourMax, FileMax}:
+        if kinds <= {Smooth, DeltaSmooth, NeighbourMax, FileMax} and (counts == 1).all():
             return _FLATTERED
         return "clips say little about minutes without the species" if Halve in kinds else ""
 
