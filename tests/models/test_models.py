@@ -677,6 +677,21 @@ def test_pretrained_files_that_do_not_fit(weights, tmp_path):
     Timm(name="resnet10t", pretrained=str(folder / "resnet10t.safetensors")).build(4)
 
 
+@pytest.mark.parametrize("size", [None, (64, 64)])
+@pytest.mark.parametrize("pool", ["mean", "gem"])
+def test_a_network_of_ones_own_is_where_another_one_begins(size, pool, tmp_path):
+    "A file as a run has it: the body with a prefix, and a head for other classes, which is left behind."
+    before = build(Timm(name="resnet10t", size=size, pool=pool), n_classes=7)
+    save_file({k: v.contiguous() for k, v in before.state_dict().items()}, tmp_path / "weights.safetensors")
+    torch.manual_seed(1)
+    net = Timm(name="resnet10t", pool="gem", pretrained=str(tmp_path / "weights.safetensors")).build(3)
+    own, theirs = net.body.state_dict(), before.body.state_dict()
+    assert all(torch.equal(v, theirs[k if size is None else f"1.{k}"]) for k, v in own.items())
+    assert net.head[-1].weight.shape == (3, 512)
+    with pytest.raises(AudiotagError, match="another network than resnet18"):
+        Timm(name="resnet18", pretrained=str(tmp_path / "weights.safetensors")).build(3)
+
+
 def test_tables_that_older_files_hold_are_passed_over(weights, tmp_path):
     net = weights[1]["levit_128s"]
     made = {k: v.contiguous() for k, v in net.named_buffers() if k not in net.state_dict()}
