@@ -31,7 +31,6 @@ from audiotag.core.files import write_text
 from audiotag.core.seeding import rng
 from audiotag.audio.features import PRESETS, LogMel
 from audiotag.audio.synth import SOUNDS, sound
-from tests.bench.training import allocator_rows
 from tests.conftest import sample_folder
 
 RATE, N_FFT, HOP = 44100, 2560, 694
@@ -279,14 +278,9 @@ def main():
         + " and ".join(
             f"{r:.1f} GFLOP/s in the {length} s clips ({r / flops:.0%} of the matrix product)" for length, r in rates
         )
-        + "."
+        + ".\nTwo threads gain little over one, as they share Python's interpreter lock: stores are built by processes."
     )
-    table.say(
-        "\nTraining, images per second, two threads: the allocator as it is, and told to keep its memory (`Recipe.keep_memory`).\n"
-    )
-    table.say("| 1 × 128 × 128, batch 32 | as it is | kept | ratio |\n|---|---|---|---|")
-    for what, plain, kept, ratio in allocator_rows():
-        table.say(f"| {what} | {plain:.1f} | {kept:.1f} | {ratio:.2f} |")
+
     missed = [f"{name} ({got:.2f} of {want})" for name, want, got in table.wanted if got < want]
     table.say(
         f"\n{'Missed: ' + '; '.join(missed) if missed else 'Every ratio that was wanted is met.'} {time.perf_counter() - began:.0f} s in all."

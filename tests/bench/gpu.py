@@ -216,6 +216,11 @@ def page(rows, o, name):
     "The table of what was measured so far."
     import torch
 
+    toy = (
+        " **There is no GPU here**: a toy size on the CPU, which shows that the bench runs and no speed of it."
+        if o.device == "cpu"
+        else ""
+    )
     lines = []
     for (way, precision), watch in rows.items():
         rate, unfed = watch.medians()
@@ -227,7 +232,7 @@ def page(rows, o, name):
     return f"""# How busy is the GPU?
 
 `python -m tests.bench.gpu`, {datetime.date.today()}, {name}, {os.cpu_count()} cores, torch {torch.__version__}.
-CNN-model-1, {o.width} wide, 128 × 128, batch {o.batch}, {o.clips} clips of 2.5 s; {o.workers} workers for the entrant.
+CNN-model-1, {o.width} wide, 128 × 128, batch {o.batch}, {o.clips} clips of 2.5 s; {o.workers} workers for the entrant.{toy}
 
 | | precision | images/s | over the entrant | waits for a batch | GPU waits |
 |---|---|---|---|---|---|
