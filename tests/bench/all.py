@@ -22,9 +22,9 @@ MINUTES = {  # bench, with its words at this size -> after how many minutes of p
     "startup --rounds 1": 4,
     "scoring --minutes 1": 3,
     "features --rounds 2 --clips 32": 3,
-    "training --rounds 1": 3,
-    "promises 3": 2,
-    "memory --clips 5000": 2,
+    "training --rounds 1": 5,
+    "promises 4": 2,
+    "memory --clips 20000": 3,
     "kernel --tiny --rounds 1 --clips 24 --minutes 2 --threads 2": 6,
     "gpu": 10,
 }
@@ -66,7 +66,7 @@ def run_bench(
         p = subprocess.Popen(command, stdout=out, stderr=err, env=env, start_new_session=True)
         try:
             while p.poll() is None and used <= 60 * minutes:
-                time.sleep(0.2)
+                time.sleep(0.5)
                 used = max(used, processor_seconds(p.pid))
         finally:
             failed, given_up = p.poll(), p.poll() is None

@@ -278,7 +278,7 @@ def main():
         + " and ".join(
             f"{r:.1f} GFLOP/s in the {length} s clips ({r / flops:.0%} of the matrix product)" for length, r in rates
         )
-        + ".\nTwo threads gain little over one, as they share Python's interpreter lock: stores are built by processes."
+        + "."
     )
 
     missed = [f"{name} ({got:.2f} of {want})" for name, want, got in table.wanted if got < want]

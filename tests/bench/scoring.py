@@ -72,15 +72,12 @@ def measure(clips, folder, n_mels) -> dict:  # what -> processor seconds a windo
     read, parts = seconds(lambda: [x for _, x in batches(stored(), windows, fill=fe.fill)])
     list(score_clips([net], list(stored())[:2], windows, fill=fe.fill))
     scored, _ = seconds(lambda: list(score_clips([net], stored(), windows, fill=fe.fill)))
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        half, _ = seconds(lambda: [net(torch.from_numpy(x).to(memory_format=torch.channels_last)) for x in parts])
     alone, _ = seconds(lambda: [list(score_clips([net], [o], windows, fill=fe.fill)) for o in list(stored())[:6]])
     x = torch.from_numpy(parts[0][:8].copy())
     rows = {
         "decoding and log-mel": made / n,
         "reading and cutting": read / n,
         "network, torch, batches of several recordings": (scored - read) / n,
-        "network, torch, bf16": half / n,
         "network, torch, one window at a time": alone / 6 - read / n,
     }
     try:
@@ -127,7 +124,6 @@ def main():
             found = {
                 "as `audiotag train` does it": hours(rows, ours),
                 "with features computed anew for each fold": hours(rows, ours, folds_share=False),
-                "with the network in torch, bf16": hours(rows, "network, torch, bf16"),
                 **{
                     f"with the network in OpenVINO, {p}": hours(rows, k)
                     for p in ("f32", "bf16")
