@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SOURCES', 'CLIP_COLUMNS', 'OPTIONAL_COLUMNS', 'layout_openers', 'read_table', 'join_labels', 'split_labels',
            'clip_table', 'check_clips', 'Competition', 'layout', 'layouts', 'load_competition', 'join_same_content',
-           'recordings', 'targets', 'target_weights', 'class_prior']
+           'recordings', 'read_taxonomy', 'targets', 'target_weights', 'class_prior']
 
 # %% ../../nbs/data/01_competitions.ipynb #04c4ac23
 import ast, csv, io, os, re, unicodedata
@@ -846,6 +846,22 @@ def _bird_clips(root, classes):
     if {"latitude", "longitude"} <= set(rows):
         clips["site"] = [f"{a}, {b}" if a and b else "" for a, b in zip(rows.latitude, rows.longitude)]
     return clips.assign(secondary=secondary), notes
+
+# %% ../../nbs/data/01_competitions.ipynb #ff1c7371
+def read_taxonomy(
+    clips: pd.DataFrame,  # a clip table; `taxonomy.csv` is looked for in the folders above its first file
+    classes,
+) -> dict:  # {'genus': (classes,) names, 'class': (classes,) names}, '' where unknown; without what the file lacks
+    "The genus and the class (such as Aves) of each label, by the competition's `taxonomy.csv`."
+    folders = list(Path(clips.path.iloc[0]).parents)[:5] if len(clips) else []
+    path = next((f / "taxonomy.csv" for f in folders if (f / "taxonomy.csv").is_file()), None)
+    if path is None:
+        return {}
+    rows = read_table(path, columns=["primary_label"]).set_index("primary_label")
+    rows, found = rows[~rows.index.duplicated()].reindex(list(classes)).fillna(""), {}
+    if "scientific_name" in rows:
+        found["genus"] = tuple(name.split()[0] if len(name.split()) > 1 else "" for name in rows.scientific_name)
+    return found | ({"class": tuple(rows.class_name)} if "class_name" in rows else {})
 
 # %% ../../nbs/data/01_competitions.ipynb #0331fa30
 def _list_soundscapes(folder) -> tuple:  # ({recording: (path, seconds)}, notes)

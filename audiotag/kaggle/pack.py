@@ -436,6 +436,7 @@ def pack_weights(
     if after is None:
         after = steps_named(recipe.after)
     require_finished(run)
+    sealed = run.learned(after)
     check_replaceable(folder, "weights")
     before, chosen = existing_bundles(folder), _chosen_thresholds(run, thresholds, after)
     table = stage_table(run).filter(like=recipe.metric).round(6)
@@ -470,7 +471,7 @@ def pack_weights(
                 "competition": run.competition,
                 "oof": scores,
             }
-            | ({"after": [s.to_dict() for s in after]} if after else {})
+            | ({"after": [s.to_dict() for s in sealed]} if sealed else {})
             | ({"thresholds": chosen.to_dict()} if chosen else {}),
             extra=files,
             replace=True,

@@ -569,6 +569,15 @@ def _downloaded(name, cfg, create):
         ) from None
 
 
+def _own_body(state, wanted):
+    "The weights of the body in a file of a whole network, as a run has them; those of any other file as they are."
+    for prefix in ("body.", "body.1."):  # without and with a resized input
+        body = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if set(wanted) <= set(body):
+            return body
+    return state
+
+
 def _load_timm(net, name, cfg, path, in_channels):
     "Load the weights of a timm file into a network without classifier, adapting the first convolution."
     import timm
@@ -589,6 +598,7 @@ def _load_timm(net, name, cfg, path, in_channels):
         with_classifier = timm.create_model(name).state_dict()
     # leave out the classifier, and tables in older files that the network computes itself
     wanted, buffers = net.state_dict(), dict(net.named_buffers())
+    state = _own_body(state, wanted)
     state = {k: v for k, v in state.items() if k in wanted or (k not in with_classifier and k not in buffers)}
     convs = getattr(cfg, "first_conv", None)
     convs = (convs,) if isinstance(convs, str) else tuple(convs or ())

@@ -33,14 +33,14 @@ from ..core.seeding import derive_seed, rng
 from ..core.memory import keep_memory
 from ..core.metrics import METRICS, per_clip_lwlrap
 from ..core.targets import Targets
-from ..data.competitions import CLIP_COLUMNS, recordings, targets
+from ..data.competitions import CLIP_COLUMNS, read_taxonomy, recordings, targets
 from ..data.folds import TRAINING, given_folds, join_groups, make_folds
 from ..data.sampling import MixPartners, epoch_draw
 from ..data.store import FeatureStore
 from ..data.scapes import background_files, mix_fold
 from ..data.crops import place_frames
 from ..data.remote import build_stores_at, is_url, open_store_at
-from ..infer.postprocess import apply_steps, steps_named
+from ..infer.postprocess import LearnedStep, apply_steps, learn_steps, steps_named
 from ..infer.windows import score_clips
 from ..models.foreign import Solved
 from ..models.timm_backbone import has_pretrained, without_pretrained
@@ -311,6 +311,14 @@ class Run(RunFolder):
             cuts = (wave[k * length :][:length] for k in range(settings.n_windows))
             yield [windows.view_features(fe, cut) for cut in cuts], truth, used
 
+    def learned(self, steps) -> tuple:
+        "Steps of `audiotag.infer.postprocess` with what they learn from the labels of all curated clips."
+        if not any(isinstance(s, LearnedStep) for s in steps):
+            return tuple(steps)
+        known = self.clips[self.clips.source == "curated"]
+        taxonomy = read_taxonomy(self.rows, self.classes)
+        return learn_steps(steps, targets(known, self.classes) > 0, known.path.astype(str).to_numpy(), taxonomy)
+
     def mixed_score(self, *stages: str) -> dict:  # such as {'macro_auc mixed': .8}; empty without `recipe.mixed`
         """The recipe's metric of the mean of these stages, in windows of recordings that were mixed from the clips of
         each fold, after the recipe's post-processing."""
@@ -320,7 +328,9 @@ class Run(RunFolder):
             return {}
         tables = [pd.concat([read_parquet(p) for p in of_stage]) for of_stage in paths]
         p = np.mean([t[[f"p {c}" for c in self.classes]].to_numpy() for t in tables], axis=0)
-        p = apply_steps(steps_named(self.recipe.after), p, tables[0].recording.to_numpy())
+        steps = self.learned(steps_named(self.recipe.after))
+        # mixed recordings have no site and time: their labels cannot come back by a prior, and a remark says nothing
+        p = apply_steps(steps, p, tables[0].recording.to_numpy(), note=lambda remark: None)
         truth = tables[0][[f"truth {c}" for c in self.classes]].to_numpy()
         return {f"{self.recipe.metric} mixed": float(METRICS[self.recipe.metric](truth, p))}
 
@@ -485,7 +495,9 @@ def open_run(
         )
         about |= {"teachers": teachers} if teachers else {}
         write_json(folder / "recipe.json", {"recipe": recipe.to_dict(), **about})
-    return Run(folder)
+    run = Run(folder)
+    run.learned(steps_named(recipe.after))  # raises before anything is trained
+    return run
 
 # %% ../../nbs/train/10_run_folder.ipynb #df03c2e7
 def taught_predictions(
@@ -1082,12 +1094,14 @@ def score_notes(run: Run) -> list:  # of sentences; empty unless the run has sco
         return []
     m, metric = run.recipe.mixed, run.recipe.metric
     low, high = m.snr_db
+    priors = [word for word in run.recipe.after if word.startswith("metadata-prior")]
     return [
         f"{metric} curated is taken on whole clips of each fold: it compares networks, and is too high for a test of "
         f"recordings in which calls are short and distant",
         f"{name} is taken on windows of {m.window_s:g} s in {m.n} recordings mixed from the clips of each fold, with "
         f"{m.calls[0]} to {m.calls[1]} calls at {low:g} to {high:g} dB over {m.background}: compare stages, rounds and "
         f"runs by it, and expect the test's score to move with it; its level depends on how the recordings are mixed",
+        *(f"{word} changes nothing in it: mixed recordings tell no site and no time" for word in priors),
     ]
 
 # %% ../../nbs/train/10_run_folder.ipynb #d7597dbd
