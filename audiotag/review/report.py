@@ -75,7 +75,12 @@ def plot_history(
             for key, style in (("train_loss", "-"), ("valid_loss", "--")):
                 label = f"fold {k + 1}" if style == "-" else None
                 ax.plot(
-                    epochs, [entry[key] for entry in history], style, c=PALETTE[k % len(PALETTE)], lw=1, label=label
+                    epochs,
+                    [entry.get(key, np.nan) for entry in history],
+                    style,
+                    c=PALETTE[k % len(PALETTE)],
+                    lw=1,
+                    label=label,
                 )
         ax.set(title=stage.name, xlabel="epoch")
     if axes[0].has_data():

@@ -40,12 +40,16 @@ def drop_empty_stages(
     for stage in recipe.stages:
         inputs = _kept_inputs(stage, sources, kept)
         start = start_of.get(stage.start_from, stage.start_from)
-        repeats = inputs != stage.train_on and any(s.train_on == inputs for s in kept.values())
+        repeats = inputs != stage.train_on and not stage.soup and any(s.train_on == inputs for s in kept.values())
         if not inputs or repeats:
             start_of[stage.name] = start
             continue
         sampling = tuple(s for s in stage.sampling if s.source in sources)
-        kept[stage.name] = stage.replace(train_on=inputs, start_from=start, sampling=sampling)
+        soup = tuple(name for name in stage.soup if name in kept)
+        if stage.soup and len(soup) < 2:
+            start_of[stage.name] = (soup or (None,))[0]
+            continue
+        kept[stage.name] = stage.replace(train_on=inputs, start_from=start, sampling=sampling, soup=soup)
     if not kept:
         raise AudiotagError("no stage of this recipe has clips here", field="stages", fix="choose another recipe")
     left_out = [s.name for s in recipe.stages if s.name not in kept]

@@ -57,6 +57,7 @@ def ancestry(
         found.append(s)
         if s.start_from:
             todo.append(s.start_from)
+        todo += s.soup
         todo += [teacher for r in s.rules for teacher in r.teaching_stages]
     return found
 

@@ -23,6 +23,8 @@ def _student_stage(into: Recipe, teacher: TeacherProbabilities) -> Stage:
     "The first member's stage, from scratch, on whole sources, with as many epochs as the stages that it started from."
     stage = member = into.stage(into.members[0])
     epochs = member.epochs
+    if member.soup:
+        stage = member = into.stage(member.soup[0])
     while member.start_from:
         member = into.stage(member.start_from)
         epochs += member.epochs
