@@ -132,6 +132,7 @@ class KeptTrainings:
         "Whether the models that a stage begins with or is taught by are the same in both runs."
         names = [
             *([stage.start_from] if stage.start_from else []),
+            *stage.soup,
             *(t for r in stage.rules for t in r.teaching_stages),
         ]
         paths = [(r.fold_path(name, fold) / "weights.safetensors" for r in (run, self.before)) for name in names]
@@ -149,7 +150,7 @@ class KeptTrainings:
         clips = run.training_clips(stage, fold)
         if set(clips.clip_id) != ids or not _same_rows(clips, before.rows[before.rows.clip_id.isin(ids)]):
             return False
-        if stage.best_epoch and not _same_rows(*(r.rows[r.rows.fold == fold] for r in (run, before))):
+        if (stage.best_epoch or stage.soup) and not _same_rows(*(r.rows[r.rows.fold == fold] for r in (run, before))):
             return False
         stored = sorted(set(clips.get("recording", clips.clip_id)))
         audio = [r.store.index.set_index("clip_id").audio.reindex(stored) for r in (run, before)]

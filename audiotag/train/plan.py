@@ -107,6 +107,7 @@ def _stand_in(run: Run, n: int, seed: int) -> tuple:  # a `Run` in no folder yet
         distill=(),
         swa=0,
         frozen_epochs=0,
+        soup=(),
     )
     short = dict(
         stages=(stage,), members=(stage.name,), rounds=(), refit=False, n_folds=2, stream_from=10**9, gpus=None
@@ -249,6 +250,8 @@ def _plan_stage(run: Run, stage: Stage, pace: MeasuredPace) -> dict:
     n_folds, clips = run.planned.n_folds, _clips_in_epoch(run, stage)
     batches = max(1, clips // stage.batch_size) if clips > stage.batch_size else 1
     epochs = max(1, round(stage.steps / batches)) if stage.steps else stage.epochs
+    if stage.soup:
+        epochs = len(stage.soup) - 1  # the clips pass through each mean once
     filled = min(clips, stage.batch_size) / pace.batch_size
     valid = int(((run.rows.fold == 0) & (run.rows.source == "curated")).sum())
     epoch_s = pace.epoch + batches * pace.batch * filled / run.planned.processes + valid * pace.valid

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['RECIPE_KEYS', 'ALL_FOLDS', 'PIECE', 'trainable_clips', 'scored_clips', 'segment_clips', 'RunFolder', 'Run',
            'open_run', 'taught_predictions', 'teacher_probabilities', 'pseudo_clips', 'pseudo_ledgers', 'told_by_runs',
-           'train_stage_fold', 'score_fold', 'score_mixed', 'finish_fold', 'stage_groups', 'run_stages',
-           'require_finished', 'is_finished', 'score_notes', 'stage_table', 'round_table']
+           'soup_judge', 'soup_over_folds', 'train_stage_fold', 'score_fold', 'score_mixed', 'finish_fold',
+           'stage_groups', 'run_stages', 'require_finished', 'is_finished', 'score_notes', 'stage_table', 'round_table']
 
 # %% ../../nbs/train/10_run_folder.ipynb #2ef5fe0b
-import hashlib, json, shutil, numpy as np, pandas as pd, torch
+import hashlib, json, shutil, time, numpy as np, pandas as pd, torch
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,9 +41,10 @@ from ..data.scapes import background_files, mix_fold
 from ..data.crops import place_frames
 from ..data.remote import build_stores_at, is_url, open_store_at
 from ..infer.postprocess import LearnedStep, apply_steps, learn_steps, steps_named
-from ..infer.windows import score_clips
+from ..infer.windows import batches, score_clips
 from ..models.foreign import Solved
 from ..models.timm_backbone import has_pretrained, without_pretrained
+from ..models.soup import greedy_soup, recompute_norms
 from ..models.weights import load_weights, read_mark
 from .sed_loss import SEDLoss
 from .ddp import run_in_ranks, rank, rank_0_first
@@ -52,7 +53,7 @@ from .distill import table_embeddings, table_probabilities, taught, teacher_hash
 from .pseudo import PseudoLabelRule, compare_rounds, pseudo_ledger
 from .solve import clip_windows, solve_fold
 from .settings import AgreementRule, Recipe, Stage, resolve_rounds
-from .selection import ancestry, check_out_of_fold, pick_clips
+from .selection import ancestry, check_out_of_fold, leaked_clips, pick_clips
 
 # %% ../../nbs/train/10_run_folder.ipynb #07f61063
 def trainable_clips(
@@ -779,6 +780,94 @@ def _solve_stage_fold(run: Run, stage: Stage, fold: int, train: pd.DataFrame, se
         label=label,
     )
 
+# %% ../../nbs/train/10_run_folder.ipynb #059652c1
+def soup_judge(
+    run: Run,
+    train: pd.DataFrame,  # rows for the BatchNorm statistics
+    clips: pd.DataFrame,  # held-out clips, with labels
+    metric: str,
+):
+    "A function (state) -> (metric of the clips, state with BatchNorm statistics of `train`); with renew=False, as it is."
+    recipe, model = run.recipe, run.recipe.model.build(len(run.classes))
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    options = dict(fill=recipe.front_end.fill, batch_size=64)
+    truth, device = targets(clips, run.classes) > 0.5, next(model.parameters()).device
+
+    def inputs(ids):
+        return ((c, run.model_inputs(c)) for c in ids)
+
+    def tensors():
+        for _, x in batches(inputs(train.clip_id), recipe.windows, **options):
+            yield tuple(torch.from_numpy(np.array(o)).to(device) for o in (x if isinstance(x, tuple) else (x,)))
+
+    def judge(state, *, renew=True):
+        model.load_state_dict(state)
+        model.eval()
+        if renew:
+            recompute_norms(model, tensors())
+        scored = score_clips([model], inputs(clips.clip_id), recipe.windows, activation=recipe.activation, **options)
+        p = np.stack([by_model[0] for _, by_model in scored])
+        return float(METRICS[metric](truth, p)), {k: v.clone() for k, v in model.state_dict().items()}
+
+    return judge
+
+
+def _soup_stage_fold(run: Run, stage: Stage, fold: int, train: pd.DataFrame, label: str):
+    "Average the weights of earlier stages of a fold; writes the files of a training, and `soup.json`."
+    from audiotag.train.fit import _pack_checkpoint
+
+    folder, metric, began = run.fold_path(stage.name, fold), stage.metric or run.recipe.metric, time.perf_counter()
+    held_out = run.clips[run.clips.fold == fold]
+    if (held_out.source == "curated").any():
+        held_out = held_out[held_out.source == "curated"]
+    for name in stage.soup:
+        run.verify_out_of_fold(name, fold, held_out.clip_id)
+    judge = soup_judge(run, train, held_out, metric)
+    states = {name: run.model(name, fold).state_dict() for name in stage.soup}
+    singles = {name: judge(state, renew=False)[0] for name, state in states.items()}
+    chosen, state, best, tried = greedy_soup(states, judge, singles)
+    write_json(folder / "soup.json", {"singles": singles, "tried": tried, "chosen": chosen, metric: best})
+    write_json(
+        folder / "history.json",
+        [{"epoch": 0, "seconds": round(time.perf_counter() - began, 2), f"valid_{metric}": best}],
+    )
+    write_bytes(folder / "weights.safetensors", _pack_checkpoint(state, mark=run.weights_mark(stage.name, fold)))
+    say(f"{label} {metric} {best:.3f} of the mean of {', '.join(chosen)}")
+
+
+def soup_over_folds(
+    run: Run,  # finished
+    stage: str,
+    clips: pd.DataFrame,  # rows of the run with labels, of which no fold has been trained on
+) -> tuple:  # (network in eval mode, {'singles': …, 'tried': …, 'chosen': …})
+    """One network of the greedy mean of a stage's folds. Raises `AudiotagError` for clips that a fold was trained on: the
+    clips of a fold are held out from that fold alone, and the others would pass for better than they are."""
+    folds, trained = range(run.recipe.n_folds), set()
+    for k in folds:
+        trained |= run.trained_on(stage, k)
+    leaked = leaked_clips(clips.clip_id, trained, run.all_clips, where=run.stage_path(stage)) if len(clips) else []
+    if leaked or not len(clips):
+        what = (
+            f"{len(leaked)} of these clips were trained on by one of the folds"
+            if leaked
+            else "there are no held-out clips"
+        )
+        raise AudiotagError(
+            f"{what}: a soup over folds can only be judged on clips that no fold has seen",
+            field=stage,
+            fix="give labelled clips of a source that the stage was not trained on, or average seeds (`soup_of_seeds`)",
+        )
+    train = run.rows[run.rows.clip_id.isin(trained)].sort_values("clip_id")
+    judge, states = (
+        soup_judge(run, train, clips, run.recipe.metric),
+        {f"fold {k}": run.model(stage, k).state_dict() for k in folds},
+    )
+    singles = {name: judge(state, renew=False)[0] for name, state in states.items()}
+    chosen, state, _, tried = greedy_soup(states, judge, singles)
+    network = run.recipe.model.build(len(run.classes))
+    network.load_state_dict(state)
+    return network.eval(), {"singles": singles, "tried": tried, "chosen": chosen}
+
 # %% ../../nbs/train/10_run_folder.ipynb #920d3581
 def _weights_keeper(stage: Stage):
     "The callback that chooses the final weights; None: the last ones."
@@ -831,6 +920,9 @@ def train_stage_fold(
     seed = derive_seed(recipe.seed, stage.name, fold)
     if isinstance(recipe.model, Solved):
         _solve_stage_fold(run, stage, fold, train, seed, label)
+        return
+    if stage.soup:
+        _soup_stage_fold(run, stage, fold, train, label)
         return
     torch.manual_seed(derive_seed(seed, "weights"))
     model = (stage.model or recipe.model).build(len(run.classes))
@@ -982,10 +1074,11 @@ def finish_fold(
 
 # %% ../../nbs/train/10_run_folder.ipynb #a41ea7a4
 def stage_groups(recipe: Recipe) -> list:  # of lists of stages
-    "The stages between two barriers. Only the first stage of a group picks clips, and a round is a group of its own."
+    """The stages between two barriers. Only the first stage of a group picks clips or averages weights, and a round is a
+    group of its own."""
     groups = []
     for s in recipe.stages:
-        is_alone = s.name in recipe.rounds or (groups and groups[-1][-1].name in recipe.rounds)
+        is_alone = s.soup or s.name in recipe.rounds or (groups and groups[-1][-1].name in recipe.rounds)
         if not groups or is_alone or s.agreement_rules:
             groups.append([])
         groups[-1].append(s)
