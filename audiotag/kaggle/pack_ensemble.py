@@ -234,7 +234,7 @@ def _chosen_thresholds(gathered, runs, method, word: str | None, seed: int) -> d
             field="thresholds",
             fix="give 'none'",
         )
-    word = word or ("top" if runs[0].recipe.activation == "softmax" else "f1")
+    word = word or ("top" if runs[0].recipe.one_label else "f1")
     rule, folds, groups = threshold_rule(word), gathered.clips.fold.to_numpy(), gathered.clips.group.to_numpy()
     p = np.stack(list(gathered.members.values()))
     p = cross_fit(method, p, gathered.truth, folds, groups=groups, seed=seed)

@@ -151,9 +151,9 @@ def class_table(
     lwlrap, _ = per_class_lwlrap(truth, scores)
     index = pd.Index(run.classes, name="class")
     table = pd.DataFrame({"lwlrap": lwlrap, "clips": truth.sum(0).astype(int)}, index=index)
-    if run.recipe.activation == "sigmoid":
+    if not run.recipe.one_label:
         table.insert(1, "AP", average_precision(truth, scores))
-    if run.recipe.activation == "softmax":
+    if run.recipe.one_label:
         table = table.join(class_report(truth, scores, run.classes)[["precision", "recall", "f1"]])
     return table.sort_values("lwlrap")
 
@@ -519,7 +519,7 @@ def _classes_section(run):
     table["most often taken for"] = [taken_for.get(c, "") for c in table.index]
     counts = class_counts(run).drop(columns=scored_source(run), errors="ignore").add_suffix(" clips")
     table = table.join(counts)
-    several = run.recipe.activation == "sigmoid"
+    several = not run.recipe.one_label
     plot = figure_svg(plot_precision_recall, run, source=scored_source(run)) if several else None
     return _report_macros().classes(table, plot)
 

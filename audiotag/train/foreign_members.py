@@ -50,7 +50,7 @@ def stored_outputs_recipe(
     if usual is not None:
         windows = windows.replace(pooling=usual.windows.pooling, power=usual.windows.power)
         settings = dict(after=usual.after, crops=usual.crops and Anywhere())
-        one_label = usual.activation == "softmax"
+        one_label = usual.one_label
     else:
         one_label = bool((train.labels.map(len) <= 1).all())
     folds = int(train.fold.nunique()) if (train.fold >= 0).all() else 5

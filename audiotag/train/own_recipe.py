@@ -15,7 +15,7 @@ from ..data.folds import TRAINING
 from ..data.layout_file import FolderLayout, layout_metric, sealed_layout
 from .baseline import first_sample_rate
 from .losses import BCE, SoftmaxCE
-from .recipes import get_recipe
+from .recipes import freesound2019
 from .settings import ClipRule, Recipe, Stage
 
 # %% ../../nbs/train/16_own_recipe.ipynb #1c0f0008
@@ -79,7 +79,7 @@ def adapt_recipe(
     fields = dict(layout=sealed_layout(layout, competition), metric=layout_metric(layout, competition.metric))
     if len(train) and (train.fold >= 0).all():
         fields["n_folds"] = int(train.fold.nunique())
-    if recipe.activation == "softmax" and (train.labels.map(len) > 1).any():
+    if recipe.one_label and (train.labels.map(len) > 1).any():
         say(f"{recipe.name}: clips have several labels here: sigmoid and binary cross-entropy in place of softmax")
         fields |= dict(activation="sigmoid", loss=BCE())
     return recipe.replace(**fields)
@@ -92,7 +92,7 @@ def own_recipe(
     scale: str = "small",  # 'full' or 'small'
 ) -> Recipe:
     "A log-mel CNN at the sample rate of the files, with the classes of a competition of one's own."
-    recipe = get_recipe("freesound2019", scale=scale)
+    recipe = freesound2019(scale, plain=True)
     rate = min(44100, max(8000, first_sample_rate(competition.clips[competition.clips.source.isin(TRAINING)])))
     front_end = recipe.front_end
     if isinstance(front_end, LogMel) and rate < 44100:

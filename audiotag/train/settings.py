@@ -373,7 +373,7 @@ class Recipe(Config):
     min_gain: float = 0.0  # out-of-fold gain that a round needs for the next one to be trained
     # default steps of `audiotag.infer.postprocess`, in words, that are sealed with the weights
     after: tuple[str, ...] = ()
-    activation: str = "sigmoid"  # 'softmax' where a clip has one label
+    activation: str = "sigmoid"  # or 'softmax': where a clip has one label, or after training with `SoftmaxCE`
     metric: str = "lwlrap"  # the competition's; 'lrap', 'accuracy' and 'macro_auc' are the others
     n_folds: int = 10
     # train the members once more, on the clips of all folds, and pack these networks, one for each member, instead of
@@ -461,6 +461,11 @@ class Recipe(Config):
         "What the feature store keeps: the front end's features, or waves that they are computed from."
         fe = self.front_end
         return fe if self.features == "stored" else Waveform(sample_rate=fe.sample_rate, reading=fe.reading)
+
+    @property
+    def one_label(self) -> bool:
+        "Whether the likeliest class is the answer. Softmax alone does not say so: lwlrap and lrap rank several labels."
+        return self.activation == "softmax" and self.metric not in ("lwlrap", "lrap")
 
     @property
     def processes(self) -> int:

@@ -242,13 +242,13 @@ def choose_thresholds(
 def run_thresholds(
     run: Run,  # finished
     *,
-    rule: ThresholdRule | None = None,  # None: 'top' where a clip has one label (softmax), else 'f1'
+    rule: ThresholdRule | None = None,  # None: 'top' where a clip has one label, else 'f1'
     after=(),  # steps of `audiotag.infer.postprocess` that follow the networks; windows are scored anew for them
     draws: int = 300,
     seed: int = 0,
 ) -> ThresholdChoice:
     "Choose thresholds on the out-of-fold scores of a run's members, on its curated clips if there are any."
-    rule = rule or ThresholdRule(target="top" if run.recipe.activation == "softmax" else "f1")
+    rule = rule or ThresholdRule(target="top" if run.recipe.one_label else "f1")
     options = dict(rule=rule, draws=draws, seed=seed)
     if after:
         w = oof_windows(run)

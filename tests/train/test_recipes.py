@@ -17,6 +17,7 @@ from audiotag.train.recipes import (
     BIRD_INPUTS,
     SYSTEMS,
     birdclef2024,
+    freesound2019,
     get_recipe,
     get_system,
     recipes,
@@ -166,6 +167,18 @@ def test_systems_are_of_recipes(name):
 def test_best_epochs_that_cannot_be(wrong):
     with pytest.raises(AudiotagError):
         Stage(name="one", train_on=("curated",), epochs=30, **wrong)
+
+
+def test_small_freesound_learns_from_both_sources_at_once():
+    "tests/bench/results/score.md has what it gains; VGG16-BN and the recipes of other competitions keep the plain form."
+    small = get_recipe("freesound2019", scale="small")
+    assert [s.train_on[0] for s in small.stages] == ["noisy", "curated", "curated", "curated"]
+    assert small.stages[0].train_on == ("noisy", "curated") and len(small.members) == 4
+    assert (small.loss.kind, small.activation, small.one_label) == ("SoftmaxCE", "softmax", False)
+    assert get_recipe("universal2020", scale="small").one_label and not get_recipe("birdclef2024").one_label
+    plain, vgg = freesound2019("small", plain=True), get_recipe("freesound2019_vgg16", scale="small")
+    assert set(plain.diff(vgg)) == {"name", "model.kind"} and plain.activation == "sigmoid" and not plain.augment
+    assert freesound2019(plain=True) == freesound2019()
 
 
 def test_small_soundscapes_are_trained_and_judged_like_their_test():
