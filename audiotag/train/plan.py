@@ -315,6 +315,7 @@ class RunPlan:
             lines.append(f"  on all folds: {duration(self.refit)}")
         memory = _gigabytes(self.memory) + (f" and {_gigabytes(self.gpu_memory)} of the GPU" if self.gpu_memory else "")
         lines.append(f"  in all: {duration(self.seconds)}, {_gigabytes(self.disk)} of disk, {memory} of memory")
+        lines.append("  not counted: the search for near-duplicates before the folds are drawn, and the baseline")
         if self.disk > self.free:
             lines.append(f"  THE DISK IS TOO SMALL: {_gigabytes(self.free)} are free")
         return printable_lines(*lines)
