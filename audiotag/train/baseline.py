@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 import numpy as np, pandas as pd
 from ..audio.io import ReadOptions, audio_info
-from ..data.competitions import Competition, class_prior, targets
+from ..data.competitions import Competition, class_prior, recordings, targets
 from ..core.errors import AudiotagError, library_error, printable_lines
-from ..core.progress import progress
+from ..core.progress import progress, say
 from ..core.seeding import derive_seed
 from ..audio.features import FrontEnd, LogMel, Waveform, front_end_parts
-from ..data.folds import given_folds, make_folds
+from ..data.folds import GROUP_BY, given_folds, join_groups, make_folds
 from ..core.metrics import metric_named
 from .run_folder import Run
 
@@ -201,6 +201,16 @@ class Baseline:
         return printable_lines(*lines)
 
 # %% ../../nbs/train/13_baseline.ipynb #b841cfd6
+def _with_folds(clips, n_folds, seed, workers) -> pd.DataFrame:
+    "Folds as `audiotag train` makes them by default: given ones, or those that keep near-duplicates, author and site together."
+    given = given_folds(clips)
+    grouped = join_groups(clips, n_folds=n_folds, by=GROUP_BY if given is None else (), workers=workers)
+    for note in grouped.notes:
+        say(f"folds: {note}")
+    n_folds = n_folds if given is None else clips.fold.nunique()
+    return make_folds(grouped.clips, n_folds=n_folds, seed=derive_seed(seed, "folds"))
+
+
 def run_baseline(
     competition: Competition,  # with its training clips
     *,
@@ -212,6 +222,8 @@ def run_baseline(
     "The whole baseline on a competition; raises `AudiotagError` if there are too few clips for the folds."
     begin, classes = time.monotonic(), list(competition.classes)
     train, test = competition.of("curated", "noisy"), competition.of("test")
+    if train.start_s.notna().any() and test.start_s.isna().all():
+        train = recordings(train)  # the test wants whole recordings, so boxes in them are not what is scored
     if not (train.source == "curated").any():
         raise AudiotagError(
             "there are no curated clips to learn from",
@@ -221,10 +233,7 @@ def run_baseline(
     front_end = baseline_front_end(first_sample_rate(train))
     x, readable, unreadable = read_statistics(train, front_end, workers=workers, label="training clips")
     x_new, readable_new, unreadable_new = read_statistics(test, front_end, workers=workers, label="test clips")
-    train = train[readable].reset_index(drop=True)
-    if given_folds(train) is not None:
-        n_folds = train.fold.nunique()
-    train = make_folds(train, n_folds=n_folds, seed=derive_seed(seed, "folds"))
+    train = _with_folds(train[readable].reset_index(drop=True), n_folds, seed, workers)
     results = fold_forests(
         train,
         x,
