@@ -18,7 +18,7 @@ from typing import Callable
 import numpy as np, pandas as pd
 from .bundle import Bundle, Ensemble, Member, open_bundles
 from .deadline import Candidate, Deadline, MemberState, Pace, Plan, as_deadline, process_started
-from ..data.competitions import Competition, layout_of, layouts, load_competition
+from ..data.competitions import Competition, join_labels, layout_of, layouts, load_competition
 from ..data.layout_file import FolderLayout, KnownLayout
 from ..data.sample_submission import match_names
 from ..core.errors import AudiotagError, a_few
@@ -420,11 +420,10 @@ def write_labels(
     *,
     unscored: dict | None = None,  # clip_id -> why it has no score; it gets no labels
 ):
-    "Write a csv with the labels of each row, joined by ','; by ';' or '|' if a class has that in its name."
+    "Write a csv with the labels of each row, as `join_labels` writes and `split_labels` reads them."
     classes, unscored = list(competition.classes), unscored or {}
-    joined = next((s for s in ",;|" if not any(s in c for c in classes)), "\t")
     table = pd.DataFrame({competition.template.columns[0]: list(competition.of("test").clip_id)})
-    names = [joined.join(c for c, given in zip(classes, row) if given) for row in labels]
+    names = [join_labels(c for c, given in zip(classes, row) if given) for row in labels]
     table["labels"] = ["" if i in unscored else text for i, text in zip(table.iloc[:, 0], names)]
     table["note"] = [unscored.get(i, "") for i in table.iloc[:, 0]]
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
