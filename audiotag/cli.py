@@ -303,18 +303,20 @@ def new(
     label_col: Annotated[
         list[str], Option(metavar="COLUMN...", help="Column of the labels, or several, or a column per class.")
     ] = [],
-    fold_col: Annotated[str, Option(metavar="COLUMN", help="Column of folds that are given.")] = "",
-    group_col: Annotated[str, Option(metavar="COLUMN", help="Column of what must stay in one fold.")] = "",
+    fold_col: Annotated[str, Option(metavar="COLUMN", help="Column with given folds.")] = "",
+    group_col: Annotated[
+        str, Option(metavar="COLUMN", help="Column of groups: clips with the same value stay in one fold.")
+    ] = "",
     audio_dir: Annotated[str, Option(metavar="DIR", help="Folder of the sound files, below FOLDER.")] = "",
-    sep: Annotated[str, Option(metavar="TEXT", help="What stands between two labels of a clip.")] = "",
+    sep: Annotated[str, Option(metavar="TEXT", help="Separator between the labels of a clip.")] = "",
     metric: Annotated[str, Option(metavar="NAME", help="Metric: lwlrap, lrap, accuracy or macro_auc.")] = "",
     where: Annotated[
         str, Option(metavar="TEXT", help="Rows of the table to take: 'relevance>=0.5', or 'split=train,val'.")
     ] = "",
     skip_missing: Annotated[bool, Option("--skip-missing", help="Leave out rows whose file is not there.")] = False,
-    yes: Annotated[bool, Option("--yes", "-y", help="Ask nothing.")] = False,
+    yes: Annotated[bool, Option("--yes", "-y", help="Do not ask; take the guesses.")] = False,
 ):
-    "Look at a folder that nobody has described, say what is taken for what, and write layout.json and recipe.yaml."
+    "Look at a folder of any layout, print which column is used for what, and write layout.json and recipe.yaml."
     from audiotag.core.files import write_text
     from audiotag.data.competitions import load_competition
     from audiotag.data.guess_layout import Wishes, guess_layout, read_where
@@ -473,7 +475,9 @@ PlanOnly = Annotated[
 ]
 SmokeOnly = Annotated[
     bool,
-    Option("--smoke", help="Only try the whole way, to a submission, on a few clips, in the folder RUN-smoke."),
+    Option(
+        "--smoke", help="Only try everything, from features to a submission, on a few clips, in the folder RUN-smoke."
+    ),
 ]
 
 # %% ../nbs/01_cli.ipynb #0b7e2f94
@@ -606,7 +610,7 @@ def _kept_trainings(recipe, competition, run, store, corrections, groups, contin
 
 
 def _print_smoke(recipe, competition, run, processes, engine, scale):
-    "Go the whole way on a few clips, in a folder beside the run, and print what was tried."
+    "Try everything on a few clips, in a folder beside the run, and print what was tried."
     from audiotag.rehearse.smoke import smoke_folder, smoke_run
 
     with engine:
@@ -1183,11 +1187,11 @@ def foreign(
         float | None, Option(metavar="P", help="Scale each window to this peak.  [default: windows as they are]")
     ] = None,
     several: Annotated[
-        bool, Option("--several", help="Several of its classes may stand for one; the highest counts.")
+        bool, Option("--several", help="Several of its classes may be mapped to one; the highest score counts.")
     ] = False,
     layout: OwnLayout = None,
 ):
-    "Make a member of a graph from elsewhere: a table maps its classes to the competition's, or a head learns them."
+    "Add a model from elsewhere to the ensemble: a table maps its classes to the competition's, or a head learns them."
     from audiotag.audio.features import Peak
     from audiotag.data.competitions import load_competition
     from audiotag.train.foreign_members import foreign_member
@@ -1312,7 +1316,7 @@ def rehearse(
         Option("--set", metavar="NAME=VALUE", help="Change one parameter of the notebook; may be repeated."),
     ] = [],
     extra_packages: Annotated[
-        list[str], Option(metavar="PACKAGE...", help="Packages that Kaggle's image holds beside the known ones.")
+        list[str], Option(metavar="PACKAGE...", help="More packages that Kaggle's image has.")
     ] = [],
     python: Annotated[
         str | None,

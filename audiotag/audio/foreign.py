@@ -404,7 +404,7 @@ class StoredEmbeddings(FrontEnd):
 
 # %% ../../nbs/audio/05_foreign.ipynb #22d027cf
 def _opened_table(front_end: StoredEmbeddings) -> dict:
-    "The table of a front end by name; raises `AudiotagError` if the file is missing, was changed, or is no such table."
+    "The table of a front end by name; raises `AudiotagError` if the file is missing, was changed, or is not such a table."
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -421,9 +421,9 @@ def _opened_table(front_end: StoredEmbeddings) -> dict:
             names = found["names"].tobytes().decode().split("\n")
             starts, values = found["start_s"].astype(float), np.asarray(found["values"], np.float32)
         except (SafetensorError, KeyError, UnicodeDecodeError, ValueError, TypeError) as e:
-            raise AudiotagError(f"is no table of embeddings ({e})", file=path, fix="import it again") from None
+            raise AudiotagError(f"is not a table of embeddings ({e})", file=path, fix="import it again") from None
         if not len(names) == len(values) == len(starts) or values.shape[1:] != (front_end.width,):
-            raise AudiotagError("is no table of embeddings of this width", file=path, fix="import it again")
+            raise AudiotagError("is not a table of embeddings of this width", file=path, fix="import it again")
         index = {}
         for i, name in enumerate(names):
             index.setdefault(name, []).append(i)

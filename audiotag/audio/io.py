@@ -777,7 +777,7 @@ def _read_range(reader, reading, to, start_s, end_s, max_samples):
         return wave, 0
     if end < hi and frames < _UNKNOWN_LENGTH and not estimate:
         raise AudiotagError(
-            f"states {frames} frames and ends before; {_describe_readable(end, rate)}",
+            f"its header promises {frames} frames, and it ends earlier; {_describe_readable(end, rate)}",
             file=path,
             kind="truncated",
             fix=_FIX_DAMAGED,

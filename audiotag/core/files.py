@@ -100,7 +100,7 @@ LARGEST_TEXT = 2_000_000_000  # bytes of a csv or JSON file
 
 
 def _file_type(mode: int) -> str:
-    "What a path is that is no regular file, in words."
+    "What a path is that is not a regular file, in words."
     kinds = {
         stat.S_ISDIR: "a folder",
         stat.S_ISFIFO: "a named pipe",

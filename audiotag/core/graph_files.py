@@ -81,7 +81,7 @@ def check_graph_xml(path: Path, xml: bytes, n_weights: int):
                     refuse("has too many operations")
                 _check_layer(element, n_weights, refuse)
     except (ElementTree.ParseError, ValueError) as e:
-        refuse(f"is no readable graph ({e})")
+        refuse(f"is not a readable graph ({e})")
 
 # %% ../../nbs/core/10_graph_files.ipynb #67bcfe0f
 def last_line(

@@ -218,7 +218,7 @@ def padded_cmap(
 
     t, s = _checked(truth, scores)
     if padding < 0:
-        raise AudiotagError(f"{padding!r} rows cannot be added", field="padding", fix="give 0 or more")
+        raise AudiotagError(f"{padding!r} is not a number of rows to add", field="padding", fix="give 0 or more")
     if s.min() < 0 or s.max() > 1:
         raise AudiotagError("scores are not between 0 and 1", fix="give probabilities")
     t, s = (np.vstack([o, np.ones((padding, t.shape[1]), o.dtype)]) for o in (t, s))
@@ -241,7 +241,7 @@ def metric_named(name: str):
 def require_probabilities(p: np.ndarray):
     "Raise `AudiotagError` unless all numbers are finite and from 0 to 1."
     if not np.isfinite(p).all() or (p < 0).any() or (p > 1).any():
-        raise AudiotagError("the scores are no probabilities", fix="give numbers from 0 to 1")
+        raise AudiotagError("the scores are not probabilities", fix="give numbers from 0 to 1")
 
 
 def require_whole_groups(

@@ -837,7 +837,7 @@ def _bird_clips(root, classes):
     )
     notes = []
     if unknown := Counter(c for labels in secondary for c in labels if c not in classes):
-        notes.append(f"{sum(unknown.values())} secondary labels are no classes and are left out: {a_few(unknown)}")
+        notes.append(f"{sum(unknown.values())} secondary labels are not classes and are left out: {a_few(unknown)}")
     secondary = [
         tuple(c for c in labels if c in classes and c != primary) for labels, (primary,) in zip(secondary, clips.labels)
     ]

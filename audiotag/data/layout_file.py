@@ -328,7 +328,7 @@ def labels_in_cells(
     cells,  # of one column
     form: str,  # 'one', 'separated' or 'list'
     sep: str = ",",
-) -> list:  # of tuples of labels; None for a cell that is no list
+) -> list:  # of tuples of labels; None for a cell that is not a list
     "The labels in the cells of a column."
     if form == "one":
         return [(cell,) if cell else () for cell in cells]
@@ -365,7 +365,7 @@ def _labels_of(table: ClipTable, rows: pd.DataFrame, file) -> list:  # of tuples
     for name, column in zip(table.label_columns, columns):
         for row, cell, labels in zip(rows.index, rows[name], column):
             if labels is None:
-                raise AudiotagError(f"{cell!r} is no list of labels", file=file, row=int(row), field=name)
+                raise AudiotagError(f"{cell!r} is not a list of labels", file=file, row=int(row), field=name)
     return [tuple(dict.fromkeys(c for labels in of_row for c in labels)) for of_row in zip(*columns)]
 
 
@@ -408,7 +408,7 @@ def table_clips(
     table: ClipTable,
     root: Path,
     *,
-    without=(),  # paths below `root` that are no training clips
+    without=(),  # paths below `root` that are not training clips
 ) -> tuple:  # (clip table, list of notes)
     "The clips of one table."
     file, rows = root / table.file, _rows_of(table, root)
@@ -652,7 +652,7 @@ def open_layout(
         raise AudiotagError(f"is not valid JSON ({e})", file=path, fix="make it with `audiotag new FOLDER`") from None
     found = config_from_dict(data, where=str(path))
     if not hasattr(found, "load"):
-        raise AudiotagError(f"describes a {found.kind} and no layout", file=path)
+        raise AudiotagError(f"describes a {found.kind}, not a layout", file=path)
     return found
 
 

@@ -74,7 +74,7 @@ class Submission:
             header = []
         if header != list(self.competition.template.columns):
             raise AudiotagError(
-                "exists and is no submission for this competition",
+                "exists and is not a submission for this competition",
                 file=self.path,
                 fix="choose another name for --out",
             )
@@ -398,7 +398,7 @@ def check_labels_file(path, out):
     except (OSError, UnicodeDecodeError, csv.Error):
         header = []
     if tuple(header[1:]) != LABEL_COLUMNS:
-        raise AudiotagError("exists and is no table of labels", file=path, fix="choose another name for --labels")
+        raise AudiotagError("exists and is not a table of labels", file=path, fix="choose another name for --labels")
 
 
 def sealed_thresholds(ensemble: Ensemble) -> Thresholds:
@@ -616,7 +616,7 @@ class Inference:
             len(weights) != n or not all(0 <= w < math.inf for w in weights) or not sum(weights)
         ):
             raise AudiotagError(
-                f"{weights!r} are no weights for {n} bundles",
+                f"{weights!r} does not give a weight to each of {n} bundles",
                 field="weights",
                 fix="give one number per bundle, none negative, not all 0",
             )

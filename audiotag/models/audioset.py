@@ -77,7 +77,7 @@ def read_weights(
     *,
     fix: str,  # where to get it
 ) -> dict:  # of tensors
-    "The tensors of a file of weights; raises `AudiotagError` if it is missing or is no safetensors file."
+    "The tensors of a file of weights; raises `AudiotagError` if it is missing or is not a safetensors file."
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -77,7 +77,7 @@ class GeM(nn.Module):
         self.p = nn.Parameter(torch.tensor(float(p)))
 
     def forward(self, x):
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # eps**p is no number of 16 bits
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # 16 bits are too few for eps**p
         return wide.clamp(min=self.eps).pow(self.p).mean(self.axes).pow(1 / self.p).to(x.dtype)
 
     def extra_repr(self):
@@ -296,10 +296,16 @@ def make_pool(
     require_name(mode, pool_modes, "pools", "pool")
     if not (size == stride or size % 2) or min(size, stride) < 1:
         raise AudiotagError(
-            f"size {size} with stride {stride}", field="pools", fix="give an odd size, or a stride of the same size"
+            f"a pool of {size} with stride {stride} cannot be padded",
+            field="pools",
+            fix="give an odd size, or a stride of the same size",
         )
     if padding == "same" and size != stride and stride != 1 and (size, stride) != (3, 2):
-        raise AudiotagError(f"size {size} with stride {stride}", field="padding", fix="give 'both'")
+        raise AudiotagError(
+            f"a pool of {size} with stride {stride} cannot be padded as TensorFlow does",
+            field="padding",
+            fix="give 'both'",
+        )
     steps = []
     for kind, axes in pool_modes[mode]:
         if padding == "same" and (size, stride) == (3, 2):
@@ -382,7 +388,7 @@ def multi_scale(
     multiple of the number of sizes."""
     if not sizes or n_out % len(sizes) or any(k % 2 == 0 for k in sizes):
         raise AudiotagError(
-            f"{n_out} channels from convolutions of {sizes}",
+            f"{n_out} channels cannot be shared by convolutions of {sizes}",
             field="stem",
             fix="give odd sizes, and a multiple of their number as channels",
         )

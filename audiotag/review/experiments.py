@@ -46,7 +46,7 @@ def record_score(
     for board, score in given.items():
         if not 0 <= score <= 1:  # also NaN
             raise AudiotagError(
-                f"{score} is no score", file=folder, field=board, fix="give a number from 0 to 1, such as .731"
+                f"{score} is not a score", file=folder, field=board, fix="give a number from 0 to 1, such as .731"
             )
     scores = {**leaderboard_scores(folder), **given}
     write_json(folder / "leaderboard.json", scores)

@@ -324,7 +324,9 @@ def audit(
     pairs = near_duplicates(clips, workers=workers)
     clips = join_duplicates(clips, pairs)
     if (n_groups := clips.group.nunique()) < 2:
-        raise AudiotagError("there is one group of clips", file=competition.root, fix="an audit compares clips")
+        raise AudiotagError(
+            "all clips belong to one group", file=competition.root, fix="an audit needs at least two groups"
+        )
     folded = assign_folds(clips, n_folds=min(n_folds, n_groups), seed=seed)
     readable, scores = baseline_scores(folded, competition.classes, seed=seed)
     suspects = find_suspects(readable, {"baseline": scores}, competition.classes, pairs=pairs, n=n)

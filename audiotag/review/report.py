@@ -625,7 +625,7 @@ def _head(run, scores):
     }
     recipe = f"{run.recipe.name}, {run.scale}" if run.scale else run.recipe.name
     if (run.folder / "continues.json").exists():
-        recipe += f", goes on from {read_json(run.folder / 'continues.json')['run']}"
+        recipe += f", continues from {read_json(run.folder / 'continues.json')['run']}"
     return _report_macros().head(f"{recipe} · {run.competition} · {run.folder}", headline_html(numbers))
 
 

@@ -107,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
             sent = json.loads(self.rfile.read(size))
             self.server.decisions.set(sent["clip"], sent["decision"], str(sent.get("who", "")))
         except (ValueError, KeyError, TypeError, AttributeError):
-            return self.answer(400, b"this is no decision")
+            return self.answer(400, b"this is not a decision")
         except (AudiotagError, OSError) as e:
             return self.answer(400, str(e).encode())
         self.answer(200, b"saved")

@@ -172,5 +172,5 @@ class KeptTrainings:
     def __str__(self):
         n = self.before.planned.n_folds
         kept = ", ".join(f"{stage} ({len(folds)} of {n} folds)" for stage, folds in self.stages.items())
-        text = f"{self.folder} goes on from {self.before.folder}; kept: the features, {kept or 'and no training'}"
+        text = f"{self.folder} continues from {self.before.folder}; kept: the features, {kept or 'and no training'}"
         return printable(text)

@@ -151,7 +151,7 @@ class _JobQueue:
             )
             return
         when = f" in {_retry_delay(n):.0f} s" if _retry_delay(n) else ""
-        say(f"{job.name}: its worker was lost ({why}); another one goes on from its last checkpoint{when}")
+        say(f"{job.name}: its worker was lost ({why}); another one continues from its last checkpoint{when}")
         self.retry_at[job.name] = time.monotonic() + _retry_delay(n)
         self.held.appendleft(job)
 
@@ -410,7 +410,9 @@ def _ownership_check(path, token):
                 owner = ""
             if owner != self.token:
                 raise AudiotagError(
-                    "another worker has begun this fold", file=self.path.parent, fix="it goes on with it"
+                    "another worker has begun this fold",
+                    file=self.path.parent,
+                    fix="nothing has to be done: that worker finishes it",
                 )
 
         def after_batch(self):

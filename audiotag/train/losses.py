@@ -28,7 +28,7 @@ class Loss(Config):
         y = Targets.of(targets)
         if y.weights is not None:
             raise AudiotagError(
-                f"{type(self).__name__} takes no weights of single labels", field="loss", fix="choose SEDLoss"
+                f"{type(self).__name__} does not take weights of single labels", field="loss", fix="choose SEDLoss"
             )
         targets = y.labels
         if (

@@ -556,7 +556,7 @@ def get_recipe(
         raise AudiotagError(f"there is no scale {scale!r}", field="scale", fix="choose 'full' or 'small'")
     recipe = read_config(name) if from_file else recipes[name](scale)
     if not isinstance(recipe, Recipe):
-        raise AudiotagError(f"describes a {recipe.kind} and no recipe", file=name, fix="begin with `audiotag recipe`")
+        raise AudiotagError(f"describes a {recipe.kind}, not a recipe", file=name, fix="begin with `audiotag recipe`")
     return changed(recipe, changes)
 
 

@@ -21,7 +21,7 @@ from ..data.crops import CropSettings
 from ..data.scapes import MixedScapes
 
 # with losses, the kinds that a recipe.json may name
-from ..augment import manifold, spec, wave  # noqa: F401
+from ..augment import manifold, mixing, recorder, spec, wave  # noqa: F401
 from ..audio import foreign  # noqa: F401
 from ..models import audioset, cnn, probes, wavecnn, rawfold, sed, timm_backbone  # noqa: F401
 from ..models.foreign import Solved

@@ -59,7 +59,7 @@ def threshold_rule(
         return ThresholdRule(target=target, at_least=at_least, one_for_all=bool(scope))
     except (ValueError, AudiotagError):
         raise AudiotagError(
-            f"{word!r} is no rule for thresholds",
+            f"{word!r} is not a rule for thresholds",
             field="thresholds",
             fix="give f1, precision=0.9, recall=0.8, one of these after 'global:', or top",
         ) from None

@@ -49,9 +49,8 @@ SYSTEMS = {  # recipe -> sample set, entry, the entrant's score, what ours is
 PATTERNS = {"baseline": r" out of fold, forest on [^:]+: ([0-9.]+)", "train": r"^networks: ([0-9.]+)"}
 CHANGED = "2026-11-29"  # since then folds keep near-duplicates together
 OLD = (
-    " Numbers from before {changed} are those of the recipes and folds of their day: near-duplicates were not yet kept in "
-    "one fold, which flatters the first two recipes; on the clips without a copy in another fold, runs of them had .800 "
-    "and .825. They have to be measured again."
+    " Rows dated before {changed} were measured before near-duplicates were kept in one fold, so the first two are optimistic: "
+    "on the clips without a copy in another fold, runs of them had .800 and .825. They will be measured again."
 )
 
 

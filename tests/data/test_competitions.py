@@ -809,7 +809,7 @@ def test_secondary_labels_as_share_and_as_mask(scapes):
     row = comp.of("curated")[1:2]
     # not itself, not twice, not a stranger
     assert row.labels.item() == ("2000",) and row.secondary.item() == ("bell0",)
-    assert "1 secondary labels are no classes and are left out: nobody" in comp.notes[0]
+    assert "1 secondary labels are not classes and are left out: nobody" in comp.notes[0]
     at = [comp.classes.index(o) for o in ("2000", "bell0")]
     assert list(targets(row, comp.classes)[0, at]) == [1, 0] and list(
         targets(row, comp.classes, secondary=0.25)[0, at]

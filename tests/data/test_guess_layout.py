@@ -260,7 +260,7 @@ def test_names_alone_need_the_user(tmp_path):
             r"have a file of their own.*patient_diagnosis.csv names part1 of the files.*--label-col: part1 \(10 v",
         ),
         ("mtg_jamendo", r"autotagging.tsv, row 2 cannot be read: has 6 cells where the header has 5.*--layout mine.py"),
-        ("medleydb", r"their folders are no classes: .*--label-col: folder2 .*part3 \(2 values: MIX, STEM\)"),
+        ("medleydb", r"their folders are not classes: .*--label-col: folder2 .*part3 \(2 values: MIX, STEM\)"),
     ],
 )
 def test_what_cannot_be_told_is_asked(tmp_path, name, says):

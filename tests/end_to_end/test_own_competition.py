@@ -70,7 +70,7 @@ def test_recipes_from_files(tmp_path):
     assert "bad.yaml, row" in called("recipe", "--recipe", tmp_path / "bad.yaml").stderr
     assert "there is no such file" in called("recipe", "--recipe", tmp_path / "none.yaml").stderr
     (tmp_path / "other.yaml").write_text("kind: MixUp\n")
-    assert "no recipe" in called("recipe", "--recipe", tmp_path / "other.yaml").stderr
+    assert "not a recipe" in called("recipe", "--recipe", tmp_path / "other.yaml").stderr
     listed = called("recipes").stdout.splitlines()
     assert (
         [line.split()[0] for line in listed] == list(recipes)

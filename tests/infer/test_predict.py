@@ -808,7 +808,7 @@ def test_nothing_but_broken_files(data, bundle, tmp_path):
 def test_somebody_elses_file_is_not_touched(comp, bundle, tmp_path):
     for text in ("chapter,pages\n", "", "\0\1", "fname,Bark\n"):
         (tmp_path / "s.csv").write_text(text)
-        with pytest.raises(AudiotagError, match="no submission for this competition"):
+        with pytest.raises(AudiotagError, match="not a submission for this competition"):
             infer(bundle, comp, tmp_path / "s.csv")
         assert (tmp_path / "s.csv").read_text() == text
 

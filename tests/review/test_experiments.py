@@ -117,7 +117,7 @@ def test_two_runs_are_compared_clip_by_clip(runs):
 
 @pytest.mark.parametrize("score", [-0.1, 71, float("nan")])
 def test_what_is_no_score_is_refused(runs, score):
-    with pytest.raises(AudiotagError, match="is no score"):
+    with pytest.raises(AudiotagError, match="is not a score"):
         record_score(runs / "run", public=score)
     with pytest.raises(AudiotagError, match="not a run folder"):
         record_score(runs, public=0.5)

@@ -102,7 +102,7 @@ def test_somebody_elses_file_is_left_alone(toy, tmp_path, capsys):
     thesis = tmp_path / "thesis.csv"
     thesis.write_text("chapter,pages\n1,30\n")
     assert main(["baseline", "--data", str(toy), "--out", str(thesis), "--trees", "2"]) == 2
-    assert thesis.read_text() == "chapter,pages\n1,30\n" and "no submission" in capsys.readouterr().err
+    assert thesis.read_text() == "chapter,pages\n1,30\n" and "not a submission" in capsys.readouterr().err
 
 
 def test_without_test_clips_no_submission_is_written(toy, tmp_path, capsys):

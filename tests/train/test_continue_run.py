@@ -69,7 +69,7 @@ def test_only_what_the_corrections_change_is_trained(corrected):
     kept = read_json(run.folder / "continues.json")
     assert kept["run"] == str(before.folder.absolute()) and kept["kept"]["noisy"] == [0, 1]
     assert kept["kept"]["curated"] == [0]  # this fold's network has not seen the clips
-    assert "goes on from" in done.stderr and "kept: the features, noisy (2 of 2 folds)" in done.stderr
+    assert "continues from" in done.stderr and "kept: the features, noisy (2 of 2 folds)" in done.stderr
     trained = [line for line in done.stderr.splitlines() if "epoch 1/" in line]
     plan = [line.strip() for line in done.stderr.splitlines() if line.startswith("  ")]
     assert "noisy: kept" in plan and [line for line in plan if re.match(r"curated: .* \(1 fold × .*; 1 kept\)$", line)]

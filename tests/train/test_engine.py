@@ -571,7 +571,7 @@ def test_a_dead_node_that_still_takes_jobs_is_given_time(capfd):
     made = Hole()
     jobs = [Job(name=n, call=fine, inputs={"x": n}, after=a) for n, a in (("a", ()), ("b", ()), ("c", ("a",)))]
     assert made.run(jobs) == {"a": "a", "b": "b", "c": "c"} and made.tries <= 7
-    assert "goes on from its last checkpoint in 1 s" in capfd.readouterr().err
+    assert "continues from its last checkpoint in 1 s" in capfd.readouterr().err
 
 
 @pytest.mark.long

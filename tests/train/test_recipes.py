@@ -1,5 +1,9 @@
 "The figures of systems 1, 2 and 5 as their authors have them."
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import timm
@@ -7,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from audiotag.audio.features import PRESETS, GlobalFeatures, Length, Peak, RawFold, Waveform
+from audiotag.augment import wave
 from audiotag.augment.spec import augment_batch
 from audiotag.core.config import config_from_dict
 from audiotag.core.errors import AudiotagError
@@ -278,3 +283,11 @@ def test_full_recipes_start_from_timms_weights(name, tmp_path, monkeypatch):
 
 def test_system_4_starts_from_nothing():
     assert not any(has_pretrained(r.model) for r in (universal2020(), *universal2020_ladder()))
+
+
+def test_a_recipe_can_name_every_augmentation():
+    "In a fresh process that has only loaded the settings of recipes."
+    code = "import sys, audiotag.train.settings as s; print(*[m for m in sys.modules if m.startswith('audiotag.augment.')])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    there = {f"audiotag.augment.{p.stem}" for p in Path(wave.__file__).parent.glob("[a-z]*.py")}
+    assert there == set(loaded), there - set(loaded)

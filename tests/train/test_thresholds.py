@@ -130,7 +130,7 @@ def test_many_clips_are_not_tried_one_by_one_and_hardly_lose():
         (dict(folds=np.zeros(120, int)), "one fold only"),
         (dict(groups=np.zeros(120, int)), "several folds"),
         (dict(truth=np.zeros((120, 3))), "no clip has a label"),
-        (dict(p=np.full((120, 3), 1.5)), "no probabilities"),
+        (dict(p=np.full((120, 3), 1.5)), "not probabilities"),
         (dict(classes=["a"]), "give (clips, classes)"),
     ],
 )
@@ -169,7 +169,7 @@ def test_from_a_run_to_a_table_of_labels(tiny_run, tiny_data, tmp_path):
     assert "is the submission" in called(*words, out).stderr
     foreign = tmp_path / "foreign.csv"
     foreign.write_text("a,b\n")
-    assert "no table of labels" in called(*words, foreign).stderr and foreign.read_text() == "a,b\n"
+    assert "not a table of labels" in called(*words, foreign).stderr and foreign.read_text() == "a,b\n"
 
 
 def test_a_bundle_without_thresholds_says_how_to_get_them(tiny_run, tiny_data, tmp_path):
