@@ -27,21 +27,26 @@ BEGIN, END = "<!-- scores: python -m tests.bench.readme -->", "<!-- end of the s
 SYSTEMS = {  # recipe -> sample set, entry, the entrant's score, what ours is
     "freesound2019": (
         "freesound",
-        "Freesound 2019, 8th: four-stage warm-up",
+        "System 1: Freesound 2019, 8th, four-stage warm-up",
         ".879 lwlrap, curated, out of fold",
         "lwlrap",
     ),
     "freesound2019_waveform": (
         "freesound",
-        "Freesound 2019, 2nd: waveform and global features",
+        "System 2: Freesound 2019, 2nd, waveform and global features",
         ".898 lwlrap, out of fold",
         "lwlrap",
     ),
-    "rainforest2021": ("rainforest", "Rainforest species (RFCX): sound event detection", "–", "lwlrap of recordings"),
-    "universal2020": ("speech", "CCF 2020: universal classifier", ".976 accuracy", "accuracy"),
+    "rainforest2021": (
+        "rainforest",
+        "System 3: rainforest species (RFCX), sound event detection",
+        "–",
+        "lwlrap of recordings",
+    ),
+    "universal2020": ("speech", "System 4: CCF 2020, universal classifier", ".976 accuracy", "accuracy"),
     "birdclef2024": (
         "soundscape",
-        "BirdCLEF 2024, 4th and 5th: soundscapes",
+        "System 5: BirdCLEF 2024, 4th and 5th, soundscapes",
         ".747 public, .688 private AUC",
         "macro AUC of clips",
     ),
