@@ -813,7 +813,7 @@ def baseline(
     seed: Annotated[int, Option(help="Random seed.")] = 0,
     workers: Threads = 4,
 ):
-    "Fit a random forest to statistics of each clip in about a minute; print its score out of fold and write a submission."
+    "Fit a random forest to statistics of each clip, print its score out of fold, and write a submission, in a minute."
     from audiotag.data.competitions import class_prior, load_competition
     from audiotag.data.submission import check_submission
     from audiotag.infer.predict import Submission
@@ -1146,8 +1146,10 @@ def system(
 @app.command(
     rich_help_panel="Train",
     epilog=example(
-        "audiotag foreign perch.onnx --data DATA --out runs/perch --table map.csv --labels labels.txt --sample-rate 32000",
-        "audiotag foreign perch.onnx --data DATA --out runs/perch-head --head linear --output embedding --sample-rate 32000",
+        "audiotag foreign perch.onnx --data DATA --out runs/perch --table map.csv --labels labels.txt"
+        " --sample-rate 32000",
+        "audiotag foreign perch.onnx --data DATA --out runs/perch-head --head linear --output embedding"
+        " --sample-rate 32000",
         "audiotag train --recipe runs/perch/recipe.yaml --data DATA --run runs/perch-run",
         "audiotag ensemble runs/first runs/perch-run --out kaggle_datasets/both",
     ),

@@ -7,6 +7,7 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+from audiotag.demo import PLAIN
 from audiotag.audio.synth import make_competition, make_rainforest, make_soundscapes, make_universal
 
 SETS = [
@@ -21,13 +22,7 @@ SETS = [
     "stages.agreed.train_on.1.at_least=0.2",
     "stages.certain.train_on.1.at_least=0.4",
     "group_by=[]",  # the search for near-duplicates has tests of its own
-    # the four stages as the entrant trained them, and not on both sources at once
-    "augment=[]",
-    'loss={"kind": "BCE"}',
-    "activation=sigmoid",
-    "stages.*.lr=0.003",
-    'stages.noisy.train_on=["noisy"]',
-    'members=["curated", "agreed", "certain"]',
+    *PLAIN,
 ]
 SYSTEMS = {  # recipe -> (how a competition is made, what makes it tiny, its layout)
     "freesound2019": (lambda d: make_competition(d, seed=3, n_curated=32, n_noisy=24, n_test=6), SETS, "freesound2019"),

@@ -514,7 +514,7 @@ def _damaged_packet(data, start, sizes) -> int | None:
 
 
 def _survey_alac(data, about, table, sound, survey, is_quick) -> Survey:
-    "Look at the packets of ALAC: where the description, the table of packets and the sound begin, and how long these are."
+    "Look at the packets of ALAC, whose description, table of packets and sound begin at these places."
     (start, size), (first, length) = table, sound
     sizes = _packet_sizes(data.at(start + 24, max(0, size - 24)), packets := int.from_bytes(data.at(start, 8), "big"))
     if len(sizes) != packets or (survey.is_length_known and sum(sizes) > length):

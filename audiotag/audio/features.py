@@ -297,8 +297,8 @@ def _filter_blocks(mel: _MelSettings, repeats, max_bands=24, max_size=768):
 # %% ../../nbs/audio/02_features.ipynb #9f6e9f17
 @lru_cache(32)
 def _band_scale(mel: _MelSettings, power):
-    """The bands whose filter is not empty, and factors (bands, 1) that make their values comparable with the rounding noise:
-    the inverse sum of a filter's weights, times the fourth root of its number of bins for each `power`."""
+    """The bands whose filter is not empty, and factors (bands, 1) that make their values comparable with the rounding
+    noise: the inverse sum of a filter's weights, times the fourth root of its number of bins for each `power`."""
     weights = _mel_filters(mel)
     bands = np.flatnonzero(weights.any(1))
     used = weights[bands].astype(np.float64)

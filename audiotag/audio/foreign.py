@@ -386,7 +386,7 @@ class StoredEmbeddings(FrontEnd):
         return max(1, n_samples // self.width)
 
     def read(self, path, *, start_s=None, end_s=None):
-        "The rows of a recording that begin in a time range, one after the other; raises `AudiotagError` if there are none."
+        "The rows of a recording that begin in a time range, in order; raises `AudiotagError` if there are none."
         rows, path = _opened_table(self), Path(path)
         starts, values = rows.get(path.name) or rows.get(path.stem) or (np.zeros(0), None)
         # a row that begins a millisecond early belongs to the range, too
@@ -404,7 +404,7 @@ class StoredEmbeddings(FrontEnd):
 
 # %% ../../nbs/audio/05_foreign.ipynb #22d027cf
 def _opened_table(front_end: StoredEmbeddings) -> dict:
-    "The table of a front end by name; raises `AudiotagError` if the file is missing, was changed, or is not such a table."
+    "The table of a front end by name; raises `AudiotagError` if its file is missing, changed, or of another kind."
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 

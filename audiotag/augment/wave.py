@@ -108,7 +108,7 @@ def at_least_float32(x):
 
 
 def spans(n, k, length, most, generator, picked):
-    "Share of the length, start and size, (n, k) each, of `k` spans in each picked clip; none is longer than `most` of it."
+    "Share of the length, start and size, (n, k) each, of `k` spans in each picked clip, at most `most` of it long."
     share = torch.where(picked[:, None], uniform((n, k), 0, most, generator), 0.0)
     size = (share * length).long()
     start = (uniform((n, k), 0, 1, generator) * (length - size)).long()

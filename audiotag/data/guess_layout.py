@@ -258,7 +258,8 @@ def derive_pattern(table: FoundTable, index: FileIndex) -> str:
 # %% ../../nbs/data/12_guess_layout.ipynb #1b0f0014
 _GROUPS = re.compile(
     r"^(group(_id)?|speaker(_id)?|client_id|actor|subject(_id)?|patient(_id)?|person|who|author|recordist|user(_id)?|"
-    r"src_file|source_id|fs_?id|freesound_id|song_id|track_id|artist|session|sensor_id|site|location|location_id|identifier|"
+    r"src_file|source_id|fs_?id|freesound_id|song_id|track_id|artist|session|sensor_id|site|location|"
+    r"location_id|identifier|"
     r"rec|recording(_id)?|uploader|username|youtube_id|ytid)$"
 )
 _LABEL_NAME = re.compile(
@@ -278,10 +279,12 @@ _PRIMARY = (
     "tags",
 )
 _NO_LABEL = re.compile(
-    r"(^|_)(license|url|date|time|author|recordist|rating|country|location|lat(itude)?|lon(gitude)?|city|split|set|usage|"
+    r"(^|_)(license|url|date|time|author|recordist|rating|country|location|lat(itude)?|lon(gitude)?|city|split|"
+    r"set|usage|"
     r"subset|verified|gender|sex|age|accent|device|channels?|quality|folds?|md5|rate|duration|length|salience|take|"
     r"description|title|comments?|secondary_labels?|collection|confidence|votes|annotator|annotation_id|bitrate|size|"
-    r"mids?|esc10|created_at|updated_at|lead_time|user|speaker|elevation|bird_seen|playback_used|file_type|start|end)(_|$)"
+    r"mids?|esc10|created_at|updated_at|lead_time|user|speaker|elevation|bird_seen|playback_used|"
+    r"file_type|start|end)(_|$)"
 )
 
 

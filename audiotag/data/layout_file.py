@@ -126,7 +126,7 @@ _UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # before the names of files that were up
 
 
 def walk_visible(root: Path, folder: str = ""):
-    "Yield (folder below `root`, '' or with '/' at its end; names of its files), without folders that begin with '.' or '_'."
+    "Yield (folder below `root`, '' or with '/' at its end; names of its files), but none that begins with '.' or '_'."
     for place, folders, names in os.walk(root / folder):
         folders[:] = sorted(f for f in folders if f[0] not in "._")
         below = os.path.relpath(place, root).replace(os.sep, "/")

@@ -113,8 +113,8 @@ def iter_table(
     delimiter: str = ",",  # between two cells
     header=(),  # names of the columns of a file without a header; its lines that begin with # are comments
 ):
-    """Yield the header of a csv file, then (row, cells), the rows counting from 1 below the header; raises `AudiotagError`
-    on a missing file or column, or a row with too few or too many cells."""
+    """Yield the header of a csv file, then (row, cells), the rows counting from 1 below the header; raises
+    `AudiotagError` on a missing file or column, or a row with too few or too many cells."""
     records, first = csv_rows(path, exact, delimiter), 0
     if header:
         records = ((line, cells) for line, cells in records if not cells[0].startswith("#"))

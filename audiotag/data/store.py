@@ -78,8 +78,9 @@ def encode(
     x: np.ndarray,  # float32 (…, frames)
     dtype: str,  # one of `DTYPES`
 ) -> tuple[np.ndarray, float, float]:  # codes (frames, values), scale, zero: the value is code*scale+zero
-    """Convert features to the number format of a store; raises `AudiotagError` where they do not fit. Errors, for a peak
-    of p, are at most p/2048 in float16 (and 2**-25 of the power of two above p), p/32767 in int16, 1/510 of the range in uint8."""
+    """Convert features to the number format of a store; raises `AudiotagError` where they do not fit. Errors, for a
+    peak of p, are at most p/2048 in float16 (and 2**-25 of the power of two above p), p/32767 in int16, 1/510 of
+    the range in uint8."""
     rows, scale, zero = x.reshape(-1, x.shape[-1]).T, 1.0, 0.0
     low, high = float(x.min()), float(x.max())
     if dtype == "float16" and max(-low, high) > 65504:

@@ -297,8 +297,8 @@ def stream_loaders(
     y=None,  # `Targets` or soft labels of the training clips, or a function from a piece of their table to them
     **options,  # frames, batch_size, seed, short, crops, shuffle_window, num_workers: of `StreamLoader`
 ) -> DataLoaders:
-    """The loaders of a fold, as `audiotag.data.loaders.fold_loaders` makes them, streamed; raises `AudiotagError` when a
-    clip is in both."""
+    """The loaders of a fold, as `audiotag.data.loaders.fold_loaders` makes them, streamed; raises `AudiotagError` when
+    a clip is in both."""
     valid = validated(train, valid)
     if not hasattr(store, "clips"):
         raise AudiotagError("a joined front end cannot be streamed", fix="use one with a single part, or fewer clips")

@@ -587,7 +587,7 @@ def nested_choice(
 
 # %% ../../nbs/infer/03_ensemble.ipynb #2806e904
 def _where_known(truth, scores, reference, metric) -> tuple:  # the three arrays and the clips (bool) that are left
-    "What a member can be judged on: the classes on which it has an opinion; of one-label clips those that have one of them."
+    "What a member can be judged on: classes on which it has an opinion; of one-label clips those with one of them."
     known = ~np.isnan(scores).any(0)
     clips = np.ones(len(truth), bool)
     if not known.all() and metric in ("accuracy", "lrap"):

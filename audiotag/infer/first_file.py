@@ -232,8 +232,8 @@ def first_file(
     out="submission.csv",
     layout=None,  # how the folder is read; None: as the bundle says, or else as the template shows
 ) -> Report | None:  # None if nothing was written
-    """Write a submission with the class prior in every row, if the names of the files tell the rows; where they do not, or
-    anything is wrong, that is left to `audiotag.infer.predict.first_submission`. SIGTERM and Ctrl-C wait until it is
+    """Write a submission with the class prior in every row, if the names of the files tell the rows; where they do not,
+    or anything is wrong, that is left to `audiotag.infer.predict.first_submission`. SIGTERM and Ctrl-C wait until it is
     written."""
     with hold_signals():
         try:

@@ -284,7 +284,7 @@ METADATA = {  # what a name may tell -> its values, where they are known; they f
 def name_metadata(
     name: str,  # a path, or the name of a recording or of a row
 ) -> dict:  # {'site': 'S08', 'hour': '03', 'month': '06'}; '' for what the name does not tell
-    "Site and time in a name such as `BC_0001_S08_20250606_030007.ogg`: the word before the date, and the time behind it."
+    "Site and time in a name such as `BC_0001_S08_20250606_030007.ogg`: the word before the date, and the time."
     last = re.sub(r"(?<=[0-9]{8})T(?=[0-9])", "_", re.split(r"[/\\]", str(name))[-1][-200:])
     parts, found = re.split(r"[_\-. ]", last), dict.fromkeys(METADATA, "")
     for i, part in enumerate(parts):
@@ -447,8 +447,8 @@ STEPS = {
 
 
 def steps_named(
-    # such as 'smooth', 'file-max:power=0.4', 'smooth:kernel=[0.1,0.8,0.1]', 'metadata-prior:by=hour'; 'none' alone for no
-    # step
+    # such as 'smooth', 'file-max:power=0.4', 'smooth:kernel=[0.1,0.8,0.1]', 'metadata-prior:by=hour'; 'none' alone for
+    # no step
     words,
 ) -> tuple:  # of steps
     "Steps from words; raises `AudiotagError` on names and fields that do not exist."
@@ -491,7 +491,7 @@ LEARNED = {  # those that learn from labels and a taxonomy; they come before the
 
 
 def _best_step(steps, p, truth, group, folds, metric, taxonomy) -> Step | None:
-    "The step with the highest metric, or None if none improves it; steps that learn do so without the fold they change."
+    "The step with the highest metric, None if none improves it; steps that learn do so without the fold they change."
     if not steps:
         return None
     values = [metric(truth, _cross_fitted(step, p, truth, group, folds, taxonomy)) for step in steps]

@@ -125,8 +125,8 @@ def first_submission(
     out="submission.csv",
     layout: str | None = None,  # as for `load_test`
 ) -> Competition:
-    """Write a submission with the class prior before a bundle is opened, and return the competition for `infer`. SIGTERM
-    and Ctrl-C wait until the file is there."""
+    """Write a submission with the class prior before a bundle is opened, and return the competition for `infer`.
+    SIGTERM and Ctrl-C wait until the file is there."""
     with hold_signals():
         competition = load_test(bundles, data, layout)
         Submission(competition, out, first_prior(as_list(bundles), competition.classes)).write()
@@ -192,8 +192,8 @@ def iter_windows(
     run: MemberRun,
     unreadable: dict,  # row -> why it cannot be read; filled on the way
 ):
-    """Yield (row, view, windows, whether the row is complete, share of all work done so far); the view is its number and
-    how many views it stands for."""
+    """Yield (row, view, windows, whether the row is complete, share of all work done so far); the view is its number
+    and how many views it stands for."""
     windows, fill, progress = run.member.windows, run.loader.front_end.fill, 0.0
     for job, rows in run.loader.iter_features(timeout=run.timeout):
         progress += run.loader.work_share[job.path] * job.share

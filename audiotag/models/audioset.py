@@ -39,13 +39,13 @@ class Match(NamedTuple):
 def match_weights(
     wanted: dict,  # our state dict
     state: dict,  # theirs
-    place,  # function of one of their names and its tensor, returns a `_Place`, or None for a name that it does not know
+    place,  # function of one of their names and its tensor, returns a `_Place`; None for an unknown name
     *,
     last: tuple,  # our names of the last layer, which may be of other classes
     where="weights",  # the file, for messages
     fix: str = "",
 ) -> tuple:  # our tensors by name, list of `Match`
-    "Map the tensors of a checkpoint to ours; raises `AudiotagError` on one that is unknown, missing or of another shape."
+    "Map the tensors of a checkpoint to ours; raises `AudiotagError` on an unknown, missing or misshapen one."
     found, rows = {}, []
 
     def refuse(what):
@@ -178,8 +178,8 @@ def _mobilenet(width: float, n_classes: int, dropout: float):
 
 @dataclass(frozen=True, kw_only=True)
 class MobileNet(AudioSetNetwork):
-    """EfficientAT's `mn01` to `mn40`: a MobileNetV3-Large for log-mels, `PRESETS['efficientat']` for its public weights;
-    `build(n_classes)` gives a `SpectrogramNet`."""
+    """EfficientAT's `mn01` to `mn40`: a MobileNetV3-Large for log-mels, `PRESETS['efficientat']` for its public
+    weights; `build(n_classes)` gives a `SpectrogramNet`."""
 
     width: float = 1.0  # .1 for mn01, 4 for mn40
     dropout: float = 0.2  # before the last layer

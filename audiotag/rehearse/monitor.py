@@ -313,8 +313,8 @@ def run(
     scratch,  # a writable folder inside: for the executed copy, and the kernel's own files
     log,  # path of the file for events
 ) -> int:
-    """Execute a notebook; returns one of `END_STATUS`, which the process should exit with. The error of a failed cell is
-    in the last event, 'end'."""
+    """Execute a notebook; returns one of `END_STATUS`, which the process should exit with. The error of a failed cell
+    is in the last event, 'end'."""
     import nbformat, tempfile
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, DeadKernelError

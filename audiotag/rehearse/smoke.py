@@ -168,7 +168,8 @@ class Smoke:
         clips = ", ".join(f"{n} {source}" for source, n in self.clips.items())
         parts = ", ".join(f"{name} {s:.1f} s" for name, s in self.seconds.items())
         lines = [
-            f"smoke test passed in {sum(self.seconds.values()):.0f} s on {counted(clips, 'clip')}, in two folds: {parts}",
+            f"smoke test passed in {sum(self.seconds.values()):.0f} s on {counted(clips, 'clip')}, in two folds: "
+            f"{parts}",
             *self.left_out,
             "its scores mean nothing: every stage was trained for two batches of 4 clips a fold",
             f"its folder, {self.folder}, can be removed; `--plan` measures the hours, disk and memory of the real run",

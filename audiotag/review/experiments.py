@@ -224,8 +224,8 @@ def compare_pair(
     *,
     n: int = 500,  # bootstrap draws
 ) -> dict:
-    # changed {field: (before, after)}, labels (differences in words), clips, scores, and the columns of `compare`: gain,
-    # low, high, folds, verdict
+    # changed {field: (before, after)}, labels (differences in words), clips, scores, and the columns of `compare`:
+    # gain, low, high, folds, verdict
     "What differs between two runs, and how much the second gains; raises `AudiotagError` if they cannot be compared."
     for run in (before, after):
         if not is_finished(run):

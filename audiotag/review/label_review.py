@@ -258,7 +258,8 @@ class LabelReview:
         return len(self.suspects)
 
     def __repr__(self):
-        return f"LabelReview with {counted(len(self), 'suspect clip')} of {len(self.clips)}, {counted(len(self.decisions), 'decision')}"
+        suspects, decisions = counted(len(self), "suspect clip"), counted(len(self.decisions), "decision")
+        return f"LabelReview with {suspects} of {len(self.clips)}, {decisions}"
 
     def decide(
         self,

@@ -202,7 +202,7 @@ class Baseline:
 
 # %% ../../nbs/train/13_baseline.ipynb #b841cfd6
 def _with_folds(clips, n_folds, seed, workers) -> pd.DataFrame:
-    "Folds as `audiotag train` makes them by default: given ones, or those that keep near-duplicates, author and site together."
+    "Folds as `audiotag train` makes them: given ones, or those that keep near-duplicates, author and site together."
     given = given_folds(clips)
     grouped = join_groups(clips, n_folds=n_folds, by=GROUP_BY if given is None else (), workers=workers)
     for note in grouped.notes:

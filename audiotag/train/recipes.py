@@ -48,7 +48,7 @@ from ..infer.windows import View, Windows
 
 # %% ../../nbs/train/12_recipes.ipynb #bed336fc
 def _trained_together(recipe: Recipe) -> Recipe:
-    "The small scale of system 1: softmax, mixed crops, and curated clips in every stage; see tests/bench/results/score.md."
+    "The small scale of system 1: softmax, mixed crops, curated clips in every stage; see tests/bench/results/score.md."
     noisy, curated, agreed, certain = recipe.stages
     return recipe.replace(
         model=recipe.model.replace(width=8),

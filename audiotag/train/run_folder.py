@@ -212,8 +212,8 @@ class RunFolder:
         return read_json(path) if path.exists() else {}
 
     def is_done(self, stage: str, fold: int) -> bool:
-        """Whether this fold of this stage was trained and scored, and its weights are still the ones that were scored; a
-        refit is only trained."""
+        """Whether this fold of this stage was trained and scored, and its weights are still the ones that were scored;
+        a refit is only trained."""
         folder, files = self.fold_path(stage, fold), ["scored.json", "weights.safetensors"]
         if not all((folder / f).is_file() for f in files + ["oof.parquet"] * (fold != ALL_FOLDS)):
             return False
@@ -302,8 +302,8 @@ class Run(RunFolder):
         return sum(t.loc[self.clips.clip_id] for t in tables) / len(tables)
 
     def mixed_recordings(self, fold: int):
-        """Yield (features of each window, truth (windows, classes), clip_ids of the calls) of the recordings that are mixed
-        from the clips of a fold."""
+        """Yield (features of each window, truth (windows, classes), clip_ids of the calls) of the recordings that are
+        mixed from the clips of a fold."""
         settings, windows, fe = self.recipe.mixed, self.recipe.windows, self.recipe.front_end
         length, seed = round(settings.window_s * fe.sample_rate), partial(rng, self.recipe.seed, "mixed", fold)
         for wave, truth, used in mix_fold(
@@ -623,7 +623,7 @@ def _known_to(run: Run, other: Run, clips: pd.DataFrame) -> pd.DataFrame:
 
 
 def _require_untaught(run: Run, other: Run, fold: int) -> set:  # clip_ids that the teachers were trained on
-    "Raise `AudiotagError` if a fold's models of another run were trained on clips that this fold of `run` is scored on."
+    "Raise `AudiotagError` if models of another run were trained on clips that this fold of `run` is scored on."
     trained = {c for s in other.recipe.members for c in other.trained_on(s, fold)} & set(run.all_clips.clip_id)
     held_out = run.all_clips.clip_id[run.all_clips.fold == fold]
     check_out_of_fold(held_out, trained, run.all_clips, where=f"{other.folder}, fold {fold}")
@@ -787,7 +787,7 @@ def soup_judge(
     clips: pd.DataFrame,  # held-out clips, with labels
     metric: str,
 ):
-    "A function (state) -> (metric of the clips, state with BatchNorm statistics of `train`); with renew=False, as it is."
+    "A function (state) -> (metric of the clips, state with BatchNorm statistics of `train`); or of `state` as it is."
     recipe, model = run.recipe, run.recipe.model.build(len(run.classes))
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     options = dict(fill=recipe.front_end.fill, batch_size=64)
@@ -840,8 +840,8 @@ def soup_over_folds(
     stage: str,
     clips: pd.DataFrame,  # rows of the run with labels, of which no fold has been trained on
 ) -> tuple:  # (network in eval mode, {'singles': …, 'tried': …, 'chosen': …})
-    """One network of the greedy mean of a stage's folds. Raises `AudiotagError` for clips that a fold was trained on: the
-    clips of a fold are held out from that fold alone, and the others would pass for better than they are."""
+    """One network of the greedy mean of a stage's folds. Raises `AudiotagError` for clips that a fold was trained on:
+    the clips of a fold are held out from that fold alone, and the others would pass for better than they are."""
     folds, trained = range(run.recipe.n_folds), set()
     for k in folds:
         trained |= run.trained_on(stage, k)
@@ -1074,8 +1074,8 @@ def finish_fold(
 
 # %% ../../nbs/train/10_run_folder.ipynb #a41ea7a4
 def stage_groups(recipe: Recipe) -> list:  # of lists of stages
-    """The stages between two barriers. Only the first stage of a group picks clips or averages weights, and a round is a
-    group of its own."""
+    """The stages between two barriers. Only the first stage of a group picks clips or averages weights, and a round is
+    a group of its own."""
     groups = []
     for s in recipe.stages:
         is_alone = s.soup or s.name in recipe.rounds or (groups and groups[-1][-1].name in recipe.rounds)

@@ -493,8 +493,8 @@ def soup_of_seeds(
     recipe: Recipe,
     n: int,  # trainings of each member, 2 or more
 ) -> Recipe:
-    """`several_seeds` with one member for each of the recipe's: the stage NAME_soup, which averages the weights. Members
-    that start from an earlier stage mix best."""
+    """`several_seeds` with one member for each of the recipe's: the stage NAME_soup, which averages the weights.
+    Members that start from an earlier stage mix best."""
     if n < 2:
         raise AudiotagError(f"a soup of {n} trainings", field="n", fix="give 2 or more")
     seeds, soups = several_seeds(recipe, n), []

@@ -34,7 +34,7 @@ class ClipWindows:
 
 
 def clip_windows(
-    features: Iterable,  # of the clips, in their order: arrays, or lists of pairs (view, features), of which the first counts
+    features: Iterable,  # of the clips, in their order: arrays, or lists of (view, features): the first counts
     y: np.ndarray,  # (clips, classes)
     windows: Windows,
     *,
