@@ -57,7 +57,7 @@ def data(tmp_path_factory):
 TRAIN = {
     "torch": (SYMBOL, "audiotag", "torch", SETS),
     "fastai": (MISSING, "audiotag", "fastai", SETS),
-    "sklearn": (OWN, "audiotag", "scikit-learn", SETS),
+    "sklearn": (OWN, "fastai", "scikit-learn", SETS),
     "timm": (SYMBOL, "audiotag", "timm", [TIMM]),
     "torchvision": (OPERATOR, "timm", "torchvision", [TIMM]),
     "librosa": (SYMBOL, "audiotag", "librosa", [*SETS, PCEN]),

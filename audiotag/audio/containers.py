@@ -36,7 +36,9 @@ class _Bytes:
         self.fd, self.size, self.start, self.data = fd, size, 0, b""
 
     def at(self, offset, n) -> bytes:
-        "`n` bytes from `offset`, fewer at the end."
+        "`n` bytes from `offset`, fewer at the end; a place that a damaged file names may be as large as it likes."
+        if offset >= self.size:
+            return b""
         if offset < self.start or offset + n > self.start + len(self.data):
             self.start, self.data = offset, os.pread(self.fd, max(n, self.block), offset)
         return self.data[offset - self.start : offset - self.start + n]

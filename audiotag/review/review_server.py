@@ -6,7 +6,7 @@
 __all__ = ['Decisions', 'ReviewServer']
 
 # %% ../../nbs/review/07_review_server.ipynb #1d0f0003
-import json, os, secrets
+import json, os, secrets, sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 import pandas as pd
@@ -71,6 +71,11 @@ class ReviewServer(ThreadingHTTPServer):
         self.token, self.page = review.token, review.page().encode()
         super().__init__(("127.0.0.1", port), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}/"
+
+    def handle_error(self, request, client_address):
+        "A browser that closes the page while it loads is no reason for a traceback in the terminal."
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 import urllib.error
 import urllib.request
 
@@ -13,6 +14,8 @@ from audiotag.data.competitions import load_competition
 from audiotag.review.label_review import LabelReview, read_corrections
 from audiotag.review.review_server import ReviewServer
 from tests.browser import CHROMIUM
+
+IS_SAVED = "#status:text-is('saved')"
 
 
 @pytest.fixture
@@ -70,19 +73,47 @@ def test_keys_save_and_a_reload_remembers(served):
         page.goto(server.url)
         page.wait_for_selector(".card.at")
         for key in ("k", "d", "1"):
-            with page.expect_response("**/decisions"):
-                page.keyboard.press(key)
-        page.wait_for_function("document.getElementById('status').textContent === 'saved'")
-        page.wait_for_timeout(300)
+            page.keyboard.press(key)
+        page.wait_for_selector(IS_SAVED)
         decided = {ids[0]: ("keep", ()), ids[1]: ("drop", ()), ids[2]: ("relabel", (classes[0],))}
         assert saved() == decided
         page.reload()
         page.wait_for_selector(".card.done")
         assert page.locator(".card.done").count() == 3 and "3 of 4 decided" in page.locator("#count").inner_text()
-        with page.expect_response("**/decisions"):
-            page.keyboard.press("ArrowUp")
-            page.keyboard.press("u")
-        page.wait_for_timeout(300)
+        page.keyboard.press("ArrowUp")
+        page.keyboard.press("u")
+        page.wait_for_selector(IS_SAVED)
         assert set(saved()) == set(ids[:2])
         browser.close()
     assert not faults
+
+
+def test_the_last_decision_wins_whatever_the_server_takes_for_the_first(served, monkeypatch):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium on this machine")
+    server, ids, classes = served
+    save, waits, fails = server.decisions.set, iter([0.6]), iter([False, True])
+
+    def slow(*args):
+        if next(fails, False):
+            raise OSError("the disk is full")
+        time.sleep(next(waits, 0))
+        save(*args)
+
+    monkeypatch.setattr(server.decisions, "set", slow)
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(server.url)
+        page.wait_for_selector(".card.at")
+        for key in ("k", "p", "d", "p", "1"):
+            page.keyboard.press(key)
+        page.wait_for_selector("#status:has-text('the disk is full')")
+        assert "NOT SAVED (1 of your decisions)" in page.locator("#status").inner_text()
+        page.keyboard.press("n")
+        page.keyboard.press("k")
+        page.wait_for_selector(IS_SAVED)
+        browser.close()
+    table = read_corrections(server.decisions.path, classes).set_index("clip_id")
+    assert dict(table.action) == {ids[0]: "relabel", ids[1]: "keep"} and table["labels"][ids[0]] == (classes[0],)

@@ -210,11 +210,15 @@ def test_features_computed_from_stored_waves(tmp_path):
             [runs[0].model("curated", 0)],
             [("one", recipe.windows.view_features(recipe.front_end, wave))],
             recipe.windows,
+            activation=recipe.activation,
         )
     )["one"][0]
     assert np.allclose(seen, runs[0].oof("curated").loc[one.clip_id], atol=2e-3)  # the store keeps 16 bits
     plain = score_clips(
-        [runs[0].model("curated", 0)], [("one", recipe.front_end(wave))], recipe.windows.replace(views=(View(),))
+        [runs[0].model("curated", 0)],
+        [("one", recipe.front_end(wave))],
+        recipe.windows.replace(views=(View(),)),
+        activation=recipe.activation,
     )
     assert not np.allclose(seen, dict(plain)["one"][0], atol=1e-4)
 

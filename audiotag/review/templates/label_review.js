@@ -19,16 +19,38 @@
     } catch (e) {}
   }
 
-  async function send(clip) {
-    const status = document.getElementById('status'), decision = decisions[clip];
+  // One request at a time: two on their way at once may arrive in the other order, and the older decision would win.
+  // What could not be saved is sent again with the next decision.
+  const unsaved = new Set();
+  let isSending = false;
+  async function post(clip) {
+    const decision = decisions[clip];
     const body = JSON.stringify({clip, who: who.value, decision: isComplete(decision) ? decision : null});
     try {
       const reply = await fetch('decisions', {method: 'POST', headers: {'X-Review': review.token}, body});
-      status.textContent = reply.ok ? 'saved' : await reply.text();
+      return reply.ok ? '' : await reply.text();
     } catch (e) {
-      status.textContent = 'NOT SAVED: audiotag review has ended';
+      return 'audiotag review has ended';
     }
   }
+  async function send(clip) {
+    const status = document.getElementById('status'), failed = new Map();  // clip: why
+    unsaved.add(clip);
+    status.textContent = 'saving';
+    if (isSending) return;
+    isSending = true;
+    while (unsaved.size) {
+      const [next] = unsaved;
+      unsaved.delete(next);
+      const why = await post(next);
+      if (why) failed.set(next, why); else failed.delete(next);
+    }
+    isSending = false;
+    for (const one of failed.keys()) unsaved.add(one);
+    const [why] = failed.values();
+    status.textContent = why ? `NOT SAVED (${failed.size} of your decisions): ${why}` : 'saved';
+  }
+  window.addEventListener('beforeunload', e => { if (isSending || unsaved.size) e.preventDefault(); });
 
   const isComplete = decision => decision && (decision.action !== 'relabel' || decision.labels.length);
   const decided = () => review.clips.filter(clip => isComplete(decisions[clip]));
@@ -59,7 +81,11 @@
 
   const classes = new Set([...document.querySelectorAll('#classes option')].map(option => option.value));
   function addLabel(card, label) {
-    if (classes.has(label)) change(card, d => { if (!d.labels.includes(label)) d.labels.push(label); });
+    if (!classes.has(label)) return;
+    change(card, d => {
+      d.action = 'relabel';
+      if (!d.labels.includes(label)) d.labels.push(label);
+    });
   }
 
   for (const card of document.querySelectorAll('.card')) {
@@ -103,7 +129,6 @@
     } else if (/^[1-9]$/.test(e.key)) {
       const tip = card.querySelectorAll('.tip')[e.key - 1];
       if (!tip) return;
-      change(card, d => { d.action = 'relabel'; });
       addLabel(card, tip.textContent);
     } else if (e.key === ' ') {
       const button = card.querySelector('.player button');
@@ -122,7 +147,7 @@
     document.addEventListener('keydown', press);
     for (const card of cards) card.addEventListener('focusin', () => { at = cards.indexOf(card); });
     fetch('decisions').then(reply => reply.json()).then(saved => {
-      decisions = saved;
+      decisions = {...saved, ...decisions};  // a decision may have been made already
       cards.forEach(show);
       const open = cards.findIndex(card => !isComplete(decisions[review.clips[card.dataset.i]]));
       if (cards.length) go(Math.max(0, open));
