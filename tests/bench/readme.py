@@ -5,6 +5,7 @@ tests/bench/results/readme.json, and the table is written between two markers of
     python -m tests.bench.readme --only baseline            # the random forests, a minute each
     python -m tests.bench.readme --only train universal2020
     python -m tests.bench.readme --only table               # measures nothing
+    python -m tests.bench.readme --only train --runs DIR    # keeps the runs there, and continues those that it finds
 
 The sample sets are those of tests/conftest.py.
 """
@@ -15,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 
@@ -71,13 +73,13 @@ def printed(command: str, recipe: str, folder) -> float:
     return max(map(float, re.findall(PATTERNS[command], done.stdout, re.M)))
 
 
-def measure(command: str, recipes):
+def measure(command: str, recipes, runs=None):
     "Run a command for each recipe, and note what it printed and when; recipes of one sample set share a forest."
     known, results = {}, json.loads(RESULTS.read_text())
     for recipe in recipes:
         key = SYSTEMS[recipe][0] if command == "baseline" else recipe
         if key not in known:
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory() if runs is None else nullcontext(Path(runs) / recipe) as folder:
                 known[key] = {"value": printed(command, recipe, folder), "measured": date.today().isoformat()}
         results.setdefault(recipe, {})[command] = known[key]
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
@@ -125,11 +127,12 @@ def write_table():
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["baseline", "train", "table"])
+    parser.add_argument("--runs", help="keep the runs in this folder, and continue those that are there")
     parser.add_argument("recipes", nargs="*", metavar="RECIPE", help=f"of {', '.join(SYSTEMS)}; all by default")
     args = parser.parse_args()
     if unknown := set(args.recipes) - set(SYSTEMS):
         sys.exit(f"there is no {', '.join(unknown)} in the table")
     for command in PATTERNS:
         if args.only in (None, command):
-            measure(command, args.recipes or SYSTEMS)
+            measure(command, args.recipes or SYSTEMS, args.runs)
     write_table()
