@@ -6,7 +6,7 @@
 __all__ = ['Survey', 'set_ogg_serial', 'survey', 'survey_file', 'PiecesFile']
 
 # %% ../../nbs/audio/00_containers.ipynb #c0a70003
-import bisect, io, itertools, os, zlib
+import bisect, io, itertools, os, re, zlib
 from dataclasses import dataclass, replace
 
 # %% ../../nbs/audio/00_containers.ipynb #c0a70008
@@ -36,33 +36,45 @@ class _Bytes:
         self.fd, self.size, self.start, self.data = fd, size, 0, b""
 
     def at(self, offset, n) -> bytes:
-        "`n` bytes from `offset`, fewer at the end; a place that a damaged file names may be as large as it likes."
-        if offset >= self.size:
+        "`n` bytes from `offset`, fewer at the end; both may be as large as a damaged file states."
+        n = min(n, self.size - offset)
+        if n <= 0:
             return b""
         if offset < self.start or offset + n > self.start + len(self.data):
-            self.start, self.data = offset, os.pread(self.fd, max(n, self.block), offset)
+            self.start = max(0, offset - self.block // 8)  # a search goes back a little
+            self.data = os.pread(self.fd, max(offset - self.start + n, self.block), self.start)
         return self.data[offset - self.start : offset - self.start + n]
 
-    def find(self, pattern, offset) -> int:
+    def find(
+        self,
+        pattern,  # compiled
+        offset,
+        n=4,  # bytes that the pattern matches
+    ) -> int:
         "Where `pattern` occurs at `offset` or behind it; -1 if nowhere."
-        if self.at(offset, len(pattern)) == pattern:  # as a rule one page follows the other
-            return offset
-        while offset < self.size:
-            data = os.pread(self.fd, 1 << 20, offset)
-            if (i := data.find(pattern)) >= 0:
-                return offset + i
-            if len(data) <= len(pattern):
+        while self.at(offset, n):
+            if found := pattern.search(self.data, offset - self.start):
+                return self.start + found.start()
+            end = self.start + len(self.data)
+            if end >= self.size or end - n < offset:
                 return -1
-            offset += len(data) - len(pattern) + 1
+            offset = end - n + 1
         return -1
 
 # %% ../../nbs/audio/00_containers.ipynb #c0a7001e
+_MOST_CHUNKS = 100_000  # that are looked at in one file
+_MOST_RECORDINGS = 10_000  # in one file: each is opened
+
+
 def _joined(data, starts) -> Survey:
     "Recordings that begin at `starts`, one after the other."
+    if len(starts) > _MOST_RECORDINGS:
+        return Survey(refusal=("unsupported", f"holds {len(starts):,} recordings one after the other", "divide it"))
     return Survey(streams=tuple(((a, b),) for a, b in zip(starts, [*starts[1:], data.size])), seekable=False)
 
 # %% ../../nbs/audio/00_containers.ipynb #c0a7000a
 _REVERSED = bytes(int(f"{b:08b}"[::-1], 2) for b in range(256))
+_OGG_PAGE = re.compile(b"OggS")
 _SOUND_IN_OGG = b"\x01vorbis", b"OpusHead", b"\x7fFLAC", b"Speex   "
 
 
@@ -138,7 +150,7 @@ def set_ogg_serial(
 
 def _ogg_pages(data, offset=0):
     "Yield the complete pages from `offset` on; bytes between them are skipped."
-    while (offset := data.find(b"OggS", offset)) >= 0:
+    while (offset := data.find(_OGG_PAGE, offset)) >= 0:
         page = _ogg_page(data, offset)
         if page:
             yield page
@@ -216,7 +228,7 @@ def _survey_ogg(data):
     if len(sound) > 1:
         ends = {a.offset: b.offset for a, b in zip(links, links[1:])}
         streams = tuple(((link.offset, ends.get(link.offset, data.size)),) for link in sound)
-        return Survey(streams=streams, seekable=False, damage=damage)
+        return replace(_joined(data, [link.offset for link in sound]), streams=streams, damage=damage)
     is_right = bool(sound) and sound[0].is_regular and not damage
     # the speech modes of Opus remember more than a moment
     return Survey(seekable=is_right and not sound[0].is_speech, damage=damage, is_length_known=is_right)
@@ -236,16 +248,15 @@ def _ogg_ends_as_it_begins(data) -> bool:
     return n > 1
 
 # %% ../../nbs/audio/00_containers.ipynb #c0a7000e
-_FLAC_STARTS = b"\0\0\0\x22", b"\x80\0\0\x22"  # after b"fLaC"
+_FLAC_START = re.compile(rb"fLaC[\0\x80]\0\0\x22")
 
 
 def _survey_flac(data, offset, is_quick):
     if is_quick:
         return Survey()
     starts, at = [offset], offset
-    while (at := data.find(b"fLaC", at + 1)) >= 0:
-        if data.at(at + 4, 4) in _FLAC_STARTS:
-            starts.append(at)
+    while (at := data.find(_FLAC_START, at + 1, 8)) >= 0:
+        starts.append(at)
     return _joined(data, starts) if len(starts) > 1 else Survey()
 
 # %% ../../nbs/audio/00_containers.ipynb #c0a70010
@@ -292,7 +303,11 @@ def _chain(data, offset, kind, n=3) -> bool:
 
 def _resume(data, offset, kind) -> int:
     "Where frames go on behind `offset`; the size of the file if nowhere."
-    while 0 <= (offset := data.find(b"\xff", offset + 1)) < data.size:
+    second, third = (
+        re.escape(bytes(b for b in range(256) if b & mask == of_kind)) for of_kind, mask in zip(kind, (0xFE, 0x0C))
+    )
+    head = re.compile(b"\xff[" + second + b"][" + third + b"].", re.DOTALL)
+    while (offset := data.find(head, offset + 1)) >= 0:
         if _mpeg_frame(data.at(offset, 4)) and _chain(data, offset, kind):
             return offset
     return data.size
@@ -340,7 +355,9 @@ def _is_name(name) -> bool:
 def _riff_chunks(data, order, end):
     "Yield (name, start of the content, its stated size, whether the padding byte before it is missing)."
     offset, odd, skipped = 12, False, False
-    while offset + 8 <= end:
+    for _ in range(_MOST_CHUNKS):
+        if offset + 8 > end:
+            return
         head = data.at(offset, 8)
         if odd and not (_is_name(head[:4]) and offset + 8 + int.from_bytes(head[4:], order) <= data.size + 1):
             before = data.at(offset - 1, 8)
@@ -372,13 +389,14 @@ def _survey_riff(data, head):
     if large and stated == 2**32 - 1:
         stated = int.from_bytes(data.at(20, 8), order)
     end = data.size if stated < 4 or (not large and stated >= 2**32 - 9) else min(data.size, 8 + stated + stated % 2)
-    keep, sound, is_odd = [], [], False
+    keep, sound, is_odd, is_list = [], [], False, False
     for name, start, size, skipped in _riff_chunks(data, order, data.size):
         is_odd |= skipped
         if name in (head[:4], b"RIFF", b"FORM") and sound and start - 8 >= end - 1:
             break
         if name in (b"data", b"SSND"):
-            if size <= lead and not _all_chunks(data, start + size, order):
+            is_list = is_list or (size <= lead and _all_chunks(data, start + size, order))
+            if size <= lead and not is_list:
                 is_odd, size = True, data.size - start  # the recorder wrote 0 and broke off
             if size >= 2**32 - 9:
                 size = int.from_bytes(data.at(28, 8), order) if large else data.size - start
@@ -467,13 +485,16 @@ def _survey_au(data):
     return _joined(data, starts) if len(starts) > 1 else Survey()
 
 # %% ../../nbs/audio/00_containers.ipynb #c0a70016
+_NO_PADDING = re.compile(rb"[^\0]")  # libsndfile pads ALAC with zeros
+
+
 def _caf_chunks(data):
     "Yield (name, place of the size, stated size); -1: to the end of the file."
     offset = 8
-    while len(head := data.at(offset, 12)) == 12:
-        if not head[0]:  # libsndfile pads ALAC
-            offset += 1
-            continue
+    for _ in range(_MOST_CHUNKS):
+        offset = data.find(_NO_PADDING, offset, 1)
+        if offset < 0 or len(head := data.at(offset, 12)) < 12:
+            return
         size = int.from_bytes(head[4:], "big", signed=True)
         yield head[:4], offset + 4, size
         if size < 0:
@@ -486,6 +507,8 @@ def _packet_sizes(table, n) -> list:
     sizes, value = [], 0
     for b in table:
         value = value << 7 | b & 127
+        if value >= 2**32:  # the size of no packet
+            break
         if b < 128:
             sizes.append(value)
             value = 0
@@ -520,7 +543,9 @@ def _survey_alac(data, about, table, sound, survey, is_quick) -> Survey:
     (start, size), (first, length) = table, sound
     sizes = _packet_sizes(data.at(start + 24, max(0, size - 24)), packets := int.from_bytes(data.at(start, 8), "big"))
     if len(sizes) != packets or (survey.is_length_known and sum(sizes) > length):
-        return Survey(damage=(0, "its table of packets does not fit the sound"))
+        return Survey(
+            refusal=("corrupt_data", "its table of packets does not fit the sound", "copy it again, or leave it out")
+        )
     ends = list(itertools.accumulate(sizes))
     there = sizes[: bisect.bisect_right(ends, data.size - first)]  # of a file that was cut off
     if is_quick or (bad := _damaged_packet(data, first, there)) is None:
@@ -590,7 +615,8 @@ class PiecesFile(io.RawIOBase):
     def __init__(self, fd: int, pieces):
         self.fd, self.position = fd, 0
         self.pieces = [(p, 0, len(p)) if isinstance(p, bytes) else (None, *p) for p in pieces]
-        self.size = sum(end - start for _, start, end in self.pieces)
+        self.ends = list(itertools.accumulate(end - start for _, start, end in self.pieces))
+        self.size = self.ends[-1] if self.ends else 0
 
     def readable(self):
         return True
@@ -608,13 +634,11 @@ class PiecesFile(io.RawIOBase):
 
     def readinto(self, buffer):
         "Fill `buffer` from the present position; the number of bytes that were there."
-        want, done, before = len(buffer), 0, 0
-        for content, start, end in self.pieces:
-            skip = self.position - before
-            before += end - start
-            if skip < 0 or self.position >= before or done == want:
-                continue
-            n = min(want - done, before - self.position)
+        want, done, i = len(buffer), 0, bisect.bisect_right(self.ends, self.position)
+        while done < want and i < len(self.pieces):
+            (content, start, end), stop = self.pieces[i], self.ends[i]
+            i += 1
+            skip, n = end - start - (stop - self.position), min(want - done, stop - self.position)
             part = content[skip : skip + n] if content else os.pread(self.fd, n, start + skip)
             buffer[done : done + len(part)] = part
             done, self.position = done + len(part), self.position + len(part)

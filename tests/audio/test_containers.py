@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -335,3 +336,87 @@ def test_independent_channels_are_averaged(tmp_path, capfd):
     x = np.stack([sound(2, seed=i) for i in range(3)], 1)
     mean = read_audio(put(tmp_path / "a", encode("float", x)))
     assert np.abs(mean - x.mean(1)).max() < 1e-6 and not capfd.readouterr().err
+
+
+# ---- files that would take hours --------------------------------------------------------------------------------
+
+
+def chunk(name, content=b"", order="<"):
+    return name + struct.pack(order + "I", len(content)) + content
+
+
+def wav_of(*chunks):
+    form = chunk(b"fmt ", struct.pack("<HHIIHH", 1, 1, RATE, 2 * RATE, 2, 16))
+    return chunk(b"RIFF", b"WAVE" + form + b"".join(chunks))
+
+
+def alac_with_table(table, n):
+    "With another table of `n` packets."
+    data = encode("alac")
+    at, rest = data.find(b"pakt"), data.find(b"data")
+    return data[:at] + b"pakt" + struct.pack(">qqqii", 24 + len(table), n, 48000, 0, 0) + table + data[rest:]
+
+
+def alac_with_table_behind(size):
+    "A table that stands behind the sound, and states a size."
+    data = encode("alac")
+    at, rest = data.find(b"pakt"), data.find(b"data")
+    return data[:at] + data[rest:] + b"pakt" + struct.pack(">q", size) + data[at + 12 : rest]
+
+
+N = 2_000_000
+HOURS = {
+    "empty data chunks": lambda: wav_of(*[chunk(b"data")] * (N // 8)),
+    "small data chunks": lambda: wav_of(*[chunk(b"data", b"ab")] * (N // 10)),
+    "joined wav": lambda: wav_of(chunk(b"data", b"ab")) * (N // 46),
+    "zeros for chunks": lambda: wav_of(bytes(N)),
+    "joined au": lambda: (b".snd" + struct.pack(">IIIIIH", 24, 2, 3, RATE, 1, 7)) * (N // 26),
+    "joined w64": lambda: (containers._W64_RIFF + struct.pack("<Q", 40) + containers._W64_RIFF) * (N // 40),
+    "zeros in caf": lambda: encode("alac")[:60] + bytes(N),
+    "a packet of endless size": lambda: alac_with_table(b"\xff" * N, 3),
+    "a million packets": lambda: alac_with_table(b"\3" * N, N),
+    "a table of 2**62 bytes": lambda: alac_with_table_behind(2**62),
+    "a table of 2**63 - 1 bytes": lambda: alac_with_table_behind(2**63 - 1),
+    "erased memory in mp3": lambda: encode("mp3")[:8000] + b"\xff" * N,
+    "heads of mp3": lambda: encode("mp3")[:8000] + encode("mp3")[:4] * (N // 4),
+    "tags in mp3": lambda: encode("mp3")[:8000] + b"ID3\4\0\0\0\0\0\0" * (N // 10),
+    "joined flac": lambda: encode("flac") + (b"fLaC\0\0\0\x22" + bytes(8)) * (N // 16),
+    "bytes between pages": lambda: b"".join(p + b"x" * 50 for p in pages(encode("vorbis"))) * (N // 20_000),
+}
+
+
+@pytest.mark.parametrize("what", HOURS)
+def test_the_time_grows_with_the_size_of_a_file(tmp_path, what):
+    path = put(tmp_path / "a", HOURS[what]())
+    begin = time.process_time()
+    for look in (audio_info, audio_extent, read_audio):
+        try:
+            look(path)
+        except AudiotagError as e:
+            assert e.kind in ("corrupt_header", "corrupt_data", "unsupported", "zero_frames", "truncated"), e
+    assert time.process_time() - begin < 8
+
+
+def test_pieces_are_read_from_any_place(tmp_path):
+    g = np.random.default_rng(0)
+    whole = put(tmp_path / "a", g.bytes(5000)).read_bytes()
+    with open(tmp_path / "a", "rb") as f:
+        pieces = [(int(a), int(a + n)) for a, n in zip(g.integers(0, 4000, 40), g.integers(0, 900, 40))] + [b"", b"abc"]
+        want = b"".join(p if isinstance(p, bytes) else whole[slice(*p)] for p in pieces)
+        seen = containers.PiecesFile(f.fileno(), pieces)
+        assert seen.size == len(want)
+        for at, n in zip(g.integers(0, len(want) + 9, 300), g.integers(1, 3000, 300)):
+            seen.seek(int(at))
+            buffer = bytearray(int(n))
+            assert bytes(buffer[: seen.readinto(buffer)]) == want[at : at + n]
+
+
+def test_a_search_finds_what_lies_across_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(containers._Bytes, "block", 16)
+    data = b"".join(b"OggS" + bytes(n) for n in range(40))
+    with open(put(tmp_path / "a", data), "rb") as f:
+        seen, at, found = containers._Bytes(f.fileno(), len(data)), -1, []
+        while (at := seen.find(containers._OGG_PAGE, at + 1)) >= 0:
+            found.append(at)
+            assert seen.at(at - 20, 5) == data[max(0, at - 20) :][:5] or at < 20
+    assert found == [4 * n + n * (n - 1) // 2 for n in range(40)]
