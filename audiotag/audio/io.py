@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import soundfile as sf
 import soxr
-from .containers import PiecesFile, survey
+from .containers import DAMAGED_PACKET, PiecesFile, survey
 from ..core.errors import AudiotagError, did_you_mean, require_name
 from ..core.config import Config
 from ..core.files import write_text
@@ -437,6 +437,7 @@ class _Reader:
             raise AudiotagError(what, file=path, kind=kind, fix=fix)
         self.outer, self.inner = ExitStack(), ExitStack()
         self.cancels = False  # whether channels cancelled each other somewhere
+        self.may_seek = self.survey.seekable
 
     def __enter__(self):
         with ExitStack() as stack:
@@ -465,6 +466,7 @@ class _Reader:
             source = PiecesFile(self.fd, self.survey.streams[number])
         else:
             os.lseek(self.fd, 0, os.SEEK_SET)
+        self.position = 0
         try:
             f = self.inner.enter_context(_SequentialFile(source, closefd=False))
         except sf.LibsndfileError as e:
@@ -494,7 +496,8 @@ class _Reader:
         "Go to a frame from which `frame` comes out as in a read of the whole file."
         start = _seek_start(self, frame)
         # seeking to frame 0 would take a sixth of the decoding time of a short Vorbis file
-        return self.f.seek(start) if start else 0
+        self.position = self.f.seek(start) if start else 0
+        return self.position
 
     def read(self, block) -> int:
         "Fill `block`, also from the streams that follow; the number of frames."
@@ -502,6 +505,9 @@ class _Reader:
         while got < len(block) and self.number + 1 < len(self.survey.streams):
             self.open(self.number + 1)
             got += len(self.f.read(out=block[got:]))
+        if self.survey.packets:
+            _check_packets(self, block[:got])
+            self.position += got
         return got
 
     def bytes_left(self) -> int:
@@ -578,6 +584,8 @@ def _decode(reader, reading, lo, hi, max_samples, is_exact=False):
     f, path = reader.f, reader.path
     size = _block_length(f.channels)
     grid = size if reading.channel is None and f.channels > 1 and not is_exact else 1
+    if reader.survey.packets:  # which are checked as a whole
+        grid = max(grid, reader.survey.packets.frames)
     first, last = lo // grid * grid, -(-hi // grid) * grid
     n = done = 0  # frames in `wave`, frames decoded
     # pages that are not written take no memory
@@ -629,7 +637,7 @@ _LEAD |= dict.fromkeys((f"{name}_{bits}" for name in ("PCM", "ALAC") for bits in
 def _seek_start(reader, frame):
     "The frame to seek to, so that `frame` comes out as it does in a read of the whole file."
     f = reader.f
-    if not frame or reader.length == _UNKNOWN_LENGTH or not reader.survey.seekable or f.subtype not in _LEAD:
+    if not frame or reader.length == _UNKNOWN_LENGTH or not reader.may_seek or f.subtype not in _LEAD:
         return 0
     if not sf.SoundFile.seekable(f):
         return 0
@@ -663,15 +671,45 @@ def _too_long_error(path, samples):
     )
 
 
+def _damage_error(reader, n, what):
+    rate = reader.f.samplerate
+    return AudiotagError(
+        f"{what} at {n / rate:.2f} s; {_describe_readable(n, rate)}",
+        file=reader.path,
+        kind="corrupt_data",
+        fix=_FIX_DAMAGED,
+    )
+
+
+def _check_packets(reader, block):
+    """Raise `AudiotagError` if the decoder of ALAC, which says nothing of a packet that it cannot decode, gave what it
+    had in memory: behind a marker, it would give the marker."""
+    packets, size = reader.survey.packets, reader.survey.packets.frames
+    first = reader.position // size
+    n = min(-(-len(block) // size), len(packets.sizes) - first)
+    if n < 1:
+        return
+    try:
+        with sf.SoundFile(io.BytesIO(packets.after_markers(reader.fd, first, n))) as f:
+            for i in range(n):
+                f.read(size)
+                part = block[i * size : (i + 1) * size]
+                if not np.array_equal(f.read(len(part), dtype="float32", always_2d=True), part):
+                    raise _damage_error(reader, (first + i) * size, DAMAGED_PACKET)
+    except sf.LibsndfileError:
+        raise _damage_error(reader, first * size, DAMAGED_PACKET) from None
+
+
 def _count_decodable(reader):
     "How many frames can be decoded from the start, to within 256 of the first error."
-    n = 0
-    for step in (2**20, 256):
+    n, small = 0, reader.survey.packets.frames if reader.survey.packets else 256
+    for step in (2**20, small):
         at = 0
         try:
             reader.open()
             block = np.empty((_block_length(reader.f.channels), reader.f.channels), dtype=np.float32)
-            while got := reader.read(block[: len(block) if at + len(block) <= n else step]):
+            # behind the last frame, the decoder of FLAC would look for another one
+            while got := reader.read(block[: min(len(block) if at + len(block) <= n else step, reader.length - at)]):
                 at += got
             return at
         except (sf.LibsndfileError, AudiotagError):
@@ -767,10 +805,7 @@ def _read_range(reader, reading, to, start_s, end_s, max_samples):
     try:
         wave, end = _decode(reader, reading, first, last, max_samples)
     except AudiotagError:
-        if end_s is None:
-            raise
-        reader.open()  # what cannot be decoded may lie behind the range
-        wave, end = _decode(reader, reading, first, hi, max_samples, is_exact=True)
+        wave, end = _decode_otherwise(reader, reading, first, last if end_s is None else hi, max_samples)
     # these formats only estimate their length
     estimate = end_s is None and f.format in ("MP3", "OGG")
     if not end and (estimate or frames == _UNKNOWN_LENGTH):
@@ -786,16 +821,23 @@ def _read_range(reader, reading, to, start_s, end_s, max_samples):
     return wave, first
 
 
+def _decode_otherwise(reader, reading, first, hi, max_samples):
+    "`_decode` without what lies behind the range, which may be damaged, or else without seeking, which may have failed."
+    reader.open()
+    try:
+        return _decode(reader, reading, first, hi, max_samples, is_exact=True)
+    except AudiotagError:
+        if not first or not reader.may_seek:
+            raise
+        reader.open()
+        reader.may_seek = False
+        return _decode(reader, reading, first, hi, max_samples, is_exact=True)
+
+
 def _check_damage(reader, hi):
     "Raise `AudiotagError` if a range reaches beyond the first damage that `survey` found."
     if reader.survey.damage and hi > reader.survey.damage[0]:
-        n, what = reader.survey.damage
-        raise AudiotagError(
-            f"{what} at {n / reader.f.samplerate:.2f} s; {_describe_readable(n, reader.f.samplerate)}",
-            file=reader.path,
-            kind="corrupt_data",
-            fix=_FIX_DAMAGED,
-        )
+        raise _damage_error(reader, _count_frames(reader), reader.survey.damage[1])
 
 # %% ../../nbs/audio/01_io.ipynb #68e07a33
 def _check_finite(wave, rate, path):
@@ -928,8 +970,11 @@ def _ends_as_stated(reader) -> bool:
 
 def _count_frames(reader) -> int:
     "The frames that can be decoded from the start."
+    n = reader.survey.damage[0] if reader.survey.damage else _UNKNOWN_LENGTH
+    if reader.survey.packets:
+        return min(n, _count_decodable(reader))
     if reader.survey.damage:
-        return reader.survey.damage[0]
+        return n
     if reader.length < _UNKNOWN_LENGTH and reader.survey.is_length_known and _ends_as_stated(reader):
         return reader.length
     return _count_decodable(reader)

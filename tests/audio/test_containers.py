@@ -269,6 +269,16 @@ def test_an_mp3_that_cannot_be_decoded_to_its_end_is_named(tmp_path):
     assert e.kind == "corrupt_data"
 
 
+def test_ranges_of_a_flac_whose_decoder_cannot_seek(tmp_path):
+    "The smallest and the largest size of a frame, by which it seeks, are wrong."
+    data = encode("flac", sound(3))
+    whole = read_audio(put(tmp_path / "a", data))
+    for sizes in (b"\xff\xff\xff\xff\xff\xff", b"\0\0\1\0\0\2", b"\x80\0\0\0\0\1"):
+        path = put(tmp_path / "b", data[:12] + sizes + data[18:])
+        assert np.array_equal(read_audio(path), whole)
+        check_ranges(path, RATE, np.random.default_rng(0), n=3)
+
+
 @pytest.mark.parametrize("codec", CODECS)
 def test_a_file_that_ends_in_its_header_is_named(tmp_path, codec):
     "Cut at each of the first bytes."
@@ -292,7 +302,9 @@ def test_alac_with_a_table_that_does_not_fit_is_named(tmp_path):
 def test_a_byte_that_is_missing_in_alac_is_named(tmp_path, bits):
     "Its decoder fills what follows with zeros; packets of any number of channels, and of silence, are known as such."
     g = np.random.default_rng(bits)
-    for x in (sound(3), np.stack([sound(3, seed=i) for i in range(3)], 1), np.zeros(9000)):
+    # libsndfile cuts off what it cannot compress of 20 bits and several channels, which is found too
+    several = np.stack([sound(3, seed=i) * (0.02 if bits == 20 else 1) for i in range(3)], 1)
+    for x in (sound(3), several, np.zeros(9000)):
         out = io.BytesIO()
         sf.write(out, x, RATE, format="CAF", subtype=f"ALAC_{bits}")
         data = out.getvalue()
@@ -312,6 +324,54 @@ def test_a_byte_that_is_missing_in_alac_is_named(tmp_path, bits):
             extent = audio_extent(path)
             assert abs(extent.frames - len(x) * (at - begin) / (len(data) - begin)) < 8192
             assert np.array_equal(read_audio(path, end_s=extent.seconds), whole[: extent.frames]), at
+
+
+@pytest.mark.parametrize("bits", [16, 24])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_a_packet_of_alac_that_cannot_be_decoded_is_named(tmp_path, bits, channels):
+    "The decoder gives for it what it has in memory: the packet before, or the last one of the file, or zeros."
+    g, n = np.random.default_rng(bits), 0
+    x = np.stack([sound(1, seed=i) for i in range(channels)], 1)
+    out = io.BytesIO()
+    sf.write(out, x, RATE, format="CAF", subtype=f"ALAC_{bits}")
+    data = out.getvalue()
+    whole = read_audio(put(tmp_path / "a", data))
+    begin = data.index(b"data") + 16
+    for at in map(int, g.integers(begin, len(data) - 60, 30)):
+        path = put(tmp_path / "b", data[:at] + g.bytes(40) + data[at + 40 :])
+        decoded, clean = (sf.read(io.BytesIO(o), always_2d=True)[0] for o in (path.read_bytes(), data))
+        starts = range(0, len(x), 4096)
+        bad = [k for k in starts if not np.array_equal(decoded[k : k + 4096], clean[k : k + 4096])]
+        # a channel begins as in another packet
+        stale = [k for k in bad if any((decoded[k:][:500] == decoded[o:][:500]).all(0).any() for o in starts if o != k)]
+        if not stale:
+            continue
+        n += 1
+        e = fault(path)
+        assert e.kind == "corrupt_data" and "damaged packet" in e.what
+        if stale[0] > 4096 and stale[0] == bad[0]:
+            extent = audio_extent(path)
+            assert stale[0] - 4096 <= extent.frames <= stale[0]  # the end of the packet before may be damaged, too
+            assert np.array_equal(read_audio(path, end_s=extent.seconds), whole[: extent.frames])
+        a, b = (stale[0] + 10) / RATE, (stale[0] + 90) / RATE
+        assert fault(path, start_s=a, end_s=b).kind == "corrupt_data"
+    assert n > 1
+
+
+def test_periodic_sound_in_alac_is_not_taken_for_damage(tmp_path):
+    "Each of its packets gives the samples of the one before it."
+    x = np.tile(np.r_[np.full(16, 0.5), np.full(16, -0.5)], 1500)
+    for wave in (x, np.stack([x, x], 1), np.zeros(20000), np.ones(20000) / 2):
+        sf.write(tmp_path / "a.caf", wave, RATE, subtype="ALAC_16")
+        assert len(read_audio(tmp_path / "a.caf")) == audio_extent(tmp_path / "a.caf").frames == len(wave)
+
+
+@pytest.mark.parametrize("bits", [16, 24])
+def test_flac_with_bytes_behind_its_end_is_as_long_as_it_states(tmp_path, bits):
+    data = encode("flac" if bits == 16 else "flac24", sound(0.4))
+    for tail in (data[1000:], b"x" * 200, bytes(3000)):
+        path = put(tmp_path / "a", data + tail)
+        assert audio_extent(path).frames == len(read_audio(path)) == round(0.4 * RATE)
 
 
 # ---- channels ---------------------------------------------------------------------------------------------------
