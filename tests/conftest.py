@@ -50,6 +50,7 @@ LONGEST = (
     "test_systems",
     "test_rehearse",
     "test_run",
+    "test_run_folder",
     "test_engine",
     "test_predict",
     "test_openvino_graphs",
