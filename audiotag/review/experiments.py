@@ -7,7 +7,7 @@ __all__ = ['BOARDS', 'leaderboard_scores', 'record_score', 'find_runs', 'preset_
            'board_correlation', 'trust_advice', 'plot_board', 'compare_pair', 'describe_pair']
 
 # %% ../../nbs/review/05_experiments.ipynb #e0a10003
-import math
+import math, textwrap
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..core.errors import AudiotagError
@@ -86,7 +86,7 @@ def _run_row(folder, draws):
     "The row of one run; `changed` is a dictionary."
     run = Run(folder)
     row = {"recipe": run.recipe.name + (f" {run.scale}" if run.scale else ""), "metric": run.recipe.metric}
-    row |= {"changed": preset_changes(run), "score": np.nan, "low": np.nan, "high": np.nan, "note": ""}
+    row |= {"changed": preset_changes(run), "note": ""}
     histories = [p for s in run.recipe.stages for p in run.stage_path(s.name).glob("fold-*/history.json")]
     row["minutes"] = sum(entry["seconds"] for p in histories for entry in read_json(p)) / 60
     if not is_finished(run):
@@ -97,15 +97,17 @@ def _run_row(folder, draws):
     metric = METRICS[run.recipe.metric]
     options = dict(groups=clips.group, n=draws, folds=run.recipe.n_folds, seed=run.recipe.seed)
     low, high = np.clip(bootstrap_interval(metric, truth, scores, **options), 0, 1)
-    return row | {"score": metric(truth, scores), "low": low, "high": high}
+    (mixed,) = run.mixed_score(*run.recipe.members).values() or [np.nan]
+    return row | {"score": metric(truth, scores), "low": low, "high": high, "mixed": mixed}
 
 
 def run_table(
     folder,  # that holds runs, or a list of run folders
     *,
     draws: int = 200,  # of the bootstrap
-) -> pd.DataFrame:  # index run: score, low, high, public, private, minutes, recipe, metric, changed, note; best first
-    "All runs with their out-of-fold and leaderboard scores, and what differs from their presets."
+) -> pd.DataFrame:  # index run: score, low, high, mixed, public, private, minutes, recipe, metric, changed, note
+    """All runs, the best first, with their out-of-fold and leaderboard scores, and what differs from their presets.
+    `mixed` is the score in recordings that were mixed from the clips of each fold, where the recipe has them."""
     folders = find_runs(folder) if isinstance(folder, (str, Path)) else [Path(f) for f in folder]
     rows = {}
     for path in folders:
@@ -115,7 +117,7 @@ def run_table(
             row = {"note": str(e), "changed": {}}
         scores = leaderboard_scores(path)
         rows[str(path)] = row | {board: scores.get(board, np.nan) for board in BOARDS}
-    columns = ["score", "low", "high", *BOARDS, "minutes", "recipe", "metric", "changed", "note"]
+    columns = ["score", "low", "high", "mixed", *BOARDS, "minutes", "recipe", "metric", "changed", "note"]
     table = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns).rename_axis("run")
     return table.sort_values("score", ascending=False, kind="stable", na_position="last")
 
@@ -131,8 +133,9 @@ def readable_runs(
     table = table.assign(changed=changes).rename(
         index=lambda path: Path(path).name if table.index.map(lambda p: Path(p).name).is_unique else path
     )
-    empty = [c for c in ("public", "private") if table[c].isna().all()] + [
-        c for c in ("changed", "note") if not table[c].fillna("").any()
+    table["note"] = [textwrap.shorten(note, 100, placeholder=" …") for note in table.note.fillna("")]
+    empty = [c for c in ("mixed", *BOARDS) if table[c].isna().all()] + [
+        c for c in ("changed", "note") if not table[c].any()
     ]
     return table.drop(columns=empty).fillna({c: "" for c in ("recipe", "metric", "note") if c not in empty})
 

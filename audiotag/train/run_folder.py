@@ -1102,18 +1102,16 @@ def _select_clips(run: Run, stage: Stage):
 
 def _record_round(run: Run, stage: str):
     "Write the score of a finished round, and update the run's recipe."
-    score = next(v for k, v in {**run.mixed_score(stage), **run.scores(stage)}.items() if not k.endswith(" noisy"))
+    judged = {**run.mixed_score(stage), **run.scores(stage)}
+    name, score = next((k, v) for k, v in judged.items() if not k.endswith(" noisy"))
     scores = {**run.rounds(), stage: score}
     write_json(run.folder / "rounds.json", scores)
     run.recipe = resolve_rounds(run.planned, scores)
     row = compare_rounds(scores, min_gain=run.planned.min_gain).table.loc[stage]
     if np.isnan(row.gain):
-        say(f"{stage}: {row.score:.4f}")
+        say(f"{stage}: {name} {row.score:.4f} out of fold")
     else:
-        say(
-            f"{stage}: {run.planned.metric} {row.score:.4f} out of fold, {row.gain:+.4f} to the best round before "
-            f"it: {row['then']}"
-        )
+        say(f"{stage}: {name} {row.score:.4f} out of fold, {row.gain:+.4f} to the best round before it: {row['then']}")
 
 # %% ../../nbs/train/10_run_folder.ipynb #3cd60997
 def run_stages(

@@ -100,7 +100,13 @@ def test_the_table_lists_every_run_with_what_was_changed(runs):
     assert first.low <= first.score <= first.high and (first.public, first.private) == (0.7, 0.6) and first.minutes > 0
     assert first.changed["n_folds"][1] == 2 and table.changed["second"]["seed"] == (0, 7)
     assert "not complete" in table.note["broken"] and "=" in readable_runs(table).changed["run"]
+    assert "mixed" not in readable_runs(table) and readable_runs(table).note.str.len().max() <= 100
     assert plot_board(table).axes[0].get_xlabel() == "out of fold"
+
+
+def test_the_score_in_mixed_recordings_stands_beside_that_of_clips(runs, monkeypatch):
+    monkeypatch.setattr(Run, "mixed_score", lambda self, *stages: {"lwlrap mixed": 0.25})
+    assert readable_runs(run_table([runs / "run"], draws=2)).mixed.iloc[0] == 0.25
 
 
 def test_two_runs_are_compared_clip_by_clip(runs):
