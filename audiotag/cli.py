@@ -43,8 +43,14 @@ def repeat_options(
     return written
 
 # %% ../nbs/01_cli.ipynb #bc10142d
-PANELS = "Begin", "Train", "Review", "Predict", "Kaggle"  # in the order of `audiotag --help`
-RESUMABLE = "train", "features", "demo"  # commands that continue where they were interrupted
+PANELS = {  # the groups of `audiotag --help`: what their commands are about
+    "Start": "a competition's folder, its recipe, a first score",
+    "Train": "networks, their features, models from elsewhere",
+    "Evaluate": "scores, labels and folds of a run",
+    "Predict": "from a run to a submission",
+    "Kaggle": "datasets and notebooks to upload",
+}
+RESUMABLE = "train", "distill", "system", "features", "demo"  # commands that continue where they were interrupted
 
 
 class Commands(TyperGroup):
@@ -52,7 +58,7 @@ class Commands(TyperGroup):
 
     def visible(self, prefix: str = ""):
         "Pairs of full name and command, such as 'pack weights', without the hidden ones."
-        for name, command in self.commands.items():
+        for name, command in sorted(self.commands.items(), key=lambda pair: not isinstance(pair[1], Commands)):
             if isinstance(command, Commands):
                 yield from command.visible(f"{prefix}{name} ")
             elif not command.hidden:
@@ -62,9 +68,9 @@ class Commands(TyperGroup):
         rows = {panel: [] for panel in PANELS}
         for name, command in self.visible():
             rows[command.rich_help_panel].append((name, command.get_short_help_str(limit=200)))
-        for panel in PANELS:
+        for panel, about in PANELS.items():
             if rows[panel]:
-                with formatter.section(panel):
+                with formatter.section(f"{panel} ({about})"):
                     formatter.write_dl(rows[panel])
 
     def resolve_command(self, ctx, args):
@@ -274,7 +280,7 @@ def print_result(as_json: bool, data, text: str):
     show(text)
 
 # %% ../nbs/01_cli.ipynb #df0b3bcc
-@app.command(rich_help_panel="Begin", epilog=example("audiotag synth toy"))
+@app.command(rich_help_panel="Start", epilog=example("audiotag synth toy"))
 def synth(
     folder: Annotated[str, Argument(metavar="DIR", help="Folder to create.")],
     seed: Annotated[int, Option(help="Random seed.")] = 0,
@@ -289,7 +295,7 @@ def synth(
 
 
 @app.command(
-    rich_help_panel="Begin",
+    rich_help_panel="Start",
     epilog=example("audiotag new DATA", "audiotag new DATA --label-col species --sep ';' --group-col recordist"),
 )
 def new(
@@ -309,7 +315,9 @@ def new(
     ] = "",
     audio_dir: Annotated[str, Option(metavar="DIR", help="Folder of the sound files, below FOLDER.")] = "",
     sep: Annotated[str, Option(metavar="TEXT", help="Separator between the labels of a clip.")] = "",
-    metric: Annotated[str, Option(metavar="NAME", help="Metric: lwlrap, lrap, accuracy or macro_auc.")] = "",
+    metric: Annotated[
+        str, Option(metavar="NAME", help="Metric: lwlrap, lrap, accuracy, macro_auc or padded_cmap.")
+    ] = "",
     where: Annotated[
         str, Option(metavar="TEXT", help="Rows of the table to take: 'relevance>=0.5', or 'split=train,val'.")
     ] = "",
@@ -343,18 +351,21 @@ def new(
     show(f"{train} --smoke\n{train}")
 
 
-@app.command(rich_help_panel="Begin", epilog=example("audiotag recipes"))
+@app.command(rich_help_panel="Start", epilog=example("audiotag recipes"))
 def recipes(as_json: AsJson = False):
-    "List the recipes, one line each."
-    from audiotag.train.recipes import recipe_lines
+    "List the recipes by system, which is the competition entry that they reproduce, one line each."
+    from audiotag.train.recipes import RECIPE_GROUPS
 
-    lines = recipe_lines()
-    width = max(map(len, lines))
-    print_result(as_json, lines, "\n".join(f"{name:{width}}  {line}" for name, line in lines.items()))
+    width = max(len(name) for group in RECIPE_GROUPS.values() for name in group)
+    text = []
+    for title, group in RECIPE_GROUPS.items():
+        text += [title, *(f"  {name:{width}}  {line}" for name, line in group.items()), ""]
+    text.append("next: audiotag recipe --recipe NAME prints all fields of one")
+    print_result(as_json, RECIPE_GROUPS, "\n".join(text))
 
 
 @app.command(
-    rich_help_panel="Begin", epilog=example("audiotag recipe --recipe freesound2019 --scale small --set n_folds=3")
+    rich_help_panel="Start", epilog=example("audiotag recipe --recipe freesound2019 --scale small --set n_folds=3")
 )
 def recipe(recipe: RecipeName, scale: Scale = "full", changes: Changes = []):
     "Print a recipe as JSON."
@@ -364,7 +375,7 @@ def recipe(recipe: RecipeName, scale: Scale = "full", changes: Changes = []):
 
 # %% ../nbs/01_cli.ipynb #ddd6730a
 @app.command(
-    rich_help_panel="Begin",
+    rich_help_panel="Train",
     epilog=example(
         "audiotag features --recipe freesound2019 --data DATA --store store --workers 4",
         "audiotag features --recipe freesound2019 --data DATA --store store --engine ray --address auto",
@@ -412,7 +423,7 @@ def features(
     show(built.describe())
 
 # %% ../nbs/01_cli.ipynb #5ad0c3f1
-@app.command(rich_help_panel="Begin", epilog=example("audiotag store runs/first/store --verify"))
+@app.command(rich_help_panel="Train", epilog=example("audiotag store runs/first/store --verify"))
 def store(
     store: Annotated[str, Argument(metavar="DIR", help="Feature store: a folder or a URL.")],
     verify: Annotated[bool, Option("--verify", help="Read every shard and compare checksums.")] = False,
@@ -707,7 +718,7 @@ def distill(
 RunFolder = Annotated[str, Argument(metavar="RUN", help="Run folder of a finished `audiotag train`.")]
 
 
-@app.command(rich_help_panel="Train", epilog=example("audiotag ledger runs/first"))
+@app.command(rich_help_panel="Evaluate", epilog=example("audiotag ledger runs/first"))
 def ledger(run: RunFolder, as_json: AsJson = False):
     "Show which noisy clips the stages picked: by label, by stage, and compared with the true labels if they are known."
     from audiotag.audio.synth import read_truth
@@ -726,7 +737,7 @@ def ledger(run: RunFolder, as_json: AsJson = False):
     print_result(as_json, {title: table.to_dict("index") for title, table in tables.items()}, text)
 
 # %% ../nbs/01_cli.ipynb #940ffe47
-@app.command(rich_help_panel="Train", epilog=example("audiotag tune runs/birds"))
+@app.command(rich_help_panel="Evaluate", epilog=example("audiotag tune runs/birds"))
 def tune(
     run: RunFolder,
     draws: Annotated[int, Option(metavar="N", help="Draws of the bootstrap.")] = 300,
@@ -758,7 +769,7 @@ def tune(
 
 # %% ../nbs/01_cli.ipynb #7c3e0003
 @app.command(
-    rich_help_panel="Train",
+    rich_help_panel="Evaluate",
     epilog=example("audiotag thresholds runs/first", "audiotag thresholds runs/first --rule global:precision=0.9"),
 )
 def thresholds(
@@ -804,7 +815,7 @@ def _print_findings(path, findings, as_json=False) -> int:
 SubmissionFile = Annotated[str, Option("--out", metavar="FILE", help="Submission to write.")]
 
 
-@app.command(rich_help_panel="Train", epilog=example("audiotag baseline --data DATA --out submission.csv"))
+@app.command(rich_help_panel="Start", epilog=example("audiotag baseline --data DATA --out submission.csv"))
 def baseline(
     data: DataFolder,
     out: SubmissionFile = "submission.csv",
@@ -835,7 +846,7 @@ def baseline(
 # %% ../nbs/01_cli.ipynb #52903f56
 def _print_folder(folder):
     size = sum(p.stat().st_size for p in folder.iterdir())
-    show(f"{folder}: {len(list(folder.iterdir()))} files, {size / 1e6:.1f} MB")
+    show(f"{folder}: {counted(len(list(folder.iterdir())), 'file')}, {size / 1e6:.1f} MB")
 
 
 pack = typer.Typer(cls=Commands, rich_markup_mode=None, help="Make a folder that can be uploaded to Kaggle.")
@@ -1094,7 +1105,7 @@ def ensemble(
         thresholds=thresholds,
     )
     promise = describe_promise(table, chosen, chosen=method == "best")
-    show(f"{format_table(table)}\n\n{promise}\n{folder}: {len(runs)} runs, combined by: {chosen}")
+    show(f"{format_table(table)}\n\n{promise}\n{folder}: {counted(len(runs), 'run')}, combined by: {chosen}")
 
 # %% ../nbs/01_cli.ipynb #104a6541
 @app.command(
@@ -1140,7 +1151,7 @@ def system(
             say(f"{name}: {word}")
             runs.append(run_stages(opened, engine=opened_engine))
     folder, chosen, table = pack_ensemble(runs, out, method=members.method, owner=owner, title=title)
-    show(f"{format_table(table)}\n\n{folder}: {len(runs)} recipes, combined by: {chosen}")
+    show(f"{format_table(table)}\n\n{folder}: {counted(len(runs), 'recipe')}, combined by: {chosen}")
 
 # %% ../nbs/01_cli.ipynb #c399b5df
 @app.command(
@@ -1217,7 +1228,7 @@ def foreign(
         gain=1.0 if peak is None else peak,
     )
     n, masked = len(competition.classes), getattr(recipe.model, "masked", ())
-    show(f"{out}: opinions on {n - len(masked)} of {n} classes")
+    show(f"{out}: opinions on {n - len(masked)} of {counted(n, 'class')}")
     recipe_file = shlex.quote(str(Path(out) / "recipe.yaml"))
     show(f"next: audiotag train --recipe {recipe_file} --data {shlex.quote(data)} --run {shlex.quote(out)}-run")
 
@@ -1239,7 +1250,7 @@ def weights(
     from audiotag.train.checkpoints import convert_checkpoint
 
     done = convert_checkpoint(checkpoint, out)
-    show(f"{out}: {done.n_tensors} tensors")
+    show(f"{out}: {counted(done.n_tensors, 'tensor')}")
     if done.network is None:
         show("of no network that audiotag knows by its tensors; a `Timm` takes it if it is timm's")
         return
@@ -1273,7 +1284,7 @@ def embed(
     table.insert(0, "source", clips.set_index("clip_id").source[table.index])
     write_parquet(out, table)
     networks = ", ".join(opened.member_name(m) for m in member)
-    show(f"{out}: {len(table)} clips, {table.shape[1] - 1} numbers each, from {networks}")
+    show(f"{out}: {counted(len(table), 'clip')}, {counted(table.shape[1] - 1, 'number')} each, from {networks}")
     for clip, reason in list(lost.items())[:5]:
         show(f"no embedding for {clip!r}: {reason}")
     if len(lost) > 5:
@@ -1478,7 +1489,7 @@ def submit(
     show(submit(kernel, competition=competition, version=version, file=file, message=message))
 
 # %% ../nbs/01_cli.ipynb #39380999
-@app.command(rich_help_panel="Review", epilog=example("audiotag report runs/first --out first.html"))
+@app.command(rich_help_panel="Evaluate", epilog=example("audiotag report runs/first --out first.html"))
 def report(
     run: RunFolder,
     out: Annotated[str | None, Option(metavar="FILE", help="Page to write.  [default: RUN/report.html]")] = None,
@@ -1495,7 +1506,7 @@ def report(
 
 
 @app.command(
-    rich_help_panel="Review",
+    rich_help_panel="Evaluate",
     epilog=example("audiotag review runs/first"),
 )
 def review(
@@ -1529,7 +1540,7 @@ def review(
     show("      with the settings of this run, it trains only what the decisions change")
 
 
-@app.command(rich_help_panel="Review", epilog=example("audiotag audit --data DATA --out audit.html"))
+@app.command(rich_help_panel="Evaluate", epilog=example("audiotag audit --data DATA --out audit.html"))
 def audit(
     data: DataFolder,
     layout: Layout = None,
@@ -1549,13 +1560,13 @@ def audit(
     page, table = Path(out), Path(out).with_suffix(".csv")
     write_text(page, review.page())
     write_text(table, review.suspects.to_csv(index=False))
-    text = [f"{len(review)} of {len(review.clips)} clips to review"]
+    text = [f"{len(review)} of {counted(len(review.clips), 'clip')} to review"]
     text += [f"{n:5}  {kind}" for kind, n in review.suspects.kind.value_counts().items()]
     text.append(f"page with players: {page}; table: {table}")
     print_result(as_json, {"page": out, "suspects": review.suspects.to_dict("records")}, "\n".join(text))
 
 # %% ../nbs/01_cli.ipynb #93aa0202
-@app.command(rich_help_panel="Review", epilog=example("audiotag runs runs"))
+@app.command(rich_help_panel="Evaluate", epilog=example("audiotag runs runs"))
 def runs(
     folder: Annotated[str, Argument(metavar="[FOLDER]", help="Folder that holds runs.")] = "runs",
     board: Annotated[
@@ -1581,7 +1592,7 @@ def runs(
     print_result(as_json, data, f"{format_table(readable_runs(table))}\n\n{advice}{text}")
 
 
-@app.command(rich_help_panel="Review", epilog=example("audiotag score runs/first --public .731"))
+@app.command(rich_help_panel="Evaluate", epilog=example("audiotag score runs/first --public .731"))
 def score(
     run: Annotated[str, Argument(metavar="RUN", help="Run folder that was submitted.")],
     public: Annotated[float | None, Option(metavar="SCORE", help="Score on the public leaderboard.")] = None,
@@ -1596,7 +1607,7 @@ def score(
     print_result(as_json, scores, f"{run}: {text}\nnext: audiotag runs {shlex.quote(str(Path(run).parent))}")
 
 
-@app.command(rich_help_panel="Review", epilog=example("audiotag compare runs/first runs/second"))
+@app.command(rich_help_panel="Evaluate", epilog=example("audiotag compare runs/first runs/second"))
 def compare(
     before: Annotated[str, Argument(metavar="RUN", help="Run folder of a finished `audiotag train`.")],
     after: Annotated[str, Argument(metavar="RUN", help="Another one, of the same competition.")],
@@ -1611,7 +1622,7 @@ def compare(
 
 # %% ../nbs/01_cli.ipynb #89dc395a
 @app.command(
-    rich_help_panel="Review",
+    rich_help_panel="Evaluate",
     epilog=example(
         "audiotag check-cv runs/first --test DATA", "audiotag check-cv runs/second --compare-with runs/first"
     ),

@@ -127,7 +127,7 @@ lwlrap of submission.csv on the true labels of the test clips: {facts["lwlrap_te
 This took {facts["seconds"]} s. Next: audiotag report {folder / "run"}, and the same with data of your own, as in README.md""")
 
 # %% ../nbs/02_demo.ipynb #cd01b5cc
-@app.command("demo", rich_help_panel="Begin", epilog=example("audiotag demo"))
+@app.command("demo", rich_help_panel="Start", epilog=example("audiotag demo"))
 def _demo():
     "Go all the way from synthesized recordings to a checked submission."
     demo()

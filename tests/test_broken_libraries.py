@@ -89,7 +89,7 @@ def test_what_a_recipe_does_not_use_may_be_broken(name, sets, broken, data, tmp_
 
 def test_the_command_line_starts_without_any_library(broken):
     done = broken("numpy", MISSING, "--help")
-    assert done.returncode == 0 and "Review" in done.stdout
+    assert done.returncode == 0 and "Evaluate" in done.stdout
     done = broken("numpy", MISSING, "recipe", "--recipe", "freesound2019")
     one_sentence(done, "audiotag", "numpy")
 

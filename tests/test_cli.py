@@ -10,13 +10,14 @@ from typer.main import get_command
 from tests.tiny import SETS, called, train_words
 
 from audiotag.audio.synth import SynthSettings, make_competition
-from audiotag.cli import _renamed, app, current_names, main
+from audiotag.cli import PANELS, RESUMABLE, _renamed, app, current_names, main
+from audiotag.core.metrics import METRICS
 from audiotag.data.competitions import layouts, load_competition
 from audiotag.data.store import DTYPES, FeatureStore
 from audiotag.infer.ensemble import METHODS
 from audiotag.infer.openvino_graphs import PRECISIONS
 from audiotag.train.engine import ENGINES
-from audiotag.train.recipes import SYSTEMS, recipes
+from audiotag.train.recipes import RECIPE_GROUPS, SYSTEMS, recipes
 from audiotag.train.run_folder import Run
 from audiotag.train.run_log import LOGS
 
@@ -47,8 +48,38 @@ def test_every_command_can_be_called_and_no_word_shows_the_contents(capsys):
         assert main([*name.split(), "--help"]) == 0 and "example:" in capsys.readouterr().out
     assert main([]) == 0
     contents = capsys.readouterr().out
-    panels = re.findall(r"^(\w.*):$", contents, re.M)
-    assert panels == ["Options", "Begin", "Train", "Review", "Predict", "Kaggle"]
+    panels = re.findall(r"^(\w+)\b.*:$", contents, re.M)
+    assert panels == ["Options", *PANELS]
+
+
+def test_commands_that_go_on_exist():
+    assert set(RESUMABLE) <= {*COMMANDS, "demo"}  # which `make demo` calls
+
+
+def test_each_recipe_is_listed_once_with_a_line_of_its_own(capsys):
+    assert main(["recipes"]) == 0
+    shown = capsys.readouterr().out
+    listed = [name for group in RECIPE_GROUPS.values() for name in group]
+    lines = [line for group in RECIPE_GROUPS.values() for line in group.values()]
+    assert sorted(listed) == sorted(recipes) and len(set(lines)) == len(lines)
+    assert (
+        all(re.search(rf"^ +{name} +\S", shown, re.M) for name in recipes) and max(map(len, shown.splitlines())) <= 120
+    )
+
+
+def test_python_m_audiotag_is_the_program():
+    "With the signals of `infer` blocked as `audiotag.start` does it: a SIGTERM while the command line loads waits."
+    code = """
+import os, runpy, signal, sys, types
+commands = types.ModuleType("audiotag.cli")
+commands.main = lambda: os.kill(os.getpid(), signal.SIGTERM) or print(*sys.argv[1:]) or 3
+sys.modules["audiotag.cli"] = commands
+runpy.run_module("audiotag", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code, "infer", "x"], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("infer x\n", 3), done.stderr
+    done = subprocess.run([sys.executable, "-m", "audiotag", "--version"], capture_output=True, text=True)
+    assert done.stdout.startswith("audiotag ") and done.returncode == 0
 
 
 def test_every_option_says_what_it_is_for():
@@ -58,6 +89,7 @@ def test_every_option_says_what_it_is_for():
 
 
 CHOICES = {
+    "new": ["full", "small", *METRICS],
     "train": ["full", "small", *ENGINES, *recipes, *LOGS],
     "features": ["full", "small", *ENGINES, *DTYPES],
     "infer": [*layouts(), "best", *PRECISIONS, "torch"],

@@ -133,7 +133,7 @@ def test_export_is_in_sync_and_notebooks_are_clean(tmp_path):
     shutil.copytree(
         REPO / "audiotag",
         tmp_path / "audiotag",
-        ignore=lambda folder, names: [n for n in names if "." in n and n != "__init__.py"],
+        ignore=lambda folder, names: [n for n in names if "." in n and n not in ("__init__.py", "__main__.py")],
     )
     for command in ("nbdev_export", "nbdev_clean"):
         subprocess.run([BIN / command], cwd=tmp_path, check=True, capture_output=True)
@@ -172,6 +172,60 @@ def test_a_conditional_expression_holds_no_other(path):
             if isinstance(node, ast.IfExp):
                 nested = [o for o in (node.test, node.body, node.orelse) if isinstance(o, ast.IfExp)]
                 assert not nested, f"{path.name}: {ast.unparse(node)[:100]}"
+
+
+NOUNS = """bands batches boxes bundles bytes cells channels classes clips columns cores datasets decisions draws epochs
+           files folds frames graphs groups hours ids inputs jobs labels lines members names networks notebooks numbers
+           outputs packages pairs parts processes recipes recordings rounds rows runs samples shards stages teachers
+           tensors threads trainings values weights wheels windows workers""".split()
+PLURAL = rf"(?:\w[\w-]* )?(?:{'|'.join(NOUNS)})\b"
+NOT_COUNTED = {  # what stands in an f-string before such a noun, and is no number or never 1
+    "n_folds folds",
+    "run.recipe.n_folds folds",
+    "r.n_folds folds",
+    "split.iloc[0] folds",
+    "len(runs) runs",
+    "found['folds'] folds",
+    "n processes",
+    "len(values) values",
+    "len(names) files",
+    "n recordings",
+    "n runs",
+    "len(values) rows",
+    "len(cells) rows",
+    "len(sizes) files",
+    "len(ensemble.bundles) bundles",
+    "changed.shape values",
+    "shape channels",
+    "counts clips",
+    "source clips",
+    "row.name clips",
+    "rule.source clips",
+    "file names",
+    "r.kind groups",
+}
+
+
+def counts_before_plurals(source):
+    "Yield the values of f-strings with the plural after them, such as 'len(clips) clips'; words and quoted names are not."
+    for node in ast.walk(ast.parse(re.sub(r"(?m)^[%!].*$", "", source))):
+        for value, text in zip(node.values, node.values[1:]) if isinstance(node, ast.JoinedStr) else ():
+            if isinstance(value, ast.FormattedValue) and isinstance(text, ast.Constant) and value.conversion < 0:
+                found = re.match(f" {PLURAL}", text.value)
+                if found and not value.format_spec:
+                    yield f"{ast.unparse(value.value)} {found[0].split()[-1]}"
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_one_clip_is_not_called_1_clips(path):
+    "Numbers and their nouns come from `counted`, also in what the lesson shows."
+    for source in exported(path):
+        found = {s for s in counts_before_plurals(source) if not re.match("counted\\(|.*\\.join\\(", s)} - NOT_COUNTED
+        assert not found, f"{path.name}: use `counted` of audiotag.core.errors in {found}"
+    for cell in json.loads(path.read_text())["cells"]:
+        shown = [o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.get("outputs", ())]
+        found = re.search(rf"(?<![\d.,/:×-])\b1 {PLURAL}", "".join(map("".join, shown)))
+        assert not found, f"{path.name} shows {found[0]!r}: run it again"
 
 
 def test_readme_is_made_from_the_index():

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 import numpy as np
-from ..core.errors import AudiotagError, load_library
+from ..core.errors import AudiotagError, counted, load_library
 from ..core.config import Config, added
 from .io import ReadOptions, read_audio, trim_silence
 
@@ -505,7 +505,7 @@ class LogMel(FrontEnd):
         span = n + 2 * (self.n_fft // 2) * self.center - self.n_fft
         if n < 1 or span < 0:
             raise AudiotagError(
-                f"{n_samples} samples are fewer than one frame",
+                f"{counted(n_samples, 'sample is', 'samples are')} less than one frame",
                 field="LogMel.n_fft",
                 fix="give a longer wave, or set center=True",
             )
@@ -697,7 +697,7 @@ def crop_frames(
     if left is None:
         left = (n - frames) // 2
     if not 0 <= left <= n - frames:
-        raise AudiotagError(f"{left} frames cannot come before {frames} of {n}", field="left")
+        raise AudiotagError(f"{counted(left, 'frame')} cannot come before {frames} of {n}", field="left")
     out = np.empty((*x.shape[:-1], n), x.dtype)
     out[...] = x.min(axis=(-2, -1)[-x.ndim :], keepdims=True) if fill is None else fill
     out[..., left : left + frames] = x
@@ -811,7 +811,7 @@ class RawFold(FrontEnd):
     def n_frames(self, n_samples):
         if n_samples != self.n_samples:
             raise AudiotagError(
-                f"a wave of {n_samples} samples does not fold into {self.channels}x{self.rows}x{self.columns}"
+                f"a wave of {counted(n_samples, 'sample')} does not fold into {self.channels}x{self.rows}x{self.columns}"
                 + (f" of one sample in {self.every}" if self.every > 1 else ""),
                 field="RawFold",
                 fix=f"cut or pad it to {self.n_samples} with `crop_or_pad`",

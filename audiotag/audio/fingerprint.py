@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np, pandas as pd
 from scipy import fft, ndimage
 from .io import audio_info, read_audio
-from ..core.errors import AudiotagError, a_few
+from ..core.errors import AudiotagError, a_few, counted
 from ..core.config import Config
 from ..core.progress import progress, say
 
@@ -265,10 +265,13 @@ def near_duplicates(
     keep = _thinning(clips, table_size)
     prints = fingerprints(clips, settings, keep=keep, workers=workers)
     if prints.unread:
-        say(f"fingerprints: {len(prints.unread)} clips have none, such as {a_few(prints.unread)}")
+        say(
+            f"fingerprints: {counted(len(prints.unread), 'clip has', 'clips have')} "
+            f"none, such as {a_few(prints.unread)}"
+        )
     found = candidates(prints, at_least=max(2, at_least // keep))
     if at_most is not None and len(found) > at_most:
-        say(f"near-duplicates: of {len(found)} possible pairs the {at_most} most likely are verified")
+        say(f"near-duplicates: of {counted(len(found), 'possible pair')} only the {at_most} most likely are verified")
         found = found.head(at_most)
     rows = _verified(prints, found, settings, _marks_needed(prints, keep) if across_groups else None)
     table = pd.DataFrame(rows, columns=["a", "b", "offset_s", "overlap_s", "votes", "likeness"])

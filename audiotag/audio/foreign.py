@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Callable
 import numpy as np
 from ..core.config import local_path
-from ..core.errors import AudiotagError, a_few, load_library
+from ..core.errors import AudiotagError, a_few, counted, load_library
 from ..core.files import file_sha256, read_parquet, write_bytes
 from ..core.graph_files import check_sizes, compiled, last_line, read_graph
 from ..core.memory import at_most_memory
@@ -193,12 +193,14 @@ def _open_graph(front_end):
 
     graph = read_graph(path, fix="import it again with this version of OpenVINO")
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-        refuse(f"has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs, not one of each")
+        refuse(
+            f"has {counted(len(graph.inputs), 'input')} and {counted(len(graph.outputs), 'output')}, not one of each"
+        )
     example = front_end.graph_inputs(np.zeros(front_end.n_samples, np.float32))
     _check_memory(graph, example, refuse)
     width = _output_width(graph.outputs[0])
     if width != front_end.width:
-        refuse(f"gives {width} numbers for a window, the settings say {front_end.width}")
+        refuse(f"gives {counted(width, 'number')} for a window, the settings say {front_end.width}")
     return GraphRunner(graph)
 
 # %% ../../nbs/audio/05_foreign.ipynb #4e5bd7be
@@ -251,7 +253,7 @@ def _chosen_output(graph, output, path):
         return found[output]
     if output is None and len(graph.outputs) == 1:
         return graph.outputs[0]
-    what = f"has no output {output!r}" if output is not None else f"has {len(graph.outputs)} outputs"
+    what = f"has no output {output!r}" if output is not None else f"has {counted(len(graph.outputs), 'output')}"
     raise AudiotagError(what, file=path, field="output", fix=f"name one of {listed}")
 
 # %% ../../nbs/audio/05_foreign.ipynb #660df598
@@ -259,7 +261,9 @@ def _single_input(graph, path):
     "The input of a graph, which takes numbers."
     if len(graph.inputs) != 1:
         names = a_few([" or ".join(_names(o)) for o in graph.inputs], 9)
-        raise AudiotagError(f"takes {len(graph.inputs)} inputs ({names}), not one", file=path, fix="export it with one")
+        raise AudiotagError(
+            f"takes {counted(len(graph.inputs), 'input')} ({names}), not one", file=path, fix="export it with one"
+        )
     port = graph.inputs[0]
     if port.get_element_type().get_type_name() not in ("f32", "f16", "bf16", "f64"):
         raise AudiotagError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from .spec import MixUp
-from ..core.errors import AudiotagError
+from ..core.errors import AudiotagError, counted
 
 # %% ../../nbs/augment/03_manifold.ipynb #66fee62e
 def mixing_places(net: nn.Module) -> list:  # of modules
@@ -59,7 +59,7 @@ class ManifoldMixUp(MixUp):
         places, depth = mixing_places(net), int(params["depth"])
         if depth > len(places):
             raise AudiotagError(
-                f"depth {depth} of a body with {len(places)} parts",
+                f"depth {depth} of a body with {counted(len(places), 'part')}",
                 field="ManifoldMixUp.last",
                 fix=f"give up to {len(places)}",
             )

@@ -9,7 +9,7 @@ __all__ = ['METRICS', 'lwlrap', 'per_class_lwlrap', 'per_clip_lwlrap', 'lrap', '
 
 # %% ../../nbs/core/08_metrics.ipynb #03676b83
 import numpy as np, pandas as pd
-from .errors import AudiotagError, require_name
+from .errors import AudiotagError, counted, require_name
 from .seeding import rng
 
 # %% ../../nbs/core/08_metrics.ipynb #990ea127
@@ -133,7 +133,7 @@ def confusion(
     t, s = _checked(truth, scores)
     if (bad := np.flatnonzero(t.sum(1) != 1)).size:
         raise AudiotagError(
-            f"the clip in row {bad[0]} (from 0) has {int(t[bad[0]].sum())} labels",
+            f"the clip in row {bad[0]} (from 0) has {counted(int(t[bad[0]].sum()), 'label')}",
             fix="a confusion matrix needs one label per clip",
         )
     out = np.zeros((t.shape[1],) * 2, dtype=int)
@@ -149,7 +149,7 @@ def class_report(
     "Per-class numbers of a confusion matrix; 0 where there is nothing to divide by."
     m = confusion(truth, scores)
     if len(classes) != len(m):
-        raise AudiotagError(f"{len(classes)} names for {len(m)} classes", field="classes")
+        raise AudiotagError(f"{counted(len(classes), 'name')} for {counted(len(m), 'class')}", field="classes")
     correct, labelled, predicted = m.diagonal(), m.sum(1), m.sum(0)
     wrong = m - np.diag(correct)
     confused_with = [classes[i] if n else "" for i, n in zip(wrong.argmax(1), wrong.max(1))]
@@ -281,7 +281,8 @@ def bootstrap_interval(
     names = np.arange(len(t)) if groups is None else np.asarray(groups)
     if len(t) != len(s) or names.shape != (len(t),):
         raise AudiotagError(
-            f"{len(t)} clips, {len(s)} rows of scores, groups of shape {names.shape}", fix="give one of each per clip"
+            f"{counted(len(t), 'clip')}, {counted(len(s), 'row')} of scores, groups of shape {names.shape}",
+            fix="give one of each per clip",
         )
     if n < 1 or not 0 < level < 1:
         raise AudiotagError(f"n={n}, level={level}", fix="give n of at least 1 and a level between 0 and 1")

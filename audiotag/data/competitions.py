@@ -134,7 +134,7 @@ def _reject_rows(clips, bad, what, *, field, fix=""):
         return
     row = clips.iloc[rows[0]]
     what, fix = (text(row) if callable(text) else text for text in (what, fix))
-    more = f" (and {len(rows) - 1} more rows like it)" if len(rows) > 1 else ""
+    more = f" (and {counted(len(rows) - 1, 'more row', 'more rows')} like it)" if len(rows) > 1 else ""
     raise AudiotagError(
         what + more,
         file=row.get("_file"),
@@ -288,7 +288,7 @@ def _check_files(clips):
     row = missing.iloc[0]
     some = ", ".join(Path(path).name for path in missing.path[:3]) + (", …" if len(missing) > 3 else "")
     raise AudiotagError(
-        f"{len(missing)} of {len(clips)} listed files are not in the folder: {some}",
+        f"{len(missing)} of {counted(len(clips), 'listed file is', 'listed files are')} not in the folder: {some}",
         file=row.get("_file", Path(row.path).parent),
         row=row.get("_row"),
         field="path",
@@ -501,7 +501,14 @@ def _freesound_clips(root, part, source, classes):
     if source == "curated" and not len(rows):
         raise AudiotagError("lists no clips", file=path, fix="copy it from the competition again")
     extra = sorted(file_names(root / part) - set(rows.fname))
-    notes = [f"{len(extra)} files of {part}/ are not in {part}.csv and are not used: {a_few(extra)}"] if extra else []
+    notes = (
+        [
+            f"{counted(len(extra), 'file is', 'files are')} in {part}/ "
+            f"and not in {part}.csv, and not used: {a_few(extra)}"
+        ]
+        if extra
+        else []
+    )
     return clips, notes
 
 # %% ../../nbs/data/01_competitions.ipynb #c5e6ca15
@@ -514,7 +521,7 @@ def _test_clips(root, spec: TemplateSpec, template, path):
     extra, missing = sorted(on_disk - set(found.values())), [id_ for id_ in ids if id_ not in found]
     if extra and ids and len(missing) == len(ids):
         raise AudiotagError(
-            f"none of the {len(ids)} ids is a file in {spec.folder}/, which holds {a_few(extra)}",
+            f"none of {counted(len(ids), 'id')} is a file in {spec.folder}/, which holds {a_few(extra)}",
             file=path,
             fix="take the template and the test folder of one competition",
         )
@@ -528,11 +535,13 @@ def _test_clips(root, spec: TemplateSpec, template, path):
     )
     if extra:
         notes.append(
-            f"{len(extra)} files of {spec.folder}/ are not in the template; they get rows at the end: {a_few(extra)}"
+            f"{counted(len(extra), 'file is', 'files are')} in {spec.folder}/ and "
+            f"not in the template, so rows are added at the end: {a_few(extra)}"
         )
     if missing:
         notes.append(
-            f"{len(missing)} ids of the template have no file in {spec.folder}/ and will get the class prior: "
+            f"{counted(len(missing), 'id of the template has', 'ids of the template have')} "
+            f"no file in {spec.folder}/ and will get the class prior: "
             f"{a_few(missing)}"
         )
     return clips, notes
@@ -646,9 +655,11 @@ def _clips_by_folder(root, classes):
     notes = note_left_out([f"{c}/{name}" for c, (_, others) in by_class.items() for name in others], "train")
     with_clips = {c for c, _ in found}
     if empty := [c for c in classes if c not in with_clips]:
-        notes.append(f"{len(empty)} classes have no clips: {a_few(empty)}")
+        notes.append(f"{counted(len(empty), 'class has', 'classes have')} no clips: {a_few(empty)}")
     if n_unknown := sum("_nohash_" not in name for _, name in found):
-        notes.append(f"{n_unknown} files do not name their speaker: folds cannot keep the speakers apart")
+        notes.append(
+            f"{counted(n_unknown, 'file does', 'files do')} not name the speaker: folds cannot keep the speakers apart"
+        )
     return clips, notes
 
 # %% ../../nbs/data/01_competitions.ipynb #96a83a00
@@ -720,12 +731,15 @@ def _repeated_boxes(root, tables) -> list:  # of notes
         twice = table[table.duplicated(keys, keep=False)]
         if len(twice):
             rows = ", ".join(str(row) for row in twice._row[:4])
-            notes.append(f"{len(twice)} rows of {name} repeat each other and count as often as they are there: {rows}")
+            notes.append(
+                f"{counted(len(twice), 'row')} of {name} repeat each other and count as often as they are there: {rows}"
+            )
     both = found.merge(absent, on=keys, suffixes=("", "_fp"))
     if len(both):
         rows = "; ".join(f"row {a} and row {b}" for a, b in zip(both._row[:3], both._row_fp[:3]))
         notes.append(
-            f"{len(both)} boxes are both in train_tp.csv and in train_fp.csv, as present and as absent: {rows}"
+            f"{counted(len(both), 'box is', 'boxes are')} both in train_tp.csv and in train_fp.csv, "
+            f"as present and as absent: {rows}"
         )
     return notes
 
@@ -837,7 +851,9 @@ def _bird_clips(root, classes):
     )
     notes = []
     if unknown := Counter(c for labels in secondary for c in labels if c not in classes):
-        notes.append(f"{sum(unknown.values())} secondary labels are not classes and are left out: {a_few(unknown)}")
+        notes.append(
+            f"{counted(sum(unknown.values()), 'secondary label is not a class and is', 'secondary labels are not classes and are')} left out: {a_few(unknown)}"
+        )
     secondary = [
         tuple(c for c in labels if c in classes and c != primary) for labels, (primary,) in zip(secondary, clips.labels)
     ]
@@ -903,21 +919,24 @@ def _window_test_clips(root, spec: TemplateSpec, template, path):
     found = match_names(stems, on_disk)
     if not on_disk:
         notes.append(
-            f"{folder.name}/ holds no recordings: the {len(template)} rows of the template get the class prior"
+            f"{folder.name}/ holds no recordings: the class prior fills {counted(len(template), 'row')} of the template"
         )
     elif asked and not found:
-        notes.append(f"the template names {len(stems)} recordings, and none of them is there: its rows are left out")
+        notes.append(f"the template names {counted(len(stems), 'recording')}, and none is there: its rows are left out")
         asked = []
     elif missing := [k for k in stems if k not in found]:
         notes.append(
-            f"{len(missing)} recordings of the template are not in {folder.name}/; their rows get the class "
-            f"prior: {a_few(missing)}"
+            f"{counted(len(missing), 'recording of the template is', 'recordings of the template are')} not in "
+            f"{folder.name}/, so the class prior fills the rows: {a_few(missing)}"
         )
     asked = [(id_, found.get(stem, stem), end, row) for id_, stem, end, row in asked]
     further = [window for window in _all_windows(on_disk) if window[1] not in found.values()]
     if unreadable := [k for k, (_, seconds) in on_disk.items() if np.isnan(seconds)]:
         n_rows = sum(k == unreadable[0] for _, k, _, _ in (*asked, *further))
-        notes.append(f"{len(unreadable)} recordings cannot be read; they get {n_rows} rows each: {a_few(unreadable)}")
+        notes.append(
+            f"{counted(len(unreadable), 'recording')} cannot be read, "
+            f"and will have {counted(n_rows, 'row')} each: {a_few(unreadable)}"
+        )
     return _window_clips(on_disk, [*asked, *further], "test", folder), notes
 
 # %% ../../nbs/data/01_competitions.ipynb #86307171

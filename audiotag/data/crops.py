@@ -8,7 +8,7 @@ __all__ = ['CropSettings', 'place_frames', 'AroundBox', 'CallAt', 'Anywhere', 'v
 # %% ../../nbs/data/08_crops.ipynb #ab467561
 from dataclasses import dataclass
 import numpy as np, pandas as pd
-from ..core.errors import AudiotagError
+from ..core.errors import AudiotagError, counted
 from ..core.config import Config
 from .store import FeatureStore
 
@@ -156,6 +156,7 @@ def validated(
         return labelled.iloc[np.unique(np.linspace(0, len(labelled) - 1, n).round().astype(int))]
     if both := set(train.clip_id) & set(valid.clip_id):
         raise AudiotagError(
-            f"{len(both)} clips are in training and in validation, one is {min(both)!r}", fix="check the folds"
+            f"{counted(len(both), 'clip is', 'clips are')} in training and in validation, such as {min(both)!r}",
+            fix="check the folds",
         )
     return valid

@@ -38,7 +38,8 @@ def check_folds(
     if len(split := n_folds.index[n_folds > 1]):
         folds = sorted(set(clips.fold[train & (clips.group == split[0])].astype(int)))
         raise AudiotagError(
-            f"{len(split)} groups lie in several folds, as {split[0]!r} in {', '.join(map(str, folds))}",
+            f"{counted(len(split), 'group lies', 'groups lie')} in several "
+            f"folds, as {split[0]!r} in {', '.join(map(str, folds))}",
             field="fold",
             fix="call assign_folds: clips of one group belong together",
         )
@@ -155,7 +156,7 @@ def join_groups(
         for _, part in clips.group[names.index].groupby(names):
             first, *others = part.unique()
             apart += not all([groups.join(first, other, share=0.5) for other in others])
-        note = f"{names.nunique()} {column}s of {len(names)} clips are kept in one fold each"
+        note = f"{counted(names.nunique(), column)} of {counted(len(names), 'clip')}: each stays in one fold"
         notes.append(note + (f", except for {apart} with too many clips or most of a class" if apart else ""))
     rows = clips[train]
     together = rows.groupby(rows.group).path.transform("nunique") > 1  # groups that the competition gives
@@ -183,11 +184,12 @@ def _duplicate_note(pairs, together, at_most) -> str:
         )
     apart = pairs[~together]
     if n := int(apart.same_label.sum()):
-        note += f"; {n} pairs lie apart, as their group would be larger than a fold"
+        note += f"; {counted(n, 'pair lies', 'pairs lie')} apart, as the group would be larger than a fold"
     if n := len(apart) - int(apart.same_label.sum()):
         note += (
-            f"; {n} pairs share a sound but no label, such as a background, and lie apart, as too much is "
-            f"connected by it"
+            f"; {counted(n, 'pair shares', 'pairs share')} a sound "
+            "but no label, such as a background: left apart, as too "
+            "much is connected by it"
         )
     return note + (f"; of each recording the first {at_most:.0f} s were compared" if np.isfinite(at_most) else "")
 
@@ -254,7 +256,7 @@ def given_folds(
     first = clips[train].drop_duplicates("group").set_index("group").fold
     fold = clips.group.map(first).where(train, -1).astype(int)
     if moved := int((fold[train] != clips.fold[train]).sum()):
-        say(f"folds: {moved} clips move to the given fold of the first clip of their group")
+        say(f"folds: {counted(moved, 'clip moves', 'clips move')} to the given fold of the first clip of the group")
     numbers = {f: i for i, f in enumerate(sorted(set(fold[train])))}
     return check_folds(clips.assign(fold=fold.map({**numbers, -1: -1}).astype(int)))
 

@@ -841,7 +841,7 @@ def _test_table(guess: Guess, template: FoundTable, index, classes, audio, root,
     if template.id_column:
         pattern = derive_pattern(template, index)
         n, there = rows[id_column].nunique(), len({p for p in template.paths if p})
-        why = f"{there} of {counted(n, 'id')} {'has' if n == 1 else 'have'} a file: {pattern}"
+        why = f"{there} of {counted(n, 'id has', 'ids have')} a file: {pattern}"
     else:
         folders = sorted(p.name for p in root.iterdir() if p.is_dir() and _is_test_folder(p.name))
         if not folders or all(re.search(r"_[0-9]*[05]$", i) for i in rows[id_column]):
@@ -854,7 +854,7 @@ def _test_table(guess: Guess, template: FoundTable, index, classes, audio, root,
         ids_with_ending = any(str(i).lower().endswith(SOUND_ENDINGS) for i in rows[id_column][:5])
         endings = Counter(os.path.splitext(p)[1] for p in audio).most_common(1)
         pattern = f"{folders[0]}/{{{id_column}}}" + ("" if ids_with_ending or not endings else endings[0][0])
-        why = f"{len(rows)} rows; {folders[0]}/ holds none of their files yet"
+        why = f"{counted(len(rows), 'row')}; {folders[0]}/ holds none of their files yet"
     guess.took("test", template.file, why)
     label = next((c for c in others if _LABEL_NAME.search(_norm(c))), others[0] if others else "")
     return SubmissionTable(
@@ -878,7 +878,7 @@ def _test_folder(guess: Guess, audio) -> SubmissionTable | None:
     folder = found[0].split("/")[0]
     found = [p for p in found if p.startswith(folder + "/")]
     flat = all(p.count("/") == 1 for p in found)
-    guess.took("test", f"{folder}/", f"{len(found)} files, no template: a row for each")
+    guess.took("test", f"{folder}/", f"{counted(len(found), 'file')}, no template: a row for each")
     return SubmissionTable(path=f"{folder}/{{id}}" if flat else f"{folder}/**", ending=True)
 
 # %% ../../nbs/data/12_guess_layout.ipynb #1b0f0028

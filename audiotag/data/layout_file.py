@@ -449,10 +449,10 @@ def _join_rows(frame, root, file) -> tuple:  # (clip table, notes)
         joined = first.labels.agg(lambda of_rows: tuple(dict.fromkeys(c for labels in of_rows for c in labels)))
         frame = first.first().assign(labels=joined).reset_index()
         about = counted(len(frame), "clip")
-        notes.append(f"{n} rows of {file.name} are about {about}, whose labels are joined")
+        notes.append(f"{counted(n, 'row')} of {file.name} are about {about}, whose labels are joined")
     if n := int((frame.source == "unlabeled").sum()):
-        have = "has no label and counts" if n == 1 else "have no label and count"
-        notes.append(f"{counted(n, 'clip')} of {file.name} {have} as unlabeled")
+        what = counted(n, "clip has no label and counts", "clips have no label and count")
+        notes.append(f"{file.name}: {what} as unlabeled")
     timed = frame.start_s.notna() | frame.end_s.notna()
     spans = [f"@{a:g}-{b:g}" if t else "" for a, b, t in zip(frame.start_s, frame.end_s, timed)]
     clips = clip_table(
@@ -482,7 +482,7 @@ def _template_of(test: SubmissionTable, root: Path, classes) -> tuple:  # (templ
     columns = tuple(c for c in rows.columns if c not in ("row", test.id_column))
     if classes and set(columns) != set(classes):
         odd = sorted(set(columns) ^ set(classes))
-        what = f"its columns are not the {len(classes)} classes of the layout: {a_few(odd)}"
+        what = f"its columns are not the {counted(len(classes), 'class')} of the layout: {a_few(odd)}"
         raise AudiotagError(what, file=root / test.file, fix="run `audiotag new` again, for the new template")
     return rows, columns
 
@@ -525,12 +525,18 @@ def asked_clips(test: SubmissionTable, root: Path, classes) -> tuple:  # (clip t
     missing = [i for i, path in zip(ids, paths) if not path]
     extra_ids = [_id_of(p, test) for p in extra]
     if extra and ids and len(missing) == len(ids):
-        what = f"none of its {len(ids)} ids is a file, and the folder holds {a_few(extra_ids)}"
+        what = f"none of its {counted(len(ids), 'id')} is a file, and the folder holds {a_few(extra_ids)}"
         raise AudiotagError(what, file=root / test.file, fix="take the template and the test folder of one competition")
     if extra and test.file:
-        notes.append(f"{len(extra)} test files are not in the template; they get rows at the end: {a_few(extra_ids)}")
+        notes.append(
+            f"{counted(len(extra), 'test file is', 'test files are')} not in the template, "
+            f"so rows are added at the end: {a_few(extra_ids)}"
+        )
     if missing:
-        notes.append(f"{len(missing)} ids of the template have no file and get the class prior: {a_few(missing)}")
+        notes.append(
+            f"{counted(len(missing), 'id of the template has', 'ids of the template have')} "
+            f"no file and will get the class prior: {a_few(missing)}"
+        )
     clips = clip_table(
         ids + extra_ids,
         path=[str(root / (p or f"{test.path.partition('{')[0].rpartition('/')[0]}/{i}")) for i, p in zip(ids, paths)]

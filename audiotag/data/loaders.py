@@ -9,7 +9,7 @@ __all__ = ['CropLoader', 'fold_loaders']
 from dataclasses import replace
 import numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders
-from ..core.errors import AudiotagError
+from ..core.errors import AudiotagError, counted
 from ..core.seeding import rng
 from ..core.targets import Targets
 from .competitions import targets
@@ -29,7 +29,7 @@ def _stored_ids(clips, store, are_places):
     missing = [c for c in ids if c not in store]
     if missing:
         raise AudiotagError(
-            f"{len(missing)} clips are not in the feature store, the first is {missing[0]!r}",
+            f"{counted(len(missing), 'clip is', 'clips are')} not in the feature store, the first is {missing[0]!r}",
             fix="build the store from this clip table, and leave out what is in its quarantine",
         )
     return ids
@@ -60,7 +60,7 @@ def _check_draw(drawn, n: int) -> tuple:  # (items, 1 or 2) rows: a clip, and it
     )
     if not valid:
         raise AudiotagError(
-            f"an epoch of {n} clips was drawn with rows {rows.min()} to {rows.max()}",
+            f"an epoch of {counted(n, 'clip')} was drawn with rows {rows.min()} to {rows.max()}",
             field="draw",
             fix="return row numbers, and -1 for no partner",
         )
@@ -130,7 +130,7 @@ class CropLoader(PrefetchingLoader):
                 order = order[(g.random(len(rows)) < self.probability[rows[:, 0]])[order]]
             if len(order) < 2:
                 raise AudiotagError(
-                    f"epoch {epoch} has {len(order)} clips",
+                    f"epoch {epoch} has {counted(len(order), 'clip')}",
                     fix="give the clips a higher probability, or train on more clips",
                 )
             self.n, self.drop_last = len(order), len(order) > self.bs
@@ -218,7 +218,9 @@ def fold_loaders(
 ) -> DataLoaders:
     "Training and validation loader; raises `AudiotagError` when there is nothing to train on, or a clip is in both."
     if len(train) < 2:
-        raise AudiotagError(f"there are only {len(train)} clips to train on", fix="use fewer folds or more clips")
+        raise AudiotagError(
+            f"no more than {counted(len(train), 'clip')} to train on", fix="use fewer folds or more clips"
+        )
     valid = validated(train, valid)
     common = dict(frames=frames, batch_size=batch_size, seed=seed, short=short, crops=crops, num_workers=num_workers)
     of_training = dict(y=y, probability=probability, draw=draw, target_step=target_step, join=join)

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd
-from ..core.errors import AudiotagError, library_error
+from ..core.errors import AudiotagError, counted, library_error
 from ..core.files import atomic_path, claim_folder, read_json, write_bytes, write_json, write_text
 from ..core.progress import progress, say
 from .store import FeatureStore, _clip_codes, _digest, build_store, build_stores, map_codes, open_store
@@ -402,7 +402,7 @@ class RemoteStore(FeatureStore):
             [
                 f"{'store':17}{self.url}",
                 *lines[1:3],
-                f"{'there':17}{size / 1e6:.1f} MB, {len(self.clips.about['shards'])} shards",
+                f"{'there':17}{size / 1e6:.1f} MB, {counted(len(self.clips.about['shards']), 'shard')}",
                 *lines[4:],
             ]
         )
@@ -497,7 +497,7 @@ def _send_index(remote, folder, before):
         for n in lost:
             (folder / "shards" / f".{n}.away").unlink(missing_ok=True)
         raise AudiotagError(
-            f"{len(lost)} shards are gone, the first is {lost[0]}",
+            f"{counted(len(lost), 'shard is', 'shards are')} gone, the first is {lost[0]}",
             file=remote.url,
             fix="make the same call again; make sure that no other process builds here",
         )

@@ -13,7 +13,7 @@ import csv, io, os, re, unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from ..core.errors import AudiotagError, a_few, did_you_mean
+from ..core.errors import AudiotagError, a_few, counted, did_you_mean
 from ..core.files import read_regular
 
 # %% ../../nbs/data/00_sample_submission.ipynb #c38442cb
@@ -41,7 +41,7 @@ def binary_format(
     if n := data.count(0):
         if n > len(data) / 4:
             return "is a binary file or UTF-16 text, as it consists of NUL bytes"
-        return f"holds {n} NUL bytes, the first in line {data.count(10, 0, data.index(0)) + 1}"
+        return f"holds {counted(n, 'NUL byte')}, the first in line {data.count(10, 0, data.index(0)) + 1}"
     return ""
 
 # %% ../../nbs/data/00_sample_submission.ipynb #e66283f7
@@ -137,7 +137,10 @@ def iter_table(
                 else "the file may be cut off: copy it again"
             )
             raise AudiotagError(
-                f"has {len(cells)} cells where the header has {len(header)}", file=path, row=line - first, fix=fix
+                f"has {counted(len(cells), 'cell')} where the header has {len(header)}",
+                file=path,
+                row=line - first,
+                fix=fix,
             )
         yield line - first, cells
 
@@ -192,7 +195,7 @@ def note_left_out(names, folder) -> list:  # of notes
     "A note on files whose ending is not one of `SOUND_FILES`, or whose name is not UTF-8."
     shown = sorted(name.encode("utf-8", "backslashreplace").decode() for name in names)
     return (
-        [f"{len(shown)} files of {folder}/ are not named like sound files and are left out: {a_few(shown)}"]
+        [f"left out of {folder}/, as not named like sound files: {counted(len(shown), 'file')}, {a_few(shown)}"]
         if shown
         else []
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import pandas as pd
-from ..core.errors import AudiotagError, did_you_mean, library_error, load_library, printable
+from ..core.errors import AudiotagError, counted, did_you_mean, library_error, load_library, printable
 from ..core.config import Config, config_from_dict, require_same
 from audiotag.core.files import (
     atomic_path,
@@ -681,7 +681,8 @@ def _publish_index(folder, settings, plan, done):
         shutil.rmtree(p, ignore_errors=True)
     if bad:
         say(
-            f"{len(bad)} of {len(rows)} clips could not be read, see {folder / 'quarantine.csv'}; the first: "
+            f"{len(bad)} of {counted(len(rows), 'clip')} could not "
+            f"be read, see {folder / 'quarantine.csv'}; the first: "
             f"{bad[0]['path']}: {bad[0]['what']}"
         )
 
@@ -754,7 +755,7 @@ def build_store(
     settings = StoreSettings(front_end=front_end, dtype=dtype, shard_mb=shard_mb, longest_s=longest_s)
     rows = _clip_rows(clips)
     if workers < 1:
-        raise AudiotagError(f"{workers} workers are too few", field="workers", fix="give 1 or more")
+        raise AudiotagError(f"{counted(workers, 'worker')}", field="workers", fix="give 1 or more")
     load_library("torch", *front_end.needs())
     folder = claim_folder(folder, "store").absolute()
     with _lock_store(folder):
@@ -924,7 +925,7 @@ class FeatureStore:
         return iter(self.clips)
 
     def __repr__(self):
-        return printable(f"{type(self).__name__}({self.location!r}): {len(self)} clips")
+        return printable(f"{type(self).__name__}({self.location!r}): {counted(len(self), 'clip')}")
 
     def __reduce__(self):
         return partial(type(self), open_shards=self.open_shards), (self.folder,)
@@ -1021,16 +1022,16 @@ class FeatureStore:
         files = [p for p in self.folder.rglob("*") if p.is_file()]
         frames, shards = int(self.index.frames.sum()), self.index.shard.nunique()
         try:
-            length = f"{frames / self.frame_rate / 3600:.2f} hours, {frames} frames"
+            length = f"{frames / self.frame_rate / 3600:.2f} hours, {counted(frames, 'frame')}"
         except AudiotagError:
-            length = f"{frames} frames"
+            length = counted(frames, "frame")
         kinds = ", ".join(f"{n} {k}" for k, n in self.quarantine.kind.value_counts().items())
         shape = " × ".join(map(str, self.index[["channels", "bands"]].iloc[0])) if len(self) else "none"
         lines = {
             "store": self.folder,
             "clips": f"{len(self)}, and {len(self.quarantine)} in quarantine" + (f" ({kinds})" if kinds else ""),
             "length": length,
-            "on disk": f"{sum(p.stat().st_size for p in files) / 1e6:.1f} MB, {shards} shards",
+            "on disk": f"{sum(p.stat().st_size for p in files) / 1e6:.1f} MB, {counted(shards, 'shard')}",
             "numbers": f"{self.settings.dtype}, off by at most {self.index.error.max():.3g}"
             if len(self)
             else self.settings.dtype,

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastai.data.core import DataLoaders
-from ..core.errors import AudiotagError
+from ..core.errors import AudiotagError, counted
 from audiotag.core.files import (
     atomic_folder,
     atomic_path,
@@ -244,7 +244,7 @@ class StreamLoader(PrefetchingLoader):
         self.drop_last = self.n > self.bs
         if self.n < 2:
             raise AudiotagError(
-                f"epoch {epoch} has {self.n} clips",
+                f"epoch {epoch} has {counted(self.n, 'clip')}",
                 fix="give the clips a higher probability, or train on more clips",
             )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from .competitions import Competition
 from .sample_submission import binary_format
-from ..core.errors import AudiotagError, a_few, printable
+from ..core.errors import AudiotagError, a_few, counted, printable
 from ..core.files import read_regular
 
 # %% ../../nbs/data/02_submission.ipynb #462b470e
@@ -53,8 +53,8 @@ def _read_text(path, competition) -> tuple:  # (text or None, findings)
         if size > most:
             return None, [
                 _fatal(
-                    f"the file has {size / 1e6:.1f} MB, and {len(competition.of('test'))} rows of "
-                    f"{len(competition.template.columns)} columns cannot need more than {most / 1e6:.1f}"
+                    f"the file has {size / 1e6:.1f} MB, and {counted(len(competition.of('test')), 'row')} of "
+                    f"{counted(len(competition.template.columns), 'column')} cannot need more than {most / 1e6:.1f}"
                 )
             ]
         data = read_regular(path, largest=most)
@@ -104,7 +104,10 @@ def _parse_csv(text) -> tuple:  # (header, rows, findings)
     if not ragged:
         return header or [], rows, []
     row, n_cells = ragged[0]
-    what = f"{len(ragged)} rows do not have as many cells as the header ({len(header)}): row {row} has {n_cells}"
+    what = (
+        f"{counted(len(ragged), 'row does', 'rows do')} not have as many "
+        f"cells as the header ({len(header)}): row {row} has {n_cells}"
+    )
     return header, rows, [_fatal(what)]
 
 # %% ../../nbs/data/02_submission.ipynb #0ba09e3c
@@ -140,11 +143,11 @@ def _check_rows(ids: list, competition: Competition) -> list:
     extra = list(dict.fromkeys(i for i in ids if i not in wanted_set))
     repeated = [i for i, n in Counter(ids).items() if n > 1]
     problems = (
-        (missing, "rows are missing"),
-        (extra, "rows are not asked for"),
-        (repeated, "ids occur more than once"),
+        (missing, "row is missing", "rows are missing"),
+        (extra, "row is not asked for", "rows are not asked for"),
+        (repeated, "id occurs more than once", "ids occur more than once"),
     )
-    found = [_fatal(f"{len(names)} {what}: {a_few(names)}") for names, what in problems if names]
+    found = [_fatal(f"{counted(len(names), *what)}: {a_few(names)}") for names, *what in problems if names]
     if missing and extra and (hint := _explain_ids(missing, extra)):
         found.append(_fatal(hint))
     public = list(competition.template[competition.id_column])
@@ -162,19 +165,19 @@ def _check_rows(ids: list, competition: Competition) -> list:
 def _explain_ids(missing, extra) -> str:
     "How the extra ids differ from the missing ones, by the rule that explains most of them; '' if none does."
     rules = {
-        "differ in upper and lower case": str.lower,
-        "have spaces around them": str.strip,
-        "have quotes around them": lambda name: name.strip("\"' "),
-        "lack the extension": lambda name: name.rsplit(".", 1)[0],
-        "have a folder before them": lambda name: re.split(r"[/\\]", name)[-1],
-        "have become numbers": _as_number,
+        "another upper or lower case": str.lower,
+        "spaces around the name": str.strip,
+        "quotes around the name": lambda name: name.strip("\"' "),
+        "no extension": lambda name: name.rsplit(".", 1)[0],
+        "a folder before the name": lambda name: re.split(r"[/\\]", name)[-1],
+        "turned into numbers": _as_number,
     }
     explained = {}
     for what, rule in rules.items():
         wanted = {rule(i) for i in missing}
         explained[what] = sum(rule(i) in wanted for i in extra)
     what = max(explained, key=explained.get)
-    return f"{explained[what]} ids {what}" if explained[what] else ""
+    return f"{counted(explained[what], 'id')}: {what}" if explained[what] else ""
 
 
 def _as_number(name: str) -> str:
@@ -236,7 +239,10 @@ def _check_numbers(rows, header, columns) -> list:
     row, col = wrong[0]
     cell = rows[row][positions[col]]
     why = _explain_cell(cell)
-    what = f"{len(wrong)} values are not finite numbers, the first is {cell[:40]!r} in row {row + 1}, {columns[col]!r}"
+    what = (
+        f"{counted(len(wrong), 'value is not a finite number', 'values are not finite numbers')}, "
+        f"the first is {cell[:40]!r} in row {row + 1}, {columns[col]!r}"
+    )
     return [_fatal(f"{what} ({why})")]
 
 # %% ../../nbs/data/02_submission.ipynb #e4482be8
@@ -246,13 +252,16 @@ def _check_values(values: np.ndarray, columns) -> list:
     if (out := (values < 0) | (values > 1)).any():
         found.append(
             _suspicious(
-                f"{int(out.sum())} values lie outside of 0 to 1 (from {values.min():.4g} to {values.max():.4g})"
+                f"{counted(int(out.sum()), 'value lies', 'values lie')} outside "
+                f"of 0 to 1 (from {values.min():.4g} to {values.max():.4g})"
             )
         )
     if len(values) > 1 and (flat := [c for c, v in zip(columns, values.T) if np.ptp(v) == 0]):
-        found.append(_suspicious(f"{len(flat)} columns hold one value in all rows: {a_few(flat)}"))
+        found.append(
+            _suspicious(f"{counted(len(flat), 'column holds', 'columns hold')} one value in all rows: {a_few(flat)}")
+        )
     if len(columns) > 1 and (same := int((np.ptp(values, axis=1) == 0).sum())):
-        found.append(_suspicious(f"{same} rows hold one value in all columns"))
+        found.append(_suspicious(f"{counted(same, 'row holds', 'rows hold')} one value in all columns"))
     equal = np.unique(values, axis=0, return_counts=True)[1].max()
     if equal > 1:
         found.append(
@@ -268,7 +277,10 @@ def _check_labels(rows, header, column, classes) -> list:
     if wrong:
         row, cell = wrong[0]
         return [
-            _fatal(f"{len(wrong)} cells are not classes of this competition, the first is {cell[:40]!r} in row {row}")
+            _fatal(
+                f"{counted(len(wrong), 'cell is not a class', 'cells are not classes')} "
+                f"of this competition, the first is {cell[:40]!r} in row {row}"
+            )
         ]
     ((label, n),) = Counter(cells).most_common(1) or [("", 0)]
     return [_suspicious(f"{n} of {len(cells)} rows have the label {label!r}")] if n > 1 and n > 0.9 * len(cells) else []

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 import numpy as np
-from ..core.errors import AudiotagError, did_you_mean, require_name
+from ..core.errors import AudiotagError, counted, did_you_mean, require_name
 from ..core.config import Config, added
 from ..core.metrics import METRICS, bootstrap_interval, metric_named, require_whole_groups
 from ..core.seeding import derive_seed, rng
@@ -49,7 +49,7 @@ def combine(
     w = np.ones(len(scores)) if weights is None else np.asarray(weights, dtype=np.float64)
     if len(w) != len(scores) or (w < 0).any() or not 0 < w.sum() < np.inf:
         raise AudiotagError(
-            f"{len(w)} weights for {len(scores)} members",
+            f"{counted(len(w), 'weight')} for {counted(len(scores), 'member')}",
             field="weights",
             fix="give one per member, none negative, not all 0",
         )
@@ -83,7 +83,7 @@ class Combiner(Config):
         _check_opinions(p)
         if len(p) != self.members:
             raise AudiotagError(
-                f"{len(p)} members, and the ensemble was fitted to {self.members}",
+                f"{counted(len(p), 'member')}, and the ensemble was fitted to {self.members}",
                 field="scores",
                 fix="give the same members in the same order",
             )
@@ -209,7 +209,7 @@ class Stacked(Combiner):
     def _check_classes(self, p):
         if p.shape[-1] != len(self.local):
             raise AudiotagError(
-                f"{p.shape[-1]} classes, and the ensemble was fitted to {len(self.local)}",
+                f"{counted(p.shape[-1], 'class')}, and the ensemble was fitted to {len(self.local)}",
                 field="scores",
                 fix="is this the ensemble of this competition?",
             )
@@ -474,7 +474,9 @@ class Stack(EnsembleMethod):
         weights = np.array(self.mean_weights or np.ones(len(scores)), dtype=np.float64)
         if len(weights) != len(scores):
             raise AudiotagError(
-                f"{len(weights)} weights for {len(scores)} members", field="mean_weights", fix="give one per member"
+                f"{counted(len(weights), 'weight')} for {counted(len(scores), 'member')}",
+                field="mean_weights",
+                fix="give one per member",
             )
         return tuple(float(w) for w in weights / weights.sum())
 

@@ -144,16 +144,21 @@ class Report:
 
     def _member_lines(self) -> list:
         lines = [
-            f"  {r['name']} ({r['precision']}): {r['seconds']:.1f} s for {r['windows']} windows"
+            f"  {r['name']} ({r['precision']}): {r['seconds']:.1f} s for {counted(r['windows'], 'window')}"
             + (f"; {r['why']}" if r["why"] else "")
             for r in self.ran[:40]
         ]
         slower = dict.fromkeys((r["precision"], r["slower"]) for r in self.ran if r["slower"])
         lines += [f"  {precision} in place of a faster graph: {why}" for precision, why in slower]
         if self.left_out:
-            lines.append(f"{len(self.left_out)} networks were left out: {_first_three(self.left_out)}")
+            lines.append(
+                f"{counted(len(self.left_out), 'network was', 'networks were')} left out: {_first_three(self.left_out)}"
+            )
         if self.prior:
-            lines.append(f"{len(self.prior)} rows hold the class prior ({_first_three(self.prior, repr)})")
+            lines.append(
+                f"{counted(len(self.prior), 'row holds', 'rows hold')} "
+                f"the class prior ({_first_three(self.prior, repr)})"
+            )
         return lines
 
     def _timing_lines(self) -> list:

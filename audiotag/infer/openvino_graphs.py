@@ -25,7 +25,7 @@ from audiotag.infer.bundle import (
     torch_run,
 )
 from ..data.competitions import targets
-from ..core.errors import AudiotagError, library_error, load_library, require_name
+from ..core.errors import AudiotagError, counted, library_error, load_library, require_name
 from ..core.config import Config, config_from_dict
 from ..core.files import file_sha256
 from ..core.progress import progress
@@ -623,10 +623,10 @@ def _member_graph(bundle: Bundle, joined, entry: dict, example):
     graph = ov.Model(results, joined.get_parameters(), "member")
     inputs = example if isinstance(example, tuple) else (example,)
     if len(graph.inputs) != len(inputs):
-        refuse(f"takes {len(graph.inputs)} inputs, the front end gives {len(inputs)}")
+        refuse(f"takes {counted(len(graph.inputs), 'input')}, the front end gives {len(inputs)}")
     output = graph.outputs[0].partial_shape
     if output.rank.is_dynamic or list(output)[1:] != [ov.Dimension(len(bundle.classes))]:
-        refuse(f"gives {output}, the bundle has {len(bundle.classes)} classes")
+        refuse(f"gives {output}, the bundle has {counted(len(bundle.classes), 'class')}")
 
     def shape(port, o):
         batch = port.partial_shape[0]

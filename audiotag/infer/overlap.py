@@ -7,7 +7,7 @@ __all__ = ['strips', 'shared_pass']
 
 # %% ../../nbs/infer/02_overlap.ipynb #b867ca45
 import numpy as np
-from ..core.errors import AudiotagError
+from ..core.errors import AudiotagError, counted
 
 # %% ../../nbs/infer/02_overlap.ipynb #97baf83f
 def strips(
@@ -79,7 +79,7 @@ def shared_pass(
     columns = maps.shape[-1]
     if frames % columns or hop * columns % frames:
         raise AudiotagError(
-            f"a hop of {hop} frames falls between the columns of {frames / columns:g} frames",
+            f"a hop of {counted(hop, 'frame')} falls between the columns of {frames / columns:g} frames",
             field="windows.hop",
             fix=f"take a multiple of {frames / columns:g}, or export it window by window",
         )

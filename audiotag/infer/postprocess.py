@@ -13,7 +13,7 @@ import json, math, re
 from collections import Counter
 from dataclasses import dataclass
 import numpy as np, pandas as pd
-from ..core.errors import AudiotagError, require_name
+from ..core.errors import AudiotagError, counted, require_name
 from ..core.config import Config, added, set_fields
 from ..core.metrics import bootstrap_interval, metric_named, require_probabilities, require_whole_groups
 from ..core.progress import progress, say
@@ -220,7 +220,7 @@ class LearnedStep(Step):
         "Raise `AudiotagError` unless the step has learned `n` classes."
         if self.width != n:
             raise AudiotagError(
-                f"has learned {self.width} classes, and there are {n}"
+                f"has learned {counted(self.width, 'class')}, and there are {n}"
                 if self.width
                 else "has not learned anything yet",
                 field=self.kind,
@@ -367,9 +367,12 @@ class MetadataPrior(LearnedStep):
         silent, new = sum(t == "" for t in told), sum(t not in self.levels for t in told if t)
         if not silent + new:
             return ""
-        parts = [f"{silent} have no {self.by} in their name"] * (silent > 0)
-        parts += [f"{new} have a {self.by} of which nothing was learned"] * (new > 0)
-        return f"{step_word(self)}: of {len(told)} recordings, {' and '.join(parts)}: their scores stay as they are"
+        parts = [f"{counted(silent, 'has', 'have')} no {self.by} in the name"] * (silent > 0)
+        parts += [f"{counted(new, 'has', 'have')} a {self.by} of which nothing was learned"] * (new > 0)
+        return (
+            f"{step_word(self)}: of {counted(len(told), 'recording')}, "
+            f"{' and '.join(parts)}: their scores stay as they are"
+        )
 
     def of_named(self, name, p):
         level = name_metadata(name)[self.by]
@@ -652,7 +655,9 @@ class Thresholds(Config):
         p = np.asarray(scores, dtype=np.float64)
         if p.ndim != 2 or p.shape[1] != len(self.values):
             raise AudiotagError(
-                f"the scores have the shape {p.shape}", field="scores", fix=f"give (clips, {len(self.values)} classes)"
+                f"the scores have the shape {p.shape}",
+                field="scores",
+                fix=f"give (clips, {counted(len(self.values), 'class')})",
             )
         labels = p >= np.array(self.values)
         if self.at_most is not None:

@@ -21,7 +21,7 @@ from .deadline import Candidate, Deadline, MemberState, Pace, Plan, as_deadline,
 from ..data.competitions import Competition, join_labels, layout_of, layouts, load_competition
 from ..data.layout_file import FolderLayout, KnownLayout
 from ..data.sample_submission import match_names
-from ..core.errors import AudiotagError, a_few
+from ..core.errors import AudiotagError, a_few, counted
 from ..core.config import config_from_dict
 from ..core.files import clear_leftovers, hold_signals, read_regular, write_text
 from ..core.progress import say
@@ -299,7 +299,7 @@ def predict_batch(
     n_classes = next((p.shape[1] for _, p in parts if p is not None), None)
     if n_classes is None or len(run.clip_errors) > max(2, 0.1 * len(run.scores)):
         first = next(iter(run.clip_errors.values()))
-        raise AudiotagError(f"it fails on {len(run.clip_errors)} clips, the first time with: {first}")
+        raise AudiotagError(f"it fails on {counted(len(run.clip_errors), 'clip')}, the first time with: {first}")
     return np.concatenate([np.full((n, n_classes), np.nan, np.float32) if p is None else p for n, p in parts])
 
 # %% ../../nbs/infer/09_predict.ipynb #322d4e22
@@ -616,7 +616,7 @@ class Inference:
             len(weights) != n or not all(0 <= w < math.inf for w in weights) or not sum(weights)
         ):
             raise AudiotagError(
-                f"{weights!r} does not give a weight to each of {n} bundles",
+                f"{weights!r} does not give a weight to each of {counted(n, 'bundle')}",
                 field="weights",
                 fix="give one number per bundle, none negative, not all 0",
             )
@@ -820,7 +820,7 @@ class Inference:
         say(
             f"inference: {m.name}, {scored} of about {max(scored, m.windows):.0f} windows, "
             f"{1 / max(m.pace.recent_per_window, 1e-9):.0f} windows/s; "
-            f"{len(self.finished())} of {len(self.members)} networks done{left}"
+            f"{len(self.finished())} of {counted(len(self.members), 'network')} done{left}"
         )
 
     def _record_event(self, lane, begin, label=""):
@@ -852,7 +852,9 @@ class Inference:
         report.scored, report.members = int(scored.sum()), len(members) if scored.any() else 0
         report.prior = {ids[i]: self.unreadable.get(i, "no network has scored it") for i in np.flatnonzero(~scored)}
         if partly := {ids[i]: why for i, why in self.unreadable.items() if scored[i]}:
-            self.note(f"{len(partly)} rows were scored by a part of the networks ({a_few(partly)})")
+            self.note(
+                f"{counted(len(partly), 'row was', 'rows were')} scored by a part of the networks ({a_few(partly)})"
+            )
 
     def _report_times(self, now):
         report, loaders = self.report, {m.loader for m in self.members}

@@ -10,7 +10,7 @@ __all__ = ['MAX_SOURCE_BYTES', 'Reply', 'redact_secrets', 'run_kaggle', 'remote_
 import csv, importlib.util, json, os, re, shutil, subprocess, sys, tempfile, threading, time
 from dataclasses import dataclass
 from pathlib import Path
-from ..core.errors import AudiotagError, a_few
+from ..core.errors import AudiotagError, a_few, counted
 from ..core.files import atomic_folder, read_json, write_bytes, write_json
 from ..core.progress import say
 from audiotag.kaggle.pack import (
@@ -215,9 +215,11 @@ def _compare_files(sent: dict, remote: dict) -> list:
     "Sentences about files that are missing from the remote list or have another size there."
     missing = [n for n in sent if n not in remote]
     resized = [
-        f"{n} ({remote[n][0]} bytes instead of {s})" for n, s in sent.items() if n in remote and remote[n][0] != s
+        f"{n} ({counted(remote[n][0], 'byte')} instead of {s})"
+        for n, s in sent.items()
+        if n in remote and remote[n][0] != s
     ]
-    faults = [f"{len(missing)} of {len(sent)} files did not arrive: {a_few(missing)}"] if missing else []
+    faults = [f"{len(missing)} of {counted(len(sent), 'file')} did not arrive: {a_few(missing)}"] if missing else []
     return faults + ([f"{len(resized)} arrived in another size: {a_few(resized)}"] if resized else [])
 
 
@@ -282,7 +284,7 @@ def publish(
     else:
         before, kind = None, "a new dataset"
         arguments = ("create", "-p", folder, *(["--public"] if public else []))
-    say(f"{ref}: {kind}, {len(sent)} files, {size_mb:.1f} MB")
+    say(f"{ref}: {kind}, {counted(len(sent), 'file')}, {size_mb:.1f} MB")
     _upload(ref, arguments, len(sent))
     _verify_upload(ref, sent, before, wait_s=180 + size_mb if wait_s is None else wait_s, every_s=every_s)
     return ref
@@ -300,7 +302,7 @@ def _upload(ref: str, arguments, n_files: int):
         )
     if lost := re.findall(r"^Upload unsuccessful: (.*)$", reply.text, re.M):
         raise AudiotagError(
-            f"{len(lost)} of {n_files} files did not arrive: {a_few(lost)}",
+            f"{len(lost)} of {counted(n_files, 'file')} did not arrive: {a_few(lost)}",
             file=ref,
             fix="publish again: that makes a new version with all files",
         )
@@ -445,7 +447,7 @@ def push(
     code = str(old.get("code_file") or (books[0].name if len(books) == 1 else ""))
     if not (code and (folder / code).is_file()):
         raise AudiotagError(
-            f"holds {len(books)} notebooks",
+            f"holds {counted(len(books), 'notebook')}",
             file=folder,
             fix="pack the one to be pushed: `audiotag pack kernel NOTEBOOK DIR`",
         )

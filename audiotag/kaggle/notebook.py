@@ -8,7 +8,7 @@ __all__ = ['read_notebook', 'code_cells', 'parameters_cell', 'with_parameters', 
 # %% ../../nbs/kaggle/05_notebook.ipynb #0763e92d
 import ast, re
 from dataclasses import dataclass, field
-from ..core.errors import AudiotagError
+from ..core.errors import AudiotagError, counted
 
 # %% ../../nbs/kaggle/05_notebook.ipynb #85205f2a
 def read_notebook(path):
@@ -44,7 +44,7 @@ def parameters_cell(nb, path) -> int:
     ]
     if len(found) != 1:
         raise AudiotagError(
-            f'has {len(found)} cells that begin with "# parameters"',
+            f"has {counted(len(found), 'cell')} in place of one that begins with '# parameters'",
             file=path,
             fix="mark the one cell with the settings",
         )

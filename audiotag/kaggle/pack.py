@@ -342,7 +342,7 @@ def keep_existing_graphs(
             continue
         kept, lost = keep_graphs(new, old)
         if kept:
-            say(f"{folder}: keeps the graphs of {kept} networks of {old.name}: their weights are the same")
+            say(f"{folder}: keeps the graphs of {counted(kept, 'network')} of {old.name}: the weights are the same")
         for why, names in lost.items():
             say(f"{folder}: deletes the graphs of {a_few(names, 9)} of {old.name}: {why}; to make new ones: {command}")
 
@@ -366,7 +366,7 @@ def missing_graphs(
         return ""
     slow = "in torch, which took 4 to 6 times as long as int8 graphs where it was measured"
     if n_made:
-        what = f"{n_members - n_made} of {n_members} networks have no OpenVINO graph: they run {slow}"
+        what = f"an OpenVINO graph for only {n_made} of {counted(n_members, 'network')}: the others run {slow}"
     else:
         what = f"this bundle has no OpenVINO graphs: inference runs {slow}"
     if n_tried == n_members:
@@ -385,7 +385,7 @@ def _readme(run, table, slug) -> str:
     rows = "\n".join(table_row([s, *(f"{v:.4f}" for v in row)]) for s, row in table.iterrows())
     r = run.recipe
     folds = r.n_folds if getattr(r.model, "differs_by_fold", True) else 1
-    n, how = len(r.members) * folds, f"{folds} folds each"
+    n, how = len(r.members) * folds, f"{counted(folds, 'fold')} each"
     if r.refit:
         n, how = len(r.members), f"trained on all clips, the scores are those of {r.n_folds} folds"
     networks = f"{counted(n, 'network')} ({', '.join(r.members)}; {how})"

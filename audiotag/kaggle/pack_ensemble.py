@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from ..infer.bundle import Bundle, join_bundles
 from ..data.competitions import targets
-from ..core.errors import AudiotagError, a_few, require_name
+from ..core.errors import AudiotagError, a_few, counted, require_name
 from ..core.files import atomic_folder
 from audiotag.infer.ensemble import (
     METHODS,
@@ -83,7 +83,7 @@ def gather(
         for name, r in zip(_unique_names(runs), runs)
         for s in r.recipe.members
     }
-    notes = [f"{len(missing)} clips are not in every run and were left out: {a_few(missing)}"] if missing else []
+    notes = [f"{counted(len(missing), 'clip')} not in every run and left out: {a_few(missing)}"] if missing else []
     return OutOfFold(members, clips, targets(clips, first.classes), first.recipe.metric, notes)
 
 # %% ../../nbs/kaggle/03_pack_ensemble.ipynb #0cbdc244
@@ -184,7 +184,7 @@ def pack_ensemble(
     check_replaceable(folder, "weights")
     if bundles and len(bundles) != len(runs):
         raise AudiotagError(
-            f"{len(bundles)} bundles for {len(runs)} runs",
+            f"{counted(len(bundles), 'bundle')} for {counted(len(runs), 'run')}",
             field="bundles",
             fix="give one for each run, in the same order",
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch import nn
-from ..core.errors import AudiotagError, load_library
+from ..core.errors import AudiotagError, counted, load_library
 from .blocks import Network, SpectrogramNet, pools
 
 # %% ../../nbs/models/10_audioset.ipynb #7c4e92b3
@@ -60,7 +60,9 @@ def match_weights(
             continue
         value, shape = to.change(tensor) if to.change else tensor, wanted[to.name].shape
         if value.shape != shape and to.name in last and value.shape[1:] == shape[1:]:
-            rows.append(Match(theirs, "", tuple(tensor.shape), f"left out: {len(value)} classes, ours are {shape[0]}"))
+            rows.append(
+                Match(theirs, "", tuple(tensor.shape), f"left out: {counted(len(value), 'class')}, ours are {shape[0]}")
+            )
         elif value.shape != shape:
             refuse(f"{theirs} is {tuple(tensor.shape)}, which does not fit {tuple(shape)}")
         else:
@@ -68,7 +70,7 @@ def match_weights(
             rows.append(Match(theirs, to.name, tuple(tensor.shape), to.how))
     new = [k for k in wanted if k not in found and not k.endswith("num_batches_tracked")]
     if missing := [k for k in new if k not in last]:
-        refuse(f"{len(missing)} tensors are missing, the first is {missing[0]}")
+        refuse(f"{counted(len(missing), 'tensor is', 'tensors are')} missing, the first is {missing[0]}")
     return found, rows + [Match("", k, tuple(wanted[k].shape), "new") for k in new]
 
 # %% ../../nbs/models/10_audioset.ipynb #b496952e
@@ -215,7 +217,9 @@ class MobileNet(AudioSetNetwork):
             return None
         ours = f"body.{rest.replace('.conc_se_layers.0.', '.')}"
         if ours == "body.0.0.weight" and tensor.ndim == 4 and tensor.shape[1] != self.in_channels:
-            return _Place(ours, f"repeated for {self.in_channels} channels", _across_channels(self.in_channels))
+            return _Place(
+                ours, f"repeated for {counted(self.in_channels, 'channel')}", _across_channels(self.in_channels)
+            )
         if ".conc_se_layers." in name and name.endswith("weight"):
             return _Place(ours, "as 1×1 convolution", lambda w: w[:, :, None, None])
         return _Place(ours)
@@ -231,13 +235,13 @@ class BandNorm(nn.BatchNorm2d):
         if not torch.jit.is_tracing():
             if x.shape[2] != self.num_features:
                 raise AudiotagError(
-                    f"{x.shape[2]} bands instead of {self.num_features}",
+                    f"{counted(x.shape[2], 'band')} instead of {self.num_features}",
                     field="bands",
                     fix="give those of the front end",
                 )
             if min(x.shape[2:]) < _SMALLEST:
                 raise AudiotagError(
-                    f"{x.shape[2]} bands and {x.shape[3]} frames are too few for CNN14",
+                    f"{counted(x.shape[2], 'band')} and {counted(x.shape[3], 'frame')} are too few for CNN14",
                     fix=f"give at least {_SMALLEST} of both: crop_frames pads short clips",
                 )
         return super().forward(x.transpose(1, 2)).transpose(1, 2)
@@ -307,13 +311,18 @@ class Cnn14(AudioSetNetwork):
             return _Place(f"head.{2 if dense == 'fc1' else 4}.{part}")
         if norm:
             same = not tensor.ndim or len(tensor) == self.bands
-            return _Place(f"body.0.{part}", *([] if same else [f"interpolated to {self.bands} bands", self._to_bands]))
+            return _Place(
+                f"body.0.{part}", *([] if same else [f"interpolated to {counted(self.bands, 'band')}", self._to_bands])
+            )
         ours = f"body.{block}.{3 * (int(number) - 1) + (kind == 'bn')}.{part}"
         if kind == "bn":
             return _Place(ours)
         how, across = "transposed", _across_channels(tensor.shape[1])
         if ours == "body.1.0.weight" and tensor.shape[1] != self.in_channels:
-            how, across = f"transposed, repeated for {self.in_channels} channels", _across_channels(self.in_channels)
+            how, across = (
+                f"transposed, repeated for {counted(self.in_channels, 'channel')}",
+                _across_channels(self.in_channels),
+            )
         return _Place(ours, how, lambda w: across(w.transpose(2, 3)))
 
     def _to_bands(self, values):

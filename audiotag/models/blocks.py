@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.nn import functional as F
-from ..core.errors import AudiotagError, load_library, require_name
+from ..core.errors import AudiotagError, counted, load_library, require_name
 from ..core.config import Config
 from ..audio.features import FrontEnd
 
@@ -172,7 +172,7 @@ def require_spectrograms(
         )
     if min(x.shape[2:]) < min_size:
         raise AudiotagError(
-            f"{x.shape[2]} bands and {x.shape[3]} frames are too few for this network",
+            f"{counted(x.shape[2], 'band')} and {counted(x.shape[3], 'frame')} are too few for this network",
             fix=f"give at least {min_size} of both: crop_frames pads short clips",
         )
 
@@ -388,7 +388,7 @@ def multi_scale(
     multiple of the number of sizes."""
     if not sizes or n_out % len(sizes) or any(k % 2 == 0 for k in sizes):
         raise AudiotagError(
-            f"{n_out} channels cannot be shared by convolutions of {sizes}",
+            f"{counted(n_out, 'channel')} cannot be shared by convolutions of {sizes}",
             field="stem",
             fix="give odd sizes, and a multiple of their number as channels",
         )
@@ -619,7 +619,8 @@ def _load_timm(net, name, cfg, path, in_channels):
     ]
     if mismatched:
         raise AudiotagError(
-            f"holds the weights of another network than {name}: {len(mismatched)} tensors differ, the first is "
+            f"holds the weights of another network than {name}: "
+            f"{counted(len(mismatched), 'tensor differs', 'tensors differ')}, the first is "
             f"{mismatched[0]}",
             file=path,
             field="pretrained",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
 from torch import nn
-from ..core.errors import AudiotagError, did_you_mean
+from ..core.errors import AudiotagError, counted, did_you_mean
 from ..data.competitions import match_names, read_table
 from .blocks import Network
 
@@ -114,7 +114,7 @@ class ClassMapNet(nn.Module):
         z, settings = x.flatten(1), self.settings
         if z.shape[1] <= int(self.index.max()):
             raise AudiotagError(
-                f"the graph gives {z.shape[1]} outputs, the table names the output {int(self.index.max())}",
+                f"the graph gives {counted(z.shape[1], 'output')}, the table names the output {int(self.index.max())}",
                 fix="map the classes of this graph",
             )
         if settings.outputs == "softmax":
@@ -153,7 +153,7 @@ class ClassMap(Solved):
     def _build(self, n_classes):
         if n_classes != len(self.columns):
             raise AudiotagError(
-                f"maps to {len(self.columns)} classes, the competition has {n_classes}",
+                f"maps to {counted(len(self.columns), 'class')}, the competition has {n_classes}",
                 field="model.columns",
                 fix="map the classes of this competition",
             )

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 import numpy as np, torch
 from torch import nn
-from ..core.errors import AudiotagError, require_name
+from ..core.errors import AudiotagError, counted, require_name
 from .blocks import Network
 from .foreign import Solved
 
@@ -35,7 +35,7 @@ def _as_rows(x, width: int):
     "(n, 1, width, 1) to (n, width)."
     if x.ndim != 4 or x.shape[1] * x.shape[2] * x.shape[3] != width:
         raise AudiotagError(
-            f"the probe was given windows of {tuple(x.shape[1:])}, it expects {width} numbers",
+            f"the probe was given windows of {tuple(x.shape[1:])}, it expects {counted(width, 'number')}",
             fix="give it the embeddings that it was made for, one column a window: Windows(frames=1, hop=1)",
         )
     return x.reshape(len(x), -1)

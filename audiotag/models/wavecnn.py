@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from ..core.config import added
-from ..core.errors import AudiotagError
+from ..core.errors import AudiotagError, counted
 from ..audio.features import PRESETS, FrontEnd
 from audiotag.models.blocks import (
     Network,
@@ -54,7 +54,7 @@ def _require_inputs(net, x, statistics, length):
     require_batch_of_two(net, x)
     if x.shape[2] % 16:
         raise AudiotagError(
-            f"{x.shape[2]} bands cannot be halved three times and then paired",
+            f"{counted(x.shape[2], 'band')} cannot be halved three times and then paired",
             field="n_mels",
             fix="give a multiple of 16",
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..infer.deadline import seconds_of
 from ..infer.predict import bundle_layout, handle_sigterm
 from ..data.competitions import Competition, load_competition
-from ..core.errors import AudiotagError, a_few, printable_lines, require_name
+from ..core.errors import AudiotagError, a_few, counted, printable_lines, require_name
 from ..core.files import claim_folder, locked, read_json, write_json, write_text
 from ..core.progress import say
 from ..data.submission import check_submission, refused
@@ -694,7 +694,7 @@ class Rehearsal:
         ]
         for r in self.runs:
             test = (
-                f"hidden test, {r.files} files, {len(r.faults)} of them faulty"
+                f"hidden test, {counted(r.files, 'file')}, {len(r.faults)} of them faulty"
                 if r.test == "hidden"
                 else "no test files"
             )
@@ -706,7 +706,8 @@ class Rehearsal:
             out += [f"  submission: {f}" for f in r.findings] or ["  submission: valid"]
         if p := self.projection:
             out.append(
-                f"projection for {p['files']} files: {p['seconds_here']:.0f} s here, {p['seconds_there']:.0f} s "
+                f"projection for {counted(p['files'], 'file')}: "
+                f"{p['seconds_here']:.0f} s here, {p['seconds_there']:.0f} s "
                 f"on a core {p['slower']:g} times slower, {100 * p['share']:.0f} % of the limit"
             )
         out += [f"PROBLEM {s}" for s in self.problems] + [f"note: {s}" for s in self.notes]
@@ -767,7 +768,7 @@ def _list_notes(rehearsal: Rehearsal) -> list:
     notes = sorted([*rehearsal.notes, *notes]) + list(rehearsal.sandbox.missing)
     n_cores = len(os.sched_getaffinity(0))
     if n_cores < rehearsal.limits.cores:
-        notes.append(f"{n_cores} cores here in place of {rehearsal.limits.cores}")
+        notes.append(f"{counted(n_cores, 'core')} here in place of {rehearsal.limits.cores}")
     if rehearsal.differences:
         versions = (f"{n} {here} ({image})" for n, (here, image) in rehearsal.differences.items())
         notes.append("other versions than in the image: " + ", ".join(versions))

@@ -146,7 +146,7 @@ def label_changes(before: Run, after: Run) -> list:  # of phrases
     both = a.index.intersection(b.index)
     relabelled, others = int((a[both] != b[both]).sum()), len(a) + len(b) - 2 * len(both)
     found = [f"labels of {counted(relabelled, 'clip')}"] if relabelled else []
-    only = f"{counted(others, 'clip')} {'is' if others == 1 else 'are'} in one of them only"
+    only = f"{counted(others, 'clip is', 'clips are')} in one of them only"
     return found + ([only] if others else [])
 
 
@@ -375,13 +375,15 @@ def _leak_advice(check):
         if r.kind == SCORED_IN_TRAINING:
             leaks.append(f"a network {r.kind}: {r.example}")
         else:
-            lie = "lies" if r.groups == 1 else "lie"
-            leaks.append(f"{counted(r.groups, f'{r.kind} group')} {lie} in several folds ({r.example})")
+            lie = counted(r.groups, f"{r.kind} group lies", f"{r.kind} groups lie")
+            leaks.append(f"{lie} in several folds ({r.example})")
     for where, place in (("across folds", "in different folds"), ("train and test", "in training and test")):
         pairs = check.duplicates[(check.duplicates["where"] == where) & ~check.duplicates.common_label.isin([False])]
         if len(pairs):
-            subject = "1 pair" if len(pairs) == 1 else f"{len(pairs)} pairs"
-            leaks.append(f"{subject} of near-duplicates {place}, such as {pairs.a.iloc[0]} and {pairs.b.iloc[0]}")
+            leaks.append(
+                f"{counted(len(pairs), 'pair')} of near-duplicates "
+                f"{place}, such as {pairs.a.iloc[0]} and {pairs.b.iloc[0]}"
+            )
     if leaks:
         text = f"The score is too high because of leaks: {'; '.join(leaks)}"
         return text + (
@@ -389,7 +391,9 @@ def _leak_advice(check):
         )
     apart = int(((check.duplicates["where"] == "across folds") & check.duplicates.common_label.isin([False])).sum())
     background = (
-        f" {apart} pairs in different folds share a sound but no label, which does not flatter." if apart else ""
+        f" {counted(apart, 'pair')} in different folds with one sound but no common label: that does not flatter."
+        if apart
+        else ""
     )
     if check.tested:
         return (

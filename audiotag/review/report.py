@@ -15,7 +15,7 @@ from itertools import combinations
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..data.competitions import targets
-from ..core.errors import AudiotagError
+from ..core.errors import AudiotagError, counted
 from ..core.files import folder_kind, read_json, write_text
 from ..core.progress import say
 from .label_review import run_review
@@ -682,7 +682,7 @@ def report(
     text = report_html(run, clips=clips)
     while len(text.encode()) > max_bytes and clips:
         clips //= 2
-        say(f"{out}: more than {max_bytes / 1e6:.0f} MB, so the label review has {clips} clips")
+        say(f"{out}: more than {max_bytes / 1e6:.0f} MB, so the label review has {counted(clips, 'clip')}")
         text = report_html(run, clips=clips)
     write_text(out, text)
     return out

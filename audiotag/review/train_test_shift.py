@@ -10,7 +10,7 @@ import numpy as np, pandas as pd
 from scipy import fft
 from ..audio.io import audio_info, read_audio
 from ..train.baseline import clip_statistics
-from ..core.errors import AudiotagError
+from ..core.errors import AudiotagError, counted
 from ..core.progress import progress
 from ..core.seeding import rng
 from ..core.metrics import bootstrap_interval, macro_auc
@@ -109,7 +109,8 @@ def separability(
     groups = np.arange(len(y)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     if min(y.sum(), (~y).sum()) < 20:
         raise AudiotagError(
-            f"{(~y).sum()} training clips and {y.sum()} test clips are too few to tell them apart reliably",
+            f"{counted((~y).sum(), 'training clip')} and "
+            f"{counted(y.sum(), 'test clip')} are too few to tell them apart reliably",
             fix="use 20 or more of both",
         )
     seed = int(rng(seed, "separability").integers(2**31))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np, pandas as pd
 from ..audio.io import ReadOptions, audio_info
 from ..data.competitions import Competition, class_prior, recordings, targets
-from ..core.errors import AudiotagError, library_error, printable_lines
+from ..core.errors import AudiotagError, counted, library_error, printable_lines
 from ..core.progress import progress, say
 from ..core.seeding import derive_seed
 from ..audio.features import FrontEnd, LogMel, Waveform, front_end_parts
@@ -192,12 +192,14 @@ class Baseline:
 
     def __str__(self):
         lines = [f"{self.metric} out of fold, forest on {k}: {v:.3f}" for k, v in self.table.items()]
-        scored = f"{len(self.test)} test clips scored by the forest on {self.used}" if len(self.test) else "done"
+        scored = (
+            f"{counted(len(self.test), 'test clip')} scored by the forest on {self.used}" if len(self.test) else "done"
+        )
         lines.append(f"{scored} in {self.seconds:.0f} s")
         if self.unreadable:
             examples = "; ".join(f"{k!r}: {v}" for k, v in list(self.unreadable.items())[:3])
             more = " …" if len(self.unreadable) > 3 else ""
-            lines.append(f"{len(self.unreadable)} files could not be read ({examples}{more})")
+            lines.append(f"{counted(len(self.unreadable), 'file')} could not be read ({examples}{more})")
         return printable_lines(*lines)
 
 # %% ../../nbs/train/13_baseline.ipynb #b841cfd6

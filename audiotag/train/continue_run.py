@@ -10,7 +10,7 @@ import os, shutil
 import pandas as pd
 from pathlib import Path
 from ..core.config import require_same
-from ..core.errors import AudiotagError, printable
+from ..core.errors import AudiotagError, counted, printable
 from ..core.files import claim_folder, file_sha256, folder_kind, read_json, read_parquet, write_bytes, write_json
 from ..core.files import write_parquet
 from ..data.remote import is_url
@@ -171,6 +171,6 @@ class KeptTrainings:
 
     def __str__(self):
         n = self.before.planned.n_folds
-        kept = ", ".join(f"{stage} ({len(folds)} of {n} folds)" for stage, folds in self.stages.items())
+        kept = ", ".join(f"{stage} ({len(folds)} of {counted(n, 'fold')})" for stage, folds in self.stages.items())
         text = f"{self.folder} continues from {self.before.folder}; kept: the features, {kept or 'and no training'}"
         return printable(text)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np, torch
 from torch import nn
 from torch.nn import functional as F
-from ..core.errors import AudiotagError, a_few
+from ..core.errors import AudiotagError, a_few, counted
 from ..core.config import Config
 from ..core.files import file_sha256, read_parquet
 from ..core.targets import Targets
@@ -120,7 +120,7 @@ class Projection(nn.Module):
         layers = [m for m in net.modules() if isinstance(m, _LAYERS) and m.weight.shape[0] == n_classes]
         if not layers:
             raise AudiotagError(
-                f"{type(net).__name__} has no last layer with {n_classes} outputs",
+                f"{type(net).__name__} has no last layer with {counted(n_classes, 'output')}",
                 field="distill",
                 fix="embeddings need a linear layer or a convolution at the end",
             )

@@ -14,7 +14,7 @@ import numpy as np, pandas as pd, torch
 from .baseline import clip_statistics, forest_scores
 from ..infer.bundle import Bundle
 from ..data.competitions import targets
-from ..core.errors import AudiotagError
+from ..core.errors import AudiotagError, counted
 from ..core.files import read_parquet
 from ..core.progress import progress
 from ..core.seeding import derive_seed
@@ -42,7 +42,7 @@ def penultimate(
     def after_model(model, args, out):
         if not layer_inputs:
             raise AudiotagError(
-                f"{type(model).__name__} has no last layer with {n_classes} outputs",
+                f"{type(model).__name__} has no last layer with {counted(n_classes, 'output')}",
                 field="model",
                 fix="embeddings need a linear layer or a convolution at the end",
             )
@@ -109,7 +109,7 @@ def embed_bundle(
     found = dict(embed_clips(models, model_inputs(), bundle.windows, len(bundle.classes), fill=fe.fill))
     if not found:
         raise AudiotagError(
-            f"none of the {len(clips)} clips could be read: {next(iter(unreadable.values()), 'there are none')}",
+            f"none of {counted(len(clips), 'clip')} could be read: {next(iter(unreadable.values()), 'there are none')}",
             file=bundle.folder,
         )
     table = pd.DataFrame(np.stack(list(found.values())), index=pd.Index(found, name="clip_id"))

@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 import audiotag
-from ..core.errors import AudiotagError, a_few, library_error, load_library, require_name
+from ..core.errors import AudiotagError, a_few, counted, library_error, load_library, require_name
 from ..core.files import locked
 from ..core.progress import say
 from ..data.remote import local_copy, is_url, origin, refresh
@@ -174,7 +174,7 @@ class Engine:
 
     def __init__(self, workers: int | None = None, *, attempts: int = 3):
         if workers is not None and workers < 1:
-            raise AudiotagError(f"{workers} workers cannot work", field="workers", fix="give 1 or more")
+            raise AudiotagError(f"{counted(workers, 'worker')} cannot work", field="workers", fix="give 1 or more")
         self.workers, self.attempts, self.log, self.version = workers, attempts, [], _loaded_version
 
     def can_start(self, job: Job, n_running: int) -> bool:

@@ -9,7 +9,7 @@ __all__ = ['stored_outputs_recipe', 'foreign_member']
 from pathlib import Path
 from ..audio.features import FrontEnd
 from ..audio.foreign import import_graph, import_table
-from ..core.errors import AudiotagError, require_name
+from ..core.errors import AudiotagError, counted, require_name
 from ..core.files import write_text
 from ..data.competitions import Competition
 from ..data.crops import Anywhere
@@ -116,7 +116,9 @@ def foreign_member(
     if names is not None and len(names) != front_end.width:
         _remove_files(front_end)
         raise AudiotagError(
-            f"names {len(names)} classes, the graph has {front_end.width} outputs", file=labels, fix="give its own list"
+            f"names {counted(len(names), 'class')}, the graph has {counted(front_end.width, 'output')}",
+            file=labels,
+            fix="give its own list",
         )
     if (last := max(i for c in columns for i in c)) >= front_end.width:
         _remove_files(front_end)

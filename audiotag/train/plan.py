@@ -299,7 +299,7 @@ class RunPlan:
 
     def __str__(self):
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-        lines = [f"plan for this machine ({os.cpu_count()} cores, {device}), measured in {self.took:.0f} s:"]
+        lines = [f"plan for this machine ({counted(os.cpu_count(), 'core')}, {device}), measured in {self.took:.0f} s:"]
         if self.features["seconds"]:
             size = _gigabytes(self.features["bytes"])
             lines.append(f"  features: {duration(self.features['seconds'])}, {size}")

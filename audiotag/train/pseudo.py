@@ -8,7 +8,7 @@ __all__ = ['ClipRule', 'PseudoLabelRule', 'pseudo_ledger', 'RoundComparison', 'c
 # %% ../../nbs/train/05_pseudo.ipynb #e7247b35
 from dataclasses import dataclass
 import numpy as np, pandas as pd
-from ..core.errors import AudiotagError
+from ..core.errors import AudiotagError, counted
 from ..core.config import Config, added
 from ..data.sampling import sum_of_maxima
 
@@ -88,7 +88,7 @@ def pseudo_ledger(
     if p.shape != (len(clips), len(classes)):
         raise AudiotagError(
             f"the teachers' predictions have the shape {p.shape}",
-            fix=f"give ({len(clips)} clips, {len(classes)} classes)",
+            fix=f"give ({counted(len(clips), 'clip')}, {counted(len(classes), 'class')})",
         )
     # in parts, as `targets` computes in float64: at full size the table has a hundred million values
     targets = np.empty(p.shape, np.float32)

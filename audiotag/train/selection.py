@@ -7,7 +7,7 @@ __all__ = ['pick_clips', 'ancestry', 'leaked_clips', 'check_out_of_fold']
 
 # %% ../../nbs/train/09_selection.ipynb #f5d45e58
 import numpy as np, pandas as pd
-from ..core.errors import AudiotagError
+from ..core.errors import AudiotagError, counted
 from .settings import AgreementRule, Recipe, Stage
 
 # %% ../../nbs/train/09_selection.ipynb #fb1a9244
@@ -91,7 +91,8 @@ def check_out_of_fold(
     "Raise `AudiotagError` if a clip, or another one of its group, is both scored and trained on."
     if leaked := leaked_clips(scored, trained, clips, where=where):
         raise AudiotagError(
-            f"{len(leaked)} clips would be scored by a model that was trained on them, the first is {leaked[0]!r}",
+            f"{counted(len(leaked), 'clip')} would be scored by a "
+            f"model that was trained on it, the first is {leaked[0]!r}",
             file=where,
             fix="this run was made with other folds: start a new one in an empty folder",
         )

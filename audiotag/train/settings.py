@@ -8,7 +8,7 @@ __all__ = ['AgreementRule', 'Stage', 'warm_up', 'Labels', 'Recipe', 'several_see
 # %% ../../nbs/train/08_settings.ipynb #0376adfb
 import math, re, numpy as np, pandas as pd
 from dataclasses import dataclass
-from ..core.errors import AudiotagError, did_you_mean, require_name
+from ..core.errors import AudiotagError, counted, did_you_mean, require_name
 from ..core.config import Config, added
 from ..core.metrics import METRICS
 from ..core.targets import Targets
@@ -480,7 +480,7 @@ def several_seeds(
     "A recipe whose members are each trained `n` times, under the names NAME, NAME_seed2, …"
     if n < 1 or set(recipe.members) & set(recipe.rounds):
         raise AudiotagError(
-            f"{n} trainings of {', '.join(recipe.members)}",
+            f"{counted(n, 'training')} of {', '.join(recipe.members)}",
             field="members",
             fix="give 1 or more, and members that are not rounds",
         )
@@ -496,7 +496,7 @@ def soup_of_seeds(
     """`several_seeds` with one member for each of the recipe's: the stage NAME_soup, which averages the weights.
     Members that start from an earlier stage mix best."""
     if n < 2:
-        raise AudiotagError(f"a soup of {n} trainings", field="n", fix="give 2 or more")
+        raise AudiotagError(f"a soup of {counted(n, 'training')}", field="n", fix="give 2 or more")
     seeds, soups = several_seeds(recipe, n), []
     for m in recipe.members:
         stage = recipe.stage(m)

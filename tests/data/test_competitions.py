@@ -105,7 +105,7 @@ def test_csv_dialects_mean_the_same(tmp_path, text):
         (b"\n\n\n", "is empty"),
         (b"fname;labels\na;b\n", "no column 'fname': choose from fname;labels"),
         (b"fname,labels,labels\na,b,c\n", "names the column 'labels' 2 times"),
-        (b"fname,labels\na,b\n\nc\n", "row 3: has 1 cells"),
+        (b"fname,labels\na,b\n\nc\n", "row 3: has 1 cell "),
         (b"fname,labels\na,b,c\n", "row 1: has 3 cells"),
         (b'fname,labels\na,b\nc,"d\ne,f\n', "row 2: is not a valid csv"),
         ("fname,labels\na,Café\n".encode("latin-1"), "not UTF-8"),
@@ -266,7 +266,7 @@ def test_a_missing_test_file_keeps_its_row(root, capfd):
     (root / "test" / ids[2]).unlink()
     comp = load_competition(root)
     assert list(comp.of("test").clip_id) == ids
-    assert "1 ids of the template have no file" in capfd.readouterr().err
+    assert "1 id of the template has no file" in capfd.readouterr().err
     out = comp.submission({o: np.zeros(8) for o in ids if o != ids[2]})
     np.testing.assert_allclose(out.iloc[2, 1:].astype(float), class_prior(comp.clips, comp.classes))
     assert (out.drop(index=2).iloc[:, 1:] == 0).all(axis=None)
@@ -540,8 +540,8 @@ def test_what_is_odd_in_the_folders_is_said(words):
     (words / "train" / "Bell" / "notes.txt").write_text("no sound")
     comp = load_competition(words, "universal2020")
     assert "Empty" in comp.classes and "_background_noise_" not in comp.classes
-    assert any("1 classes have no clips: Empty" in o for o in comp.notes) and any(
-        "1 files do not name" in o for o in comp.notes
+    assert any("1 class has no clips: Empty" in o for o in comp.notes) and any(
+        "1 file does not name" in o for o in comp.notes
     )
     twins = comp.clips[comp.clips.path.isin([str(one), str(one.with_name("nameless.wav"))])]
     assert twins.group.nunique() == 1  # the same bytes: one group, whoever spoke
@@ -749,7 +749,7 @@ def test_a_recording_of_the_template_that_is_gone_keeps_its_rows(scapes):
     ids = ids_of(scapes)
     (scapes / "test_soundscapes" / "SYNTH_test_0002.ogg").unlink()
     comp = load_competition(scapes, "birdclef2024", train=False)
-    assert list(comp.of("test").clip_id) == ids and "1 recordings of the template" in comp.notes[0]
+    assert list(comp.of("test").clip_id) == ids and "1 recording of the template" in comp.notes[0]
 
 
 @pytest.mark.parametrize("how", ["empty", "gone", "only a readme", "no rows either"])
@@ -786,7 +786,7 @@ def test_a_broken_soundscape_gets_as_many_rows_as_the_others(scapes):
     (scapes / "test_soundscapes" / "broken.ogg").write_bytes(b"OggS" + bytes(100))
     comp = load_competition(scapes, "birdclef2024", train=False)
     assert [o for o in comp.of("test").clip_id if o.startswith("broken")] == ["broken_5", "broken_10", "broken_15"]
-    assert "1 recordings cannot be read" in comp.notes[0]
+    assert "1 recording cannot be read" in comp.notes[0]
     (scapes / "train_soundscapes" / "silent.ogg").write_bytes(b"")
     assert len(load_competition(scapes, "birdclef2024").of("unlabeled")) == 9
 

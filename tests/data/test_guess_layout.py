@@ -396,7 +396,7 @@ def test_other_files_of_a_hidden_test_get_rows(own):
         "777.flac",
         "778.wav",
     ]
-    assert any("have no file" in n for n in competition.notes) and any(
+    assert any("no file and will get" in n for n in competition.notes) and any(
         "not in the template" in n for n in competition.notes
     )
 

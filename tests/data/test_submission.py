@@ -233,7 +233,7 @@ def test_ids_that_a_table_took_for_numbers(tmp_path, ids, became):
 
     assert not refused(said(ids)), said(ids)
     found = said(became)
-    assert refused(found) and any("3 ids have become numbers" in f.what for f in found), found
+    assert refused(found) and any("3 ids: turned into numbers" in f.what for f in found), found
 
 
 def test_zero_test_files_want_a_header_and_nothing_else(tmp_path, comp, good):

@@ -902,7 +902,7 @@ def test_packing_again_keeps_the_graphs(packed, with_graphs, capsys):
 
     before = content(with_graphs)
     said, there = pack_again(packed, with_graphs, capsys)
-    assert said == f"{with_graphs}: keeps the graphs of 2 networks of toy: their weights are the same" and there == BOTH
+    assert said == f"{with_graphs}: keeps the graphs of 2 networks of toy: the weights are the same" and there == BOTH
     assert content(with_graphs) == before, "the same run and the same graphs give the same bytes"
     pack_again(packed, with_graphs, capsys, owner="ann", after=())
     assert {m.precision for m in open_members(with_graphs)} == {"int8"} and missing_graphs(with_graphs) == ""
@@ -1010,7 +1010,7 @@ def test_networks_without_graphs_are_told(packed, with_graphs, tmp_path):
     graphs = Bundle(with_graphs).graphs
     reseal(Bundle(with_graphs), graphs=[g for g in graphs if g["member"] == 0])
     assert missing_graphs(with_graphs).startswith(
-        "toy-weights: 1 of 2 networks have no OpenVINO graph: they run in torch"
+        "toy-weights: an OpenVINO graph for only 1 of 2 networks: the others run in torch"
     )
     reseal(Bundle(with_graphs), graphs=[{**g, "kept": g["member"] == 0} for g in graphs])
     assert "refused them" in missing_graphs(with_graphs) and "RUN" not in missing_graphs(with_graphs)

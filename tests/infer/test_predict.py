@@ -447,7 +447,7 @@ def test_a_row_that_is_shorter_than_a_frame_costs_itself_alone(tmp_path):
         loader = FeatureLoader(clips.reset_index(drop=True), FE.replace(center=center), W)
         rows = dict(o for _, got in loader.iter_features() for o in got)
         assert [isinstance(rows[row], str) for row in sorted(rows)] == [False] * 3 + [not center]
-    assert "160 samples are fewer than one frame" in rows[3]
+    assert "160 samples are less than one frame" in rows[3]
 
 
 @pytest.mark.parametrize("views", [(View(),), (View(), View(offset=13), View(gain_db=3.0))], ids=["plain", "views"])

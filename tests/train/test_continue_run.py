@@ -135,7 +135,7 @@ def test_clips_that_the_earlier_run_does_not_have_are_refused(corrected, tiny_da
     part = Run(shutil.copytree(before.folder, tmp_path / "part"))
     table = pd.read_parquet(part.folder / "clips.parquet").iloc[1:]
     table.to_parquet(part.folder / "clips.parquet")
-    with pytest.raises(AudiotagError, match="1 clips are not in that run"):
+    with pytest.raises(AudiotagError, match="1 clip is not in that run"):
         open_run(tmp_path / "new", before.planned, load_competition(tiny_data), folds_of=Run(part.folder))
 
 

@@ -289,7 +289,7 @@ def test_a_training_set_that_is_all_silent_is_an_error_at_the_start(tmp_path):
     for path in paths:
         soundfile.write(path, np.zeros(22050), 44100)
     recipe = get_recipe("freesound2019", scale="small", changes=SETS)
-    with pytest.raises(AudiotagError, match="24 training recordings are silent"):
+    with pytest.raises(AudiotagError, match="24 training recordings, all silent"):
         open_run(tmp_path / "run", recipe, comp)
     soundfile.write(paths[-1], np.sin(np.arange(22050)), 44100)  # one that is not will do
     assert len(open_run(tmp_path / "other", recipe, comp).clips) == 24
