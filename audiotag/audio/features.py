@@ -19,7 +19,7 @@ from .io import ReadOptions, read_audio, trim_silence
 
 # %% ../../nbs/audio/02_features.ipynb #d4eefe69
 @dataclass(frozen=True, kw_only=True)
-class Scaling(Config):
+class Scaling(Config, base=True):
     "Base of the scalings: `scaling(x)` maps (…, bands, frames), array or tensor, image by image."
 
     def __call__(self, x):
@@ -133,7 +133,7 @@ def _check_wave(wave):
 
 # %% ../../nbs/audio/02_features.ipynb #e6629fed
 @dataclass(frozen=True, kw_only=True)
-class FrontEnd(Config):
+class FrontEnd(Config, base=True):
     "Base of the front ends: `fe(wave)` maps (samples,) to float32 (n_bands, frames), or (n_channels, n_bands, frames)."
 
     sample_rate: int = 44100  # Hz; `read` resamples to it

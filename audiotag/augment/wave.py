@@ -20,7 +20,7 @@ from ..core.targets import Targets
 
 # %% ../../nbs/augment/01_wave.ipynb #22a51ce3
 @dataclass(frozen=True, kw_only=True)
-class Augment(Config):
+class Augment(Config, base=True):
     "Base of the augmentations: `aug(x, y, generator)` returns a new (x, y) of the same shapes and types."
 
     p: float = 1.0  # probability that a clip is changed
@@ -122,7 +122,7 @@ def span_mask(start, size, length):
 
 # %% ../../nbs/augment/01_wave.ipynb #360c6cc2
 @dataclass(frozen=True, kw_only=True)
-class WaveAugment(Augment):
+class WaveAugment(Augment, base=True):
     "Base of the augmentations of waves, x (clips, 1, 1, samples)."
 
     on_wave = True

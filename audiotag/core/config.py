@@ -148,9 +148,11 @@ class Config:
     file_words = {}  # field -> its word in files, where that is another
     libraries = ()  # names for `load_library` of what is imported only when these settings are used
 
-    def __init_subclass__(cls, kind: str = "", **kwargs):
+    def __init_subclass__(cls, kind: str = "", base: bool = False, **kwargs):
         super().__init_subclass__(**kwargs)
         cls.kind = kind or cls.__name__
+        if base:  # only its subclasses can be used, and stand in files
+            return
         other = _kinds.get(cls.kind, cls)
         # a class may be defined anew where it stands, or in a notebook; two that files could not tell apart may not
         if _place(other) != _place(cls) and "__main__" not in (cls.__module__, other.__module__):

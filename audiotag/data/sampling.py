@@ -25,7 +25,7 @@ def class_counts(
 
 # %% ../../nbs/data/04_sampling.ipynb #c3716919
 @dataclass(frozen=True, kw_only=True)
-class Sampler(Config):
+class Sampler(Config, base=True):
     "Base of the samplers; subclasses override `draw_rows`."
 
     source: str = "curated"  # the source whose rows it draws

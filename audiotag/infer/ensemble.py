@@ -67,7 +67,7 @@ def combine(
 
 # %% ../../nbs/infer/03_ensemble.ipynb #5a87a61d
 @dataclass(frozen=True, kw_only=True)
-class Combiner(Config):
+class Combiner(Config, base=True):
     "Base of the combiners: fitted numbers that combine the scores of several members."
 
     def apply(
@@ -314,7 +314,7 @@ def member_means(
 
 # %% ../../nbs/infer/03_ensemble.ipynb #570e94ec
 @dataclass(frozen=True, kw_only=True)
-class EnsembleMethod(Config, kind="Way"):
+class EnsembleMethod(Config, base=True):
     "Base of the methods: settings whose `fit` returns a `Combiner`."
 
     def fit(

@@ -32,7 +32,7 @@ def _check_scores(p, group):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step(Config):
+class Step(Config, base=True):
     "Base of the steps; subclasses define `of_recording`."
 
     monotone = False  # whether it applies the same increasing function to every score
@@ -193,7 +193,7 @@ def apply_steps(
     return p
 
 # %% ../../nbs/infer/04_postprocess.ipynb #e7533485
-class LearnedStep(Step):
+class LearnedStep(Step, base=True):
     "Base of the steps that hold something for each class; `learn` makes one that can be applied."
 
     @property

@@ -99,7 +99,7 @@ def _across_channels(n):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AudioSetNetwork(Network):
+class AudioSetNetwork(Network, base=True):
     "Base of the networks that may start from weights trained on AudioSet."
 
     in_channels: int = 1  # channels of the front end; a network with more also accepts one and repeats it

@@ -205,7 +205,7 @@ class SpectrogramNet(nn.Module):
 
 # %% ../../nbs/models/01_blocks.ipynb #ea7ee291
 @dataclass(frozen=True, kw_only=True)
-class Network(Config):
+class Network(Config, base=True):
     """Base of the settings of networks, which may contain their front end; a subclass creates the module in
     `_build(n_classes)`."""
 

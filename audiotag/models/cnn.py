@@ -14,7 +14,7 @@ from .blocks import ConvBlock, SpectrogramNet, conv_bn_relu, heads, make_head
 
 # %% ../../nbs/models/02_cnn.ipynb #1b831b54
 @dataclass(frozen=True, kw_only=True)
-class CNN(Config):
+class CNN(Config, base=True):
     "Base of the two networks: `build` combines the body of a subclass with a head."
 
     width: int = 64  # channels of the first block

@@ -76,7 +76,7 @@ def class_columns(
 
 # %% ../../nbs/models/07_foreign.ipynb #9806d5f8
 @dataclass(frozen=True, kw_only=True)
-class Solved(Network):
+class Solved(Network, base=True):
     "Base of networks whose weights are computed from all training windows at once, not by gradient descent."
 
     differs_by_fold = True  # False: the network is the same in all folds, and is packed once

@@ -20,7 +20,7 @@ from ..models.sed import split_parts
 
 # %% ../../nbs/train/06_distill.ipynb #c39ccc3b
 @dataclass(frozen=True, kw_only=True)
-class Teacher(Config):
+class Teacher(Config, base=True):
     "Base of the second targets of a stage."
 
     weight: float = 1.0  # of the teacher's cost, beside that of the labels

@@ -15,7 +15,7 @@ from ..core.targets import Targets
 
 # %% ../../nbs/train/01_losses.ipynb #0aa7eba8
 @dataclass(frozen=True, kw_only=True)
-class Loss(Config):
+class Loss(Config, base=True):
     "Base of the losses: subclasses define `per_clip(logits, targets)` -> (clips,)."
 
     def __call__(

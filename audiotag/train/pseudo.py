@@ -14,7 +14,7 @@ from ..data.sampling import sum_of_maxima
 
 # %% ../../nbs/train/05_pseudo.ipynb #847aee41
 @dataclass(frozen=True, kw_only=True)
-class ClipRule(Config):
+class ClipRule(Config, base=True):
     "Base of the rules in `Stage.train_on`: clips of a `source`, chosen or labelled by models of earlier stages."
 
     @property

@@ -16,7 +16,7 @@ OPTIMIZER_NAMES = "adam", "nadam", "torch_adam"
 
 # %% ../../nbs/train/00_schedules.ipynb #2e5981b2
 @dataclass(frozen=True, kw_only=True)
-class Schedule(Config):
+class Schedule(Config, base=True):
     "Base of the learning-rate schedules."
 
     def lr_factor(

@@ -1,6 +1,7 @@
 "Words that files hold for settings: a class that was renamed is still found under its old one."
 
 import json
+import re
 from dataclasses import MISSING, fields
 
 import pytest
@@ -11,7 +12,7 @@ from audiotag.core.config import Config, config_from_dict, require_same, set_fie
 from audiotag.core.errors import AudiotagError
 from audiotag.data.crops import AroundBox, CropSettings
 from audiotag.data.sampling import MixPartners, RandomSubset
-from audiotag.infer.ensemble import EnsembleMethod, EqualWeights
+from audiotag.infer.ensemble import EqualWeights
 from audiotag.infer.recordings import LoaderOptions
 from audiotag.train.pseudo import PseudoLabelRule
 from audiotag.train.recipes import get_recipe
@@ -23,7 +24,6 @@ RENAMED = {
     "RowsOf": RandomSubset,
     "Partners": MixPartners,
     "Hearing": LoaderOptions,
-    "Way": EnsembleMethod,
     "Plain": EqualWeights,
     "Picked": AgreementRule,
     "Pseudo": PseudoLabelRule,
@@ -44,6 +44,19 @@ def test_a_renamed_class_keeps_its_word_in_files(word):
     assert config_from_dict(stored) == made
     with pytest.raises(AudiotagError, match="unknown kind"):
         config_from_dict({**stored, "kind": cls.__name__})
+
+
+def test_a_base_is_no_kind():
+    """Neither offered for a mistyped kind nor made from a file: a class of the package with subclasses is a base, but for
+    those that are of use themselves."""
+    used = {"MixUp", "Crops"}
+    for word, cls in config._kinds.items():
+        ours = [c for c in cls.__subclasses__() if c.__module__.startswith("audiotag.")]
+        assert not ours or word in used, f"class {cls.__name__}(..., base=True)"
+    for word in ("FrontEnd", "Network", "Frontend", "loss", "Schedul"):
+        with pytest.raises(AudiotagError, match="unknown kind") as e:
+            config_from_dict({"kind": word})
+        assert set(re.findall(r"\w+", e.value.fix)).isdisjoint({"FrontEnd", "Network", "Loss", "Schedule", "Config"})
 
 
 def test_every_kind_makes_the_round_trip():
