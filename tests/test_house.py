@@ -228,6 +228,37 @@ def test_one_clip_is_not_called_1_clips(path):
         assert not found, f"{path.name} shows {found[0]!r}: run it again"
 
 
+BRITISH = re.compile(  # the code says normalize, color and unlabeled, so does everything else
+    r"(?:(?:behavi|col|fav|flav|neighb)our|centre|centring|grey|licence|labell(?:ed|ing)|modell|travell|learnt|spelt"
+    r"|(?:general|initial|maxim|minim|normal|optim|organ|quant|recogn|standard|summar|synthes|visual)"
+    r"is(?:ed?|es|ers?|ing|ations?)\b|analys(?:ed?|ing)\b)\w*",
+    re.I,
+)
+WORDS_OF_FILES = re.compile(  # the stage `labelled`, a class and a step keep the names that files have
+    r"NeighbourMax|neighbour-max|[\"'`/.-]labelled(?!\w)|The best is labelled|\| labelled|Greys"
+)
+
+
+def prose():
+    "Yield (name, text) of all that people read: notebooks, pages, tests, and what they print."
+    for path in ALL:
+        yield path.name, "\n".join("".join(c["source"]) for c in json.loads(path.read_text())["cells"])
+    for name in tracked_files():
+        path = REPO / name
+        if path.suffix in (".md", ".py", ".jinja", ".css", ".js", ".yml") and not name.startswith(
+            ("audiotag/", SEALED)
+        ):
+            if path != Path(__file__).resolve():
+                yield name, path.read_text(encoding="utf-8")
+    for path in (REPO / "audiotag").rglob("templates/*"):
+        yield path.name, path.read_text(encoding="utf-8")
+
+
+def test_spelling_is_american():
+    found = {f"{name}: {m[0]}" for name, text in prose() for m in BRITISH.finditer(WORDS_OF_FILES.sub("", text))}
+    assert not found, sorted(found)
+
+
 def test_readme_is_made_from_the_index():
     assert (REPO / "README.md").read_text(encoding="utf-8") == readme(), "run `make docs`"
 

@@ -77,7 +77,7 @@ class FixedStats(Scaling):
 
 @dataclass(frozen=True, kw_only=True)
 class EightBit(Scaling):
-    """Standardised, then the minimum at 0 and the maximum at 1, cut down to multiples of 1/255, as an image of 8 bits
+    """Standardized, then the minimum at 0 and the maximum at 1, cut down to multiples of 1/255, as an image of 8 bits
     has them (Freesound 2019, 8th: the kernel); a constant image becomes zeros."""
 
     eps: float = 1e-6  # added to the standard deviation; also the smallest range that is not constant
@@ -262,7 +262,7 @@ def _band_edges(mel: _MelSettings):
 
 @lru_cache(32)
 def _mel_filters(mel: _MelSettings):
-    """Triangular filters, each from the peak of its lower neighbour to that of its upper one, float32 (n_mels,
+    """Triangular filters, each from the peak of its lower neighbor to that of its upper one, float32 (n_mels,
     n_fft//2+1), equal to `librosa.filters.mel` if they are straight over Hz."""
     hz, bins = _band_edges(mel), np.fft.rfftfreq(mel.n_fft, 1 / mel.sample_rate)
     edges = hz
@@ -419,7 +419,7 @@ class LogMel(FrontEnd):
     power: float = 2.0  # 1 is magnitude, 2 is power
     htk: bool = False  # HTK's mel formula instead of Slaney's
     norm: str | None = "slaney"  # 'slaney' gives each filter the area 1; None the height 1
-    center: bool = True  # frame t is centred at sample t*hop_length; False starts there
+    center: bool = True  # frame t is centerd at sample t*hop_length; False starts there
     pad_mode: str = "constant"  # how `center` pads: 'constant' (zeros), 'reflect', 'symmetric' or 'edge'
     pcen: PCEN | None = None  # instead of dB
     deltas: int = 0  # 1 adds the first derivative over time as a channel, 2 also the second
@@ -491,7 +491,7 @@ class LogMel(FrontEnd):
 
     @property
     def band_hz(self) -> np.ndarray:  # (n_mels,) Hz
-        "The centre frequency of each band."
+        "The center frequency of each band."
         return _band_edges(self._mel_settings)[1:-1]
 
     @property
@@ -787,7 +787,7 @@ class RawFold(FrontEnd):
     channels: int = 2
     rows: int = 1000
     columns: int = 80
-    interleaved: bool = added(False)  # neighbouring samples go to different channels, as BirdCLEF 2024's 5th did
+    interleaved: bool = added(False)  # neighboring samples go to different channels, as BirdCLEF 2024's 5th did
     every: int = added(1)  # 2: every second sample, without a filter, as BirdCLEF 2024's 4th did
 
     def check(self):

@@ -480,7 +480,7 @@ def make_soundscapes(
     g, sounds, truth = rng(seed, "synth", "soundscapes"), SOUNDS[:n_classes], []
     labels = [str(1000 * (i + 1)) if i % 2 else f"{name.lower()[:4]}{i}" for i, name in enumerate(sounds)]
     with atomic_folder(folder) as part:
-        rows = [_labelled(part / "train_audio", i, g, sounds, labels, sample_rate) for i in range(n_train)]
+        rows = [_labeled(part / "train_audio", i, g, sounds, labels, sample_rate) for i in range(n_train)]
         for where, n in (("train_soundscapes", n_unlabeled), ("test_soundscapes", n_test)):
             for i in range(n):
                 stem = f"SYNTH_{where[:-12]}_{i + 1:04d}"
@@ -501,7 +501,7 @@ def make_soundscapes(
     return Path(folder)
 
 # %% ../../nbs/audio/03_synth.ipynb #546ee792
-def _labelled(folder, i, g, sounds, labels, sample_rate):
+def _labeled(folder, i, g, sounds, labels, sample_rate):
     """Write one training clip and return its row of `train.csv`. Every fourth clip has a second sound, which is named
     in half of these."""
     k = i % len(labels)

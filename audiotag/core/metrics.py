@@ -107,10 +107,10 @@ def lrap(
     from sklearn.metrics import label_ranking_average_precision_score
 
     t, s = _checked(truth, scores)
-    labelled = t.any(1)
-    if not labelled.any():
+    labeled = t.any(1)
+    if not labeled.any():
         raise AudiotagError("no clip has a label, so there is nothing to rank", fix="leave these clips out")
-    return float(label_ranking_average_precision_score(t[labelled], s[labelled]))
+    return float(label_ranking_average_precision_score(t[labeled], s[labeled]))
 
 # %% ../../nbs/core/08_metrics.ipynb #1aed878d
 def accuracy(
@@ -119,10 +119,10 @@ def accuracy(
 ) -> float:  # 0 to 1
     "Share of the clips with labels whose highest score is at one of their labels (the first of equal scores counts)."
     t, s = _checked(truth, scores)
-    labelled = t.any(1)
-    if not labelled.any():
+    labeled = t.any(1)
+    if not labeled.any():
         raise AudiotagError("no clip has a label", fix="leave these clips out")
-    return float(t[labelled, s[labelled].argmax(1)].mean())
+    return float(t[labeled, s[labeled].argmax(1)].mean())
 
 # %% ../../nbs/core/08_metrics.ipynb #076191b5
 def confusion(
@@ -150,15 +150,15 @@ def class_report(
     m = confusion(truth, scores)
     if len(classes) != len(m):
         raise AudiotagError(f"{counted(len(classes), 'name')} for {counted(len(m), 'class')}", field="classes")
-    correct, labelled, predicted = m.diagonal(), m.sum(1), m.sum(0)
+    correct, labeled, predicted = m.diagonal(), m.sum(1), m.sum(0)
     wrong = m - np.diag(correct)
     confused_with = [classes[i] if n else "" for i, n in zip(wrong.argmax(1), wrong.max(1))]
     return pd.DataFrame(
         {
-            "clips": labelled,
+            "clips": labeled,
             "precision": correct / np.maximum(predicted, 1),
-            "recall": correct / np.maximum(labelled, 1),
-            "f1": 2 * correct / np.maximum(labelled + predicted, 1),
+            "recall": correct / np.maximum(labeled, 1),
+            "f1": 2 * correct / np.maximum(labeled + predicted, 1),
             "taken for": confused_with,
             "times": wrong.max(1),
         },
@@ -167,7 +167,7 @@ def class_report(
 
 # %% ../../nbs/core/08_metrics.ipynb #13a9e07c
 def plot_confusion(truth, scores, classes, ax=None):
-    "Plot the confusion matrix; colours are shares of the row."
+    "Plot the confusion matrix; colors are shares of the row."
     import matplotlib.pyplot as plt
 
     m, n = confusion(truth, scores), len(classes)

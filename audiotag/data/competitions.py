@@ -1000,7 +1000,7 @@ def class_prior(
     classes,
 ) -> np.ndarray:  # (n_classes,) float32
     """The frequency of each class in the curated clips (in the noisy ones if there are none); 1/n_classes without
-    labelled clips."""
+    labeled clips."""
     for source in ("curated", "noisy"):
         if (clips.source == source).any():
             return targets(clips[clips.source == source], classes).mean(0)

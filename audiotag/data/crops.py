@@ -74,7 +74,7 @@ def _left_pads(short, lack, g) -> np.ndarray:  # int, of the shape of `lack`
 # %% ../../nbs/data/08_crops.ipynb #5ec27c29
 @dataclass(frozen=True, kw_only=True)
 class AroundBox(CropSettings):
-    "Crops centred on a box, moved by `shift` frames to the left or right, with the box kept inside."
+    "Crops centerd on a box, moved by `shift` frames to the left or right, with the box kept inside."
 
     file_words = {"min_overlap": "beside"}
     shift: tuple[int, ...] = (32, 256)  # least and most frames
@@ -93,10 +93,10 @@ class AroundBox(CropSettings):
         self.require(valid, "min_overlap", "give a share above 0, up to 1, or null")
 
     def _choose(self, first, last, length, frames, low, high, g):
-        anywhere, centred = super()._choose(first, last, length, frames, low, high, g), (first + last - frames) // 2
+        anywhere, centerd = super()._choose(first, last, length, frames, low, high, g), (first + last - frames) // 2
         if g is not None:
-            centred = centred + g.integers(self.shift[0], self.shift[1] + 1, low.shape) * g.choice([-1, 1], low.shape)
-        return np.where((first == 0) & (last == length), anywhere, np.clip(centred, low, high))
+            centerd = centerd + g.integers(self.shift[0], self.shift[1] + 1, low.shape) * g.choice([-1, 1], low.shape)
+        return np.where((first == 0) & (last == length), anywhere, np.clip(centerd, low, high))
 
     def scaled(self, k):
         return self.replace(shift=tuple(k * frames for frames in self.shift))
@@ -121,13 +121,13 @@ class CallAt(CropSettings):
         )
 
     def _choose(self, first, last, length, frames, low, high, g):
-        centre = (first + last) // 2
+        center = (first + last) // 2
         if g is None:
-            starts = centre - frames // 2
+            starts = center - frames // 2
         else:
-            n_possible = (centre[..., None] > np.array(self.at)).sum(-1)
-            drawn = (g.random(centre.shape) * n_possible).astype(int)
-            starts = np.where(n_possible > 0, centre - np.array(self.at)[drawn], 0)
+            n_possible = (center[..., None] > np.array(self.at)).sum(-1)
+            drawn = (g.random(center.shape) * n_possible).astype(int)
+            starts = np.where(n_possible > 0, center - np.array(self.at)[drawn], 0)
         starts = np.clip(starts, 0, np.maximum(length - frames, 0))
         anywhere = super()._choose(first, last, length, frames, low, high, g)
         return np.where((first == 0) & (last == length), anywhere, starts)
@@ -148,12 +148,12 @@ def validated(
     valid: pd.DataFrame | None,
     n: int = 128,  # clips, where nothing is held out
 ) -> pd.DataFrame:
-    """The clips to validate on, where nothing is held out labelled ones from all over the table, which may be sorted by
+    """The clips to validate on, where nothing is held out labeled ones from all over the table, which may be sorted by
     class; raises `AudiotagError` when a held-out clip is trained on."""
     if valid is None:
-        labelled = train[train.labels.map(len) > 0]
-        labelled = labelled if len(labelled) else train
-        return labelled.iloc[np.unique(np.linspace(0, len(labelled) - 1, n).round().astype(int))]
+        labeled = train[train.labels.map(len) > 0]
+        labeled = labeled if len(labeled) else train
+        return labeled.iloc[np.unique(np.linspace(0, len(labeled) - 1, n).round().astype(int))]
     if both := set(train.clip_id) & set(valid.clip_id):
         raise AudiotagError(
             f"{counted(len(both), 'clip is', 'clips are')} in training and in validation, such as {min(both)!r}",

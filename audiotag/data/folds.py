@@ -198,8 +198,8 @@ def _units(clips):
     "Counts (groups × (source, label)) of training clips, groups sorted, and the 0/1 columns that the package balances."
     rows = clips[clips.source.isin(TRAINING)]
     sizes = pd.crosstab(rows.group, rows.source)
-    labelled = rows[rows.source != "negative"].explode("labels")
-    counts = pd.crosstab(labelled.group, [labelled.source, labelled.labels.fillna("")])
+    labeled = rows[rows.source != "negative"].explode("labels")
+    counts = pd.crosstab(labeled.group, [labeled.source, labeled.labels.fillna("")])
     counts = counts.reindex(sizes.index, fill_value=0)
     steps = [sizes >= 2**k for k in range(int(sizes.to_numpy().max()).bit_length())]
     return counts, np.concatenate([counts > 0, *steps], 1).astype(int)

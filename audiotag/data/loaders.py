@@ -35,8 +35,8 @@ def _stored_ids(clips, store, are_places):
     return ids
 
 # %% ../../nbs/data/14_loaders.ipynb #e341c16a
-def _neighbours(clips, classes, first, last, of_negatives=True) -> dict:  # {row: list of (class, first, last)}
-    "The other labelled places in the recording of each clip; of a negative clip only if `of_negatives`."
+def _neighbors(clips, classes, first, last, of_negatives=True) -> dict:  # {row: list of (class, first, last)}
+    "The other labeled places in the recording of each clip; of a negative clip only if `of_negatives`."
     column, places = {c: i for i, c in enumerate(classes)}, {}
     for i, (recording, labels, source) in enumerate(zip(clips.recording, clips.labels, clips.source)):
         if source in ("curated", "noisy"):
@@ -105,9 +105,9 @@ class CropLoader(PrefetchingLoader):
         self.probability = None if probability is None else np.asarray(probability, dtype=float)
         self.lengths = np.array([store.n_frames(c) for c in self.ids])
         self.first, self.last = (0 * self.lengths, self.lengths) if crops is None else place_frames(clips, store)
-        self.neighbours = {}
+        self.neighbors = {}
         if self.crops.min_overlap is not None:
-            self.neighbours = _neighbours(clips, classes, self.first, self.last, self.crops.negatives_overlap)
+            self.neighbors = _neighbors(clips, classes, self.first, self.last, self.crops.negatives_overlap)
         super().__init__(range(len(clips)), bs=batch_size, num_workers=num_workers, shuffle=False)
         self.set_epoch(0)
 
@@ -187,7 +187,7 @@ class CropLoader(PrefetchingLoader):
         "When the labels of a crop sound: inside the boxes of their class; unknown for the label of a whole recording."
         step, frames = self.target_step, torch.zeros(len(labels), -(-self.frames // self.target_step))
         own = [(c, self.first[i], self.last[i]) for c in np.flatnonzero(self.y.labels[i])]
-        for c, first, last in own + [o for o in self.neighbours.get(i, ()) if labels[o[0]] > 0]:
+        for c, first, last in own + [o for o in self.neighbors.get(i, ()) if labels[o[0]] > 0]:
             a, b = max(0, first - start) // step, -(-max(0, last - start) // step)
             whole = first == 0 and last == self.lengths[i]
             frames[c, a:b] = torch.nan if whole else torch.maximum(frames[c, a:b], labels[c])
@@ -195,7 +195,7 @@ class CropLoader(PrefetchingLoader):
 
     def _labels_inside(self, i, start):
         end, share = start + self.frames, self.crops.min_overlap
-        return [c for c, a, b in self.neighbours.get(i, ()) if min(b, end) - max(a, start) >= max(1, share * (b - a))]
+        return [c for c, a, b in self.neighbors.get(i, ()) if min(b, end) - max(a, start) >= max(1, share * (b - a))]
 
 # %% ../../nbs/data/14_loaders.ipynb #3867c05f
 def fold_loaders(

@@ -111,7 +111,7 @@ def _rms(wave) -> float:
 
 
 def mix_scape(
-    clips: pd.DataFrame,  # labelled clips of one fold: clip_id, path, start_s, end_s, labels
+    clips: pd.DataFrame,  # labeled clips of one fold: clip_id, path, start_s, end_s, labels
     classes,
     settings: MixedScapes,
     background: np.ndarray,  # (samples,) of `settings.seconds`; not changed

@@ -359,7 +359,7 @@ def judge(
             "said": f"probabilities within {difference:.1g} of torch, {gate.max_difference:g} allowed",
         }
     if truth is None:
-        return {**verdict, "said": "there are no labelled clips to measure how much the graph loses"}
+        return {**verdict, "said": "there are no labeled clips to measure how much the graph loses"}
     loss = verdict["metric"][0] - verdict["metric"][1]
     change = f"loses {loss:.4f}" if loss >= 0 else f"gains {-loss:.4f}"
     said = f"{change} {where}, a loss of {gate.metric_loss:g} is allowed"
@@ -455,7 +455,7 @@ class _Exporter:
     def in_precision(self, i: int, precision: str, shared: bool, graph, front):
         "The graph, quantized if the precision is int8."
         if (shared or precision != "fp32") and self.evidence.truth is None:
-            raise AudiotagError("there are no labelled clips to measure how much the graph loses")
+            raise AudiotagError("there are no labeled clips to measure how much the graph loses")
         return to_int8(graph, self.calibration_windows(i, front)) if precision == "int8" else graph
 
     def calibration_windows(self, i: int, front) -> list:

@@ -15,7 +15,7 @@ def strips(
     hop: int,  # frames from one window to the next
     *,
     at_most: int = 16,  # windows in a strip; memory grows with them
-    singles: int = 4,  # windows without a neighbour that go together
+    singles: int = 4,  # windows without a neighbor that go together
 ):
     """Join overlapping windows into the strips that they were cut from. Yields (number of the first window, number of
     windows m, strip (1, C, bands, frames + hop*(m-1)), or single windows (m, C, bands, frames))."""

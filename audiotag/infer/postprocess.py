@@ -78,7 +78,7 @@ class Step(Config, base=True):
 # %% ../../nbs/infer/04_postprocess.ipynb #8f356fad
 @dataclass(frozen=True, kw_only=True)
 class Smooth(Step):
-    "Weighted mean of a window and its existing neighbours (BirdCLEF 2024, 4th)."
+    "Weighted mean of a window and its existing neighbors (BirdCLEF 2024, 4th)."
 
     kernel: tuple[float, ...] = (0.1, 0.2, 0.4, 0.2, 0.1)  # an odd number, none negative
 
@@ -103,7 +103,7 @@ class Smooth(Step):
 # %% ../../nbs/infer/04_postprocess.ipynb #a424e191
 @dataclass(frozen=True, kw_only=True)
 class NeighbourMax(Step):
-    "(1-share)·p + share·(maximum over the window and its neighbours)."
+    "(1-share)·p + share·(maximum over the window and its neighbors)."
 
     reach: int = 1  # windows on each side
     share: float = 0.5  # of the maximum
@@ -120,9 +120,9 @@ class NeighbourMax(Step):
 # %% ../../nbs/infer/04_postprocess.ipynb #c2ee5635
 @dataclass(frozen=True, kw_only=True)
 class DeltaSmooth(Step):
-    "p + share·(1 - highest score of the window)·(mean of its two neighbours - p) (BirdCLEF+ 2026, public notebooks)."
+    "p + share·(1 - highest score of the window)·(mean of its two neighbors - p) (BirdCLEF+ 2026, public notebooks)."
 
-    share: float = 0.2  # of the neighbours, in a window without any score
+    share: float = 0.2  # of the neighbors, in a window without any score
 
     def check(self):
         self.require(0 <= self.share <= 1, "share", "give a number from 0 to 1")
@@ -333,7 +333,7 @@ class MetadataPrior(LearnedStep):
 
     def cannot_learn(self, group, taxonomy=None):
         n = len({name_metadata(name)[self.by] for name in group} - {""})
-        return "" if n > 1 else f"the names of labelled recordings tell {'one' if n else 'no'} {self.by}"
+        return "" if n > 1 else f"the names of labeled recordings tell {'one' if n else 'no'} {self.by}"
 
     def _learn(self, truth, group, taxonomy):
         names, of_row = np.unique(group.astype(str), return_inverse=True)
@@ -483,7 +483,7 @@ FAMILIES = {  # name -> alternatives, in the order of application
         Smooth(kernel=(0.2, 0.2, 0.2, 0.2, 0.2)),
     ),
     "delta smooth": tuple(DeltaSmooth(share=o) for o in (0.2, 0.5)),
-    "neighbour maximum": tuple(NeighbourMax(share=s) for s in (0.25, 0.5, 1.0)),
+    "neighbor maximum": tuple(NeighbourMax(share=s) for s in (0.25, 0.5, 1.0)),
     "halve": tuple(Halve(cutoff=c) for c in (0.05, 0.1, 0.2)),
     "file maximum": tuple(FileMax(power=o, top=k) for k in (1, 2) for o in (0.25, 0.4, 1.0, 2.0)),
 }

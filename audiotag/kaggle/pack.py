@@ -44,11 +44,11 @@ def dataset_metadata(
     owner: str = PLACEHOLDER_OWNER,
     title: str = "",  # 6 to 50 characters; empty: made from the slug
     description: str = "",  # Markdown for the dataset's page
-    licence: str = "CC0-1.0",  # one of Kaggle's names
+    license: str = "CC0-1.0",  # one of Kaggle's names
 ) -> dict:
     "The content of a `dataset-metadata.json`; raises `AudiotagError` on what Kaggle would refuse."
     slug = slug_of(name)
-    metadata = {"title": title or slug.replace("-", " "), "id": f"{owner}/{slug}", "licenses": [{"name": licence}]}
+    metadata = {"title": title or slug.replace("-", " "), "id": f"{owner}/{slug}", "licenses": [{"name": license}]}
     return check_metadata({**metadata, **({"description": description} if description else {})})
 
 # %% ../../nbs/kaggle/02_pack.ipynb #be44d716
@@ -107,7 +107,7 @@ def check_metadata(
         and isinstance(names[0], dict)
         and isinstance(names[0].get("name"), str),
         "licenses",
-        "there must be exactly one licence",
+        "there must be exactly one license",
         'give [{"name": "CC0-1.0"}]',
     )
     require(_is_list_of_words(metadata.get("keywords", [])), "keywords", "is not a list of words", 'give ["audio"]')
@@ -276,7 +276,7 @@ def dataset_page(
     *,
     owner: str = "",  # Kaggle user name; empty: as in the existing metadata
     title: str = "",
-    licence: str = "CC0-1.0",  # of new metadata
+    license: str = "CC0-1.0",  # of new metadata
 ) -> dict:  # {'README.md': bytes, 'dataset-metadata.json': bytes}
     "README and metadata of a dataset; files that the user has written or changed are kept."
     folder = Path(folder)
@@ -285,16 +285,16 @@ def dataset_page(
     text = readme if not existing or _sha256(existing) == generated_hash else existing
     return {
         "README.md": path.read_bytes() if text == existing else text.encode(),
-        "dataset-metadata.json": _updated_metadata(folder, owner, title, text, generated_hash, licence),
+        "dataset-metadata.json": _updated_metadata(folder, owner, title, text, generated_hash, license),
     }
 
 # %% ../../nbs/kaggle/02_pack.ipynb #3108d802
-def _updated_metadata(folder: Path, owner: str, title: str, readme: str, generated_hash, licence: str) -> bytes:
+def _updated_metadata(folder: Path, owner: str, title: str, readme: str, generated_hash, license: str) -> bytes:
     "The existing metadata with the given owner, title and generated description; new metadata if there is none."
     path = folder / "dataset-metadata.json"
     if not path.is_file():
         owner = owner or PLACEHOLDER_OWNER
-        return _to_json(dataset_metadata(folder.name, owner=owner, title=title, description=readme, licence=licence))
+        return _to_json(dataset_metadata(folder.name, owner=owner, title=title, description=readme, license=license))
     old = check_metadata(read_json(path), file=path)
     new = {
         **old,

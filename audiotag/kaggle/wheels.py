@@ -140,7 +140,7 @@ def pack_wheels(
             )
         readme = _readme(names, pythons, slug_of(folder.name))
         # that of audiotag and of OpenVINO
-        page = dataset_page(folder, readme, owner=owner, title=title, licence="Apache 2.0")
+        page = dataset_page(folder, readme, owner=owner, title=title, license="Apache 2.0")
         for name, data in page.items():
             write_bytes(part / name, data)
         write_manifest(part, "wheels", readme=readme, pythons=list(pythons), wanted=requirements)

@@ -68,7 +68,7 @@ class AvgPool(nn.Module):
 
 
 class GeM(nn.Module):
-    """Generalised mean (mean of x^p)^(1/p) over some axes, with a learned p: 1 is the mean, infinity the maximum;
+    """Generalized mean (mean of x^p)^(1/p) over some axes, with a learned p: 1 is the mean, infinity the maximum;
     values below `eps` count as `eps` (Radenović et al. 2018)."""
 
     def __init__(self, axes: tuple = (2, 3), p: float = 3.0, eps: float = 1e-6):

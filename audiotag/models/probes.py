@@ -52,7 +52,7 @@ RARE = -9.0  # logit of a class without training clips: a probability of 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class LinearProbe(Solved):
-    "One linear layer on standardised embeddings; `build(n_classes)` gives a `ProbeNet`."
+    "One linear layer on standardized embeddings; `build(n_classes)` gives a `ProbeNet`."
 
     width: int  # of the embeddings
     solver: str = "logistic"  # or 'ridge'
@@ -99,14 +99,14 @@ def _logistic(z, y, weights, c) -> tuple:  # weight (classes, width), bias (clas
 def _ridge(z, y, weights, c) -> tuple:  # weight (classes, width), bias (classes,)
     "Least squares with a penalty, all classes at once; in the space of the windows if they are fewer than the width."
     w = weights / weights.sum()
-    centre, offset = w @ z, w @ y
-    a, b = (z - centre) * np.sqrt(w)[:, None], (y - offset) * np.sqrt(w)[:, None]
+    center, offset = w @ z, w @ y
+    a, b = (z - center) * np.sqrt(w)[:, None], (y - offset) * np.sqrt(w)[:, None]
     penalty = 1 / (c * weights.sum())
     if len(a) < a.shape[1]:
         weight = a.T @ np.linalg.solve(a @ a.T + penalty * np.eye(len(a)), b)
     else:
         weight = np.linalg.solve(a.T @ a + penalty * np.eye(a.shape[1]), a.T @ b)
-    bias = 4 * (offset - centre @ weight - 0.5)
+    bias = 4 * (offset - center @ weight - 0.5)
     return 4 * weight.T, np.where(y.max(0) > 0, bias, RARE)
 
 # %% ../../nbs/models/08_probes.ipynb #6b373440

@@ -56,7 +56,7 @@ class SEDHead(nn.Module):
         *,
         hidden: int = 0,  # size of a hidden layer before the two; 0: none
         dropout: float = 0.0,  # before and after that layer
-        blend: bool = False,  # each frame with its neighbours: maximum + mean of three
+        blend: bool = False,  # each frame with its neighbors: maximum + mean of three
         tanh: bool = False,  # bound the attention before its softmax
         pool: str = "mean",  # over the bands: 'mean' or 'gem', see `GeM`
     ):
@@ -124,10 +124,10 @@ class SED(Network):
     output: str = "clip"  # in inference: 'clip' (attention) or 'max' (the largest frame logit)
     hidden: int = 0  # size of a hidden layer; 0: none, as the entrant
     dropout: float = 0.0
-    blend: bool = False  # blend frames with their neighbours
+    blend: bool = False  # blend frames with their neighbors
     tanh: bool = False  # bounded attention
     parts: bool = True  # in training, return what `SEDLoss` takes; False: only `output`, for any other loss
-    pool: str = added("mean")  # over the bands: 'mean' or 'gem', the generalised mean with a learned power
+    pool: str = added("mean")  # over the bands: 'mean' or 'gem', the generalized mean with a learned power
 
     def check(self):
         self.require(
@@ -283,14 +283,14 @@ def plot_detections(
     )
     _height_axis(top, features.shape[0], front_end)
     rows, bands = {c: i for i, c in enumerate(classes)}, features.shape[0]
-    colours = [f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9)]  # without C7, which is grey like the spectrogram
+    colors = [f"C{i}" for i in (0, 1, 2, 3, 4, 5, 6, 8, 9)]  # without C7, which is gray like the spectrogram
     for event in table.to_dict("records"):
         row = rows[event["class"]]
-        style = dict(facecolor=colours[row % 9], alpha=0.3, bar_alpha=0.3 + 0.6 * event["score"])
+        style = dict(facecolor=colors[row % 9], alpha=0.3, bar_alpha=0.3 + 0.6 * event["score"])
         _draw_event((top, below), event, row, bands, None, **style)
     for event in [] if true is None else true.to_dict("records"):
         row = rows[event["class"]]
-        _draw_event((top, below), event, row, bands, front_end, fill=False, edgecolor=colours[row % 9], lw=1.5)
+        _draw_event((top, below), event, row, bands, front_end, fill=False, edgecolor=colors[row % 9], lw=1.5)
     below.set(yticks=range(len(classes)), yticklabels=classes, ylim=(len(classes) - 0.4, -0.6), xlabel="s")
     below.tick_params(axis="y", labelsize=max(3, min(9, 80 / len(classes))))
     below.set_title("filled: detected; outlined: annotated", fontsize=7, loc="right", pad=2)

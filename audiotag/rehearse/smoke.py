@@ -56,10 +56,10 @@ def few_clips(
     *,
     n_classes: int = 4,
     per_class: int = 4,
-    windows: int = 8,  # unlabelled rows
+    windows: int = 8,  # unlabeled rows
     seed: int = 0,
 ) -> pd.DataFrame:  # some of the rows that the recipe trains on, without folds
-    "Labelled clips of a few classes for every source of the recipe, and some unlabelled ones."
+    "Labeled clips of a few classes for every source of the recipe, and some unlabeled ones."
     rows, _ = trainable_clips(clips, recipe)
     given_folds(rows)  # an error in them is found here, too
     parts, lent = [], {recipe.mixed.background} & set(clips.source) if recipe.mixed else set()
@@ -133,11 +133,11 @@ def smoke_folder(
 
 
 def _few_test_clips(found: Competition, few: pd.DataFrame, n: int) -> tuple:  # (competition, whether it has a test)
-    "The competition with `n` recordings to score; labelled ones where it has no test clips."
+    "The competition with `n` recordings to score; labeled ones where it has no test clips."
     clips, real = found.of("test"), True
     if not len(clips):
-        labelled = few[few.source.isin(("curated", "noisy"))]
-        clips, real = labelled.assign(source="test", labels=[()] * len(labelled), fold=-1), False
+        labeled = few[few.source.isin(("curated", "noisy"))]
+        clips, real = labeled.assign(source="test", labels=[()] * len(labeled), fold=-1), False
     several = clips.path.duplicated().any()  # windows of long recordings
     clips = clips[clips.path.isin(clips.path.drop_duplicates()[: 1 if several else n])].reset_index(drop=True)
     template = found.template[found.template[found.id_column].isin(clips.clip_id)].reset_index(drop=True)
@@ -237,4 +237,4 @@ def _score(smoke, recipe, competition, few):
     if refused(findings):
         raise AudiotagError(f"Kaggle would refuse this submission: {findings[0]}", file=out)
     if not real:
-        smoke.left_out.append("the competition has no test clips: labelled ones were scored in their place")
+        smoke.left_out.append("the competition has no test clips: labeled ones were scored in their place")

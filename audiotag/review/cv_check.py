@@ -144,8 +144,8 @@ def label_changes(before: Run, after: Run) -> list:  # of phrases
     "What differs in the clips and labels of two runs, such as 'labels of 3 clips'; empty if nothing does."
     a, b = (run.rows.set_index("clip_id")["labels"].map(tuple) for run in (before, after))
     both = a.index.intersection(b.index)
-    relabelled, others = int((a[both] != b[both]).sum()), len(a) + len(b) - 2 * len(both)
-    found = [f"labels of {counted(relabelled, 'clip')}"] if relabelled else []
+    relabeled, others = int((a[both] != b[both]).sum()), len(a) + len(b) - 2 * len(both)
+    found = [f"labels of {counted(relabeled, 'clip')}"] if relabeled else []
     only = f"{counted(others, 'clip is', 'clips are')} in one of them only"
     return found + ([only] if others else [])
 

@@ -104,7 +104,7 @@ def figure_svg(
     *args,
     **kwargs,
 ) -> Markup:  # an <svg> element
-    "The figure that `plot(*args, **kwargs)` returns, in the colours of the page."
+    "The figure that `plot(*args, **kwargs)` returns, in the colors of the page."
     import matplotlib, matplotlib.pyplot as plt
 
     colors = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
@@ -137,7 +137,7 @@ def _inline_svg(
     text,  # an SVG file
     label,  # for screen readers
 ) -> str:
-    "An SVG file as an element of a page: with the page's colours and font, unique ids, and a minimum width."
+    "An SVG file as an element of a page: with the page's colors and font, unique ids, and a minimum width."
     text = re.sub(PLACEHOLDER_COLOR, "currentColor", text[text.index("<svg") :])
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r"font:( ?[^;\"]*?)([0-9.]+)px[^;\"]*", r"font:\1\2px var(--font)", text)

@@ -58,7 +58,7 @@ def plot_history(
     *,
     stages=None,  # names; None: all
 ):
-    "Training loss (solid lines) and validation loss (dashed) of each stage, one colour per fold. Returns the figure."
+    "Training loss (solid lines) and validation loss (dashed) of each stage, one color per fold. Returns the figure."
     import matplotlib.pyplot as plt
 
     stages = [s for s in run.recipe.stages if stages is None or s.name in stages]
@@ -94,7 +94,7 @@ def plot_epochs(
     run: Run,
     stage: str,  # name
 ):
-    "Loss, metric of the validation crops and learning rate by epoch, one colour per fold. Returns the figure."
+    "Loss, metric of the validation crops and learning rate by epoch, one color per fold. Returns the figure."
     import matplotlib.pyplot as plt
 
     fig, axes = plt.subplots(1, 3, figsize=(8.4, 2.3))
@@ -426,7 +426,7 @@ def selection_quality(
 
 # %% ../../nbs/review/06_report.ipynb #4277285a
 def _grouped_bars(ax, table):
-    "Horizontal bars: one group for each row of the table, one colour for each column."
+    "Horizontal bars: one group for each row of the table, one color for each column."
     n = len(table.columns)
     for i, name in enumerate(table):
         y = np.arange(len(table)) + (i - (n - 1) / 2) * 0.8 / n
@@ -483,7 +483,7 @@ def describe_rounds(
 
 # %% ../../nbs/review/06_report.ipynb #fe0ce3dd
 def plot_rounds(run: Run):
-    "`pseudo_label_counts` as bars, one colour per round, for the first 40 classes. Returns the figure."
+    "`pseudo_label_counts` as bars, one color per round, for the first 40 classes. Returns the figure."
     import matplotlib.pyplot as plt
 
     table = pseudo_label_counts(run).iloc[:40]

@@ -185,7 +185,7 @@ class Precision(Callback):
         self.learn.loss_grad = self.scaler.scale(self.loss_grad)
 
     def before_step(self):
-        "Let the scaler call `step` in place of the optimiser, and leave the step out if gradients are not finite."
+        "Let the scaler call `step` in place of the optimizer, and leave the step out if gradients are not finite."
         self.finite = False
         self.scaler.step(self)
         if not self.finite:
@@ -195,7 +195,7 @@ class Precision(Callback):
         self.scaler.update()
 
     @property
-    def param_groups(self):  # `GradScaler` asks an optimiser for them
+    def param_groups(self):  # `GradScaler` asks an optimizer for them
         return self.opt.param_groups
 
     def step(self):

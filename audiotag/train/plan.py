@@ -74,8 +74,8 @@ class MeasuredPace:
     batch: float  # of `batch_size` clips
     batch_size: int
     valid: float  # of a clip in the validation of an epoch
-    score: float  # of a labelled clip, all its windows and views
-    score_unlabeled: float  # of an unlabelled one
+    score: float  # of a labeled clip, all its windows and views
+    score_unlabeled: float  # of an unlabeled one
     weights: int  # bytes of a file of weights
     memory: int  # the highest of this process
     gpu_memory: int  # 0 without a GPU
@@ -83,7 +83,7 @@ class MeasuredPace:
 
 
 def _stand_in(run: Run, n: int, seed: int) -> tuple:  # a `Run` in no folder yet, its only stage
-    "A run of one stage with `n` of the labelled clips, which uses the store of `run`."
+    "A run of one stage with `n` of the labeled clips, which uses the store of `run`."
     first, recipe = run.planned.stages[0], run.planned
     sources = [s for s in first.train_on if isinstance(s, str) and s in ("curated", "noisy")] or ["curated"]
     rows = run.rows[run.rows.source.isin(sources)]
@@ -364,7 +364,7 @@ def plan_run(
 
 # %% ../../nbs/train/18_plan.ipynb #7d4f0016
 def _some_recordings(competition: Competition, recipe: Recipe, n: int, seed: int) -> Competition:
-    "The competition with `n` of its labelled recordings, and one without labels if the recipe uses such."
+    "The competition with `n` of its labeled recordings, and one without labels if the recipe uses such."
     rows, _ = trainable_clips(competition.clips, recipe)
     chosen = []
     for source in dict.fromkeys(rows.source):
@@ -404,7 +404,7 @@ def plan_competition(
 
 
 def _folds_by_number(rows, n_folds: int) -> np.ndarray:
-    "Folds of equal size, for counting: unlabelled rows have none."
-    labelled = rows.source.isin(("curated", "noisy", "negative")).to_numpy()
+    "Folds of equal size, for counting: unlabeled rows have none."
+    labeled = rows.source.isin(("curated", "noisy", "negative")).to_numpy()
     codes = pd.factorize(rows.get("recording", rows.clip_id))[0] % n_folds
-    return np.where(labelled, codes, -1)
+    return np.where(labeled, codes, -1)

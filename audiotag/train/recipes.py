@@ -269,7 +269,7 @@ def student_rounds(
     keep: float = 0.1,  # a window without a probability this high is left out
     zero: float = 0.05,  # lower probabilities become 0
     weight: float = 1.0,  # of pseudo-labels in the loss
-    mix: float = 0.5,  # chance of a labelled clip to be mixed with such a window
+    mix: float = 0.5,  # chance of a labeled clip to be mixed with such a window
     share: float = 0.5,  # of the window in the mix
     target: str = "share",  # of the mix, as of `MixPartners`; 'union': two sounds heard at once
     model=None,  # settings of the network in the rounds, such as more drop-path
@@ -277,7 +277,7 @@ def student_rounds(
     epochs: int | None = None,  # of a round; None: as many as `first` has
     lr: float | None = None,  # of a round; None: as `first` has
 ) -> tuple:  # of stages, `first` among them
-    "`first`, and a stage for each power, taught by the stage before it, on labelled clips and soundscapes."
+    "`first`, and a stage for each power, taught by the stage before it, on labeled clips and soundscapes."
     stages = [first]
     for i, power in enumerate(powers, 1):
         teacher = stages[-1].name

@@ -318,7 +318,7 @@ def _check_labels(recipe):
         recipe.require(
             recipe.crops is not None or not s.pseudo_rules,
             "crops",
-            "give CropSettings(): unlabelled windows are segments of recordings",
+            "give CropSettings(): unlabeled windows are segments of recordings",
         )
         recipe.require(
             isinstance(s.loss or recipe.loss, SEDLoss) or not needs_weights,
@@ -384,7 +384,7 @@ class Recipe(Config):
     precision: str = "auto"  # of training; see `audiotag.train.fit.autocast_dtype`
     compile: str = ""  # a backend of torch.compile for training, such as 'inductor'; '': none
     keep_memory: bool = True  # see `audiotag.core.memory.keep_memory`
-    # where features are computed from waves: store those of unlabelled clips, too, which every fold and round scores
+    # where features are computed from waves: store those of unlabeled clips, too, which every fold and round scores
     store_segments: bool = added(True)
     # a fold with at least this many training clips is streamed (`audiotag.data.streaming`), its epochs in another
     # order than those in memory

@@ -90,7 +90,7 @@ def with_folds_of(
     lost = clips[clips.source.isin(TRAINING) & (clips.labels.map(len) > 0) & ~known]
     if len(lost):
         raise AudiotagError(
-            f"does not know {len(lost)} of the labelled clips, the first is {lost.clip_id.iloc[0]!r}",
+            f"does not know {len(lost)} of the labeled clips, the first is {lost.clip_id.iloc[0]!r}",
             file=opened[0].folder,
             fix="give the data that it was trained on",
         )
@@ -107,7 +107,7 @@ def student_table(
 ) -> (
     pd.DataFrame
 ):  # a row per system: networks in the kernel, score out of fold, gain over the first teacher, low, high
-    "The student beside its teachers, on the labelled clips that all of them score; the interval is of the gain."
+    "The student beside its teachers, on the labeled clips that all of them score; the interval is of the gain."
     systems = {r.folder.name: r for r in [*map(Run, runs), student]}
     clips = student.clips[student.clips.source == "curated"]
     shared = set.intersection(*(set(r.clips.clip_id) for r in systems.values()))

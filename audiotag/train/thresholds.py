@@ -28,7 +28,7 @@ class ThresholdRule(Config):
     target: str = "f1"
     at_least: float | None = None  # the wanted precision or recall
     one_for_all: bool = False  # one threshold, chosen on all clips and classes together
-    least: int = 5  # a class with fewer labelled clips takes the threshold that was chosen for all classes together
+    least: int = 5  # a class with fewer labeled clips takes the threshold that was chosen for all classes together
 
     def check(self):
         targets = "f1", "precision", "recall", "top"
@@ -106,18 +106,18 @@ def _best_candidates(
     n,  # (classes,) candidates of each class
 ) -> np.ndarray:  # (classes,) index of the candidate, -1 for none
     "The candidate that a rule chooses for each class."
-    labelled, tried = hits[:, -1:], np.arange(hits.shape[1]) < n[:, None]
+    labeled, tried = hits[:, -1:], np.arange(hits.shape[1]) < n[:, None]
     if rule.target == "f1":
-        value = np.where(tried, 2 * hits / np.maximum(given + labelled, 1e-12), -1)
+        value = np.where(tried, 2 * hits / np.maximum(given + labeled, 1e-12), -1)
         best, found = value.argmax(1), value.max(1) > 0
     elif rule.target == "precision":
         enough = tried & (given > 0) & (hits >= rule.at_least * given - 1e-9)
         best, found = enough.shape[1] - 1 - enough[:, ::-1].argmax(1), enough.any(1)
     else:
-        enough = tried & (hits >= rule.at_least * labelled - 1e-9) & (labelled > 0)
+        enough = tried & (hits >= rule.at_least * labeled - 1e-9) & (labeled > 0)
         best, found = enough.argmax(1), enough.any(1)
     rows = np.arange(len(best))
-    same = tried & (given == given[rows, best][:, None])  # a row of neighbours, as `given` rises
+    same = tried & (given == given[rows, best][:, None])  # a row of neighbors, as `given` rises
     first = same.argmax(1)
     return np.where(found, first + (same.sum(1) - 1) // 2, -1)
 
@@ -130,15 +130,15 @@ class _Chooser:
         self.pooled = _Counts(p.reshape(-1, 1), truth.reshape(-1, 1), np.repeat(folds, p.shape[1]))
         self.each = None if rule.one_for_all else _Counts(p, truth, folds)
 
-    def __call__(self, weights) -> tuple:  # (folds + 1, classes) thresholds; (3, classes) hits, given, labelled
-        "Thresholds without each fold and, last, of all clips; and the counts with each fold labelled by the others'."
+    def __call__(self, weights) -> tuple:  # (folds + 1, classes) thresholds; (3, classes) hits, given, labeled
+        "Thresholds without each fold and, last, of all clips; and the counts with each fold labeled by the others'."
         parts = [self._thresholds(self.pooled, np.repeat(weights, self.p.shape[1]))]
         if self.each is not None:
             parts.append(self._thresholds(self.each, weights))
         values = np.broadcast_to(parts[0][0], (len(parts[0][0]), self.p.shape[1])).copy()
         if self.each is not None:
-            own, labelled = parts[1]
-            values = np.where(labelled >= self.rule.least, own, values)
+            own, labeled = parts[1]
+            values = np.where(labeled >= self.rule.least, own, values)
         given = self.p >= values[self.folds]
         return values, np.stack([weights @ o for o in (given & self.truth, given, self.truth)])
 
@@ -154,16 +154,16 @@ class ThresholdChoice:
     "The result of `choose_thresholds`."
 
     thresholds: Thresholds  # chosen on all clips
-    # a row per class: labelled clips; threshold with its interval; precision, recall and f1 out of fold with theirs
+    # a row per class: labeled clips; threshold with its interval; precision, recall and f1 out of fold with theirs
     table: pd.DataFrame
     overall: pd.DataFrame  # the same over all labels ('all labels'), and as the mean over classes ('mean of classes')
 
 
 def _measures(counts) -> np.ndarray:  # (3, ...): precision, recall, F1; NaN where there is nothing to divide by
-    hits, given, labelled = counts
+    hits, given, labeled = counts
     with np.errstate(invalid="ignore", divide="ignore"):
-        f1 = np.where(labelled > 0, 2 * hits / (given + labelled), np.nan)
-        return np.stack([hits / given, np.where(labelled > 0, hits / labelled, np.nan), f1])
+        f1 = np.where(labeled > 0, 2 * hits / (given + labeled), np.nan)
+        return np.stack([hits / given, np.where(labeled > 0, hits / labeled, np.nan), f1])
 
 
 def _summary(counts) -> np.ndarray:  # (3, 2): precision, recall and F1 over all labels, and as the mean over classes
@@ -193,7 +193,7 @@ def _check_thresholds_input(p, truth, classes, folds, groups):
         )
     require_probabilities(p)
     if not truth.any():
-        raise AudiotagError("no clip has a label", field="truth", fix="give labelled clips")
+        raise AudiotagError("no clip has a label", field="truth", fix="give labeled clips")
     require_whole_groups(folds, groups)
 
 
@@ -209,7 +209,7 @@ def choose_thresholds(
     level: float = 0.95,  # of the intervals
     seed: int = 0,
 ) -> ThresholdChoice:
-    """Choose thresholds on all clips, and measure them with each fold labelled by the thresholds of the others; the
+    """Choose thresholds on all clips, and measure them with each fold labeled by the thresholds of the others; the
     intervals cover the choice, too."""
     p, truth = np.asarray(p, dtype=np.float64), np.asarray(truth) > 0
     groups = np.arange(len(p)) if groups is None else np.asarray(groups)
@@ -258,8 +258,8 @@ def run_thresholds(
         )
         p = apply_out_of_fold(after, w.p, w.truth > 0, w.recording, folds=w.fold, taxonomy=taxonomy)
         return choose_thresholds(p, w.truth > 0, run.classes, w.fold, groups=groups, **options)
-    labelled = run.clips[run.clips.source == ("curated" if (run.clips.source == "curated").any() else "noisy")]
-    p = run.oof(*run.recipe.members).loc[labelled.clip_id].to_numpy(dtype=float)
-    truth = targets(labelled, run.classes) > 0
-    groups = labelled.group.to_numpy()
-    return choose_thresholds(p, truth, run.classes, labelled.fold.to_numpy(), groups=groups, **options)
+    labeled = run.clips[run.clips.source == ("curated" if (run.clips.source == "curated").any() else "noisy")]
+    p = run.oof(*run.recipe.members).loc[labeled.clip_id].to_numpy(dtype=float)
+    truth = targets(labeled, run.classes) > 0
+    groups = labeled.group.to_numpy()
+    return choose_thresholds(p, truth, run.classes, labeled.fold.to_numpy(), groups=groups, **options)

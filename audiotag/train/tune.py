@@ -28,7 +28,7 @@ from ..infer.windows import View, probabilities
 # %% ../../nbs/train/15_tune.ipynb #c225895d
 @dataclass(frozen=True, eq=False)
 class OOFWindows:
-    "Windows of labelled clips, scored by the models of their own fold."
+    "Windows of labeled clips, scored by the models of their own fold."
 
     p: np.ndarray  # (windows, classes) probabilities
     truth: np.ndarray  # (windows, classes) the labels of each window's clip
@@ -70,7 +70,7 @@ def tune_run(
     *stages: str,  # None: the members
     draws: int = 300,  # of the bootstrap
 ) -> Tuned:
-    "Run the tuner on a run's own windows; the column `caveat` says which results labelled clips cannot support."
+    "Run the tuner on a run's own windows; the column `caveat` says which results labeled clips cannot support."
     w, taxonomy = oof_windows(run, *stages), read_taxonomy(run.rows, run.classes)
     families = {**LEARNED, **FAMILIES, "sharpen": (Power(power=0.5), Power(power=2.0))}
     options = dict(folds=w.fold, families=families, metric=run.recipe.metric, taxonomy=taxonomy, draws=draws)

@@ -115,7 +115,7 @@ GRID = {
     "htk": dict(htk=True),
     "height 1": dict(norm=None),
     "htk, height 1": dict(htk=True, norm=None, n_fft=3000, top_db=None),
-    "not centred": dict(center=False, n_fft=512),
+    "not centerd": dict(center=False, n_fft=512),
     "reflect": dict(pad_mode="reflect"),
     "edge": dict(pad_mode="edge"),
     "symmetric": dict(pad_mode="symmetric"),
@@ -540,7 +540,7 @@ def test_bad_waves(fe):
     assert np.isfinite(fe(good)).all() and np.isfinite(fe(good + np.float32(1e8))).all()
 
 
-def test_too_short_without_centring():
+def test_too_short_without_centering():
     fe = LogMel(center=False)
     assert (
         fe(np.zeros(2560, np.float32)).shape == (128, 1)
@@ -693,7 +693,7 @@ def test_a_part_of_a_joined_front_end_trims_by_itself():
 
 
 def test_the_kernel_s_eight_bits():
-    "Standardised, then 0 to 255 cut down to whole numbers, then over 255; constant images are zeros."
+    "Standardized, then 0 to 255 cut down to whole numbers, then over 255; constant images are zeros."
     x = np.array([[0.0, 1.1, 2.1], [3.0, 4.1, 10.0]], np.float32)
     want = np.array([[0, 28, 53], [76, 104, 255]]) / 255
     assert np.abs(EightBit()(x) - want).max() < 1e-6
@@ -763,7 +763,7 @@ def test_windows_at_even_steps():
 
 
 def test_folds_of_system_5():
-    "Where neighbouring samples land."
+    "Where neighboring samples land."
     fe = RawFold()
     x = fe(np.arange(160000, dtype=np.float32))
     assert x.shape == (2, 1000, 80)
@@ -804,7 +804,7 @@ def test_global_features_by_hand():
         assert got.shape == (128, 12) and np.abs(got - np.array(want)).max() < 1e-5
     assert len(PERCENTILES) == 9
     ramp = GlobalFeatures()(np.arange(1280, dtype=np.float32))
-    # 20 long, every 10: neighbours overlap by half
+    # 20 long, every 10: neighbors overlap by half
     assert ramp[10, 3] == 95 and ramp[10, 11] == 114 and ramp[11, 3] == 105
     assert ramp[0, 3] == 0 and ramp[0, 11] == 14 and ramp[127, 11] == 1279
     for n in (1, 2, 77, 127):

@@ -232,7 +232,7 @@ def test_crop_and_pad_places():
         assert len(places) == abs(10 - n) + 1  # every place is drawn
         one, two = (crop_or_pad(x, n, at="random", rng=np.random.default_rng(3)) for _ in range(2))
         assert np.array_equal(one, two)
-    for kwargs in (dict(at="centre"), dict(at="random")):
+    for kwargs in (dict(at="center"), dict(at="random")):
         with pytest.raises(AudiotagError):
             crop_or_pad(x, 4, **kwargs)
     assert np.array_equal(x, np.arange(1, 11))

@@ -99,7 +99,7 @@ def test_ratio_in_16_bits_and_with_silent_noise():
 
 
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0])
-def test_colour_of_noise(exponent):
+def test_color_of_noise(exponent):
     "Power in octaves: white rises by 3 dB an octave, pink stays, brown falls."
     x = torch.ones(8, 1, 1, 2**16)
     noise = (Noise(low_db=0.0, high_db=0.0, exponent=exponent)(x, torch.eye(8), gen())[0] - x).double().flatten(1)

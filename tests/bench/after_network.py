@@ -85,7 +85,7 @@ def scored_worlds(data):
 
 
 def families():
-    "What is tried: the steps of the site, the time, the relatives, the recording's best windows and the neighbours."
+    "What is tried: the steps of the site, the time, the relatives, the recording's best windows and the neighbors."
     from audiotag.infer.postprocess import FAMILIES, LEARNED, FileMax
 
     highest = {f"mean of the highest {k}": tuple(FileMax(power=o, top=k) for o in (0.4, 1.0)) for k in (1, 2, 3)}
@@ -121,7 +121,7 @@ def main():
 
 `python -m tests.bench.after_network --save`, {datetime.date.today()}. `soundscape` sample set, {FOLDS} folds.
 
-**What it is measured on.** The labelled clips of the set have neither a site nor a time, and its soundscapes no labels; the sites and times in their names
+**What it is measured on.** The labeled clips of the set have neither a site nor a time, and its soundscapes no labels; the sites and times in their names
 are invented. So minutes are mixed from held-out clips: {FOLDS * MINUTES} recordings a world, {FOLDS * MINUTES * 12} windows, {SITES} sites. A random forest, trained on
 {HEARD} minutes that are mixed from the other folds' clips, scores them. Each step is chosen, and learns, without the fold that it is judged on; intervals are over
 recordings, of one seed. The second world is *made* so that priors can help: it shows that they find what is there, and the first that they find nothing where

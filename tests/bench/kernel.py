@@ -5,7 +5,7 @@ glibc's allocator as it is) beside ours (a bundle, `infer`), each in a process o
 in every round. A number is the median over rounds, a ratio the median of the rounds' ratios. Two systems: five folds of CNN-model-1, 64 wide,
 80 classes, windows of 128×128; and five folds of efficientnet_b0 on one-minute soundscapes in windows of 5 s at 32 kHz. The CNN's windows
 overlap, so it also runs as one pass over each clip (`export --share-overlap`). The networks are trained here, briefly: the bench is about time, but
-int8 is judged by the metric, and that wants networks that have learnt something.
+int8 is judged by the metric, and that wants networks that have learned something.
 """
 
 import argparse

@@ -34,18 +34,18 @@ class World:
 
     def __init__(self, seed):
         self.g = rng(seed, "promises")
-        self.centres = self.g.normal(0, self.g.uniform(0.7, 1.1), (len(CLASSES), 10))
+        self.centers = self.g.normal(0, self.g.uniform(0.7, 1.1), (len(CLASSES), 10))
 
     def clips(self, n_recordings, copies):
         "(features, labels as indicators, recording of each clip); a recording has 1 to `copies` clips."
         labels = np.eye(len(CLASSES), dtype=bool)[self.g.permutation(n_recordings) % len(CLASSES)]
         labels |= self.g.random(labels.shape) < 0.04
         recording = np.repeat(np.arange(n_recordings), self.g.integers(1, copies + 1, n_recordings))
-        like = labels @ self.centres + self.g.normal(0, 1.6, (n_recordings, 10))
+        like = labels @ self.centers + self.g.normal(0, 1.6, (n_recordings, 10))
         return like[recording] + self.g.normal(0, 0.3, (len(recording), 10)), labels[recording], recording
 
 
-def neighbours(x, y, new, columns, k):
+def neighbors(x, y, new, columns, k):
     "Probabilities by the k nearest training clips: a member that remembers recordings."
     distance = ((new[:, None, columns] - x[None][:, :, columns]) ** 2).sum(-1)
     near = np.argpartition(distance, k, axis=1)[:, :k]
@@ -66,8 +66,8 @@ def members_of(g):
     def some(n):
         return np.sort(g.choice(10, n, replace=False))
 
-    found = {"near": (neighbours, some(8), 3), "linear": (linear, some(8), 0)}
-    found |= {"near, less": (neighbours, some(5), 5), "linear, less": (linear, some(5), 0)}
+    found = {"near": (neighbors, some(8), 3), "linear": (linear, some(8), 0)}
+    found |= {"near, less": (neighbors, some(5), 5), "linear, less": (linear, some(5), 0)}
     return found | {f"useless {i}": (None, None, i) for i in range(3)}
 
 

@@ -1,6 +1,6 @@
 """What a round of pseudo-labels costs at corpus size: `python -m tests.bench.scoring [--minutes N] [--save]`, a minute or two.
 
-Unlabelled soundscapes are scored as `audiotag train` does it: the features of each window are computed once and stored, all folds read them,
+Unlabeled soundscapes are scored as `audiotag train` does it: the features of each window are computed once and stored, all folds read them,
 and a batch takes windows of several recordings. Beside it the same networks in OpenVINO, which training does not use. All in processor
 seconds of one thread, which another program on the machine hardly changes; hours are for two cores that are both busy all the time.
 """

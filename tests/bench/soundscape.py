@@ -338,11 +338,11 @@ def main():
 `python -m tests.bench.soundscape --save`, {datetime.date.today()}, {os.cpu_count()} cores of {platform.processor() or platform.machine()}, networks 16 channels wide, those of the wave 8.
 `soundscape` sample set, {FOLDS} folds, batches of 16, steps a stage: {STEPS}.
 
-**What it is measured on.** The answers of the test are not here, and neither are those of the unlabelled soundscapes. So macro-AUC is taken
+**What it is measured on.** The answers of the test are not here, and neither are those of the unlabeled soundscapes. So macro-AUC is taken
 (a) of whole clips, out of fold, and (b) of pseudo-soundscapes: {SCAPES} minutes a fold and kind ({n["few species"]} windows) of rain, sea or fire
 recordings from the `freesound` set, with 6 to 10 calls of up to 4 s at -3 to 12 dB, cut out of clips of the fold. In *few species* a recording has
 three species, in *any species* as many as come. Intervals are over recordings; there is one seed, and what another one would change is not in them. What (b) cannot say: whether the calls, their density and the
-places of the true test are like these. And the networks have heard the *unlabelled* soundscapes, whose backgrounds are other recordings.
+places of the true test are like these. And the networks have heard the *unlabeled* soundscapes, whose backgrounds are other recordings.
 
 ## Networks, the sampler, a round
 

@@ -26,7 +26,7 @@ BANDS, FRAMES, CROP, PER_SHARD, SEED = 128, 800, 172, 128, 0  # 172 frames of 11
 def make_clips(n):
     "`n` arrays (800, 128) of float16, as a store holds them."
     rng = np.random.default_rng(SEED)
-    base = rng.standard_normal((FRAMES, BANDS), np.float32).cumsum(0) / 8  # neighbouring frames resemble each other
+    base = rng.standard_normal((FRAMES, BANDS), np.float32).cumsum(0) / 8  # neighboring frames resemble each other
     return [(base + 0.3 * rng.standard_normal((FRAMES, BANDS), np.float32)).astype(np.float16) for _ in range(n)]
 
 

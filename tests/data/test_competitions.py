@@ -186,7 +186,7 @@ FAULTS = {
     "no such csv": (lambda r: (r / "train_noisy.csv").unlink(), "train_noisy.csv", None, "file not found"),
     "no template": (lambda r: (r / "sample_submission.csv").unlink(), "sample_submission.csv", None, "file not found"),
     "renamed column": (edit("train_curated.csv", 0, "fname,label"), "train_curated.csv", None, "did you mean 'label'"),
-    "misspelt label": (edit("train_curated.csv", 5, "{fname},Bel"), "train_curated.csv", 5, "'Bel' is not a class.*did you mean 'Bell'"),
+    "misspelled label": (edit("train_curated.csv", 5, "{fname},Bel"), "train_curated.csv", 5, "'Bel' is not a class.*did you mean 'Bell'"),
     "one of two labels": (edit("train_noisy.csv", 7, '{fname},"Bell,Clock_tik"'), "train_noisy.csv", 7, "did you mean 'Clock_tick'"),
     "no label": (edit("train_noisy.csv", 2, "{fname},"), "train_noisy.csv", 2, "empty label"),
     "empty second label": (edit("train_noisy.csv", 2, '{fname},"Bell,"'), "train_noisy.csv", 2, "empty label"),

@@ -562,7 +562,7 @@ def test_networks_on_waves(inputs, narrow, data, tmp_path):
     assert abs(pd.read_csv(tmp_path / "graph.csv", index_col=0) - table).max().max() < 1e-3
 
 
-# ---- features of unlabelled windows, and the ledgers: once
+# ---- features of unlabeled windows, and the ledgers: once
 
 
 def test_every_fold_and_round_scores_stored_features(whole, data, monkeypatch):

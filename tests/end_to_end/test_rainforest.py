@@ -66,7 +66,7 @@ def test_the_crop_holds_the_place_or_lies_inside_of_it(places, frames, crops, se
     assert ((first <= starts) & (starts + frames <= last))[longer].all()
 
 
-def test_the_centre_is_moved_by_the_numbers_given():
+def test_the_center_is_moved_by_the_numbers_given():
     n, g = 4000, np.random.default_rng(0)
     first, last, length = np.full(n, 2000), np.full(n, 2040), np.full(n, 4000)
     moved = AroundBox(shift=(32, 200)).starts(first, last, length, 512, g) + 256 - 2020
@@ -411,7 +411,7 @@ def test_whole_recordings_as_those_without_boxes_train(run, forest, tmp_path):
     assert y.sum() == whole.rows[whole.rows.fold != 0].labels.map(len).sum()
 
 
-def test_an_unlabelled_twin_does_not_teach(forest, tmp_path):
+def test_an_unlabeled_twin_does_not_teach(forest, tmp_path):
     "A copy of a recording that no csv names has no fold of its own; it stays out of the folds that its twin is scored in."
     import shutil
 

@@ -136,7 +136,7 @@ def test_relatives_delta_smoothing_and_the_highest_two_in_words():
     np.testing.assert_allclose(genus(p, ["a", "b"])[0], [0.3, 0.4, 0.5, 0.8])
     np.testing.assert_allclose(kind(p, ["a", "b"])[0], [0.3, 0.4, 0.5, 0.8])
     np.testing.assert_allclose(kind(p, ["a", "b"])[1], [0.1 + 0.2 / 6 * 1, 0.1 + 0.2 / 6, 0.3 - 0.4 / 6, 0.5])
-    # shares .5 × (1 - .8) and .5 × (1 - .5); at the ends the window stands for the neighbour that is missing
+    # shares .5 × (1 - .8) and .5 × (1 - .5); at the ends the window stands for the neighbor that is missing
     np.testing.assert_allclose(
         DeltaSmooth(share=0.5)(p, ["a", "a"]), [0.95 * p[0] + 0.05 * p[1], 0.875 * p[1] + 0.125 * p[0]]
     )
@@ -269,7 +269,7 @@ def test_what_each_fold_is_scored_with_is_learned_from_the_others():
 def test_what_cannot_be_judged_is_said():
     p, truth, group, folds = world(6)
     table = tune(p, truth, np.char.replace(group, "_2025", "-"), folds=folds, families=LEARNED, draws=5).table
-    assert table.note["site prior"] == "the names of labelled recordings tell no site" and not table.gain.any()
+    assert table.note["site prior"] == "the names of labeled recordings tell no site" and not table.gain.any()
     assert table.note["genus"] == "no taxonomy names the genus of the classes"
     two = tune(p, truth, group, folds=folds % 2, families=LEARNED, taxonomy=KIN, draws=5).table
     assert two.note["hour prior"].startswith("needs three folds") and not two.note["genus"].startswith("needs")

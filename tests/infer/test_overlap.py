@@ -60,7 +60,7 @@ def test_strips_hold_every_window_once_and_in_order(lengths, hop, at_most, singl
         assert len(list(strips(x, hop, at_most=at_most))) < len(x)  # they were found
 
 
-def test_neighbours_of_other_clips_are_not_joined():
+def test_neighbors_of_other_clips_are_not_joined():
     x = np.concatenate([WINDOWS.cut(clip(96, 0)), WINDOWS.cut(clip(96, 1))])
     assert [n for _, n, _ in strips(x, 32)] == [2, 2]
 
@@ -174,7 +174,7 @@ def test_what_loses_is_refused_and_the_plain_graph_takes_its_place(toy, tmp_path
 def test_without_labels_a_shared_pass_cannot_be_judged(toy, tmp_path):
     folder = copy_of(toy, tmp_path)
     table = export_bundle(folder, evidence_in(Bundle(folder), toy[2]), precision="fp32", shared=True)
-    assert list(table.kept) == ["refused", "kept"] and "no labelled clips" in table.why.iloc[0]
+    assert list(table.kept) == ["refused", "kept"] and "no labeled clips" in table.why.iloc[0]
 
 
 def test_what_cannot_be_shared_is_said_once_and_exported_window_by_window(toy, tmp_path):

@@ -25,7 +25,7 @@ def logits(spec, x, y, weights=None):
         return net.eval()(torch.from_numpy(x)).numpy()
 
 
-def standardised(x):
+def standardized(x):
     x = x.reshape(len(x), -1).astype(float)
     return (x - x.mean(0)) / x.std(0)
 
@@ -34,7 +34,7 @@ def test_the_logistic_head_is_scikit_learns():
     from sklearn.linear_model import LogisticRegression
 
     x, y = world()
-    found, z = logits(LinearProbe(width=12, c=0.5), x, y), standardised(x)
+    found, z = logits(LinearProbe(width=12, c=0.5), x, y), standardized(x)
     for k in range(3):
         expected = LogisticRegression(C=0.5, max_iter=1000).fit(z, y[:, k]).decision_function(z)
         np.testing.assert_allclose(found[:, k], expected, atol=2e-3)
@@ -46,7 +46,7 @@ def test_the_ridge_head_is_scikit_learns(n):
     from sklearn.linear_model import Ridge
 
     x, y = world(n)
-    found, z = logits(LinearProbe(width=12, solver="ridge", c=0.5), x, y), standardised(x)
+    found, z = logits(LinearProbe(width=12, solver="ridge", c=0.5), x, y), standardized(x)
     # scikit-learn's penalty is on the sum of squares, ours on their mean: 1/(c n) of the mean is 1/c of the sum
     expected = 4 * (Ridge(alpha=2.0).fit(z, y).predict(z) - 0.5)
     known = y.max(0) > 0
@@ -56,7 +56,7 @@ def test_the_ridge_head_is_scikit_learns(n):
 
 def test_the_prototype_head_orders_by_cosine():
     x, y = world()
-    found, z = logits(PrototypeProbe(width=12), x, y), standardised(x)
+    found, z = logits(PrototypeProbe(width=12), x, y), standardized(x)
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     prototypes = y.T @ z
     prototypes[:3] /= np.linalg.norm(prototypes[:3], axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"Where neighbouring samples lie in a folded wave; raw and hybrid networks against plain arithmetic and OpenVINO; faults."
+"Where neighboring samples lie in a folded wave; raw and hybrid networks against plain arithmetic and OpenVINO; faults."
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def pages(fold, x):
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
-def test_neighbouring_samples_lie_where_the_source_says(interleaved):
+def test_neighboring_samples_lie_where_the_source_says(interleaved):
     "A stored fold without the word goes on meaning blocks; in both ways the front end and the network agree."
     fold = config_from_dict(dict(kind="RawFold", channels=2, rows=50, columns=40)).replace(interleaved=interleaved)
     n, i = 4000, np.arange(4000)

@@ -77,10 +77,10 @@ def test_the_head_in_words(variant, backbone):
         h = net.body(x).double().mean(2)
         if variant.get("blend"):
             low, zero = torch.full_like(h[..., :1], -np.inf), torch.zeros_like(h[..., :1])
-            neighbours = lambda edge: torch.stack(
+            neighbors = lambda edge: torch.stack(
                 [torch.cat([edge, h[..., :-1]], 2), h, torch.cat([h[..., 1:], edge], 2)]
             )
-            h = neighbours(low).amax(0) + neighbours(zero).sum(0) / 3
+            h = neighbors(low).amax(0) + neighbors(zero).sum(0) / 3
         dense = lambda x, name: (
             torch.einsum("oi,nit->not", state[f"{name}.weight"][..., 0], x) + state[f"{name}.bias"][:, None]
         )
@@ -354,7 +354,7 @@ def test_timm_backbones_and_waves():
     assert frame.shape == attention.shape and frame.shape[:2] == (2, 4) and frame.shape[2] > 1
 
 
-def test_the_generalised_mean_over_the_bands():
+def test_the_generalized_mean_over_the_bands():
     "With the power 1 it is the mean; with its own it follows the formula; and it adds one number to the state."
     torch.manual_seed(0)
     mean = SED(backbone=CNNModel1(width=2)).build(3).eval()

@@ -118,7 +118,7 @@ def test_a_competition_of_ones_own_without_test_clips(tmp_path, monkeypatch):
     for _ in range(2):  # the second one replaces the first
         done = called("train", *words)
         assert done.returncode == 0, done.stderr
-        assert "no test clips: labelled ones were scored in their place" in done.stdout
+        assert "no test clips: labeled ones were scored in their place" in done.stdout
         assert len(pd.read_csv("run-smoke/submission.csv")) == 4
     (tmp_path / "other-smoke").mkdir()
     (tmp_path / "other-smoke/notes.txt").write_text("mine")

@@ -157,7 +157,7 @@ def test_an_error_in_the_file_is_a_one_line_message(comp, data, tmp_path, capsys
         assert word in errors[0]
 
 
-def test_a_test_clip_cannot_be_relabelled(comp, tmp_path):
+def test_a_test_clip_cannot_be_relabeled(comp, tmp_path):
     with pytest.raises(AudiotagError, match="not a training clip"):
         correct_labels(comp, corrections(tmp_path / "c.csv", f"{comp.of('test').clip_id[0]},relabel,Siren,,,"))
 
@@ -202,7 +202,7 @@ def test_a_recipe_trains_on_the_corrected_labels_and_remembers_the_given_ones(da
     path = corrections(tmp_path / "c.csv", f"{a},relabel,Siren,ann,2026,", f"{b},drop,,ann,2026,")
     words = [*train_words(data, tmp_path / "run", [*SETS, "stages.*.epochs=1"]), "--corrections", str(path)]
     done = called(*words)
-    assert done.returncode == 0 and "1 clip relabelled" in done.stderr, done.stderr
+    assert done.returncode == 0 and "1 clip relabeled" in done.stderr, done.stderr
     run = Run(tmp_path / "run")
     row = run.clips.set_index("clip_id").loc[a]
     assert (

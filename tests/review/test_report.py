@@ -77,7 +77,7 @@ def test_it_opens_without_errors_and_fits_the_screen(path, width, scheme):
 
 
 def contrast(a, b):
-    "The WCAG contrast of two css colours."
+    "The WCAG contrast of two css colors."
 
     def light(c):
         parts = [int(v) / 255 for v in c[c.index("(") + 1 : -1].split(",")[:3]]

@@ -38,7 +38,7 @@ def decisions(path, rows):
 
 @pytest.fixture(scope="module")
 def corrected(tiny_run, tiny_data):
-    "A run with one curated clip relabelled and another of the same fold dropped, on the command line."
+    "A run with one curated clip relabeled and another of the same fold dropped, on the command line."
     before = Run(tiny_run / "run")
     curated = before.clips[(before.clips.source == "curated") & (before.clips.fold == 0)]
     changed, dropped = curated.iloc[0], curated.iloc[1]

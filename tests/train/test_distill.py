@@ -251,8 +251,8 @@ def test_settings():
         student_recipe(into, [])
 
 
-def test_unlabelled_windows_are_taught_by_all_folds(tmp_path):
-    "Their labels are unknown and have no weight; what the teachers say of them does, also in a mixture with a labelled clip."
+def test_unlabeled_windows_are_taught_by_all_folds(tmp_path):
+    "Their labels are unknown and have no weight; what the teachers say of them does, also in a mixture with a labeled clip."
     make, changes, layout = SYSTEMS["birdclef2024"]
     make(tmp_path / "data")
     changes = [c.replace("=6", "=3") for c in changes if not c.startswith(("members", "mixed", "rounds"))] + ["cpus=1"]
@@ -279,7 +279,7 @@ def test_unlabelled_windows_are_taught_by_all_folds(tmp_path):
 
 
 def test_what_a_refit_is_validated_on_has_all_classes():
-    "Ids are often sorted by class, and metrics such as macro AUC need several; unlabelled windows are no measure."
+    "Ids are often sorted by class, and metrics such as macro AUC need several; unlabeled windows are no measure."
     names = [f"{label}/{i:03d}" for label in "abc" for i in range(100)]
     train = pd.DataFrame(dict(clip_id=names, labels=[(n[0],) for n in names]))
     train = pd.concat([train, pd.DataFrame(dict(clip_id=[f"w{i}" for i in range(500)], labels=[()] * 500))])

@@ -233,7 +233,7 @@ def test_the_fourths_networks_on_spectrograms():
     assert n_bands.max() in (23, 24) and (n_bands == 0).float().mean() == pytest.approx(0.52, abs=0.03)
 
 
-def test_the_fourths_pool_is_a_generalised_mean():
+def test_the_fourths_pool_is_a_generalized_mean():
     "Of the map of five seconds; the third power, nothing below 1e-6."
     net = Timm(name="resnet10t", pool="gem").build(5)
     x = torch.randn(2, 512, 4, 8, generator=torch.Generator().manual_seed(0))

@@ -208,7 +208,7 @@ def test_parity_with_the_entrants_segment_and_pseudo_loss():
 
 
 def test_frames_are_pulled_up_inside_their_box_and_nowhere_else_if_only_boxes_count():
-    "It fails where the times are ignored: then labelled classes have no gradient, or all of their frames have one."
+    "It fails where the times are ignored: then labeled classes have no gradient, or all of their frames have one."
     frame, attention, parts, y = boxes_example()
     z = parts.clone().requires_grad_()
     SEDLoss(clip=1e-12, peak=0.0, pseudo=0.0, segment=1.0, as_entrant=True)(z, y).backward()

@@ -32,14 +32,14 @@ def by_hand(rule, p, truth, candidates):
     for t in candidates:  # falling
         given = p >= t
         tried.append(((given & truth).sum(), given.sum(), truth.sum()))
-    hits, given, labelled = np.array(tried, float).T
+    hits, given, labeled = np.array(tried, float).T
     if rule.target == "f1":
-        best = int(np.argmax(2 * hits / (given + labelled)))
+        best = int(np.argmax(2 * hits / (given + labeled)))
     elif rule.target == "precision":
         enough = [i for i in range(len(hits)) if given[i] and hits[i] / given[i] >= rule.at_least - 1e-12]
         best = enough[-1] if enough else -1
     else:
-        best = next(i for i in range(len(hits)) if hits[i] / labelled[i] >= rule.at_least - 1e-12)
+        best = next(i for i in range(len(hits)) if hits[i] / labeled[i] >= rule.at_least - 1e-12)
     same = np.flatnonzero(given == given[best])
     return candidates[same[(len(same) - 1) // 2]] if best >= 0 else NEVER
 
@@ -51,7 +51,7 @@ def between(scores):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("word", RULES)
-def test_each_fold_is_labelled_by_what_the_others_chose(word, seed):
+def test_each_fold_is_labeled_by_what_the_others_chose(word, seed):
     p, truth, folds = example(seed)
     rule = threshold_rule(word).replace(least=1)
     found = choose_thresholds(p, truth, list("abc"), folds, rule=rule, draws=0)

@@ -17,7 +17,7 @@ from audiotag.train.recipes import UNIVERSAL_LADDER, get_recipe, recipes, univer
 
 
 def cubic_weights(n, size):
-    "(size, n): OpenCV's INTER_CUBIC along one axis, a = -.75, pixel centres aligned, edges repeated."
+    "(size, n): OpenCV's INTER_CUBIC along one axis, a = -.75, pixel centers aligned, edges repeated."
     out, a = np.zeros((size, n)), -0.75
     for i in range(size):
         at = (i + 0.5) * n / size - 0.5
