@@ -551,10 +551,7 @@ def train(
         return _print_smoke(recipe, competition, run, processes, opened_engine, scale)
     kept = _kept_trainings(recipe, competition, run, store, corrections, groups, continue_from)
     if plan:
-        _print_plan(recipe, competition, run, processes, engine, workers)
-        if kept:
-            show(f"  less what stays as it was in {kept.before.folder}: its features and trainings are kept")
-        return
+        return _print_plan(recipe, competition, run, processes, engine, workers, kept, own_store=store is None)
     with local_copy(run) as folder:
         if kept and not kept.begin(folder, own_store=store is None):
             kept = None
@@ -589,13 +586,18 @@ def _trainings_at_once(engine: str, workers, threads: int) -> int:
     return workers or max(1, len(os.sched_getaffinity(0)) // threads)
 
 
-def _print_plan(recipe, competition, run, processes, engine, workers):
+def _print_plan(recipe, competition, run, processes, engine, workers, kept=None, *, own_store=True):
     "Print the plan of a run that has not begun."
     from audiotag.train.plan import plan_competition
 
-    parallel = _trainings_at_once(engine, workers, recipe.cpus or os.cpu_count())
-    folder = "." if "://" in str(run) else run
-    show(plan_competition(recipe, competition, folder, workers=processes, parallel=parallel))
+    options, folder = dict(workers=processes), "." if "://" in str(run) else run
+    if kept:
+        options["kept"] = kept.expected(kept.stand_in(recipe, competition))
+        options["computed"] = kept.before.store if own_store else ()
+    options["parallel"] = _trainings_at_once(engine, workers, recipe.cpus or os.cpu_count())
+    show(plan_competition(recipe, competition, folder, **options))
+    if kept:
+        show(f"  kept: what stays as it was in {kept.before.folder}; stages with rules may keep more")
 
 
 def _kept_trainings(recipe, competition, run, store, corrections, groups, continue_from):

@@ -6,7 +6,7 @@
 __all__ = ['link_store', 'KeptTrainings']
 
 # %% ../../nbs/train/21_continue_run.ipynb #2048d1fa
-import os, shutil
+import copy, os, shutil
 import pandas as pd
 from pathlib import Path
 from ..core.config import require_same
@@ -14,7 +14,7 @@ from ..core.errors import AudiotagError, counted, printable
 from ..core.files import claim_folder, file_sha256, folder_kind, read_json, read_parquet, write_bytes, write_json
 from ..core.files import write_parquet
 from ..data.remote import is_url
-from .run_folder import Run
+from .run_folder import Run, scored_clips, trainable_clips, with_stored_folds
 from .settings import Recipe
 
 # %% ../../nbs/train/21_continue_run.ipynb #a4844cea
@@ -116,6 +116,15 @@ class KeptTrainings:
             self._copy(run, stage, fold)
             self.stages[stage] = sorted({*self.stages.get(stage, ()), fold})
             self._write()
+
+    def stand_in(self, recipe: Recipe, competition) -> Run:
+        "The run that goes on as it would begin, with the folds and features of the earlier one; nothing is written."
+        run, known = copy.copy(self.before), self.before.store
+        rows, _ = trainable_clips(competition.clips, recipe)
+        rows = rows[[c in known for c in rows.get("recording", rows.clip_id)]].reset_index(drop=True)
+        run.rows = with_stored_folds(self.before.folder, rows)
+        run.clips = scored_clips(run.rows)
+        return run
 
     def expected(self, run: Run) -> dict:  # stage -> folds
         "The trainings that will be kept, as far as it is known beforehand: what rules pick is known later."

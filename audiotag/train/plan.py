@@ -268,7 +268,7 @@ def _gigabytes(n) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    "What a run will take: seconds and bytes."
+    "What a run will take, in seconds and bytes: all of it, and each of its parts."
 
     stages: dict  # name -> clips, batches, epochs, epoch_s, fold_s of one training
     folds: int
@@ -284,11 +284,11 @@ class RunPlan:
 
     @property
     def seconds(self) -> float:
-        "Of the whole run."
+        "Wall-clock seconds of the whole run: features, all trainings that are not kept, and those on all folds."
         return self.features["seconds"] + sum(self.stage_seconds(name) for name in self.stages) + self.refit
 
     def stage_seconds(self, name: str) -> float:
-        "Of all folds of a stage that are trained."
+        "Wall-clock seconds of a stage: its folds that are trained, as many at once as `parallel` says."
         rounds = -(-(self.folds - len(self.kept.get(name, ()))) // self.parallel)
         return rounds * self.stages[name]["fold_s"]
 
@@ -300,6 +300,8 @@ class RunPlan:
     def __str__(self):
         device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
         lines = [f"plan for this machine ({counted(os.cpu_count(), 'core')}, {device}), measured in {self.took:.0f} s:"]
+        if self.kept and not self.features["seconds"]:
+            lines.append("  features: kept")
         if self.features["seconds"]:
             size = _gigabytes(self.features["bytes"])
             lines.append(f"  features: {duration(self.features['seconds'])}, {size}")
@@ -382,13 +384,16 @@ def plan_competition(
     *,
     workers: int = 1,  # processes that compute features
     parallel: int = 1,
+    kept: dict | None = None,  # as for `plan_run`
+    computed=(),  # clips whose features are there: a store, or ids
     seed: int = 0,
 ) -> RunPlan:
     "The plan of a run that has not begun."
     began, stored_as = time.perf_counter(), recipe.stored
     rows, stored = trainable_clips(competition.clips, recipe)
-    features = measure_features(stored, stored_as, seed=seed)
-    segments = measure_features(segment_clips(rows, recipe), recipe.front_end, n=4, headers=50, seed=seed)
+    features = measure_features(stored[[c not in computed for c in stored.clip_id]], stored_as, seed=seed)
+    missing = segment_clips(rows, recipe) if not computed else rows[:0]
+    segments = measure_features(missing, recipe.front_end, n=4, headers=50, seed=seed)
     features = {k: features[k] + segments[k] for k in features}
     features["seconds"] /= max(1, workers)
     with tempfile.TemporaryDirectory() as tmp:
@@ -399,7 +404,7 @@ def plan_competition(
         whole = copy.copy(small)
         whole.planned, whole.rows = recipe, rows.assign(fold=_folds_by_number(rows, recipe.n_folds))
         whole.clips = scored_clips(whole.rows)
-        plan = plan_run(whole, parallel=parallel, features=features, pace=pace, folder=folder)
+        plan = plan_run(whole, parallel=parallel, features=features, pace=pace, folder=folder, kept=kept)
     return replace(plan, took=time.perf_counter() - began)
 
 

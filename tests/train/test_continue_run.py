@@ -15,6 +15,7 @@ from audiotag.review.cv_check import compare_runs
 from audiotag.review.experiments import compare_pair, describe_pair
 from audiotag.review.label_review import correct_labels
 from audiotag.train.continue_run import KeptTrainings, link_store
+from audiotag.train.plan import measure_pace, plan_run
 from audiotag.train.run_folder import Run, open_run, run_stages
 from tests.tiny import called, train_words
 
@@ -78,6 +79,28 @@ def test_only_what_the_corrections_change_is_trained(corrected):
     assert [line for line in trained if "curated, fold 2" in line]
     assert list(run.clips.set_index("clip_id").fold) == list(before.clips.set_index("clip_id").fold.drop(dropped))
     assert dropped not in run.oof("noisy").index and len(run.oof("certain")) == len(before.clips) - 1
+
+
+def test_a_plan_of_corrections_counts_only_what_is_trained(corrected, tiny_data, tiny_run):
+    """As many folds of each stage as the run then trained, no features, and nothing is written. The hours are those of
+    these folds, so less than without corrections."""
+    before, _, _, _, file, _ = corrected
+    words, there = train_words(tiny_data, tiny_run / "never"), set(tiny_run.iterdir())
+    plan = called(*words, "--plan", "--corrections", file)
+    assert plan.returncode == 0 and set(tiny_run.iterdir()) == there, plan.stderr
+    lines = [line.strip() for line in plan.stdout.splitlines()]
+    assert "features: kept" in lines and "noisy: kept" in lines
+    assert [line for line in lines if re.match(r"curated: .* \(1 fold × .*; 1 kept\)$", line)]
+    assert [line for line in lines if re.match(r"agreed: .* \(2 folds × [^;]*\)$", line)]
+    kept = KeptTrainings(before.folder)
+    competition = correct_labels(load_competition(tiny_data), file)
+    expected = kept.expected(kept.stand_in(before.planned, competition))
+    assert expected == dict(noisy=[0, 1], curated=[0], agreed=[], certain=[])
+    pace = measure_pace(before)
+    whole, less = (plan_run(before, pace=pace, kept=k) for k in (None, expected))
+    assert less.seconds == pytest.approx(
+        whole.seconds - 2 * whole.stages["noisy"]["fold_s"] - whole.stages["curated"]["fold_s"]
+    )
 
 
 def test_a_comparison_names_the_labels(corrected):
