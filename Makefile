@@ -19,7 +19,7 @@ EDGES := newest oldest kaggle
 .PHONY: help demo test test-long test-night test-edges constraints cluster docs notebooks site dist
 
 help:
-	@echo 'make demo   features, four stages, sealed bundle, inference notebook, submission: on synthesized sounds'
+	@echo 'make demo   features, four stages, bundle, inference notebook, submission: on synthesized sounds'
 	@echo 'make test   export in sync, notebooks clean, nbdev_test, pytest: every promise once'
 	@echo 'make test-long   what takes long because it repeats or starts many processes: fuzz, kills, rehearsals, tutorials'
 	@echo 'make test-night   before a release: the same in every system, container and engine, and the slow cells of the lessons'

@@ -45,7 +45,7 @@ def repeat_options(
 # %% ../nbs/01_cli.ipynb #bc10142d
 PANELS = {  # the groups of `audiotag --help`: what their commands are about
     "Start": "a competition's folder, its recipe, a first score",
-    "Train": "networks, their features, models from elsewhere",
+    "Train": "networks and their features, foreign models",
     "Evaluate": "scores, labels and folds of a run",
     "Predict": "from a run to a submission",
     "Kaggle": "datasets and notebooks to upload",
@@ -1206,10 +1206,10 @@ def foreign(
     ] = False,
     layout: OwnLayout = None,
 ):
-    "Add a model from elsewhere to the ensemble: a table maps its classes to the competition's, or a head learns them."
+    "Make a member of a foreign model (ONNX, OpenVINO): a table maps its classes to the competition's, or a head learns them."
     from audiotag.audio.features import Peak
     from audiotag.data.competitions import load_competition
-    from audiotag.train.foreign_members import foreign_member
+    from audiotag.train.foreign import foreign_member
 
     competition = load_competition(data, layout)
     recipe = foreign_member(

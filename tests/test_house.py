@@ -246,7 +246,7 @@ def prose():
     for name in tracked_files():
         path = REPO / name
         if path.suffix in (".md", ".py", ".jinja", ".css", ".js", ".yml") and not name.startswith(
-            ("audiotag/", SEALED)
+            ("audiotag/", OLD_FILES)
         ):
             if path != Path(__file__).resolve():
                 yield name, path.read_text(encoding="utf-8")
@@ -329,7 +329,7 @@ def test_inference_unpickles_nothing():
 ROOT = """.ci .gitignore .importlinter .pre-commit-config.yaml .github CHANGELOG.md CONTRIBUTING.md LICENSE MANIFEST.in Makefile README.md
           audiotag constraints.txt kaggle_datasets mkdocs.yml nbs ruff.toml settings.ini setup.py tests""".split()
 RECORDINGS_AND_PICTURES = {".wav", ".flac", ".ogg", ".mp3", ".png", ".svg", ".jpg"}
-SEALED = "tests/sealed/"  # bundles sealed by older versions: they have to open
+OLD_FILES = "tests/old_files/"  # runs and bundles of older versions: they have to open
 
 
 def tracked_files():
@@ -348,7 +348,7 @@ def test_the_root_holds_only_what_belongs_there():
 
 def test_no_binaries_but_recordings_and_pictures():
     for name in tracked_files():
-        if Path(name).suffix in RECORDINGS_AND_PICTURES or name.startswith(SEALED):
+        if Path(name).suffix in RECORDINGS_AND_PICTURES or name.startswith(OLD_FILES):
             continue
         with open(REPO / name, "rb") as f:
             assert b"\0" not in f.read(1 << 20), f"{name} is a binary: build it, or download it, where it is needed"

@@ -1,1 +1,1 @@
-"From sealed weights to a submission within a time limit. Nothing here needs fastai or nbdev."
+"From packed weights to a submission within a time limit. Nothing here needs fastai or nbdev."

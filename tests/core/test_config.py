@@ -160,5 +160,5 @@ def test_settings_from_before_the_folders_keep_their_hash():
 
     from audiotag.train.run_folder import Run
 
-    old = Path(__file__).resolve().parent.parent / "sealed" / "flat-layout"
+    old = Path(__file__).resolve().parent.parent / "old_files" / "flat-layout"
     assert Run(old / "run").recipe.hash == json.loads((old / "freesound2019" / "bundle.json").read_text())["recipe"]

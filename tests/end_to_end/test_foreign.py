@@ -191,7 +191,7 @@ OTHERS = [pytest.param(o, marks=pytest.mark.long) for o in ("birdclef2024", "uni
 @pytest.mark.parametrize("system", ["rainforest2021", *OTHERS])
 def test_members_of_other_competitions(tmp_path, system):
     "Recordings with boxes, soundscapes, and one label a clip: scored on the clips of that competition's own recipe."
-    from audiotag.train.foreign_members import foreign_member
+    from audiotag.train.foreign import foreign_member
     from audiotag.train.recipes import get_recipe
     from audiotag.train.run_folder import open_run, run_stages, scored_clips, trainable_clips
 

@@ -10,7 +10,7 @@ from audiotag.infer.bundle import Bundle
 from audiotag.infer.openvino_graphs import open_members
 from audiotag.train.run_folder import Run, stage_table
 
-OLD = Path(__file__).resolve().parent.parent / "sealed" / "flat-layout"
+OLD = Path(__file__).resolve().parent.parent / "old_files" / "flat-layout"
 BUNDLES = ["freesound2019", "freesound2019_waveform", "rainforest2021", "universal2020", "birdclef2024"]
 
 

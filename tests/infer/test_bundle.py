@@ -571,7 +571,7 @@ def test_a_difference_is_named_with_its_place(copy):
 # --- another torch --------------------------------------------------------------------------------
 
 # by `sealed_small` under the torch that the folder is named after
-SEALED = Path(__file__).parent.parent / "sealed"
+OLD_FILES = Path(__file__).parent.parent / "old_files"
 
 
 def sealed_small(folder):
@@ -587,7 +587,7 @@ def sealed_small(folder):
 @pytest.mark.parametrize("version", ["2.4.1", "2.14.1"])
 def test_what_another_torch_has_sealed(version):
     "An older and a newer one: the golden example comes out as it did there."
-    bundle, models = open_bundle(SEALED / f"torch-{version}")
+    bundle, models = open_bundle(OLD_FILES / f"torch-{version}")
     assert bundle.about["versions"]["torch"].split("+")[0] == version and len(models) == 1
     if torch.__version__.split("+")[0] == version:
         pytest.skip(f"this is torch {version} itself")

@@ -961,7 +961,7 @@ def test_a_bundle_that_cannot_be_opened_takes_its_graphs_with_it(packed, with_gr
     assert (
         there == []
         and "its graphs are deleted, because the existing bundle cannot be opened" in said
-        and "changed since it was sealed" in said
+        and "changed since it was packed" in said
     )
 
 

@@ -260,7 +260,7 @@ def test_what_a_strangers_bundle_is_refused_for(fe, tmp_path):
 
     data = (copy() / "front-end.bin").read_bytes()
     (tmp_path / "copy" / "front-end.bin").write_bytes(data[:-4] + b"\0\0\0\0")
-    refused("was changed since it was sealed")
+    refused("was changed since it was packed")
     # the path that the settings name is not opened
     copy()
     resealed(tmp_path / "copy", front_end={**about["front_end"], "graph": "/etc/passwd"})
@@ -344,7 +344,7 @@ def test_a_bundle_holds_the_table(tmp_path):
     path = folder / "front-end.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(AudiotagError, match="was changed since it was sealed"):
+    with pytest.raises(AudiotagError, match="was changed since it was packed"):
         open_bundle(folder)
     with pytest.raises(AudiotagError, match="another table"):
         Bundle(folder).front_end.replace(table=str(path), sha256="1" * 64).read_features("b.wav")

@@ -65,7 +65,7 @@ def test_the_interval_of_the_correlation():
     assert 0.92 <= held / 300 <= 0.98
 
 
-OLD = Path(__file__).resolve().parent.parent / "sealed" / "flat-layout" / "run"
+OLD = Path(__file__).resolve().parent.parent / "old_files" / "flat-layout" / "run"
 
 
 @pytest.fixture(scope="module")

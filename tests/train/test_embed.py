@@ -171,7 +171,7 @@ def test_runs_of_other_front_ends_and_folds_become_one_bundle(run, data, tmp_pat
     )
     about = read_json(tmp_path / "both" / "bundle.json")
     write_json(tmp_path / "both" / "bundle.json", {**about, "name": "other"})
-    with pytest.raises(AudiotagError, match="changed since it was sealed"):
+    with pytest.raises(AudiotagError, match="changed since it was packed"):
         open_bundles(tmp_path / "both")
 
 
