@@ -1518,7 +1518,7 @@ def review(
     port: Annotated[int, Option(metavar="N", help="Port of the page; 0 takes a free one.")] = 0,
     no_browser: Annotated[bool, Option("--no-browser", help="Do not open a browser.")] = False,
 ):
-    "Review doubtful labels on a page of this machine, with keys; every decision is saved as it is made."
+    "Review doubtful labels on a local page, with keyboard shortcuts; every decision is saved at once."
     import webbrowser
 
     from audiotag.review.label_review import run_review
