@@ -15,7 +15,7 @@ import numpy as np
 import soundfile as sf
 import soxr
 from .containers import DAMAGED_PACKET, PiecesFile, survey
-from ..core.errors import AudiotagError, did_you_mean, require_name
+from ..core.errors import AudiotagError, counted, did_you_mean, require_name
 from ..core.config import Config
 from ..core.files import write_text
 from ..core.progress import say
@@ -109,7 +109,7 @@ def crop_or_pad(
             "a random crop needs a generator", field="rng", fix="give rng=audiotag.core.seeding.rng(seed, …)"
         )
     if n < 0:
-        raise AudiotagError(f"the length of a crop cannot be {n} samples", field="n", fix="give 0 or more")
+        raise AudiotagError(f"the length of a crop cannot be {counted(n, 'sample')}", field="n", fix="give 0 or more")
     spare = abs(len(wave) - n)
     first = int(rng.integers(spare + 1)) if at == "random" else {"start": 0, "middle": spare // 2, "end": spare}[at]
     if len(wave) >= n:
@@ -254,7 +254,7 @@ def _read_head(fd, path) -> bytes:
         if head[offset : offset + len(magic)].lower() == magic:
             raise AudiotagError(what, file=path, kind=kind, fix=fix)
     if len(head) < 4 and any(c.startswith(head) for c in _CONTAINERS):
-        raise AudiotagError(f"has only {len(head)} bytes", file=path, kind="truncated", fix="copy it again")
+        raise AudiotagError(f"has only {counted(len(head), 'byte')}", file=path, kind="truncated", fix="copy it again")
     raise AudiotagError(f"is not audio; it begins with {head[:12]!r}", file=path, kind="not_audio")
 
 # %% ../../nbs/audio/01_io.ipynb #0859ed1c
@@ -269,9 +269,9 @@ def _diagnose_chunks(fd, size, head):
             return "truncated", "ends before its samples begin"
         name, n, available = chunk[:4], int.from_bytes(chunk[4:], order), size - offset - 8
         if name in (b"fmt ", b"COMM") and not 14 <= n <= 4096:
-            return "corrupt_header", f"says that its format takes {n} bytes"
+            return "corrupt_header", f"says that its format takes {counted(n, 'byte')}"
         if n > available and n < 2**32 - 1:
-            return "truncated", f"ends {n - available} bytes too early"
+            return "truncated", f"ends {counted(n - available, 'byte')} too early"
         if name in (b"data", b"SSND"):
             break
         offset += 8 + n + n % 2
@@ -286,7 +286,7 @@ def _diagnose_ogg(fd, size):
     if not complete or not page[5] & 4:
         return "truncated", "has no last page"
     samples = int.from_bytes(page[6:14], "little", signed=True)
-    return ("corrupt_data", f"states {samples} frames") if samples > 0 else (None, "")
+    return ("corrupt_data", f"states {counted(samples, 'frame')}") if samples > 0 else (None, "")
 
 
 _OGG_CODECS = (
@@ -659,12 +659,12 @@ def _last_page_start(fd):
 
 # %% ../../nbs/audio/01_io.ipynb #bd01df0d
 def _describe_readable(frames, rate):
-    return f"{frames} frames ({frames / rate:.2f} s) are readable"
+    return f"readable: {counted(frames, 'frame')} ({frames / rate:.2f} s)"
 
 
 def _too_long_error(path, samples):
     return AudiotagError(
-        f"would become {samples} samples or more, far beyond what its size allows",
+        f"would become {counted(samples, 'sample')} or more, far beyond what its size allows",
         file=path,
         kind="too_long",
         fix="read it in parts, with start_s and end_s, if the file is valid",
@@ -770,7 +770,7 @@ def _check_range(path, lo, hi, frames, rate):
         else f"{lo / rate:.6g} s is not a start"
     )
     length = (
-        f"in this file, which lasts {frames / rate:.6g} s ({frames} frames)"
+        f"in this file, which lasts {frames / rate:.6g} s ({counted(frames, 'frame')})"
         if frames < _UNKNOWN_LENGTH
         else "in any file"
     )
@@ -812,7 +812,7 @@ def _read_range(reader, reading, to, start_s, end_s, max_samples):
         return wave, 0
     if end < hi and frames < _UNKNOWN_LENGTH and not estimate:
         raise AudiotagError(
-            f"its header promises {frames} frames, and it ends earlier; {_describe_readable(end, rate)}",
+            f"its header promises {counted(frames, 'frame')}, and it ends earlier; {_describe_readable(end, rate)}",
             file=path,
             kind="truncated",
             fix=_FIX_DAMAGED,
@@ -847,7 +847,8 @@ def _check_finite(wave, rate, path):
     bad = np.flatnonzero(~np.isfinite(wave))
     if len(bad):
         raise AudiotagError(
-            f"{len(bad)} of {len(wave)} samples are NaN or infinite, the first at {bad[0] / rate:.3f} s",
+            f"{len(bad)} of {counted(len(wave), 'sample is', 'samples are')} "
+            f"NaN or infinite, the first at {bad[0] / rate:.3f} s",
             file=path,
             kind="non_finite",
             fix="leave it out, or repair it with an editor",

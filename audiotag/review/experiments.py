@@ -10,7 +10,7 @@ __all__ = ['BOARDS', 'leaderboard_scores', 'record_score', 'find_runs', 'preset_
 import math, textwrap
 from pathlib import Path
 import numpy as np, pandas as pd
-from ..core.errors import AudiotagError
+from ..core.errors import AudiotagError, counted
 from ..core.files import folder_kind, read_json, write_json
 from ..core.metrics import METRICS, bootstrap_interval
 from ..data.competitions import targets
@@ -92,7 +92,7 @@ def _run_row(folder, draws):
     if not is_finished(run):
         n_folds = len(run.recipe.stages) * run.recipe.n_folds
         done = sum(run.is_done(s.name, k) for s in run.recipe.stages for k in range(run.recipe.n_folds))
-        return row | {"note": f"{done} of {n_folds} trainings are done"}
+        return row | {"note": f"{done} of {counted(n_folds, 'training is', 'trainings are')} done"}
     clips, truth, scores = _scored(run)
     metric = METRICS[run.recipe.metric]
     options = dict(groups=clips.group, n=draws, folds=run.recipe.n_folds, seed=run.recipe.seed)
@@ -166,7 +166,7 @@ def trust_advice(
     r, low, high, n = board_correlation(table, board=board)
     if n < 3:
         return (
-            f"{n or 'No'} run{'s have' if n != 1 else ' has'} a {board} score (`audiotag score RUN "
+            f"{counted(n, 'run has', 'runs have') if n else 'No runs have'} a {board} score (`audiotag score RUN "
             f"--{board} .731`): from three on, this says whether "
             "cross-validation and leaderboard agree. Until then trust the cross-validation."
         )
@@ -217,7 +217,9 @@ def plot_board(
     for path, row in known.iterrows():
         ax.annotate(Path(path).name, (row.score, row[board]), textcoords="offset points", xytext=(4, 4), fontsize=7)
     r, *_, n = board_correlation(table, board=board)
-    ax.set(xlabel="out of fold", ylabel=board, title=f"{n} runs" + ("" if np.isnan(r) else f", correlation {r:.2f}"))
+    ax.set(
+        xlabel="out of fold", ylabel=board, title=counted(n, "run") + ("" if np.isnan(r) else f", correlation {r:.2f}")
+    )
     return ax.figure
 
 # %% ../../nbs/review/05_experiments.ipynb #e0a10013
@@ -276,7 +278,7 @@ def describe_pair(
         *(f"  {line}" for line in found["labels"]),
     ]
     text.append(
-        f"{found['metric']} {found['before']:.4f} → {found['after']:.4f} on {found['clips']} clips: "
+        f"{found['metric']} {found['before']:.4f} → {found['after']:.4f} on {counted(found['clips'], 'clip')}: "
         f"{found['gain']:+.4f} "
         f"(95 % interval {found['low']:+.4f} to {found['high']:+.4f}; better in {found['folds']} "
         f"folds), {found['verdict']}"

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['RECIPE_KEYS', 'ALL_FOLDS', 'PIECE', 'trainable_clips', 'scored_clips', 'segment_clips', 'RunFolder', 'Run',
-           'open_run', 'taught_predictions', 'teacher_probabilities', 'pseudo_clips', 'pseudo_ledgers', 'told_by_runs',
-           'soup_judge', 'soup_over_folds', 'train_stage_fold', 'score_fold', 'score_mixed', 'finish_fold',
-           'stage_groups', 'run_stages', 'require_finished', 'is_finished', 'score_notes', 'stage_table', 'round_table']
+           'with_stored_folds', 'open_run', 'taught_predictions', 'teacher_probabilities', 'pseudo_clips',
+           'pseudo_ledgers', 'told_by_runs', 'soup_judge', 'soup_over_folds', 'train_stage_fold', 'score_fold',
+           'score_mixed', 'finish_fold', 'stage_groups', 'run_stages', 'require_finished', 'is_finished', 'score_notes',
+           'stage_table', 'round_table']
 
 # %% ../../nbs/train/10_run_folder.ipynb #2ef5fe0b
 import hashlib, json, shutil, time, numpy as np, pandas as pd, torch
@@ -14,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from fastcore.basics import patch
-from ..core.errors import AudiotagError, a_few, did_you_mean, load_library, require_name
+from ..core.errors import AudiotagError, a_few, counted, did_you_mean, load_library, require_name
 from ..core.config import config_from_dict, require_same
 from audiotag.core.files import (
     claim_folder,
@@ -60,7 +61,7 @@ def trainable_clips(
     clips: pd.DataFrame,  # clip table of a competition
     recipe: Recipe,
 ) -> tuple:  # (rows that can be trained on, table of what is stored)
-    """Labelled clips, and unlabelled ones if a stage uses them. If the recipe has crops, `recording` names the
+    """Labeled clips, and unlabeled ones if a stage uses them. If the recipe has crops, `recording` names the
     recording of each row."""
     sources = set().union(*(s.sources for s in recipe.stages))
     rows = clips[(clips.labels.map(len) > 0) | ((clips.source == "unlabeled") & ("unlabeled" in sources))]
@@ -86,15 +87,15 @@ def scored_clips(
     "What is scored out of fold: the rows themselves, or the recordings that they are segments of."
     if "recording" not in rows:
         return rows
-    labelled = rows[rows.source.isin(("curated", "noisy"))]
-    return recordings(labelled).assign(clip_id=labelled.recording.drop_duplicates().to_list())
+    labeled = rows[rows.source.isin(("curated", "noisy"))]
+    return recordings(labeled).assign(clip_id=labeled.recording.drop_duplicates().to_list())
 
 # %% ../../nbs/train/10_run_folder.ipynb #d29ad958
 def segment_clips(
     rows: pd.DataFrame,  # of a run
     recipe: Recipe,
 ) -> pd.DataFrame:  # some of them
-    """The unlabelled clips whose features are stored, too, because the models of every fold and round score them; none
+    """The unlabeled clips whose features are stored, too, because the models of every fold and round score them; none
     where the features are stored anyway, or a view changes the wave."""
     sources = {r.source for s in recipe.stages for r in s.pseudo_rules}
     once = recipe.features == "stored" or not recipe.store_segments or any(v.on_wave for v in recipe.windows.views)
@@ -143,7 +144,7 @@ class RunFolder:
         self.rows = _read_rows(self.folder / "clips.parquet")
         self.clips = scored_clips(self.rows)
         self.store = open_store_at(str(about["store"]) if about["store"] else self.folder / "store", self.recipe.stored)
-        # features of unlabelled clips; a run of an older version has none
+        # features of unlabeled clips; a run of an older version has none
         segments = _segment_store(about["store"], self.folder) if about.get("segments") else None
         self.segments = open_store_at(segments, self.recipe.front_end) if segments else ()
         self._places = None
@@ -297,7 +298,7 @@ class Run(RunFolder):
         return table
 
     def oof(self, *stages: str) -> pd.DataFrame:  # index clip_id, one column per class
-        "Out-of-fold probabilities of every labelled clip; of several stages, their mean."
+        "Out-of-fold probabilities of every labeled clip; of several stages, their mean."
         tables = [pd.concat([self._fold_scores(s, k) for k in range(self.recipe.n_folds)]) for s in stages]
         return sum(t.loc[self.clips.clip_id] for t in tables) / len(tables)
 
@@ -401,11 +402,12 @@ def _new_folds(folder: Path, clips: pd.DataFrame, recipe: Recipe, workers: int, 
 
 def _same_folds(folder: Path, clips: pd.DataFrame, before: Path) -> pd.DataFrame:
     "Clips with the groups and folds of the run in `before`, which has them all."
-    clips = _stored_folds(before, clips)
+    clips = with_stored_folds(before, clips)
     new = clips.source.isin(TRAINING) & (clips.fold < 0)
     if new.any():
         raise AudiotagError(
-            f"{new.sum()} clips are not in that run, the first is {clips.clip_id[new].iloc[0]!r}",
+            f"{counted(new.sum(), 'clip is', 'clips are')} not in "
+            f"that run, the first is {clips.clip_id[new].iloc[0]!r}",
             file=before,
             fix="train them in a run that does not go on from it",
         )
@@ -415,7 +417,7 @@ def _same_folds(folder: Path, clips: pd.DataFrame, before: Path) -> pd.DataFrame
     return clips
 
 
-def _stored_folds(folder: Path, clips: pd.DataFrame) -> pd.DataFrame:
+def with_stored_folds(folder: Path, clips: pd.DataFrame) -> pd.DataFrame:
     "Clips with the groups and folds that the run was begun with; clips that it does not have keep their own."
     stored = _read_rows(folder / "clips.parquet").set_index("clip_id")
     known = clips.clip_id.isin(stored.index)
@@ -426,12 +428,12 @@ def _stored_folds(folder: Path, clips: pd.DataFrame) -> pd.DataFrame:
 
 # %% ../../nbs/train/10_run_folder.ipynb #7d0a11e2
 def _require_sound(clips: pd.DataFrame, features, root):
-    "Raise `AudiotagError` if all labelled clips are silent; as a rule, one clip is read."
-    labelled = clips[clips.source.isin(("curated", "noisy", "negative"))]
-    names, main = labelled.get("recording", labelled.clip_id).unique(), getattr(features, "main", features)
+    "Raise `AudiotagError` if all labeled clips are silent; as a rule, one clip is read."
+    labeled = clips[clips.source.isin(("curated", "noisy", "negative"))]
+    names, main = labeled.get("recording", labeled.clip_id).unique(), getattr(features, "main", features)
     if len(names) and not any(np.ptp(main[name]) > 0 for name in names):
         raise AudiotagError(
-            f"all {len(names)} training recordings are silent: there is nothing to learn",
+            f"{counted(len(names), 'training recording')}, all silent: there is nothing to learn",
             file=root,
             fix="listen to one of them, and unpack the archive again",
         )
@@ -466,7 +468,7 @@ def open_run(
     clips = rows[[c in features for c in rows.get("recording", rows.clip_id)]].reset_index(drop=True)
     if not resumed:
         _require_sound(clips, features, competition.root)
-    clips = _stored_folds(folder, clips) if resumed else _new_folds(folder, clips, recipe, workers, folds_of)
+    clips = with_stored_folds(folder, clips) if resumed else _new_folds(folder, clips, recipe, workers, folds_of)
     fingerprint = _data_fingerprint(clips, features)
     if resumed and read_json(folder / "recipe.json").get("teachers", {}) != teachers:
         raise AudiotagError(
@@ -579,7 +581,7 @@ def pseudo_clips(run: Run, stage: Stage, rule: PseudoLabelRule, fold: int) -> pd
 def pseudo_ledgers(
     run: Run, stage: str
 ) -> list:  # of tables, one for each rule and fold that has teacher probabilities
-    "Which of the unlabelled clips each fold took."
+    "Which of the unlabeled clips each fold took."
     ledgers = []
     for rule in run.planned.stage(stage).pseudo_rules:
         for k in range(run.planned.n_folds):
@@ -677,7 +679,7 @@ def training_clips(self: Run, stage: Stage, fold: int) -> pd.DataFrame:
     union = pd.concat([_clips_of(self, stage, source, fold) for source in stage.train_on]).drop_duplicates("clip_id")
     if fold == ALL_FOLDS:
         return union.sort_values("clip_id")
-    held_out = self.rows.group[self.rows.fold == fold]  # an unlabelled clip has no fold, but may be in such a group
+    held_out = self.rows.group[self.rows.fold == fold]  # an unlabeled clip has no fold, but may be in such a group
     return union[~union.group.isin(held_out)].sort_values("clip_id")
 
 
@@ -731,8 +733,8 @@ def _fold_loaders(run: Run, stage: Stage, fold: int, train: pd.DataFrame, seed: 
         frames=frames, short=recipe.windows.train_at, crops=crops, batch_size=stage.batch_size, seed=seed
     )  # of both kinds of loaders
     draw = epoch_draw(stage.sampling, train) if stage.sampling else None
-    needs_neighbours = crops and (crops.min_overlap is not None or crops.timed)
-    can_stream = not draw and not needs_neighbours and not stage.distill and isinstance(run.store, FeatureStore)
+    needs_neighbors = crops and (crops.min_overlap is not None or crops.timed)
+    can_stream = not draw and not needs_neighbors and not stage.distill and isinstance(run.store, FeatureStore)
     if len(train) >= recipe.stream_from and can_stream:
         return stream_loaders(
             train,
@@ -855,7 +857,7 @@ def soup_over_folds(
         raise AudiotagError(
             f"{what}: a soup over folds can only be judged on clips that no fold has seen",
             field=stage,
-            fix="give labelled clips of a source that the stage was not trained on, or average seeds (`soup_of_seeds`)",
+            fix="give labeled clips of a source that the stage was not trained on, or average seeds (`soup_of_seeds`)",
         )
     train = run.rows[run.rows.clip_id.isin(trained)].sort_values("clip_id")
     judge, states = (
@@ -1097,7 +1099,7 @@ def _select_clips(run: Run, stage: Stage):
     ledger = pd.concat(ledgers)
     write_parquet(path, ledger)
     for source, part in ledger.groupby("source"):
-        say(f"{stage.name}: {int(part.picked.sum())} of {len(part)} {source} clips picked")
+        say(f"{stage.name}: {int(part.picked.sum())} of {counted(len(part), f'{source} clip')} picked")
 
 
 def _record_round(run: Run, stage: str):
@@ -1189,7 +1191,8 @@ def score_notes(run: Run) -> list:  # of sentences; empty unless the run has sco
     return [
         f"{metric} curated is taken on whole clips of each fold: it compares networks, and is too high for a test of "
         f"recordings in which calls are short and distant",
-        f"{name} is taken on windows of {m.window_s:g} s in {m.n} recordings mixed from the clips of each fold, with "
+        f"{name} is taken on windows of {m.window_s:g} s in "
+        f"{counted(m.n, 'recording')} mixed from the clips of each fold, with "
         f"{m.calls[0]} to {m.calls[1]} calls at {low:g} to {high:g} dB over {m.background}: compare stages, rounds and "
         f"runs by it, and expect the test's score to move with it; its level depends on how the recordings are mixed",
         *(f"{word} changes nothing in it: mixed recordings tell no site and no time" for word in priors),
@@ -1228,7 +1231,7 @@ def stage_table(
 def round_table(
     run: Run,
 ) -> pd.DataFrame:  # a row per round that was carried out
-    "What each round took of the unlabelled clips (mean over folds), its out-of-fold score, and what followed."
+    "What each round took of the unlabeled clips (mean over folds), its out-of-fold score, and what followed."
     table, rows = compare_rounds(run.rounds(), min_gain=run.planned.min_gain).table, {}
     for s in run.planned.stages:
         ledgers = pseudo_ledgers(run, s.name)

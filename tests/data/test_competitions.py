@@ -110,7 +110,7 @@ def test_csv_dialects_mean_the_same(tmp_path, text):
         (b'fname,labels\na,b\nc,"d\ne,f\n', "row 2: is not a valid csv"),
         ("fname,labels\na,Café\n".encode("latin-1"), "not UTF-8"),
         ("fname,labels\na,b\n".encode("utf-16"), "not UTF-8"),
-        (b"fname,labels\na,b\0\n", "holds 1 NUL bytes, the first in line 2"),
+        (b"fname,labels\na,b\0\n", "holds 1 NUL byte, the first in line 2"),
         (b"fname\0labels\0" * 9, "holds 18 NUL bytes, the first in line 1"),
         ("fname,labels\na,b\n".encode("utf-16-le"), "UTF-16 text"),
         (b"\x1f\x8b\x08", "gunzip"),
@@ -206,7 +206,7 @@ FAULTS = {
     "way out in the template": (edit("sample_submission.csv", 3, "../x.wav,0,0,0,0,0,0,0,0"), "sample_submission.csv", 3, "leads out"),
     "template of another set": (
         lambda r: [p.rename(p.with_name("f" * 7 + f"{i}.wav")) for i, p in enumerate(sorted((r / "test").iterdir()))],
-        "sample_submission.csv", None, "none of the 8 ids",
+        "sample_submission.csv", None, "none of 8 ids",
     ),
 }  # fmt: skip
 
@@ -519,7 +519,7 @@ UNIVERSAL = {
         lambda r: (r / "submission.csv").write_text("\n".join(o + ",x" for o in lines(r / "submission.csv"))), "submission.csv", "columns must be"),
     "no training part": (lambda r: shutil.rmtree(r / "train"), "train", "classes are the folders"),
     "empty training part": (lambda r: [p.unlink() for p in r.glob("train/*/*.wav")], "train", "no sound files"),
-    "another test": (lambda r: [p.rename(p.with_name("x" + p.name)) for p in list((r / "test").iterdir())], "submission.csv", "none of the 6 ids"),
+    "another test": (lambda r: [p.rename(p.with_name("x" + p.name)) for p in list((r / "test").iterdir())], "submission.csv", "none of 6 ids"),
 }  # fmt: skip
 
 
@@ -809,7 +809,7 @@ def test_secondary_labels_as_share_and_as_mask(scapes):
     row = comp.of("curated")[1:2]
     # not itself, not twice, not a stranger
     assert row.labels.item() == ("2000",) and row.secondary.item() == ("bell0",)
-    assert "1 secondary labels are not classes and are left out: nobody" in comp.notes[0]
+    assert "1 secondary label is not a class and is left out: nobody" in comp.notes[0]
     at = [comp.classes.index(o) for o in ("2000", "bell0")]
     assert list(targets(row, comp.classes)[0, at]) == [1, 0] and list(
         targets(row, comp.classes, secondary=0.25)[0, at]
@@ -993,7 +993,7 @@ def test_boxes_that_are_there_twice_are_named(forest):
         f.write(rows[2] + "\n")
     notes = " ".join(load_competition(forest, "rainforest2021").notes)
     assert f"2 rows of train_tp.csv repeat each other and count as often as they are there: 1, {len(rows)}" in notes
-    assert "1 boxes are both in train_tp.csv and in train_fp.csv" in notes and "row 2 and row" in notes
+    assert "1 box is both in train_tp.csv and in train_fp.csv" in notes and "row 2 and row" in notes
 
 
 def test_clips_of_one_author_share_a_group(scapes):

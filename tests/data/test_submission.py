@@ -292,7 +292,7 @@ def test_only_numbers_that_are_too_large_are_called_so(value):
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path, comp, good):
-    said = {good.replace("0.", "0\0", 1).encode(): "1 NUL bytes, the first in line 2", good.encode("utf-16"): "UTF-16"}
+    said = {good.replace("0.", "0\0", 1).encode(): "1 NUL byte, the first in line 2", good.encode("utf-16"): "UTF-16"}
     said |= {b"PK\3\4": "a ZIP archive", good.replace("wav", "wäv").encode("latin-1"): "byte 0xe4 in line 2"}
     for data, what in said.items():
         assert what in verdict(tmp_path, comp, data)[0].what
