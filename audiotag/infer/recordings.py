@@ -17,7 +17,7 @@ from ..audio.io import audio_extent, crop_or_pad, read_audio, trim_silence
 from ..core.errors import AudiotagError, library_error
 from ..core.config import Config
 from ..audio.features import FrontEnd, LogMel, Waveform, window_starts
-from .windows import Windows
+from .windows import Spans, Windows
 
 # %% ../../nbs/infer/08_recordings.ipynb #4b694689
 def cores() -> int:
@@ -74,6 +74,11 @@ class Job:
     last: bool = True  # whether the rows are complete after this job
     share: float = 1.0  # of the recording's work
     times: tuple | None = None  # (start_s, end_s) of each row: a damaged stretch is read row by row
+    # with `Windows.by_frame`: of each row (first frame, frame after the last, whether it is complete after this job), in
+    # frames of the recording, which has `n_frames`; `frames` are the only pair, those that are cut from the features
+    row_frames: tuple | None = None
+    n_frames: int = 0
+    first_frame: int = 0  # of the recording, where the features that are cut begin
     error: str = ""  # why the rows cannot be read
 
 
@@ -120,6 +125,8 @@ class _Planner:
 
     def plan(self, spans) -> list:  # of `Job`
         "Jobs for spans within the recording, in order of time."
+        if self.by_frame:
+            return self.plan_by_frame(spans)
         groups = self.group(spans)
         jobs, share = [], 1 / len(groups)
         can_share = self.options.together and self.hop and not any(v.shift for v in self.windows.views)
@@ -133,9 +140,65 @@ class _Planner:
 
     def plan_single(self, span: Span) -> list:  # of `Job`
         "Jobs for the only row of a recording."
+        if self.by_frame:
+            return self.plan_by_frame([span])
         if span.seconds > self.options.piece_s:
             return self.pieces(span)
         return [Job(self.path, (span.row,), span.start_s or None, self.end(span.end_s), seconds=span.seconds)]
+
+    def plan_by_frame(self, spans) -> list:  # of `Job`
+        """Jobs for rows that pool the frame scores of the windows around them: each job has all the windows of its rows,
+        and a row that is longer than `piece_s` is divided."""
+        rate = self.front_end.sample_rate
+        longest = max(1, int(self.options.piece_s * rate / self.hop))  # frames
+        n_frames = self.front_end.n_frames(round(self.duration * rate))
+        groups = []
+        for span in spans:
+            first = min(round(span.start_s * rate / self.hop), n_frames - 1)
+            last = n_frames if span.end_s >= self.duration else round(span.end_s * rate / self.hop)
+            last = min(max(first + 1, last), n_frames)
+            for a in range(first, last, longest):
+                part = span, a, min(a + longest, last), a + longest >= last
+                if groups and part[2] - groups[-1][0][1] <= longest:
+                    groups[-1].append(part)
+                else:
+                    groups.append([part])
+        covered = sum(max(b for _, _, b, _ in group) - group[0][1] for group in groups)
+        return [self.with_windows(group, n_frames, covered) for group in groups]
+
+    def with_windows(self, group, n_frames: int, covered: int) -> Job:
+        "A job for parts of rows (span, first frame, frame after the last, whether the row ends there)."
+        hop, rate, windows = self.hop, self.front_end.sample_rate, self.windows
+        rows = [(a, b) for _, a, b, _ in group]
+        starts = [start for v in windows.views for start, _ in windows.touching(rows, n_frames, v)]
+        first, end = min(starts), min(n_frames, max(starts) + windows.frames)
+        if self.duration <= self.options.piece_s:
+            first, end = 0, n_frames
+        context = _context_frames(self.front_end)
+        skipped = max(0, first - context)
+        if end + context >= n_frames:
+            end_s = self.end(self.duration)
+        else:
+            end_s = min(self.duration, ((end + context) * hop + self.front_end.n_fft) / rate)
+        are_whole = all(a == min(round(s.start_s * rate / hop), n_frames - 1) and is_last for s, a, _, is_last in group)
+        return Job(
+            self.path,
+            tuple(s.row for s, *_ in group),
+            skipped * hop / rate or None,
+            end_s,
+            frames=((first - skipped, end - first),),
+            seconds=(end - skipped) * hop / rate,
+            share=(max(b for _, b in rows) - rows[0][0]) / covered,
+            times=tuple((s.start_s, s.end_s) for s, *_ in group) if are_whole else None,
+            row_frames=tuple((a, b, is_last) for _, a, b, is_last in group),
+            n_frames=n_frames,
+            first_frame=first,
+        )
+
+    @property
+    def by_frame(self) -> bool:
+        "Whether rows pool the frames of windows around them; rows of unknown place are scored by themselves."
+        return self.windows.by_frame and isinstance(self.front_end, LogMel) and self.hop is not None
 
     def group(self, spans) -> list:
         "Consecutive spans that are read at once; each group lasts up to `piece_s`, unless it is one long span."
@@ -318,7 +381,7 @@ def plan_jobs(
 # %% ../../nbs/infer/08_recordings.ipynb #aeffaa57
 def _read_waves(job, front_end):
     "Yield (row, wave); the row is None if all rows of the job share the wave."
-    if job.spans is None and len(job.rows) == 1:
+    if job.spans is None and (len(job.rows) == 1 or job.row_frames):
         yield None, front_end.read(job.path, start_s=job.start_s, end_s=job.end_s)
         return
     reading = front_end.reading
@@ -339,6 +402,25 @@ def _read_waves(job, front_end):
             size = max(len(part), round(reading.pad_to_s * front_end.sample_rate))
             part = crop_or_pad(part, size, at=reading.pad_at)
         yield row, part
+
+
+def _as_spans(job, views, fill) -> Spans:
+    "The features of a job by frame, without the frames around them; as many as planned, whatever the decoder gives."
+    ((skipped, n),), cropped = job.frames, {}  # views of the same features share them
+    for _, whole in views:
+        if id(whole) in cropped:
+            continue
+        x = whole[..., skipped : skipped + n]
+        if missing := n - x.shape[-1]:
+            value = x.min() if fill is None else fill
+            x = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)], constant_values=value)
+        cropped[id(whole)] = x
+    return Spans(
+        [(view, cropped[id(x)]) for view, x in views],
+        tuple((a, b) for a, b, _ in job.row_frames),
+        job.first_frame,
+        job.n_frames,
+    )
 
 
 def _crop_views(job, views, first, n):
@@ -364,7 +446,9 @@ def load_features(
     windows: Windows,
     *,
     on_stage: Callable = _ignore_stage,  # called with ('decode' or 'features', begin) after each stage
-) -> list:  # pairs (row, [(view, features)…]); (row, str) with the reason for a row that cannot be read
+) -> (
+    list
+):  # pairs (row, [(view, features)…]); (row, str) with the reason for a row that cannot be read; (rows, `Spans`)
     "Read a stretch of a recording and compute the features of its rows for each view."
     if job.error:
         return [(row, job.error) for row in job.rows]
@@ -394,6 +478,8 @@ def _load_stretch(job, front_end, windows, on_stage) -> list:
         on_stage("features", begin)
         if row is not None:
             out.append((row, views))
+        elif job.row_frames:
+            out.append((job.rows, _as_spans(job, views, front_end.fill)))
         elif job.frames is None:
             out.append((job.rows[0], views))
         else:
@@ -473,7 +559,7 @@ def _features_bytes(rows) -> int:
     "Memory of the features of some rows; views of one array count once."
     arrays = {}
     for _, views in rows:
-        for _, x in () if isinstance(views, str) else views:
+        for _, x in () if isinstance(views, str) else getattr(views, "views", views):
             whole = x if isinstance(x, tuple) or x.base is None else x.base
             arrays[id(whole)] = whole
     return sum(o.nbytes for x in arrays.values() for o in (x if isinstance(x, tuple) else (x,)))

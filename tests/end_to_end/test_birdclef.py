@@ -636,3 +636,48 @@ def test_a_ledger_at_full_size_fits_into_memory():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(ledger) == n and peak < 4 * p.nbytes
+
+
+def test_frames_of_long_windows_from_training_to_the_kernel(data, tmp_path):
+    "Windows of ten seconds for rows of five: mixed recordings, pseudo-labels and the submission pool the same frames."
+    from audiotag.infer.bundle import Bundle
+    from audiotag.infer.openvino_graphs import evidence_of, export_bundle
+    from audiotag.infer.windows import Spans, score_clips
+
+    changes = [c.replace("model.width", "model.backbone.width") for c in TINY if not c.startswith(("windows", "mixed"))]
+    views = 'windows.views=[{"kind": "View"}, {"kind": "View", "frame_shift": 12}]'
+    windows = ["windows.frames=250", "windows.hop=125", "windows.by_frame=true", "windows.pooling=max", views]
+    recipe = get_recipe("birdclef2025", scale="small", changes=[*changes, *windows, *SCAPES, "refit=false"])
+    run = run_stages(open_run(tmp_path / "run", recipe, load_competition(data, "birdclef2024")))
+    stage, fe = run.recipe.stages[0].name, recipe.front_end
+
+    # of pseudo-labels: a segment is scored with its recording around it
+    ids = list(run.rows.clip_id[run.rows.source == "unlabeled"])
+    said = run.predict(stage, 0, ids[::-1]).loc[ids].to_numpy()
+    recordings = list(dict.fromkeys(run.places[i][0] for i in ids))
+    rows = tuple((125 * i, 125 * (i + 1)) for i in range(4))
+    expected = []
+    for recording in recordings:
+        spans = Spans(recipe.windows.frame_views(fe(run.store[recording][0])), rows)
+        ((_, p),) = score_clips([run.model(stage, 0)], [("r", spans)], recipe.windows, fill=fe.fill)
+        expected.append(p[0])
+    assert len(ids) == len(recordings) * 4
+    np.testing.assert_allclose(said, np.concatenate(expected), atol=1e-5)
+
+    # of mixed recordings, and the evidence that graphs are judged by
+    table = pd.read_parquet(run.fold_path(stage, 0) / "mixed.parquet")
+    assert len(table) == 2 * 4 and table.filter(like="p ").to_numpy().std() > 0
+    bundle = Bundle(pack_weights(run, tmp_path / "weights"))
+    kept = export_bundle(bundle, evidence_of(bundle, run, calibrate_with=2), precision="fp32").kept
+    assert (kept == "kept").all()
+
+    # of the kernel
+    report = infer(tmp_path / "weights", data, tmp_path / "s.csv", after=(), deadline="10min")
+    assert not report.prior and {m["precision"] for m in report.ran} == {"fp32"}
+    got = pd.read_csv(tmp_path / "s.csv", index_col=0)
+    competition = load_competition(data, "birdclef2024", train=False)
+    path = competition.of("test").path.iloc[0]
+    x, bundle = fe.read_features(path), Bundle(tmp_path / "weights")
+    spans = Spans(recipe.windows.frame_views(x), (*rows[:3], (375, x.shape[1])))
+    ((_, p),) = score_clips(bundle.models(), [("r", spans)], recipe.windows, fill=fe.fill)
+    np.testing.assert_allclose(got[list(bundle.classes)].to_numpy()[:4], p.mean(0), atol=1e-4)
