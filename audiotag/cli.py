@@ -212,7 +212,7 @@ RecipeName = Annotated[
         "universal2020_res2next50_64, universal2020_res2next50_128, universal2020_resnest50d_128, "
         "universal2020_dla60_res2next_224, birdclef2024, birdclef2024_rows80, birdclef2024_hybrid, "
         "birdclef2024_rexnet, birdclef2024_seresnext, "
-        "birdclef2024_inception, birdclef2024_rows200, birdclef2024_rows128, birdclef2025, or a file such as "
+        "birdclef2024_inception, birdclef2024_rows200, birdclef2024_rows128, birdclef2025, birdclef2026, or a file such as "
         "mine.yaml that holds what "
         "`audiotag recipe` prints, with comments where you like.",
     ),

@@ -25,7 +25,7 @@ from .first_file import LARGEST_JSON
 from .postprocess import Thresholds
 from ..audio.features import FrontEnd, front_end_parts
 from ..audio.foreign import ForeignGraph
-from .windows import Windows, count_windows, probabilities
+from .windows import Windows, count_windows, probabilities, scoring_network
 
 # %% ../../nbs/infer/05_bundle.ipynb #83deb45f
 SCHEMA = 1  # version of bundle.json
@@ -224,8 +224,10 @@ def _layer_sizes(net):
 def torch_run(
     net,  # torch module in eval mode
     activation: str,  # 'sigmoid' or 'softmax'
+    windows: Windows | None = None,  # with `by_frame`, the function gives the probabilities of frames
 ) -> Callable:  # x, array (n, C, bands, frames) or a tuple of them -> probabilities (n, classes)
     "A network as a function of windows."
+    net = net if windows is None else scoring_network(net, windows)
 
     def run(x):
         return probabilities(net, x, activation=activation)
@@ -238,9 +240,14 @@ def _golden_windows(wave, front_end, windows) -> list:
     return [windows.cut(x, view, fill=front_end.fill) for view, x in windows.view_features(front_end, wave)]
 
 
-def _golden_scores(run, view_windows, windows) -> np.ndarray:  # (classes,)
-    "The score that one member gives to the golden wave."
-    return windows.pool_views([windows.pool(run(x)) for x in view_windows]).astype(np.float32)
+def _golden_scores(run, view_windows, windows, n_frames) -> np.ndarray:  # (classes,)
+    "The score that one member gives to the golden wave, whose features have `n_frames`."
+    pooled = []
+    for view, x in zip(windows.views, view_windows):
+        index = np.arange(count_windows(x))
+        rows = windows.tiling(index, n_frames, view) if windows.by_frame else index
+        pooled.append(windows.pool_rows(run(x), rows))
+    return windows.pool_views(pooled).astype(np.float32)
 
 
 def _named_features(x) -> dict:
@@ -251,12 +258,10 @@ def _named_features(x) -> dict:
 
 def _make_golden_example(wave, front_end, windows, runs) -> dict:
     "The golden example: the wave, each part of its features, and the scores (members, classes)."
-    view_windows = _golden_windows(wave, front_end, windows)
-    return {
-        "wave": wave,
-        **_named_features(front_end(wave)),
-        "scores": np.stack([_golden_scores(run, view_windows, windows) for run in runs]),
-    }
+    view_windows, features = _golden_windows(wave, front_end, windows), _named_features(front_end(wave))
+    n_frames = features["features"].shape[-1]
+    scores = [_golden_scores(run, view_windows, windows, n_frames) for run in runs]
+    return {"wave": wave, **features, "scores": np.stack(scores)}
 
 # %% ../../nbs/infer/05_bundle.ipynb #27034735
 def _front_end_files(front_end: FrontEnd) -> dict:  # name in the bundle -> path; empty for most
@@ -297,7 +302,7 @@ def seal(
     for m in members:
         net, expected = _build_on_meta(specs[m["model"]], len(classes))
         _check_shapes(expected, {k: tuple(v.shape) for k, v in m["state"].items()})
-        runs.append(torch_run(_with_weights(net, m["state"]), activation))
+        runs.append(torch_run(_with_weights(net, m["state"]), activation, windows))
     files = {
         f: _fold_weights([m for m in members if m["file"] == f]) for f in dict.fromkeys(m["file"] for m in members)
     }
@@ -626,7 +631,7 @@ class Bundle:
         wrong_scores = None
         with at_most_memory(REPLAY_MEMORY + 2 * weights), _layer_sizes(net) as sizes:
             try:
-                self.replay_scores(index, torch_run(net, self.activation), view_windows)
+                self.replay_scores(index, torch_run(net, self.activation, self.windows), view_windows)
             except AudiotagError as e:
                 wrong_scores = e
         if max(sizes, default=0) > LARGEST_LAYER or sum(sizes) > LARGEST_NETWORK * n_calls:
@@ -668,11 +673,12 @@ class Bundle:
         within: float | None = 1e-4,  # None: only measure
     ) -> float:  # the greatest difference
         "Score the golden windows with a member; raises `AudiotagError` if the scores differ from the packed ones."
-        sealed = self._golden_example()["scores"]
+        golden = self._golden_example()
+        sealed, n_frames = golden["scores"], golden["features"].shape[-1]
         if sealed.shape != (len(self.members), len(self.classes)):
             raise AudiotagError("the golden scores are not those of the members", file=self.file("golden.safetensors"))
         try:
-            scores = _golden_scores(run, view_windows, self.windows)
+            scores = _golden_scores(run, view_windows, self.windows, n_frames)
         except (TypeError, ValueError, RuntimeError, NotImplementedError, MemoryError) as e:
             raise AudiotagError(
                 f"{self.member_name(index)} cannot score the golden example ({type(e).__name__}: {e})",

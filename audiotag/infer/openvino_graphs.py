@@ -35,7 +35,7 @@ from ..core.memory import at_most_memory, keep_memory
 from ..audio.features import FrontEnd, front_end_parts
 from ..core.metrics import lwlrap, metric_named
 from .overlap import shared_pass, strips
-from .windows import batches, pool_clips, take_windows
+from .windows import batches, pool_clips, scoring_network, take_windows
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #096fb973
 def to_graph(
@@ -76,7 +76,7 @@ def _split_front_end(bundle: Bundle, i: int) -> tuple:  # front end or None, net
     m = bundle.members[i]
     spec = _network_settings(bundle.about["models"][m["model"]], str(bundle.path))
     front, inner = spec.split() if hasattr(spec, "split") else (None, spec)
-    return front, bundle.model(i, spec=inner)
+    return front, scoring_network(bundle.model(i, spec=inner), bundle.windows)
 
 
 def _apply_front_end(front, x):
@@ -304,7 +304,7 @@ def evidence_of(
         for i, (features, labels, _) in enumerate(run.mixed_recordings(k)):
             names[k] += (new := [("mixed", k, i, w) for w in range(len(features))])
             windows |= zip(new, features)
-            truth |= zip(new, labels)
+            truth |= zip(new, [labels] if bundle.windows.by_frame else labels)
 
     return Evidence(
         lambda name: windows[name] if name in windows else run.model_inputs(name),
@@ -326,14 +326,14 @@ def evidence_in(
     return Evidence(store.__getitem__, [ids] * n, [ids] * n)
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #df931a4b
-def _held_out_scores(run, bundle: Bundle, evidence: Evidence, ids) -> tuple:  # (windows, classes), (clips, classes)
-    "The probabilities of all windows, and the pooled score of each clip."
+def _held_out_scores(run, bundle: Bundle, evidence: Evidence, ids) -> tuple:  # (windows, classes), (rows, classes)
+    "The probabilities of all windows, and the pooled score of each clip, or of each row of a recording."
     p, scores = [], []
     clips = ((c, evidence.features(c)) for c in ids)
     for owners, x in batches(clips, bundle.windows, fill=bundle.front_end.fill):
         p.append(run(x))
-        scores += [score for _, score in pool_clips(p[-1], owners, bundle.windows)]
-    return np.concatenate(p), np.stack(scores)
+        scores += [np.atleast_2d(score) for _, score in pool_clips(p[-1], owners, bundle.windows)]
+    return np.concatenate(p), np.concatenate(scores)
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #3c3f8693
 def judge(
@@ -404,7 +404,7 @@ class _Exporter:
     def export(self, i: int, requested) -> tuple:  # verdicts, {precision: graph}
         "Try graphs of member `i`; the verdicts on all of them, and the graphs that were kept."
         net, ids = self.bundle.model(i), self.evidence.held_out[i]
-        run = torch_run(net, self.bundle.activation)
+        run = torch_run(net, self.bundle.activation, self.bundle.windows)
         torch_scores = {
             where: _held_out_scores(run, self.bundle, self.evidence, names)
             for where, names in self.evidence.sets(i).items()
@@ -445,6 +445,8 @@ class _Exporter:
             if self.shared:
                 if front is not None or isinstance(example, tuple):
                     raise AudiotagError("a shared pass needs one input with a time axis, not waves or several inputs")
+                if self.bundle.windows.by_frame:
+                    raise AudiotagError("a shared pass scores windows, and these weights score frames")
                 net = shared_pass(inner, example, self.bundle.windows.hop)
                 graphs[True] = to_graph(net, example, **self.shape)
         except AudiotagError as e:
@@ -483,7 +485,7 @@ class _Exporter:
                 torch_scores[where],
                 _held_out_scores(run, bundle, evidence, names),
                 gate=gate,
-                truth=np.stack([evidence.truth[c] for c in names]) if evidence.truth else None,
+                truth=np.concatenate([np.atleast_2d(evidence.truth[c]) for c in names]) if evidence.truth else None,
                 metric=evidence.metric,
                 shared=shared,
                 where=where,
@@ -625,7 +627,8 @@ def _member_graph(bundle: Bundle, joined, entry: dict, example):
     if len(graph.inputs) != len(inputs):
         refuse(f"takes {counted(len(graph.inputs), 'input')}, the front end gives {len(inputs)}")
     output = graph.outputs[0].partial_shape
-    if output.rank.is_dynamic or list(output)[1:] != [ov.Dimension(len(bundle.classes))]:
+    rank = 3 if bundle.windows.by_frame else 2
+    if output.rank.is_dynamic or len(output) != rank or output[1] != ov.Dimension(len(bundle.classes)):
         refuse(f"gives {output}, the bundle has {counted(len(bundle.classes), 'class')}")
 
     def shape(port, o):
@@ -680,7 +683,7 @@ def _open_in_torch(bundle, index, threads, view_windows) -> Callable:
         torch.set_num_threads(threads)
     net = bundle.model(index)
     bundle.replay_network(index, net, view_windows)
-    return torch_run(net, bundle.activation)
+    return torch_run(net, bundle.activation, bundle.windows)
 
 # %% ../../nbs/infer/06_openvino_graphs.ipynb #95cec470
 def _open_graph(

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LABEL_COLUMNS', 'Submission', 'bundle_layout', 'load_test', 'first_submission', 'class_order', 'MemberRun',
-           'expected_gain', 'iter_windows', 'iter_batches', 'ScoreAccumulator', 'predict_batch', 'ensemble_scores',
-           'combined_scores', 'steps_in_time_order', 'sealed_steps', 'check_labels_file', 'sealed_thresholds',
-           'write_labels', 'subsample_windows', 'member_runs', 'opening_seconds', 'time_member', 'handle_sigterm',
-           'Inference', 'infer']
+           'expected_gain', 'FrameRows', 'iter_windows', 'iter_batches', 'ScoreAccumulator', 'predict_batch',
+           'ensemble_scores', 'combined_scores', 'steps_in_time_order', 'sealed_steps', 'check_labels_file',
+           'sealed_thresholds', 'write_labels', 'subsample_windows', 'member_runs', 'opening_seconds', 'time_member',
+           'handle_sigterm', 'Inference', 'infer']
 
 # %% ../../nbs/infer/09_predict.ipynb #85c83b12
 import csv, io, math, os, signal, sys, threading, time
@@ -32,7 +32,13 @@ from .ensemble import Combiner, combine, member_means
 from .openvino_graphs import open_members
 from .postprocess import Thresholds
 from .recordings import FeatureLoader, LoaderOptions, no_timeout
-from .windows import Windows, concat_windows, count_windows, take_windows
+from audiotag.infer.windows import (
+    Windows,
+    concat_windows,
+    count_windows,
+    distinct_windows,
+    take_windows,
+)
 
 # %% ../../nbs/infer/09_predict.ipynb #cc6825d3
 def _to_csv(table: pd.DataFrame) -> str:
@@ -181,25 +187,57 @@ def expected_gain(
     return oof.get("gain", oof.get("curated", sum(oof.values()) / len(oof) if oof else 0.5))
 
 # %% ../../nbs/infer/09_predict.ipynb #8a7aed3d
-def _spaced(x, share: float):
-    "About `share` of the windows, evenly spaced, at least one."
-    n = count_windows(x)
+def _spaced_indices(n: int, share: float) -> np.ndarray:
+    "About `share` of n windows, evenly spaced, at least one."
     kept = max(1, int(n * share))
-    return take_windows(x, ((np.arange(kept) + 0.5) * n / kept).astype(int))
+    return ((np.arange(kept) + 0.5) * n / kept).astype(int)
+
+
+def _spaced(x, share: float):
+    "The windows of `_spaced_indices`."
+    return take_windows(x, _spaced_indices(count_windows(x), share))
 
 # %% ../../nbs/infer/09_predict.ipynb #db81d2f5
+@dataclass(eq=False)
+class FrameRows:
+    "Rows that pool the frame scores of the same windows."
+
+    rows: tuple  # their numbers
+    ends: tuple  # whether each row is complete after these frames
+    tilings: list  # of `Tiling`, one for each view
+
+
+def _frame_rows(run: MemberRun, job, row, views) -> tuple:  # `FrameRows`, windows
+    "The windows of the rows of a job, of all views at once, or those that the time suffices for."
+    windows, fill = run.member.windows, run.loader.front_end.fill
+    rows, ends = (row, [o[-1] for o in job.row_frames]) if isinstance(row, tuple) else ((row,), [True])
+    parts, tilings = distinct_windows(views, windows, fill=fill)
+    run.full_windows += sum(map(count_windows, parts))
+    if run.max_views:
+        parts, tilings = distinct_windows(windows.first_pass(views), windows, fill=fill)
+    x = concat_windows(parts)
+    if run.window_share < 1:
+        kept = _spaced_indices(count_windows(x), run.window_share)
+        x, tilings = take_windows(x, kept), [t.only(kept) for t in tilings]
+    return FrameRows(rows, tuple(ends), tilings), x
+
+
 def iter_windows(
     run: MemberRun,
     unreadable: dict,  # row -> why it cannot be read; filled on the way
 ):
     """Yield (row, view, windows, whether the row is complete, share of all work done so far); the view is its number
-    and how many views it stands for."""
+    and how many views it stands for. With `Windows.by_frame` the row is a `FrameRows`, and the view None."""
     windows, fill, progress = run.member.windows, run.loader.front_end.fill, 0.0
     for job, rows in run.loader.iter_features(timeout=run.timeout):
         progress += run.loader.work_share[job.path] * job.share
         for row, views in rows:
             if isinstance(views, str):
                 unreadable[row] = views
+                continue
+            if windows.by_frame:
+                frame_rows, x = _frame_rows(run, job, row, views)
+                yield frame_rows, None, x, True, progress
                 continue
             used = views[: run.max_views]
             all_views = len(views) / len(used)
@@ -235,7 +273,7 @@ def iter_batches(
 
 # %% ../../nbs/infer/09_predict.ipynb #f86106f0
 class ScoreAccumulator:
-    "Collect the probabilities of windows, and pool them to a score when a row is complete."
+    "Collect the probabilities of windows, or of their frames, and pool them to a score when a row is complete."
 
     def __init__(
         self,
@@ -248,6 +286,7 @@ class ScoreAccumulator:
         self.windows, self.masked = windows, list(masked)
         self.scores = np.full((n_rows, n_classes), np.nan, np.float32)
         self.incomplete = {}  # row -> {view: [probabilities…]}
+        self.parts = {}  # row, whose frames come in parts -> [(scores of each view, number of frames)…]
 
     def add(
         self,
@@ -262,12 +301,31 @@ class ScoreAccumulator:
             if not complete:
                 continue
             views = self.incomplete.pop(row)
+            if isinstance(row, FrameRows):
+                self._add_frames(row, np.concatenate(views[None]), errors)
+                continue
             if row in errors:
                 continue
             pooled = []
             for (_, times), parts in views.items():
                 pooled += [self.windows.pool(np.concatenate(parts))] * times
             self.scores[row] = self.windows.pool_views(pooled)
+            self.scores[row, self.masked] = np.nan
+
+    def _add_frames(self, found: FrameRows, p, errors):
+        "Pool the frames of each row, and the parts of a row that is complete."
+        views = [self.windows.pool_rows(p, tiling).reshape(len(found.rows), -1) for tiling in found.tilings]
+        for i, (row, is_last) in enumerate(zip(found.rows, found.ends)):
+            sizes = [b - a for a, b in (tiling.rows[i] for tiling in found.tilings)]
+            self.parts.setdefault(row, []).append(([of_view[i] for of_view in views], sizes))
+            if not is_last:
+                continue
+            scores, sizes = zip(*self.parts.pop(row))
+            if row in errors:
+                continue
+            parts = zip(zip(*scores), zip(*sizes))  # of each view
+            of_views = [p[0] if len(p) == 1 else self.windows.pool(np.stack(p), n) for p, n in parts]
+            self.scores[row] = self.windows.pool_views(of_views)
             self.scores[row, self.masked] = np.nan
 
 # %% ../../nbs/infer/09_predict.ipynb #2b49bd95
@@ -293,14 +351,15 @@ def predict_batch(
         try:
             p = _finite_probabilities(run.member, take_windows(x, slice(start, start + n)))
         except Exception as e:  # noqa: BLE001 a network can fail in any way
-            run.clip_errors[row], p = str(e), None
+            run.clip_errors |= dict.fromkeys(row.rows if isinstance(row, FrameRows) else [row], str(e))
+            p = None
         parts.append((n, p))
         start += n
-    n_classes = next((p.shape[1] for _, p in parts if p is not None), None)
-    if n_classes is None or len(run.clip_errors) > max(2, 0.1 * len(run.scores)):
+    shape = next((p.shape[1:] for _, p in parts if p is not None), None)
+    if shape is None or len(run.clip_errors) > max(2, 0.1 * len(run.scores)):
         first = next(iter(run.clip_errors.values()))
         raise AudiotagError(f"it fails on {counted(len(run.clip_errors), 'clip')}, the first time with: {first}")
-    return np.concatenate([np.full((n, n_classes), np.nan, np.float32) if p is None else p for n, p in parts])
+    return np.concatenate([np.full((n, *shape), np.nan, np.float32) if p is None else p for n, p in parts])
 
 # %% ../../nbs/infer/09_predict.ipynb #322d4e22
 def _with_prior(scores, prior):  # (members, rows, classes)
@@ -435,7 +494,7 @@ def subsample_windows(
     remaining: float,  # windows of the clips that are left, before any are left out
 ) -> float:  # the share of these windows that it will score
     "Let a member score fewer views and windows of the remaining clips, if it could not finish in time otherwise."
-    n_views, seconds = len(run.member.windows.views), run.pace.per_window
+    n_views, seconds = run.member.windows.n_passes, run.pace.per_window
     share = run.window_share / (n_views if run.max_views else 1)
     cost = remaining * share * ((seconds if math.isfinite(seconds) else 0) + run.feature_seconds)
     left = max(1e-3, 0.8 * plan.left())
@@ -672,7 +731,7 @@ class Inference:
                 try:
                     _, x, progress = next(batches)
                     seconds = time_member(m.member, x, left=self.plan.left())
-                    measured[key] = seconds, count_windows(x) / max(progress, 1e-9)
+                    measured[key] = seconds, m.full_windows / max(progress, 1e-9)
                 except Exception:  # noqa: BLE001 the member's own run reports what is wrong
                     pass
                 finally:

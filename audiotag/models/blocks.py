@@ -211,6 +211,8 @@ class Network(Config, base=True):
 
     front: FrontEnd | None = None  # computed inside, from waves; None: the network takes the front end's output
 
+    gives_frames = False  # whether its module has `as_frames`, for `Windows.by_frame`
+
     def build(self, n_classes: int) -> nn.Module:
         "The torch module, with weights drawn from torch's global generator."
         require_n_classes(n_classes)

@@ -7,6 +7,7 @@ __all__ = ['features_of', 'SEDHead', 'attention_pool', 'split_parts', 'SEDNet', 
            'plot_detections']
 
 # %% ../../nbs/models/04_sed.ipynb #135780f0
+import copy
 from dataclasses import dataclass
 import numpy as np, pandas as pd, torch
 from torch import nn
@@ -113,7 +114,15 @@ class SEDNet(SpectrogramNet):
         frame, attention = self.moments(x)
         if self.training and self.parts:
             return torch.cat([attention_pool(frame, attention)[..., None], frame, attention], 2)
+        if self.output == "frames":
+            return frame
         return attention_pool(frame, attention) if self.output == "clip" else frame.amax(2)
+
+    def as_frames(self):
+        "This network, with the same weights, giving frame logits (n, n_classes, frames') in inference."
+        net = copy.copy(self)
+        net.output = "frames"
+        return net
 
 # %% ../../nbs/models/04_sed.ipynb #6232ab1d
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +137,8 @@ class SED(Network):
     tanh: bool = False  # bounded attention
     parts: bool = True  # in training, return what `SEDLoss` takes; False: only `output`, for any other loss
     pool: str = added("mean")  # over the bands: 'mean' or 'gem', the generalized mean with a learned power
+
+    gives_frames = True
 
     def check(self):
         self.require(

@@ -69,6 +69,9 @@ def embed_clips(
     fill: float | None = None,  # of the front end
 ) -> Iterator:  # pairs (clip_id, (D,) float32); of several networks one after the other
     "The input of each network's last layer, averaged over the windows of a clip."
+    if windows.by_frame:
+        views = dict.fromkeys(v.replace(frame_shift=0) for v in windows.views)
+        windows = windows.replace(by_frame=False, views=tuple(views))
     for owners, x in batches(clips, windows, batch_size=batch_size, fill=fill):
         by_model = []
         for m in models:

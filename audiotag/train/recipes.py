@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNIVERSAL_LADDER', 'BIRD_INPUTS', 'recipes', 'RECIPE_GROUPS', 'SYSTEMS', 'freesound2019', 'freesound2019_waveform',
            'rainforest2021', 'universal2020', 'universal2020_ladder', 'student_rounds', 'birdclef2024', 'birdclef2025',
-           'freesound2019_audioset', 'get_recipe', 'changed', 'System', 'get_system']
+           'birdclef2026', 'freesound2019_audioset', 'get_recipe', 'changed', 'System', 'get_system']
 
 # %% ../../nbs/train/12_recipes.ipynb #0203cdcd
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from pathlib import Path
 from ..audio.io import ReadOptions
 from ..augment.manifold import ManifoldMixUp
 from ..augment.mixing import AddClips
+from ..augment.recorder import FilterAugment
 from ..augment.spec import Gamma, Lighting, MixUp, SpecAugment, SpecMix, ZoomCrop
 from ..augment.wave import Gain, Noise, NoiseShare, Shift
 from ..core.errors import AudiotagError, did_you_mean, require_name
@@ -38,7 +39,7 @@ from ..models.wavecnn import WAVE_CNNS
 from ..models.rawfold import FOLDS, Hybrid, Raw
 from ..models.sed import SED
 from ..models.timm_backbone import Timm
-from .losses import BCE, OHEM, SoftmaxCE
+from .losses import BCE, OHEM, SoftAUC, SoftmaxCE
 from .sed_loss import SEDLoss
 from .pseudo import PseudoLabelRule
 from .settings import Labels, Recipe, Stage, warm_up
@@ -487,6 +488,23 @@ def birdclef2025(
         refit=True,
     )
 
+# %% ../../nbs/train/12_recipes.ipynb #9c08047f
+def birdclef2026(
+    scale: str = "full",  # 'full' (for a GPU) or 'small' (minutes on two CPU cores)
+) -> Recipe:
+    "The rounds of 2025 on long windows that are averaged frame by frame, as the 2nd of BirdCLEF+ 2026 has them."
+    small, base = scale == "small", birdclef2025(scale)
+    row = base.windows.frames  # of 5 s
+    shifts = tuple(View(frame_shift=s) for s in (0, -row // 10, row // 10))
+    stages = [s.replace(swa=max(2, s.epochs // 8), **({} if small else {"batch_size": 32})) for s in base.stages]
+    stages[-1] = stages[-1].replace(loss=SoftAUC())
+    return base.replace(
+        name="birdclef2026",
+        windows=Windows(frames=(2 if small else 4) * row, hop=row, pooling="max", by_frame=True, views=shifts),
+        augment=(*base.augment, FilterAugment(unit_db=15.0)),  # the deviation of the scaled spectrograms
+        stages=tuple(stages),
+    )
+
 # %% ../../nbs/train/12_recipes.ipynb #497d03bf
 def freesound2019_audioset(
     scale: str = "full",  # 'full' (for a GPU) or 'small' (minutes on two CPU cores)
@@ -537,6 +555,7 @@ recipes = {
     },
     "birdclef2024": birdclef2024,
     "birdclef2025": birdclef2025,
+    "birdclef2026": birdclef2026,
     **{f"birdclef2024_{inputs}": partial(birdclef2024, inputs=inputs) for inputs in BIRD_INPUTS[1:]},
 }
 

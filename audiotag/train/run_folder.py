@@ -42,7 +42,8 @@ from ..data.scapes import background_files, mix_fold
 from ..data.crops import place_frames
 from ..data.remote import build_stores_at, is_url, open_store_at
 from ..infer.postprocess import LearnedStep, apply_steps, learn_steps, steps_named
-from ..infer.windows import batches, score_clips
+from ..infer.recordings import samples_per_frame
+from ..infer.windows import Spans, batches, score_clips
 from ..models.foreign import Solved
 from ..models.timm_backbone import has_pretrained, without_pretrained
 from ..models.soup import greedy_soup, recompute_norms
@@ -99,6 +100,7 @@ def segment_clips(
     where the features are stored anyway, or a view changes the wave."""
     sources = {r.source for s in recipe.stages for r in s.pseudo_rules}
     once = recipe.features == "stored" or not recipe.store_segments or any(v.on_wave for v in recipe.windows.views)
+    once |= recipe.windows.by_frame  # they are scored with the recording around them
     return rows[rows.source.isin(sources) & (not once)]
 
 
@@ -259,14 +261,32 @@ class Run(RunFolder):
         p = np.empty((len(ids), len(self.classes)), np.float32)
         scores = score_clips(
             [model],
-            ((c, self.model_inputs(c)) for c in ids),
+            self._scoring_inputs(ids),
             self.recipe.windows,
             activation=self.recipe.activation,
             fill=self.recipe.front_end.fill,
         )
-        for i, (_, by_model) in enumerate(progress(scores, label=label, total=len(ids)) if label else scores):
+        for i, by_model in progress(scores, label=label, total=len(ids)) if label else scores:
             p[i] = by_model[0]
         return pd.DataFrame(p, pd.Index(ids, name="clip_id"), list(self.classes))
+
+    def _scoring_inputs(self, ids):
+        """Yield (position in `ids`, inputs) for scoring; with `Windows.by_frame` segments of a recording come together,
+        as (their positions, `Spans`), because the windows lie on the recording."""
+        windows, together = self.recipe.windows, {}
+        for i, c in enumerate(ids):
+            if windows.by_frame and c in self.places:
+                together.setdefault(self.places[c][0], []).append(i)
+            else:
+                yield i, self.model_inputs(c)
+        fe, step = self.recipe.front_end, 1
+        for recording, positions in together.items():
+            x = self.store[recording]
+            if self.recipe.features == "computed":  # the places are samples
+                x, step = windows.view_features(fe, x[0]), samples_per_frame(fe)
+            views = x if isinstance(x, list) else windows.frame_views(x)
+            spans = (self.places[ids[i]][1:] for i in positions)
+            yield positions, Spans(views, tuple((round(a / step), round(b / step)) for a, b in spans))
 
     def verify_out_of_fold(self, stage: str, fold: int, scored):
         """Raise `AudiotagError` if the model or an ancestor was trained on the clips `scored`, or if weights do not
@@ -304,12 +324,16 @@ class Run(RunFolder):
 
     def mixed_recordings(self, fold: int):
         """Yield (features of each window, truth (windows, classes), clip_ids of the calls) of the recordings that are
-        mixed from the clips of a fold."""
+        mixed from the clips of a fold; with `Windows.by_frame` the features are one `Spans` of all windows."""
         settings, windows, fe = self.recipe.mixed, self.recipe.windows, self.recipe.front_end
         length, seed = round(settings.window_s * fe.sample_rate), partial(rng, self.recipe.seed, "mixed", fold)
         for wave, truth, used in mix_fold(
             self.rows, fold, self.classes, settings, sample_rate=fe.sample_rate, seed=seed
         ):
+            if windows.by_frame:
+                starts = [round(k * length / samples_per_frame(fe)) for k in range(settings.n_windows + 1)]
+                yield [Spans(windows.view_features(fe, wave), tuple(zip(starts, starts[1:])))], truth, used
+                continue
             cuts = (wave[k * length :][:length] for k in range(settings.n_windows))
             yield [windows.view_features(fe, cut) for cut in cuts], truth, used
 
@@ -1038,8 +1062,9 @@ def score_mixed(run: Run, stage: str, fold: int):
     for i, (features, truth, used) in enumerate(run.mixed_recordings(fold)):
         run.verify_out_of_fold(stage, fold, used)
         scores = score_clips([model], enumerate(features), windows, activation=run.recipe.activation, fill=fill)
-        table = pd.DataFrame({"recording": f"{fold}-{i}", "window": range(len(features))})
-        p = pd.DataFrame(np.stack([o[0] for _, o in scores]), columns=[f"p {c}" for c in run.classes])
+        table = pd.DataFrame({"recording": f"{fold}-{i}", "window": range(len(truth))})
+        p = np.concatenate([np.atleast_2d(o[0]) for _, o in scores])
+        p = pd.DataFrame(p, columns=[f"p {c}" for c in run.classes])
         parts.append(pd.concat([table, pd.DataFrame(truth, columns=[f"truth {c}" for c in run.classes]), p], axis=1))
     write_parquet(run.fold_path(stage, fold) / "mixed.parquet", pd.concat(parts, ignore_index=True))
 

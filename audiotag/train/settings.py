@@ -12,7 +12,7 @@ from ..core.errors import AudiotagError, counted, did_you_mean, require_name
 from ..core.config import Config, added
 from ..core.metrics import METRICS
 from ..core.targets import Targets
-from ..audio.features import FrontEnd, Joined, Waveform, front_end_parts
+from ..audio.features import FrontEnd, Joined, LogMel, Waveform, front_end_parts
 from ..data.layout_file import FolderLayout, KnownLayout, PythonLayout
 from ..data.competitions import target_weights
 from ..data.sampling import Sampler
@@ -25,6 +25,7 @@ from ..augment import manifold, mixing, recorder, spec, wave  # noqa: F401
 from ..audio import foreign  # noqa: F401
 from ..models import audioset, cnn, probes, wavecnn, rawfold, sed, timm_backbone  # noqa: F401
 from ..models.foreign import Solved
+from ..infer.recordings import samples_per_frame
 from ..infer.windows import Windows
 from . import losses
 from .sed_loss import SEDLoss
@@ -327,6 +328,20 @@ def _check_labels(recipe):
         )
 
 # %% ../../nbs/train/08_settings.ipynb #67e6bad4
+def _check_by_frame(recipe):
+    "Require a network with frame scores, and frames whose times are known, if windows are scored frame by frame."
+    if not recipe.windows.by_frame:
+        return
+    frames = getattr(recipe.model, "gives_frames", False) and recipe.model.front is None
+    recipe.require(frames, "windows", "set by_frame to false: only the model `SED`, of spectrograms, scores frames")
+    fits = isinstance(recipe.front_end, LogMel) and samples_per_frame(recipe.front_end)
+    recipe.require(
+        fits,
+        "windows",
+        "set by_frame to false: the front end must be a LogMel that neither trims nor pads at the start",
+    )
+
+
 def _check_solved(recipe):
     "Require of a network that is solved, not trained, that nothing asks for a training."
     if not isinstance(recipe.model, Solved):
@@ -408,6 +423,7 @@ class Recipe(Config):
         _check_features(self)
         _check_labels(self)
         _check_solved(self)
+        _check_by_frame(self)
         self.require(self.n_folds >= 2, "n_folds", "give 2 or more")
         self.require(
             self.processes == 1 or not any(s.frozen_epochs for s in self.stages),

@@ -23,7 +23,8 @@ from audiotag.infer.postprocess import (
 )
 from ..core.progress import progress
 from .run_folder import Run
-from ..infer.windows import View, probabilities
+from ..infer.recordings import samples_per_frame
+from ..infer.windows import Spans, View, probabilities, score_clips
 
 # %% ../../nbs/train/15_tune.ipynb #c225895d
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,18 @@ class OOFWindows:
     clip: np.ndarray  # (windows,) its clip_id
     fold: np.ndarray  # (windows,)
     recording: np.ndarray  # (windows,) the file of the clip; the clip_id if other folds have clips of that file
+
+
+def _row_scores(models, features, recipe) -> np.ndarray:  # (rows, classes)
+    "Scores of rows as long as those of the mixed recordings, or as a window, from the frames of one clip."
+    n, size, fe = features.shape[-1], recipe.windows.frames, recipe.front_end
+    if recipe.mixed:
+        size = round(recipe.mixed.window_s * fe.sample_rate / samples_per_frame(fe))
+    starts = [0, *range(size, n - size // 2, size)]
+    spans = Spans([(View(), features)], tuple(zip(starts, [*starts[1:], n])))
+    options = dict(activation=recipe.activation, fill=fe.fill)
+    ((_, p),) = score_clips(models, [("rows", spans)], recipe.windows.replace(views=(View(),)), **options)
+    return p.mean(0)
 
 
 def oof_windows(
@@ -56,8 +69,11 @@ def oof_windows(
         models = models_of[k]
         inputs = run.model_inputs(c)
         features = inputs[0][1] if isinstance(inputs, list) else inputs  # of the first view
-        x = windows.cut(features, fill=recipe.front_end.fill)
-        p = np.mean([probabilities(m, x, activation=recipe.activation) for m in models], axis=0)
+        if windows.by_frame:
+            p = _row_scores(models, features, recipe)
+        else:
+            x = windows.cut(features, fill=recipe.front_end.fill)
+            p = np.mean([probabilities(m, x, activation=recipe.activation) for m in models], axis=0)
         parts.append((p, np.repeat(truth[None], len(p), 0), [c] * len(p), [k] * len(p), [recording] * len(p)))
     return OOFWindows(*(np.concatenate(part) for part in zip(*parts)))
 

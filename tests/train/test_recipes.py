@@ -247,7 +247,7 @@ def timm_parts(model):
     return [o for o in parts if isinstance(o, Timm) and has_pretrained(o)]
 
 
-FROM_WEIGHTS = [n for n in recipes if n != "birdclef2025" and timm_parts(recipes[n]().model)]
+FROM_WEIGHTS = [n for n in recipes if n not in ("birdclef2025", "birdclef2026") and timm_parts(recipes[n]().model)]
 
 
 @pytest.mark.parametrize("name", FROM_WEIGHTS)
