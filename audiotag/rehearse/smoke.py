@@ -24,8 +24,8 @@ from ..infer.bundle import Bundle
 from ..infer.openvino_graphs import evidence_of, export_bundle
 from ..infer.predict import infer, load_test
 from ..train.run_folder import Run, open_run, run_stages, stage_groups, trainable_clips
-from ..train.settings import AgreementRule, Recipe, Stage
-from ..train.pseudo import PseudoLabelRule
+from ..train.settings import Recipe, Stage
+from ..train.stage_rules import ClipRule
 from ..kaggle.pack import pack_weights
 
 # %% ../../nbs/rehearse/05_smoke.ipynb #5302f316
@@ -74,12 +74,6 @@ def few_clips(
 # %% ../../nbs/rehearse/05_smoke.ipynb #0bbf9794
 def _short_stage(stage: Stage) -> Stage:
     "A stage of one epoch, whose rules take every clip."
-
-    def lowered(part):
-        if isinstance(part, AgreementRule):
-            return part.replace(at_least=0.0)
-        return part.replace(keep=0.0, zero=0.0) if isinstance(part, PseudoLabelRule) else part
-
     return stage.replace(
         epochs=1,
         frozen_epochs=0,
@@ -89,7 +83,7 @@ def _short_stage(stage: Stage) -> Stage:
         best_from=0,
         patience=None,
         patience_from=0,
-        train_on=tuple(lowered(part) for part in stage.train_on),
+        train_on=tuple(part.relaxed() if isinstance(part, ClipRule) else part for part in stage.train_on),
     )
 
 

@@ -17,7 +17,7 @@ from ..core.files import read_json, write_json, write_text
 from ..audio.fingerprint import join_duplicates, near_duplicates
 from ..core.metrics import METRICS, bootstrap_interval
 from .train_test_shift import explain_shift, facts_table, feature_statistics_table, separability
-from ..train.selection import leaked_clips
+from ..train.out_of_fold import leaked_clips
 from ..train.run_folder import Run
 
 # %% ../../nbs/review/04_cv_check.ipynb #3f19b78d

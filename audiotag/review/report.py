@@ -21,7 +21,7 @@ from ..core.progress import say
 from .label_review import run_review
 from ..core.metrics import class_report, METRICS, per_class_lwlrap
 from .html_page import PALETTE, figure_svg, headline_html, macros, read_asset, render_page, table_html
-from ..train.pseudo import compare_rounds
+from ..train.settings import compare_rounds
 from ..train.recipes import get_recipe
 from ..train.run_folder import Run, require_finished, round_table, score_notes, stage_table
 from ..audio.synth import read_truth
@@ -378,7 +378,7 @@ def picked_clips(
     run: Run,
 ) -> dict:  # stage -> set of clip_ids
     "The clips that each stage picked. Raises `AudiotagError` if no stage picks clips."
-    stages = [s.name for s in run.recipe.stages if s.agreement_rules]
+    stages = [s.name for s in run.recipe.stages if s.waits_for_all_folds]
     if not stages:
         raise AudiotagError("no stage of this recipe picks clips", file=run.folder)
     ledgers = {stage: run.ledger(stage) for stage in stages}
@@ -452,7 +452,7 @@ def pseudo_label_counts(
     run: Run,
 ) -> pd.DataFrame:  # (classes, rounds): windows in which the teachers gave a class more than ½, mean over folds
     "Which classes the networks of the previous round predicted."
-    taught = [s.name for s in run.recipe.stages if s.pseudo_rules]
+    taught = [s.name for s in run.recipe.stages if not all(r.waits_for_all_folds for r in s.rules)]
 
     def count(ledger):
         labels = ledger[ledger.picked].explode("labels").labels
@@ -536,7 +536,7 @@ def _calibration_section(run):
 
 
 def _ledger_section(run):
-    if not any(s.agreement_rules for s in run.recipe.stages):
+    if not any(s.waits_for_all_folds for s in run.recipe.stages):
         return ""
     noisy = run.clips[run.clips.source == "noisy"]
     truth = read_truth(Path(noisy.path.iloc[0]).parent.parent, "noisy") if len(noisy) else None

@@ -19,7 +19,7 @@ from ..core.files import read_parquet
 from ..core.progress import progress
 from ..core.seeding import derive_seed
 from ..core.metrics import metric_named
-from .selection import check_out_of_fold
+from .out_of_fold import check_out_of_fold
 from .run_folder import Run
 from ..infer.windows import Windows, batches, probabilities
 

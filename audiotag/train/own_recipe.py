@@ -16,7 +16,8 @@ from ..data.layout_file import FolderLayout, layout_metric, sealed_layout
 from .baseline import first_sample_rate
 from .losses import BCE, SoftmaxCE
 from .recipes import freesound2019
-from .settings import ClipRule, Recipe, Stage
+from .settings import Recipe, Stage
+from .stage_rules import ClipRule
 
 # %% ../../nbs/train/16_own_recipe.ipynb #1c0f0008
 def _kept_inputs(stage: Stage, sources, kept: dict) -> tuple:

@@ -20,7 +20,7 @@ from ..data.competitions import Competition
 from ..data.sampling import epoch_draw
 from ..models.foreign import Solved
 from .schedules import OneCycle
-from .pseudo import PseudoLabelRule
+from .stage_rules import ClipRule
 from .run_folder import Run, open_run, scored_clips, segment_clips, train_stage_fold, trainable_clips
 from .settings import Recipe, Stage
 
@@ -232,11 +232,10 @@ def _clips_in_epoch(run: Run, stage: Stage) -> int:
     "How many clips an epoch of a stage has, in fold 0."
     parts = []
     for source in stage.train_on:
-        name = source if isinstance(source, str) else source.source
-        part = run.rows[(run.rows.source == name) & (run.rows.fold != 0)]
-        if not isinstance(source, (str, PseudoLabelRule)):
-            cap = source.at_most * len(run.classes) * (run.planned.n_folds - 1) if source.at_most else len(part) // 3
-            part = part[:cap]
+        rule = source if isinstance(source, ClipRule) else None
+        part = run.rows[(run.rows.source == (rule.source if rule else source)) & (run.rows.fold != 0)]
+        if rule:
+            part = part[: rule.expected_clips(len(part), len(run.classes), run.planned.n_folds)]
         parts.append(part)
     clips = pd.concat(parts).drop_duplicates("clip_id").reset_index(drop=True).assign(weight=1.0)
     if not stage.sampling:
@@ -256,8 +255,8 @@ def _plan_stage(run: Run, stage: Stage, pace: MeasuredPace) -> dict:
     valid = int(((run.rows.fold == 0) & (run.rows.source == "curated")).sum())
     epoch_s = pace.epoch + batches * pace.batch * filled / run.planned.processes + valid * pace.valid
     score_s = len(run.clips) / n_folds * pace.score
-    for rule in stage.pseudo_rules:
-        score_s += (run.rows.source == rule.source).sum() * len(rule.teachers) * pace.score_unlabeled
+    for rule in stage.rules:
+        score_s += (run.rows.source == rule.source).sum() * len(rule.labeling_stages) * pace.score_unlabeled
     fold_s = pace.start + epochs * epoch_s + score_s
     return dict(clips=clips, batches=batches, epochs=epochs, epoch_s=float(epoch_s), fold_s=float(fold_s))
 
@@ -345,11 +344,12 @@ def plan_run(
     stages = {s.name: _plan_stage(run, s, pace) for s in recipe.stages}
     refitted = [stages[s.name]["fold_s"] for s in recipe.refitted if recipe.refit]
     row = 4 * len(run.classes)  # bytes of the scores of a clip
-    unlabeled = {s.name: sum((run.rows.source == r.source).sum() for r in s.pseudo_rules) for s in recipe.stages}
+    labeled_by_models = [{r.source for r in s.rules if r.labeling_stages} for s in recipe.stages]
+    unlabeled = [run.rows.source.isin(sources).sum() for sources in labeled_by_models]  # of each stage
     parallel = max(1, min(parallel, recipe.n_folds))
     n_trainings = len(stages) * recipe.n_folds + len(refitted)
     weights = (n_trainings + 3 * parallel) * pace.weights  # a checkpoint holds three sets
-    scores = len(stages) * len(run.clips) * row + 2 * recipe.n_folds * sum(unlabeled.values()) * row
+    scores = len(stages) * len(run.clips) * row + 2 * recipe.n_folds * sum(unlabeled) * row
     return RunPlan(
         stages=stages,
         folds=recipe.n_folds,
@@ -357,7 +357,7 @@ def plan_run(
         features=features,
         disk=int(features["bytes"] + weights + scores),
         free=_free_disk(folder or run.folder),
-        memory=int(parallel * (pace.memory + 3 * max(unlabeled.values(), default=0) * row)),
+        memory=int(parallel * (pace.memory + 3 * max(unlabeled) * row)),
         gpu_memory=parallel * pace.gpu_memory,
         took=pace.took,
         refit=float(sum(refitted) * recipe.n_folds / (recipe.n_folds - 1)),

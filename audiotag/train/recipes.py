@@ -41,7 +41,7 @@ from ..models.sed import SED
 from ..models.timm_backbone import Timm
 from .losses import BCE, OHEM, SoftAUC, SoftmaxCE
 from .sed_loss import SEDLoss
-from .pseudo import PseudoLabelRule
+from .stage_rules import PseudoLabelRule
 from .settings import Labels, Recipe, Stage, warm_up
 from .schedules import Cosine, Linear, Milestones
 from ..infer.ensemble import EnsembleMethod, EqualWeights, Given, Stack, parse_blend

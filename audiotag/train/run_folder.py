@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['RECIPE_KEYS', 'ALL_FOLDS', 'PIECE', 'trainable_clips', 'scored_clips', 'segment_clips', 'RunFolder', 'Run',
-           'with_stored_folds', 'open_run', 'taught_predictions', 'teacher_probabilities', 'pseudo_clips',
-           'pseudo_ledgers', 'told_by_runs', 'soup_judge', 'soup_over_folds', 'train_stage_fold', 'score_fold',
-           'score_mixed', 'finish_fold', 'stage_groups', 'run_stages', 'require_finished', 'is_finished', 'score_notes',
-           'stage_table', 'round_table']
+           'with_stored_folds', 'open_run', 'fold_ledgers', 'told_by_runs', 'soup_judge', 'soup_over_folds',
+           'train_stage_fold', 'score_fold', 'score_mixed', 'finish_fold', 'stage_groups', 'run_stages',
+           'require_finished', 'is_finished', 'score_notes', 'stage_table', 'round_table']
 
 # %% ../../nbs/train/10_run_folder.ipynb #2ef5fe0b
 import hashlib, json, shutil, time, numpy as np, pandas as pd, torch
@@ -52,10 +51,10 @@ from .sed_loss import SEDLoss
 from .ddp import run_in_ranks, rank, rank_0_first
 from .distill import TeacherEmbeddings, TeacherProbabilities
 from .distill import table_embeddings, table_probabilities, taught, teacher_hashes
-from .pseudo import PseudoLabelRule, compare_rounds, pseudo_ledger
 from .solve import clip_windows, solve_fold
-from .settings import AgreementRule, Recipe, Stage, resolve_rounds
-from .selection import ancestry, check_out_of_fold, leaked_clips, pick_clips
+from .stage_rules import ClipRule
+from .settings import Recipe, Stage, compare_rounds, resolve_rounds
+from .out_of_fold import ancestry, check_out_of_fold, leaked_clips
 
 # %% ../../nbs/train/10_run_folder.ipynb #07f61063
 def trainable_clips(
@@ -98,7 +97,7 @@ def segment_clips(
 ) -> pd.DataFrame:  # some of them
     """The unlabeled clips whose features are stored, too, because the models of every fold and round score them; none
     where the features are stored anyway, or a view changes the wave."""
-    sources = {r.source for s in recipe.stages for r in s.pseudo_rules}
+    sources = {r.source for s in recipe.stages for r in s.rules if r.labeling_stages}
     once = recipe.features == "stored" or not recipe.store_segments or any(v.on_wave for v in recipe.windows.views)
     once |= recipe.windows.by_frame  # they are scored with the recording around them
     return rows[rows.source.isin(sources) & (not once)]
@@ -388,7 +387,7 @@ class Run(RunFolder):
 
     def ledger(self, stage: str) -> pd.DataFrame:
         "What the rules of a stage decided for each clip of their sources."
-        path, parts = self.stage_path(stage) / "ledger.parquet", pseudo_ledgers(self, stage)
+        path, parts = self.stage_path(stage) / "ledger.parquet", fold_ledgers(self, stage)
         if path.exists():
             ledger = read_parquet(path)
             parts = [ledger.assign(labels=[tuple(labels) for labels in ledger.labels]), *parts]
@@ -527,8 +526,9 @@ def open_run(
     return run
 
 # %% ../../nbs/train/10_run_folder.ipynb #df03c2e7
+@patch
 def taught_predictions(
-    run: Run,  # of the teachers
+    self: Run,  # of the teachers
     stages,  # whose predictions are averaged
     clips: pd.DataFrame,  # rows of the run
     fold: int,  # of the student
@@ -540,40 +540,39 @@ def taught_predictions(
     hears of each clip from the models of the fold that did not see it, and of a clip in no fold from all of them."""
 
     def mean(ids, folds):
-        told = [run.predict(s, k, ids, label=label) for s in stages for k in folds]
+        told = [self.predict(s, k, ids, label=label) for s in stages for k in folds]
         return sum(told) / len(told)
 
     if fold != ALL_FOLDS:
         return mean(clips.clip_id, [fold])
-    fold_of = run.rows[run.rows.fold >= 0].drop_duplicates("group").set_index("group").fold
+    fold_of = self.rows[self.rows.fold >= 0].drop_duplicates("group").set_index("group").fold
     told, parts = clips.group.map(fold_of).fillna(ALL_FOLDS).astype(int), []
     for k in sorted(set(told)):
         ids = clips.clip_id[told == k]
         for s in stages if k != ALL_FOLDS else ():
-            check_out_of_fold(ids, run.trained_on(s, k), run.all_clips, where=run.fold_path(s, k))
-        parts.append(mean(ids, range(run.recipe.n_folds) if k == ALL_FOLDS else [k]))
+            check_out_of_fold(ids, self.trained_on(s, k), self.all_clips, where=self.fold_path(s, k))
+        parts.append(mean(ids, range(self.recipe.n_folds) if k == ALL_FOLDS else [k]))
     return pd.concat(parts).loc[clips.clip_id]
 
 # %% ../../nbs/train/10_run_folder.ipynb #a3760244
-def _teacher_path(run: Run, stage: str, rule: PseudoLabelRule, fold: int) -> Path:
-    return run.fold_path(stage, fold) / f"told-{rule.source}.parquet"
-
-
 def _fold_word(fold: int) -> str:
     return "all folds" if fold == ALL_FOLDS else f"fold {fold + 1}"
 
 
-def _ledger_path(run: Run, stage: str, rule: PseudoLabelRule, fold: int) -> Path:
-    return run.fold_path(stage, fold) / f"ledger-{rule.source}.parquet"
-
-
-def teacher_probabilities(run: Run, stage: Stage, rule: PseudoLabelRule, fold: int) -> pd.DataFrame:  # index clip_id
-    """`taught_predictions` for all clips of the rule's source; computed once and kept in the fold's folder."""
-    path, clips = _teacher_path(run, stage.name, rule, fold), run.rows[run.rows.source == rule.source]
+@patch
+def source_predictions(
+    self: Run,
+    stage: str,  # of the student
+    fold: int,
+    source: str,
+    teachers,  # stages, whose predictions are averaged
+) -> pd.DataFrame:  # index clip_id, one column per class
+    "`taught_predictions` for all clips of a source; computed once and kept in the fold's folder."
+    path, clips = self.fold_path(stage, fold) / f"told-{source}.parquet", self.rows[self.rows.source == source]
     if not len(clips):
         raise AudiotagError(
-            f"there are no {rule.source!r} clips",
-            field=f"stages.{stage.name}.train_on",
+            f"there are no {source!r} clips",
+            field=f"stages.{stage}.train_on",
             fix="leave the rounds out: --set with the stages that are left, or another recipe",
         )
     if not path.exists():
@@ -582,52 +581,60 @@ def teacher_probabilities(run: Run, stage: Stage, rule: PseudoLabelRule, fold: i
         rows = clips.set_index("clip_id", drop=False)
 
         def predict(ids, label):
-            return taught_predictions(run, rule.teachers, rows.loc[ids], fold, label=label)
+            return self.taught_predictions(teachers, rows.loc[ids], fold, label=label)
 
-        label = f"{stage.name}, {_fold_word(fold)}: {rule.source} clips scored by {', '.join(rule.teachers)}"
+        label = f"{stage}, {_fold_word(fold)}: {source} clips scored by {', '.join(teachers)}"
         folder = path.with_name(f".{path.stem}")
-        join_parquet(path, _scored_pieces(run, predict, clips.clip_id, folder, label))
+        join_parquet(path, _scored_pieces(self, predict, clips.clip_id, folder, label))
         shutil.rmtree(folder, ignore_errors=True)
     return read_parquet(path).set_index("clip_id").loc[clips.clip_id]
 
-
-def pseudo_clips(run: Run, stage: Stage, rule: PseudoLabelRule, fold: int) -> pd.DataFrame:
-    "The clips that a pseudo-label rule takes in this fold, with the `weight` by which they are drawn."
-    path, clips = _ledger_path(run, stage.name, rule, fold), run.rows[run.rows.source == rule.source]
+# %% ../../nbs/train/10_run_folder.ipynb #0f36db94
+def _ledger_path(run: Run, stage: str, rule: ClipRule, fold: int) -> Path:
+    "The file with a rule's ledger: the stage's, or the fold's, which is written if it is missing."
+    if rule.waits_for_all_folds:
+        return run.stage_path(stage) / "ledger.parquet"
+    path = run.fold_path(stage, fold) / f"ledger-{rule.source}.parquet"
     if not path.exists():
-        p = teacher_probabilities(run, stage, rule, fold)
-        write_parquet(path, pseudo_ledger(rule, clips, p, run.classes).drop(columns="source"))
-    ledger = read_parquet_table(path).select(["clip_id", "weight", "picked"]).to_pandas(use_threads=False)
-    ledger = ledger.set_index("clip_id").loc[clips.clip_id]
-    return clips.assign(weight=ledger.weight.to_numpy(), soft=0.0, probability=1.0)[ledger.picked.to_numpy()]
+        write_parquet(path, rule.ledger(run, stage, fold))
+    return path
 
 
-def pseudo_ledgers(
+def fold_ledgers(
     run: Run, stage: str
-) -> list:  # of tables, one for each rule and fold that has teacher probabilities
-    "Which of the unlabeled clips each fold took."
+) -> list:  # of tables, one for each rule that does not wait for all folds, and each fold that was begun
+    "Which clips each fold took."
     ledgers = []
-    for rule in run.planned.stage(stage).pseudo_rules:
+    for rule in (r for r in run.planned.stage(stage).rules if not r.waits_for_all_folds):
         for k in range(run.planned.n_folds):
-            if not _teacher_path(run, stage, rule, k).exists():
-                continue
-            pseudo_clips(run, run.planned.stage(stage), rule, k)  # writes the ledger of a run of an older version
-            ledger = read_parquet(_ledger_path(run, stage, rule, k))
-            ledger.insert(1, "source", rule.source)
-            ledgers.append(ledger.assign(labels=list(map(tuple, ledger.labels)), fold=k))
+            if (run.fold_path(stage, k) / "trained_on.json").exists():
+                ledger = read_parquet(_ledger_path(run, stage, rule, k))
+                ledger.insert(1, "source", rule.source)
+                ledgers.append(ledger.assign(labels=list(map(tuple, ledger.labels)), fold=k))
     return ledgers
 
-# %% ../../nbs/train/10_run_folder.ipynb #0f36db94
+
+def _clips_of_rule(run: Run, stage: Stage, rule: ClipRule, fold: int) -> pd.DataFrame:
+    "The clips that a rule takes in a fold, with the `weight` by which they are drawn if its ledger has one."
+    table = read_parquet_table(_ledger_path(run, stage.name, rule, fold))
+    columns = [c for c in ("clip_id", "source", "weight", "picked") if c in table.column_names]
+    ledger = table.select(columns).to_pandas(use_threads=False)
+    if rule.waits_for_all_folds:
+        ledger = ledger[ledger.source == rule.source]
+    picked = ledger[ledger.picked].set_index("clip_id")
+    clips = run.rows[run.rows.source == rule.source]
+    # what is scored out of fold, and picked by these scores, are recordings if the rows are segments of some
+    names = clips.get("recording", clips.clip_id) if rule.waits_for_all_folds else clips.clip_id
+    clips = clips[names.isin(picked.index)]
+    if "weight" in picked:
+        clips = clips.assign(weight=picked.weight.loc[names[clips.index]].to_numpy())
+    return clips.assign(probability=rule.probability)
+
+
 def _clips_of(run: Run, stage: Stage, source, fold: int) -> pd.DataFrame:
     "The clips of one source or rule in `stage.train_on`."
-    if isinstance(source, PseudoLabelRule):
-        return pseudo_clips(run, stage, source, fold)
-    if isinstance(source, AgreementRule):
-        ledger = run.ledger(stage.name)
-        picked = ledger.clip_id[ledger.picked & (ledger.source == source.source)]
-        clip_ids = run.rows.get("recording", run.rows.clip_id)
-        part = run.rows[clip_ids.isin(picked) & (run.rows.source == source.source)]
-        return part.assign(soft=source.soft, probability=source.probability)
+    if isinstance(source, ClipRule):
+        return _clips_of_rule(run, stage, source, fold)
     part = run.rows[run.rows.source == source]
     if not len(part):
         raise AudiotagError(
@@ -635,7 +642,7 @@ def _clips_of(run: Run, stage: Stage, source, fold: int) -> pd.DataFrame:
             field=f"stages.{stage.name}.train_on",
             fix=did_you_mean(source, run.rows.source.unique()),
         )
-    return part.assign(soft=0.0, probability=1.0)
+    return part.assign(probability=1.0)
 
 # %% ../../nbs/train/10_run_folder.ipynb #fba95e17
 def _known_to(run: Run, other: Run, clips: pd.DataFrame) -> pd.DataFrame:
@@ -672,7 +679,7 @@ def told_by_runs(run: Run, stage: Stage, fold: int, clips: pd.DataFrame) -> pd.D
             if fold != ALL_FOLDS:
                 trained |= _require_untaught(run, other, fold)
             label = f"{stage.name}, {_fold_word(fold)}: scored by {other.folder.name}"
-            p = taught_predictions(other, other.recipe.members, known, fold, label=label)
+            p = other.taught_predictions(other.recipe.members, known, fold, label=label)
             tables.append(p[list(run.classes)].reindex(clips.clip_id).to_numpy())
         about = {"runs": [str(other.folder) for other in runs], "trained_on": sorted(trained)}
         write_json(folder / "taught_by.json", about)
@@ -698,8 +705,8 @@ def _teacher_targets(run: Run, stage: Stage, clips: pd.DataFrame, fold: int) -> 
 # %% ../../nbs/train/10_run_folder.ipynb #8e492949
 @patch
 def training_clips(self: Run, stage: Stage, fold: int) -> pd.DataFrame:
-    """The clips that `stage` trains on in `fold`, without those of the fold; with columns `soft` and `probability` as
-    their rule has them."""
+    """The clips that `stage` trains on in `fold`, without those of the fold; with a column `probability`, and `weight`
+    if a rule has one."""
     union = pd.concat([_clips_of(self, stage, source, fold) for source in stage.train_on]).drop_duplicates("clip_id")
     if fold == ALL_FOLDS:
         return union.sort_values("clip_id")
@@ -714,23 +721,19 @@ def training_targets(
     clips: pd.DataFrame,  # as `training_clips` returns them, or some of them
     fold: int,
 ) -> Targets:  # arrays (clips, classes); with weights for a loss that takes them
-    "The labels; for clips of a soft or pseudo-label rule the predictions of this fold's own models, or a mix of both."
+    "The labels; for clips of a rule what it makes of them, such as the predictions of this fold's own models."
     labels = self.recipe.labels
     y = labels.capped(targets(clips, self.classes, secondary=labels.secondary))
-    for rule in (r for r in stage.agreement_rules if r.soft):
-        of_rule = ((clips.source == rule.source) & (clips.soft > 0)).to_numpy()
-        predicted = taught_predictions(self, rule.scores, clips[of_rule], fold).to_numpy()
-        y[of_rule] = (1 - rule.soft) * y[of_rule] + rule.soft * predicted
-    for rule in stage.pseudo_rules:
-        of_rule = np.flatnonzero((clips.source == rule.source).to_numpy())
-        p = teacher_probabilities(self, stage, rule, fold)
-        y[of_rule] = rule.targets(p.loc[clips.clip_id.iloc[of_rule]])
+    for rule in stage.rules:
+        of_rule = (clips.source == rule.source).to_numpy()
+        y[of_rule] = rule.new_targets(self, stage.name, fold, clips[of_rule], y[of_rule])
     told = _teacher_targets(self, stage, clips, fold)
     if not isinstance(stage.loss or self.recipe.loss, SEDLoss):
         return Targets(y, **told)
     weighted = labels.weighted(y, clips, self.classes)
-    for rule in stage.pseudo_rules:
-        weighted.weights[(clips.source == rule.source).to_numpy()] = rule.weight
+    for rule in stage.rules:
+        if rule.loss_weight is not None:
+            weighted.weights[(clips.source == rule.source).to_numpy()] = rule.loss_weight
     return replace(weighted, **told)
 
 # %% ../../nbs/train/10_run_folder.ipynb #f216fb3c
@@ -1106,22 +1109,19 @@ def stage_groups(recipe: Recipe) -> list:  # of lists of stages
     groups = []
     for s in recipe.stages:
         is_alone = s.soup or s.name in recipe.rounds or (groups and groups[-1][-1].name in recipe.rounds)
-        if not groups or is_alone or s.agreement_rules:
+        if not groups or is_alone or s.waits_for_all_folds:
             groups.append([])
         groups[-1].append(s)
     return groups
 
 # %% ../../nbs/train/10_run_folder.ipynb #cc89622c
 def _select_clips(run: Run, stage: Stage):
-    "Apply the stage's agreement rules and write its ledger, once."
+    "Apply the rules that wait for all folds and write the stage's ledger, once."
     path = run.stage_path(stage.name) / "ledger.parquet"
-    if not stage.agreement_rules or path.exists():
+    if not stage.waits_for_all_folds or path.exists():
         return
-    ledgers = []
-    for rule in stage.agreement_rules:
-        scores = {s: run.clip_lwlrap(s) for s in rule.scores}
-        ledgers.append(pick_clips(rule, run.clips, scores).assign(source=rule.source))
-    ledger = pd.concat(ledgers)
+    rules = [r for r in stage.rules if r.waits_for_all_folds]
+    ledger = pd.concat([r.ledger(run, stage.name, None).assign(source=r.source) for r in rules])
     write_parquet(path, ledger)
     for source, part in ledger.groupby("source"):
         say(f"{stage.name}: {int(part.picked.sum())} of {counted(len(part), f'{source} clip')} picked")
@@ -1256,20 +1256,23 @@ def stage_table(
 def round_table(
     run: Run,
 ) -> pd.DataFrame:  # a row per round that was carried out
-    "What each round took of the unlabeled clips (mean over folds), its out-of-fold score, and what followed."
+    "What the rules of each round took in a fold (mean over folds), its out-of-fold score, and what followed."
     table, rows = compare_rounds(run.rounds(), min_gain=run.planned.min_gain).table, {}
+    names = dict.fromkeys(name for s in run.planned.stages for r in s.rules for name in r.shown())
     for s in run.planned.stages:
-        ledgers = pseudo_ledgers(run, s.name)
+        ledgers = fold_ledgers(run, s.name)
         if not ledgers and s.name not in table.index:
             continue
-        row = dict(power=next((r.power for r in s.pseudo_rules), np.nan), clips=0, taken=0.0, labels=np.nan, weight=0.0)
+        row = dict.fromkeys(names, np.nan) | dict(clips=0, taken=0.0, labels=np.nan, weight=0.0)
         if ledgers:
             row |= dict(
                 clips=len(ledgers[0]),
                 taken=np.mean([t.picked.sum() for t in ledgers]),
                 labels=np.mean([t.labels[t.picked].map(len).mean() for t in ledgers]),
-                weight=np.mean([t.weight.sum() for t in ledgers]),
+                weight=np.mean([t.get("weight", t.picked).sum() for t in ledgers]),
             )
+        for rule in s.rules:
+            row |= rule.shown()
         rows[s.name] = row | {c: table[c].get(s.name, np.nan if c != "then" else "") for c in ("score", "gain", "then")}
     return (
         pd.DataFrame(rows)

@@ -29,7 +29,8 @@ def _student_stage(into: Recipe, teacher: TeacherProbabilities) -> Stage:
         member = into.stage(member.start_from)
         epochs += member.epochs
     sources = {"curated"} | {s for s in stage.train_on if isinstance(s, str)}
-    sources |= {r.source for r in stage.pseudo_rules if isinstance(stage.loss or into.loss, SEDLoss)}
+    if isinstance(stage.loss or into.loss, SEDLoss):
+        sources |= {r.source for r in stage.rules if r.labeling_stages}
     samplers = [s.replace(column=None) if isinstance(s, MixPartners) else s for s in stage.sampling]
     return stage.replace(
         name="student",

@@ -298,7 +298,7 @@ def main():
     from tests.conftest import sample_folder
     from joblib import Parallel, delayed
 
-    from audiotag.train.pseudo import compare_rounds
+    from audiotag.train.settings import compare_rounds
 
     (data, reason), (freesound, more) = sample_folder("soundscape"), sample_folder("freesound")
     if data is None or freesound is None:

@@ -85,7 +85,7 @@ def parts(recipe, data, fold=0):
             patches.enter_context(clock.timed(*place))
         run = run_folder.open_run(Path(folder) / "run", recipe, load_competition(data, recipe.layout))
         for stage in recipe.stages:
-            if not stage.agreement_rules:
+            if not stage.waits_for_all_folds:
                 run_folder.finish_fold(run, stage.name, fold)
         clock._book()
     return clock.seconds

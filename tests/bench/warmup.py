@@ -22,7 +22,8 @@ BASE, PLAIN = "curated only", "four stages, half the steps"  # what the rows of 
 
 def stages(*, steps=STEPS // 4, noisy_loss=None, picked_loss=None, ema=None, soft=0.0, probability=1.0, student=False):
     "The four stages of system 1, `steps` optimizer steps each, with options."
-    from audiotag.train.settings import AgreementRule, Stage
+    from audiotag.train.settings import Stage
+    from audiotag.train.stage_rules import AgreementRule
 
     common = dict(steps=steps, lr=3e-3, batch_size=BATCH, ema=ema)
     picked = dict(soft=soft, probability=probability)

@@ -14,9 +14,8 @@ from audiotag.data.crops import AroundBox, CropSettings
 from audiotag.data.sampling import MixPartners, RandomSubset
 from audiotag.infer.ensemble import EqualWeights
 from audiotag.infer.recordings import LoaderOptions
-from audiotag.train.pseudo import PseudoLabelRule
 from audiotag.train.recipes import get_recipe
-from audiotag.train.settings import AgreementRule
+from audiotag.train.stage_rules import AgreementRule, PseudoLabelRule
 
 RENAMED = {
     "Reading": ReadOptions,

@@ -19,7 +19,8 @@ from audiotag.data.submission import check_submission
 from audiotag.infer.predict import infer
 from audiotag.kaggle.pack import pack_weights
 from audiotag.infer.postprocess import FileMax, NeighbourMax, Smooth, apply_steps
-from audiotag.train.pseudo import PseudoLabelRule, compare_rounds, pseudo_ledger
+from audiotag.train.settings import compare_rounds
+from audiotag.train.stage_rules import PseudoLabelRule
 from audiotag.train.recipes import get_recipe
 from audiotag.data.sampling import (
     InverseRoot,
@@ -33,7 +34,7 @@ from audiotag.data.sampling import (
 )
 from audiotag.train.sed_loss import SEDLoss
 from audiotag.train.settings import Stage
-from audiotag.train.selection import ancestry
+from audiotag.train.out_of_fold import ancestry
 from audiotag.train.run_folder import (
     Run,
     is_finished,
@@ -217,7 +218,7 @@ def test_thresholds_look_at_what_was_said_before_the_power(power, keep, zero):
         source="unlabeled",
         group=[f"r{i // 10}" for i in range(200)],
     )
-    told, ledger = rule.targets(p), pseudo_ledger(rule, clips, p, "abcd")
+    told, ledger = rule.targets(p), rule.pick(clips, p, "abcd")
     assert np.allclose(told, np.where(p >= zero, p**power, 0), atol=1e-6)
     assert ledger.picked.tolist() == ((p.max(1) >= keep) & (told.max(1) > 0)).tolist()
     for r, part in ledger.groupby(clips.group.to_numpy()):
@@ -600,18 +601,16 @@ def test_the_plan_scores_many_windows_of_many_more(whole, monkeypatch):
 
 
 def test_a_ledger_is_made_once(whole, tmp_path, monkeypatch):
-    import audiotag.train.run_folder as module
-
     shutil.copytree(whole.folder, tmp_path / "run")
-    run, made = Run(tmp_path / "run"), []
+    run, made, ledger = Run(tmp_path / "run"), [], PseudoLabelRule.ledger
     for path in run.folder.rglob("ledger-unlabeled.parquet"):
         path.unlink()  # a run of an older version has none
 
-    def count(rule, clips, p, classes):
+    def count(rule, *args):
         made.append(rule)
-        return pseudo_ledger(rule, clips, p, classes)
+        return ledger(rule, *args)
 
-    monkeypatch.setattr(module, "pseudo_ledger", count)
+    monkeypatch.setattr(PseudoLabelRule, "ledger", count)
     first = run.ledger("round1")
     n = len(made)
     assert n == run.recipe.n_folds and len(first) == n * (run.rows.source == "unlabeled").sum()
@@ -632,7 +631,7 @@ def test_a_ledger_at_full_size_fits_into_memory():
     )
     rule = PseudoLabelRule(teachers=("t",), power=1.5, keep=0.1, zero=0.05)
     tracemalloc.start()
-    ledger = pseudo_ledger(rule, clips, p, [f"k{c}" for c in range(182)])
+    ledger = rule.pick(clips, p, [f"k{c}" for c in range(182)])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(ledger) == n and peak < 4 * p.nbytes

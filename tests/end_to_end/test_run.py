@@ -19,7 +19,7 @@ from audiotag.core.files import read_json, write_json
 from audiotag.infer.predict import infer
 from audiotag.kaggle.pack import pack_weights
 from audiotag.train.recipes import get_recipe
-from audiotag.train.selection import ancestry, check_out_of_fold
+from audiotag.train.out_of_fold import ancestry, check_out_of_fold
 from audiotag.train.run_folder import Run, open_run, run_stages, score_fold
 
 

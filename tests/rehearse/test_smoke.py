@@ -13,7 +13,7 @@ from audiotag.rehearse.smoke import few_clips, short_recipe, smoke_folder, smoke
 from audiotag.review.experiments import run_table
 from audiotag.train.recipes import get_recipe, recipes
 from audiotag.train.run_folder import Run
-from audiotag.train.settings import AgreementRule
+from audiotag.train.stage_rules import AgreementRule
 from tests.data import public_layouts
 from tests.tiny import SYSTEMS, called
 

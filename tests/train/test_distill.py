@@ -29,7 +29,6 @@ from audiotag.train.distill import embedding_cost, probability_cost
 from audiotag.train.losses import BCE
 from audiotag.train.recipes import changed, get_recipe
 from audiotag.train.run_folder import ALL_FOLDS, Run, _fold_loaders, is_finished, open_run, run_stages
-from audiotag.train.run_folder import taught_predictions
 from audiotag.train.settings import Recipe, Stage
 from audiotag.train.student import student_recipe, student_table, with_folds_of
 
@@ -156,7 +155,7 @@ def test_each_student_hears_of_the_right_models(teacher, student):
 def test_a_clip_in_no_fold_is_told_by_all(teacher):
     clips = teacher.rows[teacher.rows.fold == 0].iloc[:2]
     free = clips.assign(group=["nobody", clips.group.iloc[1]], fold=-1)
-    got = taught_predictions(teacher, ["one"], free, ALL_FOLDS).to_numpy()
+    got = teacher.taught_predictions(["one"], free, ALL_FOLDS).to_numpy()
     by_fold = [teacher.predict("one", k, clips.clip_id).to_numpy() for k in range(2)]
     np.testing.assert_allclose(got[0], np.mean(by_fold, axis=0)[0], atol=1e-6)
     np.testing.assert_allclose(got[1], by_fold[0][1], atol=1e-6)  # its group was held out by fold 0
@@ -189,7 +188,7 @@ def test_the_teachers_of_a_refit_have_not_seen_the_clip(folder, teacher):
     try:
         write_json(path, [*ids, clips.clip_id.iloc[0]])
         with pytest.raises(AudiotagError, match="would be scored by a model"):
-            taught_predictions(Run(teacher.folder), ["one"], clips, ALL_FOLDS)
+            Run(teacher.folder).taught_predictions(["one"], clips, ALL_FOLDS)
     finally:
         write_json(path, ids)
 

@@ -15,9 +15,9 @@ from audiotag.data.competitions import load_competition
 from audiotag.data.sampling import MixPartners
 from audiotag.infer.bundle import Bundle
 from audiotag.kaggle.pack import pack_weights
-from audiotag.train.pseudo import PseudoLabelRule
+from audiotag.train.stage_rules import PseudoLabelRule
 from audiotag.train.recipes import get_recipe
-from audiotag.train.run_folder import ALL_FOLDS, _fold_loaders, is_finished, open_run, run_stages, teacher_probabilities
+from audiotag.train.run_folder import ALL_FOLDS, _fold_loaders, is_finished, open_run, run_stages
 from audiotag.train.settings import Labels, several_seeds
 
 
@@ -61,12 +61,12 @@ def test_all_folds_teach_the_refit(run):
     "Of a window that nobody was trained on; the rounds of the folds are taught by their own models, as their scores require."
     assert is_finished(run)
     stage = run.recipe.stage("round2")
-    (rule,) = stage.pseudo_rules
+    (rule,) = stage.rules
     windows = run.rows[run.rows.source == "unlabeled"]
     by_fold = {k: run.predict("round1", k, windows.clip_id).to_numpy() for k in range(2)}
     for k in range(2):
-        np.testing.assert_allclose(teacher_probabilities(run, stage, rule, k), by_fold[k], atol=1e-6)
-    told = teacher_probabilities(run, stage, rule, ALL_FOLDS)
+        np.testing.assert_allclose(rule.probabilities(run, stage.name, k), by_fold[k], atol=1e-6)
+    told = rule.probabilities(run, stage.name, ALL_FOLDS)
     np.testing.assert_allclose(told, (by_fold[0] + by_fold[1]) / 2, atol=1e-6)
     assert np.abs(by_fold[0] - by_fold[1]).max() > 1e-4
     trained = json.loads((run.fold_path("round2", ALL_FOLDS) / "trained_on.json").read_text())

@@ -16,8 +16,9 @@ from audiotag.core.files import read_json, read_parquet, write_json, write_parqu
 from audiotag.audio.features import Waveform
 from audiotag.train.recipes import get_recipe
 from audiotag.review.report import ledger_counts, ledger_overlap, selection_quality
-from audiotag.train.settings import AgreementRule, Stage, warm_up
-from audiotag.train.selection import ancestry, pick_clips
+from audiotag.train.settings import Stage, warm_up
+from audiotag.train.stage_rules import AgreementRule
+from audiotag.train.out_of_fold import ancestry
 from audiotag.train.run_folder import Run, _data_fingerprint, open_run, run_stages
 from audiotag.audio.synth import make_competition, read_truth
 from audiotag.infer.windows import View, score_clips
@@ -46,7 +47,7 @@ def table(rows):
 def test_the_rule_of_stage_3(rows, at_least, at_most):
     "The threshold is on sqrt(lwlrap1 * lwlrap2); no fold and label has more than the cap; and no clip that had room was left."
     clips, scores = table(rows)
-    ledger = pick_clips(AgreementRule(scores=("noisy", "curated"), at_least=at_least, at_most=at_most), clips, scores)
+    ledger = AgreementRule(scores=("noisy", "curated"), at_least=at_least, at_most=at_most).pick(clips, scores)
     assert list(ledger.clip_id) == list(clips.clip_id)
     geometric = np.sqrt(scores["noisy"] * scores["curated"]).reindex(ledger.clip_id).to_numpy()
     passed = geometric >= at_least - 1e-6
@@ -65,20 +66,20 @@ def test_the_order_of_the_table_does_not_matter():
     rows = [(["Rain"], 0, 1.0, 1.0)] * 8
     clips, scores = table(rows)
     rule = AgreementRule(scores=("noisy", "curated"), at_least=0.5, at_most=3)
-    a, b = pick_clips(rule, clips, scores), pick_clips(rule, clips.sample(frac=1, random_state=1), scores)
+    a, b = rule.pick(clips, scores), rule.pick(clips.sample(frac=1, random_state=1), scores)
     assert list(a.clip_id[a.picked]) == list(b.clip_id[b.picked]) == ["c000", "c001", "c002"]
 
 
 def test_stage_4_takes_exactly_the_perfect_ones():
     clips, scores = table([(["Rain"], 0, s, s) for s in (1.0, 0.999, 1.0 - 1e-12, 0.5)])
-    ledger = pick_clips(AgreementRule(scores=("noisy",), at_least=1.0), clips, scores)
+    ledger = AgreementRule(scores=("noisy",), at_least=1.0).pick(clips, scores)
     assert list(ledger.picked) == [True, False, True, False]
 
 
 def test_a_cleaned_source_is_not_touched_by_another_rule():
     clips, scores = table([(["Rain"], 0, 1.0, 1.0)] * 2)
     clips["source"] = ["noisy", "unlabeled"]
-    assert list(pick_clips(AgreementRule(scores=("noisy",), at_least=0), clips, scores).clip_id) == ["c000"]
+    assert list(AgreementRule(scores=("noisy",), at_least=0).pick(clips, scores).clip_id) == ["c000"]
 
 
 @pytest.mark.parametrize(
