@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['PANELS', 'RESUMABLE', 'app', 'UsageError', 'LAYOUTS', 'RecipeName', 'Scale', 'Changes', 'DataFolder', 'Layout',
-           'OwnLayout', 'EngineName', 'Address', 'Threads', 'AsJson', 'Corrections', 'ContinueFrom', 'Groups', 'Logs',
-           'PlanOnly', 'SmokeOnly', 'RunFolder', 'SubmissionFile', 'pack', 'Owner', 'Title', 'DatasetFolder',
-           'Postprocess', 'ThresholdWord', 'Kernel', 'repeat_options', 'Commands', 'example', 'current_names', 'main',
-           'print_result', 'synth', 'new', 'recipes', 'recipe', 'features', 'store', 'Log', 'train', 'print_results',
-           'distill', 'ledger', 'tune', 'thresholds', 'baseline', 'pack_weights', 'infer', 'doctor', 'Precision',
-           'export', 'ensemble', 'system', 'foreign', 'weights', 'embed', 'rehearse', 'pack_wheels', 'pack_kernel',
-           'publish', 'push', 'follow', 'submit', 'report', 'review', 'audit', 'runs', 'score', 'compare', 'check_cv',
-           'completion']
+           'OwnLayout', 'EngineName', 'Address', 'Threads', 'Trainings', 'Store', 'AsJson', 'Corrections',
+           'ContinueFrom', 'Groups', 'Logs', 'PlanOnly', 'SmokeOnly', 'RunFolder', 'SubmissionFile', 'pack', 'Owner',
+           'Title', 'DatasetFolder', 'Postprocess', 'ThresholdWord', 'Kernel', 'repeat_options', 'Commands', 'example',
+           'current_names', 'main', 'print_result', 'synth', 'new', 'recipes', 'recipe', 'features', 'store', 'Log',
+           'train', 'print_results', 'distill', 'ledger', 'tune', 'thresholds', 'baseline', 'pack_weights', 'infer',
+           'doctor', 'Precision', 'export', 'ensemble', 'system', 'foreign', 'weights', 'embed', 'rehearse',
+           'pack_wheels', 'pack_kernel', 'publish', 'push', 'follow', 'submit', 'report', 'review', 'audit', 'runs',
+           'score', 'compare', 'check_cv', 'completion']
 
 # %% ../nbs/01_cli.ipynb #bd4744ef
 import json, os, shlex, signal, sys
@@ -255,6 +255,19 @@ Address = Annotated[
     Option(metavar="ADDRESS", help="Address of the Ray cluster, such as auto or host:6379.  [default: found by Ray]"),
 ]
 Threads = Annotated[int, Option("--workers", metavar="N", help="Threads that read audio files.")]
+Trainings = Annotated[
+    int | None,
+    Option(
+        "--workers",
+        metavar="N",
+        help="Processes that compute features, and folds that train at the same time.  "
+        "[default: 1 process, and as many folds as there is room for]",
+    ),
+]
+Store = Annotated[
+    str | None,
+    Option("--store", metavar="DIR", help="Feature store to use or to build, or a URL.  [default: in the run folder]"),
+]
 AsJson = Annotated[bool, Option("--json", help="Print the result as JSON.")]
 
 # %% ../nbs/01_cli.ipynb #5ad0c3f0
@@ -508,18 +521,8 @@ def train(
     scale: Scale = "full",
     layout: OwnLayout = None,
     changes: Changes = [],
-    store: Annotated[
-        str | None,
-        Option(metavar="DIR", help="Feature store to use or to build, or a URL.  [default: in the run folder]"),
-    ] = None,
-    workers: Annotated[
-        int | None,
-        Option(
-            metavar="N",
-            help="Processes that compute features, and folds that train at the same time.  "
-            "[default: 1 process, and as many folds as there is room for]",
-        ),
-    ] = None,
+    store: Store = None,
+    workers: Trainings = None,
     engine: EngineName = "serial",
     address: Address = None,
     corrections: Corrections = None,
@@ -690,12 +693,8 @@ def distill(
     changes: Changes = [],
     weight: Annotated[float, Option(metavar="W", help="Of what the teachers say, beside the labels.")] = 1.0,
     temperature: Annotated[float, Option(metavar="T", help="Above 1 it raises small probabilities.")] = 1.0,
-    store: Annotated[
-        str | None, Option(metavar="DIR", help="Feature store to use or to build.  [default: in the run folder]")
-    ] = None,
-    workers: Annotated[
-        int | None, Option(metavar="N", help="Processes that compute features, and folds trained at the same time.")
-    ] = None,
+    store: Store = None,
+    workers: Trainings = None,
     engine: EngineName = "serial",
     address: Address = None,
 ):
@@ -1127,9 +1126,7 @@ def system(
     out: Annotated[str, Option(metavar="DIR", help="Folder of the bundle, usually kaggle_datasets/NAME.")],
     scale: Scale = "full",
     changes: Changes = [],
-    workers: Annotated[
-        int | None, Option(metavar="N", help="Processes that compute features, and folds that train at the same time.")
-    ] = None,
+    workers: Trainings = None,
     engine: EngineName = "serial",
     owner: Owner = "",
     title: Title = "",

@@ -172,10 +172,6 @@ class FrontEnd(Config, base=True):
         "Read a file and compute its features: `self(self.read(path))`."
         return self(self.read(path, start_s=start_s, end_s=end_s))
 
-    def frames_in(self, seconds: float) -> int:
-        "The number of frames that a wave of so many seconds gives."
-        return self.n_frames(round(seconds * self.sample_rate))
-
     @property
     def frame_rate(self) -> float:  # frames per second
         "The frame rate; raises `AudiotagError` where frames are not steps in time."

@@ -142,6 +142,14 @@ class ReadOptions(Config, kind="Reading"):
         self.require(self.pad_to_s is None or 0 < self.pad_to_s <= 86400, "pad_to_s", "give seconds above 0, or None")
         self.require(self.pad_at in CROP_POSITIONS[:3], "pad_at", did_you_mean(self.pad_at, CROP_POSITIONS[:3]))
 
+    def trim_and_pad(self, wave, sample_rate: int) -> np.ndarray:  # (samples,)
+        "A wave that was read, trimmed and padded as these options say."
+        if self.trim_db is not None:
+            wave = trim_silence(wave, self.trim_db)
+        if self.pad_to_s is not None:
+            wave = crop_or_pad(wave, max(len(wave), round(self.pad_to_s * sample_rate)), at=self.pad_at)
+        return wave
+
 # %% ../../nbs/audio/01_io.ipynb #6019c641
 READ_PRESETS = {
     "freesound_warmup": ReadOptions(trim_db=60),
@@ -907,11 +915,7 @@ def read_audio(
         wave = _resample_range(wave, path, rate, to, reading, first, start_s, end_s, max_samples)
         if not is_integer:
             _check_finite(wave, to, path)  # resampling can overflow near 1e38
-    if reading.trim_db is not None:
-        wave = trim_silence(wave, reading.trim_db)
-    if reading.pad_to_s is not None:
-        wave = crop_or_pad(wave, max(len(wave), round(reading.pad_to_s * to)), at=reading.pad_at)
-    return wave
+    return reading.trim_and_pad(wave, to)
 
 # %% ../../nbs/audio/01_io.ipynb #7ec4e06d
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'lwlrap', 'per_class_lwlrap', 'per_clip_lwlrap', 'lrap', 'accuracy', 'confusion', 'class_report',
-           'plot_confusion', 'per_class_auc', 'macro_auc', 'padded_cmap', 'metric_named', 'require_probabilities',
-           'require_whole_groups', 'bootstrap_interval']
+           'per_class_auc', 'macro_auc', 'padded_cmap', 'metric_named', 'require_probabilities', 'require_whole_groups',
+           'bootstrap_interval']
 
 # %% ../../nbs/core/08_metrics.ipynb #03676b83
 import numpy as np, pandas as pd
@@ -36,6 +36,12 @@ def _checked(truth, scores):
             fix="check that clip and its model",
         )
     return np.ascontiguousarray(true), np.ascontiguousarray(s)
+
+
+def _require_labels(n):
+    "Raise `AudiotagError` if there are no labels."
+    if not n:
+        raise AudiotagError("no clip has a label, so there is nothing to rank", fix="leave these clips out")
 
 # %% ../../nbs/core/08_metrics.ipynb #4f96b61e
 def _count(b):  # (m, classes) bool -> (m,)
@@ -69,8 +75,7 @@ def lwlrap(
     """Label-weighted label-ranking average precision (Fonseca et al., DCASE 2019); `AudiotagError` if no clip has a
     label."""
     precision = _label_precisions(*_checked(truth, scores))[2]
-    if not len(precision):
-        raise AudiotagError("no clip has a label, so there is nothing to rank", fix="leave these clips out")
+    _require_labels(len(precision))
     return float(precision.mean())
 
 # %% ../../nbs/core/08_metrics.ipynb #d90a1065
@@ -81,8 +86,7 @@ def per_class_lwlrap(
     "lwlrap of each class and its share of the labels; a class without labels has 0 and weight 0."
     t, s = _checked(truth, scores)
     _, cols, precision = _label_precisions(t, s)
-    if not len(cols):
-        raise AudiotagError("no clip has a label, so there is nothing to rank", fix="leave these clips out")
+    _require_labels(len(cols))
     labels = np.bincount(cols, minlength=t.shape[1])
     return np.bincount(cols, precision, minlength=t.shape[1]) / np.maximum(labels, 1), labels / len(cols)
 
@@ -108,8 +112,7 @@ def lrap(
 
     t, s = _checked(truth, scores)
     labeled = t.any(1)
-    if not labeled.any():
-        raise AudiotagError("no clip has a label, so there is nothing to rank", fix="leave these clips out")
+    _require_labels(labeled.any())
     return float(label_ranking_average_precision_score(t[labeled], s[labeled]))
 
 # %% ../../nbs/core/08_metrics.ipynb #1aed878d
@@ -120,8 +123,7 @@ def accuracy(
     "Share of the clips with labels whose highest score is at one of their labels (the first of equal scores counts)."
     t, s = _checked(truth, scores)
     labeled = t.any(1)
-    if not labeled.any():
-        raise AudiotagError("no clip has a label", fix="leave these clips out")
+    _require_labels(labeled.any())
     return float(t[labeled, s[labeled].argmax(1)].mean())
 
 # %% ../../nbs/core/08_metrics.ipynb #076191b5
@@ -165,22 +167,6 @@ def class_report(
         index=pd.Index(classes, name="class"),
     )
 
-# %% ../../nbs/core/08_metrics.ipynb #13a9e07c
-def plot_confusion(truth, scores, classes, ax=None):
-    "Plot the confusion matrix; colors are shares of the row."
-    import matplotlib.pyplot as plt
-
-    m, n = confusion(truth, scores), len(classes)
-    ax = plt.subplots(figsize=(1.5 + 0.28 * n, 1 + 0.25 * n))[1] if ax is None else ax
-    ax.imshow(m / np.maximum(m.sum(1, keepdims=True), 1), vmin=0, vmax=1, cmap="Blues")
-    for (i, j), k in np.ndenumerate(m):
-        if k:
-            ax.text(j, i, k, ha="center", va="center", fontsize=6, color="w" if k > 0.5 * m[i].sum() else "k")
-    ax.set_xticks(range(n), classes, rotation=90, fontsize=7)
-    ax.set_yticks(range(n), classes, fontsize=7)
-    ax.set(xlabel="predicted", ylabel="label")
-    return ax
-
 # %% ../../nbs/core/08_metrics.ipynb #5b48cb2c
 def per_class_auc(
     truth,  # (clips, classes) of 0 and 1
@@ -223,8 +209,7 @@ def padded_cmap(
         raise AudiotagError("scores are not between 0 and 1", fix="give probabilities")
     t, s = (np.vstack([o, np.ones((padding, t.shape[1]), o.dtype)]) for o in (t, s))
     used = np.flatnonzero(t.any(0))
-    if not len(used):
-        raise AudiotagError("no clip has a label", fix="leave these clips out")
+    _require_labels(len(used))
     return float(np.mean([average_precision_score(t[:, c], s[:, c]) for c in used]))
 
 # %% ../../nbs/core/08_metrics.ipynb #5abe738a

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Callable, NamedTuple
 import numpy as np, pandas as pd
-from ..audio.io import audio_extent, crop_or_pad, read_audio, trim_silence
+from ..audio.io import audio_extent, read_audio
 from ..core.errors import AudiotagError, library_error
 from ..core.config import Config
 from ..audio.features import FrontEnd, LogMel, Waveform, window_starts
@@ -395,13 +395,7 @@ def _read_waves(job, front_end):
     if job.spans is None:
         yield None, wave
     for row, (start, end) in zip(job.rows, job.spans or ()):
-        part = wave[start:end]
-        if reading.trim_db is not None:
-            part = trim_silence(part, reading.trim_db)
-        if reading.pad_to_s is not None:
-            size = max(len(part), round(reading.pad_to_s * front_end.sample_rate))
-            part = crop_or_pad(part, size, at=reading.pad_at)
-        yield row, part
+        yield row, reading.trim_and_pad(wave[start:end], front_end.sample_rate)
 
 
 def _as_spans(job, views, fill) -> Spans:

@@ -54,21 +54,18 @@ def few_clips(
     clips: pd.DataFrame,  # clip table of a competition
     recipe: Recipe,
     *,
-    n_classes: int = 4,
-    per_class: int = 4,
-    windows: int = 8,  # unlabeled rows
     seed: int = 0,
 ) -> pd.DataFrame:  # some of the rows that the recipe trains on, without folds
-    "Labeled clips of a few classes for every source of the recipe, and some unlabeled ones."
+    "Labeled clips of four classes, four each, for every source of the recipe, and eight unlabeled ones."
     rows, _ = trainable_clips(clips, recipe)
     given_folds(rows)  # an error in them is found here, too
     parts, lent = [], {recipe.mixed.background} & set(clips.source) if recipe.mixed else set()
     for source in dict.fromkeys([*rows.source, *lent]):
         part, g = clips[clips.source == source], rng(seed, "smoke", source)
         if source == "unlabeled":
-            parts.append(part[part.path == part.path.iloc[g.integers(len(part))]].head(windows))
+            parts.append(part[part.path == part.path.iloc[g.integers(len(part))]].head(8))
         else:
-            parts.append(part[part.path.isin(_paths_by_class(part, n_classes, per_class, g))])
+            parts.append(part[part.path.isin(_paths_by_class(part, 4, 4, g))])
     return pd.concat(parts, ignore_index=True).assign(fold=-1)
 
 # %% ../../nbs/rehearse/05_smoke.ipynb #0bbf9794
@@ -196,10 +193,9 @@ def smoke_run(
     engine=None,  # as for `run_stages`
     workers: int = 1,  # processes that compute features
     scale: str = "",
-    seed: int = 0,
 ) -> Smoke:
     "Train, pack and infer on a few clips; raises `AudiotagError` where the run would fail."
-    folder, few = claim_folder(folder, "smoke"), few_clips(competition.clips, recipe, seed=seed)
+    folder, few = claim_folder(folder, "smoke"), few_clips(competition.clips, recipe)
     with locked(folder):
         for old in ("run", "weights"):
             shutil.rmtree(folder / old, ignore_errors=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['templates', 'PLACEHOLDER_COLOR', 'PALETTE', 'PLAYER_RATE', 'read_asset', 'macros', 'format_value', 'TableCell',
            'table_html', 'figure_svg', 'seconds_or_none', 'loudest_excerpt', 'audio_uri', 'spectrogram_uri',
-           'player_html', 'render_page', 'headline_html', 'figures_html']
+           'player_html', 'render_page', 'headline_html']
 
 # %% ../../nbs/review/01_html_page.ipynb #942ca794
 import base64, html, io, re, zlib
@@ -271,11 +271,3 @@ def render_page(
 def headline_html(numbers: dict) -> Markup:  # {name: value}
     "A row of headline numbers."
     return macros("parts.html.jinja").headline(numbers)
-
-
-def figures_html(
-    *parts,  # from `figure_svg` or `table_html`
-    caption: str = "",
-) -> Markup:
-    "Figures and tables side by side, or one below the other on a phone."
-    return macros("parts.html.jinja").figures(parts, caption)

@@ -139,12 +139,7 @@ class KeptTrainings:
 
     def _same_weights(self, run: Run, stage, fold: int) -> bool:
         "Whether the models that a stage begins with or is taught by are the same in both runs."
-        names = [
-            *([stage.start_from] if stage.start_from else []),
-            *stage.soup,
-            *(t for r in stage.rules for t in r.teaching_stages),
-        ]
-        paths = [(r.fold_path(name, fold) / "weights.safetensors" for r in (run, self.before)) for name in names]
+        paths = [(r.fold_path(s, fold) / "weights.safetensors" for r in (run, self.before)) for s in stage.parents]
         return all(a.exists() and b.exists() and file_sha256(a) == file_sha256(b) for a, b in paths)
 
     def _is_same(self, run: Run, name: str, fold: int) -> bool:

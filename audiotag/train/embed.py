@@ -19,14 +19,12 @@ from ..core.files import read_parquet
 from ..core.progress import progress
 from ..core.seeding import derive_seed
 from ..core.metrics import metric_named
+from .distill import output_layers
 from .out_of_fold import check_out_of_fold
 from .run_folder import Run
 from ..infer.windows import Windows, batches, probabilities
 
 # %% ../../nbs/train/14_embed.ipynb #7d4db8c9
-_layers = torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d
-
-
 @contextmanager
 def penultimate(
     model: torch.nn.Module,
@@ -40,18 +38,12 @@ def penultimate(
         layer_inputs.append(args[0])
 
     def after_model(model, args, out):
-        if not layer_inputs:
-            raise AudiotagError(
-                f"{type(model).__name__} has no last layer with {counted(n_classes, 'output')}",
-                field="model",
-                fix="embeddings need a linear layer or a convolution at the end",
-            )
         x = layer_inputs[-1]
         caught.append(x.flatten(2).mean(2) if x.ndim > 2 else x)
         layer_inputs.clear()
 
-    layers = [m for m in model.modules() if isinstance(m, _layers) and m.weight.shape[0] == n_classes]
-    hooks = [m.register_forward_pre_hook(before_layer) for m in layers] + [model.register_forward_hook(after_model)]
+    hooks = [m.register_forward_pre_hook(before_layer) for m in output_layers(model, n_classes)]
+    hooks.append(model.register_forward_hook(after_model))
     try:
         yield caught
     finally:

@@ -297,6 +297,14 @@ class Keeper(Callback):
     def _copy(self):
         self.tensors = {k: v.detach().clone() for k, v in unwrap_model(self.model).state_dict().items()}
 
+    def _move(self, share: float):
+        "Move the kept weights towards the model's by this share; numbers that are not floats are the model's."
+        for k, v in unwrap_model(self.model).state_dict().items():
+            if v.is_floating_point():
+                self.tensors[k].lerp_(v.detach(), share)
+            else:
+                self.tensors[k].copy_(v)
+
 
 class Ema(Keeper):
     "Exponential moving average of weights and BatchNorm statistics, over the batches."
@@ -310,13 +318,8 @@ class Ema(Keeper):
             self._copy()
 
     def after_batch(self):
-        if not self.training:
-            return
-        for k, v in unwrap_model(self.model).state_dict().items():
-            if v.is_floating_point():
-                self.tensors[k].lerp_(v.detach(), 1 - self.decay)
-            else:
-                self.tensors[k].copy_(v)
+        if self.training:
+            self._move(1 - self.decay)
 
 
 class Swa(Keeper):
@@ -333,12 +336,8 @@ class Swa(Keeper):
         self.facts.update(n=n, seen=self.epoch)
         if n == 1:
             self._copy()
-            return
-        for k, v in unwrap_model(self.model).state_dict().items():
-            if v.is_floating_point():
-                self.tensors[k].lerp_(v.detach(), 1 / n)
-            else:
-                self.tensors[k].copy_(v)
+        else:
+            self._move(1 / n)
 
 
 class BestEpoch(Keeper):
@@ -641,12 +640,9 @@ def find_lr(
     *,
     loss,  # called with (logits, targets)
     front_end=None,  # computed on each batch of waves
-    precision: str = "auto",
-    num_it: int = 100,  # batches
-    show_plot: bool = True,
 ) -> float:
     "The learning rate where the loss falls fastest (fastai's `valley`); a good value for `Stage.lr`."
-    computing = Precision(autocast_dtype(precision, _device(dls)), _device(dls))
+    computing = Precision(autocast_dtype("auto", _device(dls)), _device(dls))
     with tempfile.TemporaryDirectory() as d:
         learn = Learner(
             dls,
@@ -657,4 +653,4 @@ def find_lr(
             cbs=[ApplyAugmentations((), 0, front_end), computing],
         )
         with learn.no_bar(), learn.no_logging():
-            return learn.lr_find(num_it=num_it, suggest_funcs=(valley,), show_plot=show_plot).valley
+            return learn.lr_find(suggest_funcs=(valley,)).valley

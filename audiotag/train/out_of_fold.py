@@ -22,10 +22,7 @@ def ancestry(
         if s in found:
             continue
         found.append(s)
-        if s.start_from:
-            todo.append(s.start_from)
-        todo += s.soup
-        todo += [teacher for r in s.rules for teacher in r.teaching_stages]
+        todo += s.parents
     return found
 
 
@@ -57,9 +54,10 @@ def check_out_of_fold(
 ):
     "Raise `AudiotagError` if a clip, or another one of its group, is both scored and trained on."
     if leaked := leaked_clips(scored, trained, clips, where=where):
+        them = "it" if len(leaked) == 1 else "them"
         raise AudiotagError(
-            f"{counted(len(leaked), 'clip')} would be scored by a "
-            f"model that was trained on it, the first is {leaked[0]!r}",
+            f"{counted(len(leaked), 'clip')} would be scored by a model that was trained on {them}, the first is "
+            f"{leaked[0]!r}",
             file=where,
             fix="this run was made with other folds: start a new one in an empty folder",
         )

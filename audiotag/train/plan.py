@@ -82,7 +82,7 @@ class MeasuredPace:
     took: float  # the measurement
 
 
-def _stand_in(run: Run, n: int, seed: int) -> tuple:  # a `Run` in no folder yet, its only stage
+def _stand_in(run: Run, n: int) -> tuple:  # a `Run` in no folder yet, its only stage
     "A run of one stage with `n` of the labeled clips, which uses the store of `run`."
     first, recipe = run.planned.stages[0], run.planned
     sources = [s for s in first.train_on if isinstance(s, str) and s in ("curated", "noisy")] or ["curated"]
@@ -91,7 +91,7 @@ def _stand_in(run: Run, n: int, seed: int) -> tuple:  # a `Run` in no folder yet
         rows = rows.drop_duplicates("recording")
     if len(rows) < 4:
         raise AudiotagError("there are too few clips to measure", file=run.folder, fix="give at least four")
-    rows = rows.iloc[rng(seed, "plan").permutation(len(rows))[:n]]
+    rows = rows.iloc[rng(0, "plan").permutation(len(rows))[:n]]
     rows = rows.assign(group=rows.clip_id, fold=np.arange(len(rows)) % 2)
     stage = first.replace(
         name="measured",
@@ -133,13 +133,11 @@ def _seconds_per_clip(run: Run, stage: str, ids) -> float:
 
 def measure_pace(
     run: Run,  # opened; nothing in its folder is changed
-    *,
-    seed: int = 0,
 ) -> MeasuredPace:
     "Train a few batches of the recipe's first stage and score a few clips; raises `AudiotagError` if that fails."
     if isinstance(run.planned.model, Solved):
         raise AudiotagError("this network is solved in one step: its time is not planned", field="model")
-    began, (small, stage) = time.perf_counter(), _stand_in(run, 16, seed)
+    began, (small, stage) = time.perf_counter(), _stand_in(run, 16)
     unlabeled = list(run.rows.clip_id[run.rows.source == "unlabeled"][:64])  # of several hundred thousand
     threads = torch.get_num_threads()
     torch.set_num_threads(run.threads())
@@ -197,12 +195,11 @@ def measure_features(
     *,
     n: int = 8,  # clips of each source that are read
     headers: int = 300,  # of each source
-    seed: int = 0,
 ) -> dict:  # seconds and bytes for all clips, with one process
     "Compute the features of a few clips of each source; the rest by the length of a few hundred."
     found = {"seconds": 0.0, "bytes": 0}
     for _, part in clips.groupby("source"):
-        part = part.iloc[rng(seed, "plan features").permutation(len(part))]
+        part = part.iloc[rng(0, "plan features").permutation(len(part))]
         lengths = _seconds_of(part[:headers])
         seconds, size, heard = _measured(part[: n + 1], lengths, front_end)
         share = lengths.mean() * len(part) / heard if heard else 0.0
@@ -365,13 +362,13 @@ def plan_run(
     )
 
 # %% ../../nbs/train/18_plan.ipynb #7d4f0016
-def _some_recordings(competition: Competition, recipe: Recipe, n: int, seed: int) -> Competition:
+def _some_recordings(competition: Competition, recipe: Recipe, n: int) -> Competition:
     "The competition with `n` of its labeled recordings, and one without labels if the recipe uses such."
     rows, _ = trainable_clips(competition.clips, recipe)
     chosen = []
     for source in dict.fromkeys(rows.source):
         paths = rows.path[rows.source == source].drop_duplicates().to_numpy()
-        chosen += list(rng(seed, "plan", source).permutation(paths)[: 1 if source == "unlabeled" else n])
+        chosen += list(rng(0, "plan", source).permutation(paths)[: 1 if source == "unlabeled" else n])
     clips = competition.clips
     clips = clips[clips.path.isin(chosen)].reset_index(drop=True)
     return replace(competition, clips=clips)
@@ -386,21 +383,20 @@ def plan_competition(
     parallel: int = 1,
     kept: dict | None = None,  # as for `plan_run`
     computed=(),  # clips whose features are there: a store, or ids
-    seed: int = 0,
 ) -> RunPlan:
     "The plan of a run that has not begun."
     began, stored_as = time.perf_counter(), recipe.stored
     rows, stored = trainable_clips(competition.clips, recipe)
-    features = measure_features(stored[[c not in computed for c in stored.clip_id]], stored_as, seed=seed)
+    features = measure_features(stored[[c not in computed for c in stored.clip_id]], stored_as)
     missing = segment_clips(rows, recipe) if not computed else rows[:0]
-    segments = measure_features(missing, recipe.front_end, n=4, headers=50, seed=seed)
+    segments = measure_features(missing, recipe.front_end, n=4, headers=50)
     features = {k: features[k] + segments[k] for k in features}
     features["seconds"] /= max(1, workers)
     with tempfile.TemporaryDirectory() as tmp:
-        some = _some_recordings(competition, recipe, 16, seed)
+        some = _some_recordings(competition, recipe, 16)
         with contextlib.redirect_stderr(io.StringIO()):
             small = open_run(Path(tmp) / "run", recipe.replace(n_folds=2), some)
-        pace = measure_pace(small, seed=seed)
+        pace = measure_pace(small)
         whole = copy.copy(small)
         whole.planned, whole.rows = recipe, rows.assign(fold=_folds_by_number(rows, recipe.n_folds))
         whole.clips = scored_clips(whole.rows)

@@ -134,6 +134,17 @@ class Stage(Config):
         return any(r.waits_for_all_folds for r in self.rules)
 
     @property
+    def parents(self) -> list[str]:
+        "The stages that the weights depend on: those that it starts from, averages, or is taught by."
+        start = [self.start_from] if self.start_from else []
+        return [*start, *self.soup, *(name for r in self.rules for name in r.teaching_stages)]
+
+    @property
+    def needed_stages(self) -> list[str]:
+        "`parents`, and the stages whose scores a rule uses."
+        return [*(name for r in self.rules for name in r.needed_stages), *self.parents]
+
+    @property
     def sources(self) -> set[str]:
         "The sources of the clips, whether taken whole or by a rule."
         return {r.source if isinstance(r, ClipRule) else r for r in self.train_on}
@@ -208,8 +219,7 @@ def _check_stages(recipe):
     names = [s.name for s in recipe.stages]
     recipe.require(len(set(names)) == len(names) > 0, "stages", "give each stage a name of its own")
     for i, s in enumerate(recipe.stages):
-        needed = [name for r in s.rules for name in r.needed_stages]
-        for name in [*needed, *s.soup, *([s.start_from] if s.start_from else [])]:
+        for name in s.needed_stages:
             require_name(name, names[:i], f"stages.{s.name}", "earlier stage")
         require_name(s.optimizer, OPTIMIZER_NAMES, f"stages.{s.name}", "optimizer")
         if s.metric:
@@ -234,7 +244,7 @@ def _check_rounds(recipe, names):
         "name the stages in their order, each once",
     )
     for s in recipe.stages:
-        needs = {s.start_from, *s.soup, *(name for r in s.rules for name in r.needed_stages)} & set(recipe.rounds)
+        needs = set(s.needed_stages) & set(recipe.rounds)
         recipe.require(
             not needs or s.name in recipe.rounds,
             "rounds",

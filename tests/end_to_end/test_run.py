@@ -174,7 +174,7 @@ def test_scores_of_a_finished_run_are_refused_once_its_files_were_changed(whole,
     ids = list(run.clips.clip_id[run.clips.fold == 0])
     path = run.fold_path("noisy", 0) / "trained_on.json"
     honest = read_json(path)
-    for said, words in ((honest + ids[:1], "trained on them"), (honest[1:], "other clips than trained_on.json names")):
+    for said, words in ((honest + ids[:1], "trained on it"), (honest[1:], "other clips than trained_on.json names")):
         write_json(path, said)
         for stage in ("noisy", "certain"):
             with pytest.raises(AudiotagError, match=words):

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import audiotag.review
-from audiotag.review.html_page import figures_html, headline_html, render_page, table_html
+from audiotag.review.html_page import headline_html, macros, render_page, table_html
 from tests.readme import REPO
 
 TEMPLATES = Path(audiotag.review.__file__).parent / "templates"
@@ -32,7 +32,7 @@ def test_the_templates_are_package_data():
     [
         table_html(pd.DataFrame({EVIL: [EVIL]})),
         headline_html({EVIL: EVIL}),
-        figures_html(caption=EVIL),
+        macros("parts.html.jinja").figures([], EVIL),
         render_page(EVIL, [(EVIL, "<p>text</p>")]),
     ],
     ids=["table", "headline", "figures", "page"],

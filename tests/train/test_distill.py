@@ -165,7 +165,7 @@ def test_a_leak_is_refused_before_and_after_training(folder, comp, teacher, stud
     recipe = student_recipe(RECIPE, [teacher.folder])
     other = make_folds(comp.clips.assign(fold=-1), n_folds=2, seed=99)
     leak = open_run(folder / "leak", recipe, replace(comp, clips=other), store=folder / "teacher/store")
-    with pytest.raises(AudiotagError, match="would be scored by a model that was trained on them"):
+    with pytest.raises(AudiotagError, match="would be scored by a model that was trained on (it|them)"):
         run_stages(leak)
     assert not list((folder / "leak").rglob("weights.safetensors"))
     # what the teachers were trained on counts when the scores are read, too

@@ -129,7 +129,7 @@ def test_a_network_that_knew_the_clips_is_found_out(run):
     mine = run.clips[(run.clips.fold == 0) & (run.clips.source == "curated")].clip_id.iloc[0]
     try:
         write_json(path, [*good, mine])
-        with pytest.raises(AudiotagError, match="trained on them"):
+        with pytest.raises(AudiotagError, match="trained on it"):
             embedding_scores(run, "curated", trees=lambda x, y, new, seed: np.zeros((len(new), y.shape[1])))
     finally:
         write_json(path, good)

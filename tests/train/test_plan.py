@@ -117,5 +117,7 @@ def test_a_few_long_recordings_among_many_short_clips(tmp_path):
     )
     clips = pd.concat([short, long], ignore_index=True)
     found = measure_features(clips, fe, headers=50)
-    assert found["bytes"] == pytest.approx((many * fe.frames_in(1) + few * fe.frames_in(60)) * 8 * 2, rel=1e-6)
+    assert found["bytes"] == pytest.approx(
+        (many * fe.n_frames(fe.sample_rate) + few * fe.n_frames(60 * fe.sample_rate)) * 8 * 2, rel=1e-6
+    )
     assert found["seconds"] > 0 and measure_features(clips[:0], fe) == {"seconds": 0, "bytes": 0}
