@@ -632,6 +632,7 @@ RECIPE_GROUPS = {  # what `audiotag recipes` prints: system: {recipe: what it is
     },
     "Others": {
         "birdclef2025": "BirdCLEF+ 2025, 1st place: a noisy student in four rounds",
+        "birdclef2026": "BirdCLEF+ 2026, 2nd place: the same on long windows, averaged frame by frame",
         "freesound2019_mn10": "Freesound 2019 with EfficientAT's MobileNet, pretrained on AudioSet",
         "freesound2019_cnn14": "Freesound 2019 with PANNs' CNN14, pretrained on AudioSet",
     },
