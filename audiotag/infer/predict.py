@@ -197,7 +197,7 @@ def _spaced(x, share: float):
     "The windows of `_spaced_indices`."
     return take_windows(x, _spaced_indices(count_windows(x), share))
 
-# %% ../../nbs/infer/09_predict.ipynb #db81d2f5
+# %% ../../nbs/infer/09_predict.ipynb #ac362b00
 @dataclass(eq=False)
 class FrameRows:
     "Rows that pool the frame scores of the same windows."
@@ -221,7 +221,7 @@ def _frame_rows(run: MemberRun, job, row, views) -> tuple:  # `FrameRows`, windo
         x, tilings = take_windows(x, kept), [t.only(kept) for t in tilings]
     return FrameRows(rows, tuple(ends), tilings), x
 
-
+# %% ../../nbs/infer/09_predict.ipynb #db81d2f5
 def iter_windows(
     run: MemberRun,
     unreadable: dict,  # row -> why it cannot be read; filled on the way

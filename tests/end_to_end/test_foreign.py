@@ -1,6 +1,8 @@
 "Two foreign graphs with class lists of their own, from the command line to a submission of the sealed ensemble."
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -107,6 +109,71 @@ def test_an_ensemble_of_members_with_other_classes_is_sealed_and_scored(members,
         np.tile(np.array(prior)[[classes.index(c) for c in unknown]], (30, 1)),
         rtol=1e-5,
     )
+
+
+@pytest.mark.long
+def test_the_kernels_notebook_scores_it_in_a_rehearsal(members, tiny_data, tmp_path):
+    "One of our networks and a foreign graph that knows three of the classes, among hidden files of which nine are faulty."
+    from audiotag.kaggle.wheels import audiotag_wheel
+    from audiotag.rehearse.hidden_test import hidden_test
+    from audiotag.rehearse.rehearse import Limits, rehearse
+    from audiotag.rehearse.sandbox import find_sandbox
+
+    if not find_sandbox().files:
+        pytest.skip("no mounts without namespaces")
+    folder, classes = members
+    changes = [word for change in tiny.SETS for word in ("--set", change)]
+    own = tiny.called(
+        "train", "--recipe", "freesound2019", "--data", tiny_data, "--run", folder / "own", "--no-baseline", *changes
+    )
+    assert own.returncode == 0, own.stderr
+    weights = tmp_path / "freesound2019-weights"
+    done = tiny.called("ensemble", folder / "own", folder / "some", "--out", weights, "--blend", "a + b + c + 9*d")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "audiotag-wheels").mkdir()
+    audiotag_wheel(tmp_path / "audiotag-wheels")
+    notebook = Path(__file__).resolve().parents[2] / "nbs" / "kaggle" / "infer_freesound2019.ipynb"
+
+    def rehearsed(name, **image):
+        return rehearse(
+            notebook,
+            competition=tiny_data,
+            bundles=[weights, tmp_path / "audiotag-wheels"],
+            out=tmp_path / name,
+            limits=Limits(limit="9min"),
+            empty=False,
+            **image,
+        )
+
+    found = rehearsed("with", extra_packages=["openvino"])
+    assert found.ok, found
+    working = tmp_path / "with" / "hidden" / "working"
+    table = pd.read_csv(working / "submission.csv", index_col=0)
+    report = json.loads((working / "submission.csv.report.json").read_text())
+    n_own = len(Run(folder / "own").recipe.members) * 2
+    assert report["members"] == n_own + 1 and not report["left_out"]
+    # the same files, scored by each alone: the foreign graph counts as three of our runs where it knows the class
+    data = shutil.copytree(tiny_data, tmp_path / "data")
+    made = hidden_test(load_competition(tiny_data, train=False), tmp_path / "made")
+    shutil.rmtree(data / "test")
+    shutil.copytree(made.test, data / "test")
+    shutil.copyfile(made.template, data / "sample_submission.csv")
+    alone = {}
+    for run in ("own", "some"):
+        packed = tiny.called("pack", "weights", folder / run, tmp_path / run)
+        assert packed.returncode == 0, packed.stderr
+        infer(tmp_path / run, data, tmp_path / f"{run}.csv")
+        alone[run] = pd.read_csv(tmp_path / f"{run}.csv", index_col=0)
+    scored = [n for n in table.index if n not in report["prior"]]
+    known = [classes[i] for i in (1, 3, 5)]
+    expected = alone["own"].copy()
+    expected[known] = (alone["own"][known] + 3 * alone["some"][known]) / 4
+    assert len(scored) > 60 and set(report["prior"]) < set(table.index)
+    pd.testing.assert_frame_equal(table.loc[scored], expected.loc[scored], atol=1e-5)
+
+    # an image without OpenVINO cannot run the graph, and the rehearsal says so
+    lacking = rehearsed("without")
+    assert not lacking.ok and "openvino" in str(lacking.problems), lacking
 
 
 def test_every_method_takes_members_with_other_classes(members):
