@@ -847,7 +847,8 @@ def baseline(
 # %% ../nbs/01_cli.ipynb #52903f56
 def _print_folder(folder):
     size = sum(p.stat().st_size for p in folder.iterdir())
-    show(f"{folder}: {counted(len(list(folder.iterdir())), 'file')}, {size / 1e6:.1f} MB")
+    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    show(f"{shown}: {counted(len(list(folder.iterdir())), 'file')}, {size / 1e6:.1f} MB")
 
 
 pack = typer.Typer(cls=Commands, rich_markup_mode=None, help="Make a folder that can be uploaded to Kaggle.")

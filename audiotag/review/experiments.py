@@ -104,7 +104,7 @@ def _run_row(folder, draws):
 def run_table(
     folder,  # that holds runs, or a list of run folders
     *,
-    draws: int = 200,  # of the bootstrap
+    draws: int = 500,  # of the bootstrap, as for `score_intervals`
 ) -> pd.DataFrame:  # index run: score, low, high, mixed, public, private, minutes, recipe, metric, changed, note
     """All runs, the best first, with their out-of-fold and leaderboard scores, and what differs from their presets.
     `mixed` is the score in recordings that were mixed from the clips of each fold, where the recipe has them."""

@@ -12,6 +12,7 @@ __all__ = ['CHECK_TABLES', 'COLUMN_TITLES', 'format_table', 'plot_history', 'plo
 # %% ../../nbs/review/06_report.ipynb #e1306401
 from collections import Counter
 from itertools import combinations
+from numbers import Number
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..data.competitions import targets
@@ -34,20 +35,24 @@ def format_table(
     *,
     digits: int = 3,  # decimals of floats
 ) -> str:
-    "A small table as lines of text; missing values are a dash."
+    "A small table as lines of text: numbers to the right, words to the left, and a dash for a missing value."
 
-    def text(value):
-        if pd.isna(value):
-            return "–"
-        return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+    def texts(column):
+        values = [v for v in column if isinstance(v, float) and not pd.isna(v)]
+        counts = all(v.is_integer() for v in values) and max(map(abs, values), default=0) > 1  # a mean of clips
+        written = [f"{v:.{0 if counts else digits}f}" if isinstance(v, float) else str(v) for v in column]
+        return ["–" if pd.isna(v) else text for v, text in zip(column, written)]
 
-    cells = table.reset_index().map(text)
-    head = [str(c) for c in cells.columns]
+    table = table.rename_axis(table.index.name or "").reset_index()
+    columns = [table.iloc[:, i].tolist() for i in range(table.shape[1])]
+    cells = pd.DataFrame(dict(enumerate(map(texts, columns))))
+    head = [str(c) for c in table.columns]
     widths = [max(map(len, [name, *cells.iloc[:, i]])) for i, name in enumerate(head)]
+    of_numbers = [all(isinstance(v, Number) or pd.isna(v) for v in column) for column in columns]
+    align = [str.ljust, *(str.rjust if numbers else str.ljust for numbers in of_numbers[1:])]
 
     def line(row):
-        aligned = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
-        return "  ".join(aligned).rstrip()
+        return "  ".join(f(cell, width) for f, cell, width in zip(align, row, widths)).rstrip()
 
     return "\n".join([line(head), line(["-" * width for width in widths]), *(line(row) for row in cells.to_numpy())])
 

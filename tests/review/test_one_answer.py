@@ -12,7 +12,8 @@ from audiotag.core.errors import AudiotagError
 from audiotag.core.progress import progress
 from audiotag.data.folds import given_folds, with_groups
 from audiotag.infer.postprocess import STEPS, FileMax, Halve, NeighbourMax, Power, Smooth, step_word, steps_named
-from audiotag.review.cv_check import check_cv
+from audiotag.review.cv_check import check_cv, score_intervals
+from audiotag.review.experiments import run_table
 from audiotag.review.report import plot_stages, report_html
 from audiotag.train.run_folder import Run
 from tests.tiny import called
@@ -42,6 +43,11 @@ def test_one_interval_for_one_run(run, monkeypatch):
     check_file.write_text(json.dumps(stale))
     assert re.findall(r"± [0-9.]+", report_html(run, clips=0))[0] == alone
     check_file.unlink()
+
+
+def test_the_table_of_runs_has_the_same_interval(run):
+    row, scores = run_table([run.folder]).iloc[0], score_intervals(run).iloc[-1]
+    assert (row.score, row.low, row.high) == pytest.approx((scores.score, scores.low, scores.high))
 
 
 def test_leaks_are_answered_with_a_file_that_train_takes(run):

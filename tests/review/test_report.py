@@ -16,6 +16,7 @@ from audiotag.review.label_review import LabelReview, read_corrections
 from audiotag.review.html_page import render_page, table_html
 from audiotag.train.recipes import get_recipe
 from audiotag.review.report import (
+    format_table,
     average_precision,
     calibration_table,
     class_counts,
@@ -431,3 +432,22 @@ def test_a_table_that_is_too_wide_says_that_it_scrolls(tmp_path, width):
             p.wait_for_timeout(100)
             assert "-14px" not in wide.evaluate(shadow) and wide.evaluate(shadow) != "none"
         assert p.evaluate("document.documentElement.scrollWidth") <= width and not faults
+
+
+def test_a_table_of_text_is_aligned_by_what_its_columns_hold():
+    table = pd.DataFrame(
+        {
+            "clips": [390.0, np.nan],
+            "gain": [0.5, -1.0],
+            "verdict": ["a gain", "worse"],
+            "n": [1, 22],
+            "none": [0.0, np.inf],
+        },
+        index=["first", "second"],
+    )
+    assert format_table(table).splitlines() == [
+        "        clips    gain  verdict   n   none",
+        "------  -----  ------  -------  --  -----",
+        "first     390   0.500  a gain    1  0.000",
+        "second      –  -1.000  worse    22    inf",
+    ]
