@@ -939,7 +939,7 @@ def infer(
     "Score the test files with one or more bundles in limited time, and write the submission."
     with hold_signals():  # from here to the first file
         signal.pthread_sigmask(
-            signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT)
+            signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
         )  # which `audiotag.start` has blocked
         from audiotag.infer.deadline import Deadline
         from audiotag.infer.first_file import ends_here, first_file

@@ -69,7 +69,7 @@ def clear_leftovers(
 # %% ../../nbs/core/03_files.ipynb #a7f3d218
 @contextmanager
 def hold_signals(*numbers):
-    "Hold back SIGTERM and SIGINT (or other signals) until the block has ended; a second one is not held back."
+    "Hold back SIGTERM, SIGHUP and SIGINT (or other signals) until the block has ended; a second one is not held back."
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -85,7 +85,7 @@ def hold_signals(*numbers):
             release()
             os.kill(os.getpid(), number)
 
-    for number in numbers or (signal.SIGTERM, signal.SIGINT):
+    for number in numbers or (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         if signal.getsignal(number) != signal.SIG_IGN:
             before[number] = signal.signal(number, hold)
     try:

@@ -45,9 +45,10 @@ class Step(Config, base=True):
     ) -> np.ndarray:  # (windows, classes) float64, 0 to 1
         "The scores after this step."
         p, group = _check_scores(p, group)
-        out = np.empty_like(p)
-        for name in dict.fromkeys(group.tolist()):
-            rows = group == name
+        out, rows_of = np.empty_like(p), {}
+        for row, name in enumerate(group.tolist()):
+            rows_of.setdefault(name, []).append(row)
+        for name, rows in rows_of.items():
             out[rows] = self.of_named(name, p[rows])
         return out
 
@@ -85,9 +86,9 @@ class Smooth(Step):
     def check(self):
         k = self.kernel
         self.require(
-            len(k) % 2 == 1 and all(0 <= o < 1e6 for o in k) and k[len(k) // 2] > 0,
+            len(k) % 2 == 1 and len(k) <= 2001 and all(0 <= o < 1e6 for o in k) and k[len(k) // 2] > 0,
             "kernel",
-            "give an odd number of weights, none negative, the middle one above 0",
+            "give an odd number of weights, 2001 at most, none negative, the middle one above 0",
         )
 
     def of_recording(self, p):
@@ -113,8 +114,9 @@ class NeighbourMax(Step):
         self.require(0 <= self.share <= 1, "share", "give a number from 0 to 1")
 
     def of_recording(self, p):
-        padded = np.pad(p, ((self.reach,) * 2, (0, 0)), mode="edge")
-        top = np.max([padded[i : i + len(p)] for i in range(2 * self.reach + 1)], axis=0)
+        from scipy.ndimage import maximum_filter1d
+
+        top = maximum_filter1d(p, 2 * self.reach + 1, axis=0, mode="nearest")
         return (1 - self.share) * p + self.share * top
 
 # %% ../../nbs/infer/04_postprocess.ipynb #c2ee5635

@@ -577,26 +577,28 @@ class _Terminated(BaseException):
 
 @contextmanager
 def handle_sigterm():
-    """Let SIGTERM raise an exception in the block, as Ctrl-C does, and end the process after it; only in the main
-    thread."""
+    """Let SIGTERM and SIGHUP raise an exception in the block, as Ctrl-C does, and end the process after it; only in the
+    main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def terminate(number, frame):
-        raise _Terminated()
+        raise _Terminated(number)
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]  # as nohup does
+    before = {n: signal.signal(n, terminate) for n in numbers}
 
     def restore():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     try:
         yield
-    except _Terminated:
+    except _Terminated as e:
         restore()
-        os.kill(os.getpid(), signal.SIGTERM)
-        raise SystemExit(128 + signal.SIGTERM) from None  # if the earlier handler returns
+        os.kill(os.getpid(), e.args[0])
+        raise SystemExit(128 + e.args[0]) from None  # if the earlier handler returns
     finally:
         restore()
 

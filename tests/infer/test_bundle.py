@@ -362,6 +362,14 @@ GREEDY = {
         front_end=Joined(sample_rate=16000, main=FRONT, beside=(GlobalFeatures(n_segments=10**9),)).to_dict()
     ),
     "a window of a million frames": dict(windows=Windows(frames=1_000_000, hop=1).to_dict()),
+    "a hundred views of a large spectrogram": dict(
+        front_end=LogMel(sample_rate=16000, n_fft=1024, hop_length=1, f_max=None).to_dict(),
+        windows=Windows(frames=40000, hop=40000, views=tuple(View(gain_db=float(i)) for i in range(100))).to_dict(),
+    ),
+    "a hundred views of many windows": dict(
+        front_end=Waveform(sample_rate=16000).to_dict(),
+        windows=Windows(frames=200, hop=1, views=tuple(View(offset=i) for i in range(100))).to_dict(),
+    ),
     "a window for each sample": dict(
         front_end=Waveform(sample_rate=44100).to_dict(), windows=Windows(frames=50_000, hop=1).to_dict()
     ),
@@ -626,6 +634,19 @@ def test_a_small_network_that_takes_gigabytes_is_refused_by_running_it(tmp_path,
     seal_again(folder, models={"main": {**about["models"]["main"], "size": [256, 256]}})
     monkeypatch.setattr("audiotag.infer.bundle.LARGEST_LAYER", 2**18)
     refused(folder, "numbers for one window: too much memory")
+
+
+@pytest.mark.parametrize("limit", ["LARGEST_LAYER", "LARGEST_NETWORK", "LARGEST_REPLAY"])
+def test_a_network_is_stopped_as_soon_as_it_computes_too_much(copy, monkeypatch, limit):
+    "And not when it has ended, which may take hours."
+    monkeypatch.setattr(f"audiotag.infer.bundle.{limit}", 1000)
+    bundle = Bundle(copy)
+    views, net, run = bundle.replay_features(), bundle.model(0), []
+    last = [m for m in net.modules() if not any(m.children())][-1]
+    last.register_forward_hook(lambda *args: run.append(1))
+    with pytest.raises(AudiotagError, match="too much (memory|time)"):
+        bundle.replay_network(0, net, views)
+    assert not run
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ def test_without_a_first_file_nothing_ends():
 
 
 @pytest.mark.parametrize("folder", ["freesound2019"], indirect=True)
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_waits_for_the_file(folder, tmp_path, name):
     code = f"""
 import os, signal, sys
@@ -214,11 +214,11 @@ sys.exit(main())
 
 
 @pytest.mark.parametrize("folder", ["freesound2019"], indirect=True)
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_while_the_command_line_is_loaded_waits_for_the_file(folder, tmp_path, name):
     words = ["infer", "--bundle", tmp_path / "b", "--data", folder[1], "--out", tmp_path / "s.csv", name]
     done = subprocess.run([sys.executable, "-c", IMPORTED, *map(str, words)], capture_output=True, text=True)
-    assert done.returncode == (130 if name == "SIGINT" else -signal.SIGTERM), done.stderr
+    assert done.returncode == (130 if name == "SIGINT" else -getattr(signal, name)), done.stderr
     assert not refused(check_submission(tmp_path / "s.csv", load_competition(folder[1], train=False)))
     words = ["doctor", tmp_path / "s.csv", "--data", folder[1], "SIGTERM"]
     done = subprocess.run([sys.executable, "-c", IMPORTED, *map(str, words)], capture_output=True, text=True)

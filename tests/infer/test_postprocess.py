@@ -1,5 +1,8 @@
 "Post-processing against loops; recordings never mixed; the tuner's promise; steps that cannot help are named."
 
+import time
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -282,3 +285,30 @@ def test_the_tuner_refuses(change, said):
 def test_a_step_without_a_rule_is_refused():
     with pytest.raises(AudiotagError, match="only the base"):
         Step()(np.zeros((2, 2)), ["a", "a"])
+
+
+def test_steps_take_time_in_proportion_to_the_recordings():
+    "Ten thousand recordings of a window each, as many competitions have, in a hundred steps."
+    p, group = np.random.default_rng(0).random((10_000, 3)), [f"{i}.wav" for i in range(10_000)]
+    begin = time.process_time()
+    out = p
+    for _ in range(5):
+        out = Halve()(out, group)
+    assert time.process_time() - begin < 1
+    assert np.allclose(Halve()(p, group), np.where(p > 0.1, p, p / 2))
+
+
+def test_the_maximum_over_many_neighbours_needs_no_copy_of_each():
+    p = np.random.default_rng(0).random((40, 5))
+    for reach in (1, 3, 39, 1000):
+        want = [p[max(0, i - reach) : i + reach + 1].max(0) for i in range(len(p))]
+        assert np.array_equal(NeighbourMax(reach=reach, share=1.0).of_recording(p), want)
+    tracemalloc.start()
+    NeighbourMax(reach=1000).of_recording(np.zeros((1000, 50)))
+    assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    tracemalloc.stop()
+
+
+def test_a_kernel_is_no_longer_than_any_recording():
+    with pytest.raises(AudiotagError, match="2001 at most"):
+        Smooth(kernel=(1.0,) * 2003)

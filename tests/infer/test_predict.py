@@ -898,7 +898,7 @@ print('survived')
 """
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_a_signal_before_the_first_file_waits_for_it(data, bundle, comp, tmp_path, name):
     words = [sys.executable, "-c", HELD, str(bundle), str(data), str(tmp_path / "s.csv"), name]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
@@ -1181,7 +1181,8 @@ print('survived', flush=True)
 """
 
 
-def test_what_was_scored_is_written_before_a_sigterm_ends_the_process(data, bundle, comp, tmp_path):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_what_was_scored_is_written_before_a_sigterm_ends_the_process(data, bundle, comp, tmp_path, name):
     code = TERM.format(
         repo=str(Path(__file__).parent.parent.parent), data=str(data), bundle=str(bundle), out=str(tmp_path / "s.csv")
     )
@@ -1190,9 +1191,9 @@ def test_what_was_scored_is_written_before_a_sigterm_ends_the_process(data, bund
     )
     for _ in range(6):
         assert p.stdout.readline() == "batch\n"
-    p.terminate()
+    p.send_signal(getattr(signal, name))
     rest = p.communicate(timeout=30)[0]
-    assert p.returncode == -signal.SIGTERM and "survived" not in rest
+    assert p.returncode == -getattr(signal, name) and "survived" not in rest
     got = table(tmp_path / "s.csv").drop_duplicates()
     assert 2 <= len(got) <= N and not refused(check_submission(tmp_path / "s.csv", comp))
     report = json.loads((tmp_path / "s.csv.report.json").read_text())
