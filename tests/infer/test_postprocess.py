@@ -298,7 +298,7 @@ def test_steps_take_time_in_proportion_to_the_recordings():
     assert np.allclose(Halve()(p, group), np.where(p > 0.1, p, p / 2))
 
 
-def test_the_maximum_over_many_neighbours_needs_no_copy_of_each():
+def test_the_maximum_over_a_long_reach_needs_no_copy_of_each_window():
     p = np.random.default_rng(0).random((40, 5))
     for reach in (1, 3, 39, 1000):
         want = [p[max(0, i - reach) : i + reach + 1].max(0) for i in range(len(p))]
