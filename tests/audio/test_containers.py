@@ -270,11 +270,11 @@ def test_an_mp3_that_cannot_be_decoded_to_its_end_is_named(tmp_path):
 
 
 def test_ranges_of_a_flac_whose_decoder_cannot_seek(tmp_path):
-    "The smallest and the largest size of a frame, by which it seeks, are wrong."
-    data = encode("flac", sound(3))
+    "The smallest and the largest number of samples in a frame, by which it seeks, are wrong."
+    data = encode("flac", sound(0.4))
     whole = read_audio(put(tmp_path / "a", data))
-    for sizes in (b"\xff\xff\xff\xff\xff\xff", b"\0\0\1\0\0\2", b"\x80\0\0\0\0\1"):
-        path = put(tmp_path / "b", data[:12] + sizes + data[18:])
+    for sizes in (b"\x10\x9f\x10\0", b"\x10\0\x10\1", b"\x10\0\x10\2"):
+        path = put(tmp_path / "b", data[:8] + sizes + data[12:])
         assert np.array_equal(read_audio(path), whole)
         check_ranges(path, RATE, np.random.default_rng(0), n=3)
 
