@@ -30,7 +30,7 @@ MINUTES = {  # bench, with its words at this size -> after how many minutes of p
 }
 ON_CPU = "gpu --device cpu --tiny"  # where there is no GPU
 # they train for minutes to hours, to compare scores or to see where the time of one run goes
-LONG = {"warmup", "rainforest", "soundscape", "after_network", "readme", "training_time"}
+LONG = {"warmup", "rainforest", "soundscape", "after_network", "wins", "readme", "training_time"}
 
 
 def missed_in(text: str) -> list:
