@@ -56,8 +56,8 @@ SYSTEMS = {  # recipe -> sample set, entry, the entrant's score, what ours is
 PATTERNS = {"baseline": r" out of fold, forest on [^:]+: ([0-9.]+)", "train": r"^networks: ([0-9.]+)"}
 CHANGED = "2026-11-29"  # since then folds keep near-duplicates together
 OLD = (
-    " Rows dated before {changed} were measured before near-duplicates were kept in one fold, so the first two are optimistic: "
-    "on the clips without a copy in another fold, runs of them had .800 and .825. They will be measured again."
+    " The figures dated before {changed} ({names}) were measured before near-duplicates were kept in one fold, so they are "
+    "optimistic. They will be measured again."
 )
 
 
@@ -105,8 +105,10 @@ def scores_text() -> str:
         "project is developed with, so compare the systems with the random forest and with each other, not with the "
         "entrants."
     )
-    old = any(found[command]["measured"] < CHANGED for found in results.values() for command in PATTERNS)
-    return "\n".join([BEGIN, "", *lines, "", about + (OLD.format(changed=CHANGED) if old else ""), "", END])
+    old = [name for name, found in results.items() if any(found[command]["measured"] < CHANGED for command in PATTERNS)]
+    if old:
+        about += OLD.format(changed=CHANGED, names=", ".join(f"`{name}`" for name in old))
+    return "\n".join([BEGIN, "", *lines, "", about, "", END])
 
 
 def write_table():
