@@ -29,9 +29,10 @@ def sample_folder(name):
 
 
 def pytest_configure(config):
-    # a shell that starts us in the background says so, and our children would not hear Ctrl-C
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # a shell that starts us in the background, or nohup, says so, and our children would not hear Ctrl-C or a hangup
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
     config.addinivalue_line(
         "markers", "apart: wants Ray or an S3 server, and a process in which nothing else runs (`make cluster`)"
     )
