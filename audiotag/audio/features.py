@@ -415,7 +415,7 @@ class LogMel(FrontEnd):
     power: float = 2.0  # 1 is magnitude, 2 is power
     htk: bool = False  # HTK's mel formula instead of Slaney's
     norm: str | None = "slaney"  # 'slaney' gives each filter the area 1; None the height 1
-    center: bool = True  # frame t is centerd at sample t*hop_length; False starts there
+    center: bool = True  # frame t is centered at sample t*hop_length; False starts there
     pad_mode: str = "constant"  # how `center` pads: 'constant' (zeros), 'reflect', 'symmetric' or 'edge'
     pcen: PCEN | None = None  # instead of dB
     deltas: int = 0  # 1 adds the first derivative over time as a channel, 2 also the second

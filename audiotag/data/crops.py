@@ -74,7 +74,7 @@ def _left_pads(short, lack, g) -> np.ndarray:  # int, of the shape of `lack`
 # %% ../../nbs/data/08_crops.ipynb #5ec27c29
 @dataclass(frozen=True, kw_only=True)
 class AroundBox(CropSettings):
-    "Crops centerd on a box, moved by `shift` frames to the left or right, with the box kept inside."
+    "Crops centered on a box, moved by `shift` frames to the left or right, with the box kept inside."
 
     file_words = {"min_overlap": "beside"}
     shift: tuple[int, ...] = (32, 256)  # least and most frames
@@ -93,10 +93,10 @@ class AroundBox(CropSettings):
         self.require(valid, "min_overlap", "give a share above 0, up to 1, or null")
 
     def _choose(self, first, last, length, frames, low, high, g):
-        anywhere, centerd = super()._choose(first, last, length, frames, low, high, g), (first + last - frames) // 2
+        anywhere, centered = super()._choose(first, last, length, frames, low, high, g), (first + last - frames) // 2
         if g is not None:
-            centerd = centerd + g.integers(self.shift[0], self.shift[1] + 1, low.shape) * g.choice([-1, 1], low.shape)
-        return np.where((first == 0) & (last == length), anywhere, np.clip(centerd, low, high))
+            centered = centered + g.integers(self.shift[0], self.shift[1] + 1, low.shape) * g.choice([-1, 1], low.shape)
+        return np.where((first == 0) & (last == length), anywhere, np.clip(centered, low, high))
 
     def scaled(self, k):
         return self.replace(shift=tuple(k * frames for frames in self.shift))

@@ -115,7 +115,7 @@ GRID = {
     "htk": dict(htk=True),
     "height 1": dict(norm=None),
     "htk, height 1": dict(htk=True, norm=None, n_fft=3000, top_db=None),
-    "not centerd": dict(center=False, n_fft=512),
+    "not centered": dict(center=False, n_fft=512),
     "reflect": dict(pad_mode="reflect"),
     "edge": dict(pad_mode="edge"),
     "symmetric": dict(pad_mode="symmetric"),
@@ -750,7 +750,9 @@ def test_the_front_end_of_panns():
     fe = PRESETS["panns"]
     want = librosa.filters.mel(sr=32000, n_fft=1024, n_mels=64, fmin=50, fmax=14000)
     assert np.array_equal(_mel_filters(fe._mel_settings), want)
-    assert fe(np.zeros(32000, np.float32)).shape == (64, 101) and fe(np.zeros(32000, np.float32)).max() == -100
+    silence = fe(np.zeros(32000, np.float32))
+    # the logarithm of a float32 differs between processors in its last bit
+    assert silence.shape == (64, 101) and np.allclose(silence, -100, rtol=1e-6)
 
 
 def test_windows_at_even_steps():

@@ -169,7 +169,7 @@ def test_authors_and_sites_share_a_fold_unless_they_hold_a_class():
     clips = own_groups(40, author=[f"a{i // 4}" for i in range(40)], site=[""] * 36 + ["pond"] * 4)
     grouped = join_groups(clips, n_folds=4, by=("author", "site"))
     assert (grouped.clips.groupby("author").group.nunique() == 1).all() and grouped.clips.group.nunique() == 10
-    assert "10 authors of 40 clips are kept in one fold each" in grouped.notes
+    assert "10 authors of 40 clips: each stays in one fold" in grouped.notes
     alone = clips.assign(author=np.where(clips.labels == ("A",), "ann", ""))  # all clips of the class A
     grouped = join_groups(alone, n_folds=2, by=("author",))
     assert grouped.clips[alone.author == "ann"].group.value_counts().max() == 10, "half of the class"

@@ -71,9 +71,5 @@ def test_recipes_from_files(tmp_path):
     assert "there is no such file" in called("recipe", "--recipe", tmp_path / "none.yaml").stderr
     (tmp_path / "other.yaml").write_text("kind: MixUp\n")
     assert "not a recipe" in called("recipe", "--recipe", tmp_path / "other.yaml").stderr
-    listed = called("recipes").stdout.splitlines()
-    assert (
-        [line.split()[0] for line in listed] == list(recipes)
-        and listed[0].startswith("freesound2019 ")
-        and any("hybrid" in line for line in listed)
-    )
+    listed = [line.split() for line in called("recipes").stdout.splitlines() if line.startswith("  ")]
+    assert sorted(words[0] for words in listed) == sorted(recipes) and listed[0][0] == "freesound2019"

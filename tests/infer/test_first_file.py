@@ -237,7 +237,7 @@ def test_limits_count_from_the_start_of_a_kernel_that_runs_as_a_batch(monkeypatc
 
 def test_the_kernels_write_it_before_they_load_anything():
     books = sorted((ROOT / "nbs/kaggle").glob("infer_*.ipynb"))
-    assert len(books) == 5
+    assert len(books) == 6
     for book in books:
         code = "\n".join(
             "".join(c["source"]) for c in json.loads(book.read_text())["cells"] if c["cell_type"] == "code"

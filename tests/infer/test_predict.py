@@ -440,7 +440,7 @@ def test_rows_behind_the_end_of_a_recording(tmp_path):
 
 
 def test_a_row_that_is_shorter_than_a_frame_costs_itself_alone(tmp_path):
-    "Frames that are not centerd need n_fft samples; the last row of a recording may have fewer."
+    "Frames that are not centered need n_fft samples; the last row of a recording may have fewer."
     comp = soundscape(tmp_path / "d", seconds=7.51, step=2.5, n=1)
     clips = pd.concat([comp.clips, comp.clips.iloc[[-1]].assign(clip_id="short", start_s=7.5, end_s=7.51)])
     for center in (True, False):
@@ -502,7 +502,7 @@ def test_a_piece_that_cannot_be_read_costs_the_row(tmp_path, monkeypatch):
         FE.replace(sample_rate=11025, f_max=None),
         FE.replace(pad_mode="reflect"),
     ],
-    ids=["plain", "not centerd", "deltas", "resampled", "reflected"],
+    ids=["plain", "not centered", "deltas", "resampled", "reflected"],
 )
 @pytest.mark.parametrize("seconds", [5.0, 60.0, 61.37])
 def test_the_windows_of_the_pieces_are_those_of_the_file(tmp_path, front_end, seconds):
