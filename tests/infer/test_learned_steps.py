@@ -314,7 +314,7 @@ def test_relatives_from_anywhere_are_checked(bad):
         config_from_dict({"kind": "Taxonomy"} | bad)
 
 
-@pytest.mark.parametrize("step", [MetadataPrior(), Taxonomy(), config_from_dict({"kind": "LearnedStep"})], ids=str)
+@pytest.mark.parametrize("step", [MetadataPrior(), Taxonomy()], ids=str)
 def test_a_step_that_has_not_learned_is_refused(step):
     for use in (lambda: step(np.zeros((2, 2)), ["a", "a"]), lambda: apply_steps((step,), np.zeros((2, 2)), ["a", "a"])):
         with pytest.raises(AudiotagError, match="has not learned anything yet"):
