@@ -200,7 +200,7 @@ def test_a_step_says_what_it_leaves_as_it_is():
     out = apply_steps((step, FileMax(power=0.0)), p, asked, note=said.append)
     assert (out[1:] == p[1:]).all() and (out[0] != p[0]).any()
     assert said == [
-        "metadata-prior:weight=1.0: of 4 recordings, 2 have no site in their name and 1 have a site of which nothing was "
+        "metadata-prior:weight=1.0: of 4 recordings, 2 have no site in the name and 1 has a site of which nothing was "
         "learned: their scores stay as they are"
     ]
     apply_steps((step,), p[:1], asked[:1], note=said.append)
@@ -358,7 +358,7 @@ def test_sealed_steps_meet_the_columns_of_the_template_and_the_report_says_what_
         wanted.loc[told, column] = odds / (1 + odds)
     wanted[["b", "c"]] = np.tile(wanted[["b", "c"]].mean(axis=1).to_numpy()[:, None], 2)
     np.testing.assert_allclose(b[wanted.columns], wanted, atol=2e-6)
-    note = "metadata-prior:weight=1.0: of 2 recordings, 1 have no site in their name: their scores stay as they are"
+    note = "metadata-prior:weight=1.0: of 2 recordings, 1 has no site in the name: their scores stay as they are"
     assert report.notes.count(note) == 1 and note not in plain.notes
     again = infer(tmp_path / "b", comp, tmp_path / "t.csv")
     assert again.notes == report.notes and (tmp_path / "t.csv").read_bytes() == (tmp_path / "s.csv").read_bytes()
@@ -370,7 +370,7 @@ def test_sealed_steps_meet_the_columns_of_the_template_and_the_report_says_what_
         ([MetadataPrior().to_dict()], "has not learned anything yet"),
         ([MetadataPrior(levels=("S01",), offsets=((1.0, 1.0),)).to_dict()], "has learned 2 classes, and there are 3"),
         ([Taxonomy(relatives=("x",) * 4).to_dict()], "has learned 4 classes, and there are 3"),
-        ([{"kind": "LearnedStep"}], "has not learned anything yet"),
+        ([{"kind": "LearnedStep"}], "unknown kind 'LearnedStep'"),
         ([{"kind": "MetadataPrior", "levels": ["S01"], "offsets": [[1e9, 0.0, 0.0]]}], "invalid table of offsets"),
     ],
     ids=lambda o: o if isinstance(o, str) else "",
