@@ -25,7 +25,7 @@ DATA = {
     "freesound2019_waveform": make_competition,
     "rainforest2021": lambda folder: make_rainforest(folder, n_train=24, n_test=6, seconds=20.0),
     "birdclef2024": lambda folder: make_soundscapes(folder, n_train=96, n_test=3, seconds=30.0),
-    "birdclef2026": lambda folder: make_soundscapes(folder, n_train=48, n_test=2, seconds=30.0),
+    "birdclef2026": lambda folder: make_soundscapes(folder, n_train=96, n_test=3, seconds=30.0),
     "universal2020": lambda folder: make_universal(folder, n_train=240, n_test=24, n_speakers=30),
 }
 
@@ -44,11 +44,11 @@ CHANGES = {
         "group_by=[]",
     ],
     "birdclef2026": [
-        "model.backbone.width=4",
-        "front_end.n_mels=32",
-        "mixed.n=2",
+        "model.backbone.width=8",
+        "front_end.n_mels=48",
+        "mixed.n=4",
         "mixed.seconds=20",
-        "stages.*.steps=10",
+        "stages.*.steps=100",
         "stages.*.batch_size=16",
         "n_folds=2",
         "group_by=[]",

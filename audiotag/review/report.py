@@ -11,6 +11,7 @@ __all__ = ['CHECK_TABLES', 'COLUMN_TITLES', 'format_table', 'plot_history', 'plo
 
 # %% ../../nbs/review/06_report.ipynb #e1306401
 from collections import Counter
+from functools import partial
 from itertools import combinations
 from numbers import Number
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np, pandas as pd
 from ..data.competitions import targets
 from ..core.errors import AudiotagError, counted
 from ..core.files import folder_kind, read_json, write_text
-from ..core.progress import say
+from ..core.progress import progress, say
 from .label_review import run_review
 from ..core.metrics import class_report, METRICS, per_class_lwlrap
 from .html_page import PALETTE, figure_svg, headline_html, macros, read_asset, render_page, table_html
@@ -608,6 +609,15 @@ def _experiments_section(run):
     return _report_macros().experiments(readable_runs(table), plot, trust_advice(table))
 
 
+def _review_section(run, clips: int):
+    "The clips whose labels are most likely to be wrong; '' without any."
+    return run_review(run, n=clips).html() if clips else ""
+
+
+def _cost_section(run):
+    return table_html(cost_table(run), digits=2)
+
+
 def _recipe_section(run):
     table, preset = recipe_table(run), f"the preset {run.recipe.name} ({run.scale or 'full'})"
     changed = table[table["preset, where it differs"] != ""]
@@ -652,23 +662,24 @@ def report_html(
     check, scores = read_json(check_file) if check_file.exists() else None, score_intervals(run)
     if check:
         scores = _checked_intervals(check, scores)
-    sections = [
-        ("Stages", _stages_section(run, scores)),
-        ("Cross-validation", _cross_validation_section(run, scores, check)),
-        ("Curves", _curves_section(run)),
-        ("Classes", _classes_section(run)),
-        ("Confusion", _confusion_section(run)),
-        ("Calibration", _calibration_section(run)),
-        ("Rounds", _rounds_section(run)),
-        ("Ledger", _ledger_section(run)),
-        ("Label review", run_review(run, n=clips).html() if clips else ""),
-        ("Time and memory", table_html(cost_table(run), digits=2)),
-        ("Other runs", _experiments_section(run)),
-        ("Recipe", _recipe_section(run)),
-    ]
+    sections = {
+        "Stages": partial(_stages_section, run, scores),
+        "Cross-validation": partial(_cross_validation_section, run, scores, check),
+        "Curves": partial(_curves_section, run),
+        "Classes": partial(_classes_section, run),
+        "Confusion": partial(_confusion_section, run),
+        "Calibration": partial(_calibration_section, run),
+        "Rounds": partial(_rounds_section, run),
+        "Ledger": partial(_ledger_section, run),
+        "Label review": partial(_review_section, run, clips),
+        "Time and memory": partial(_cost_section, run),
+        "Other runs": partial(_experiments_section, run),
+        "Recipe": partial(_recipe_section, run),
+    }
+    made = [(title, make()) for title, make in progress(sections.items(), label="report", unit="sections", every=5.0)]
     return render_page(
         f"{run.folder.resolve().name}: {run.recipe.name}",
-        sections,
+        made,
         head=_head(run, scores),
         css=read_asset("label_review.css"),
         js=read_asset("label_review.js"),
