@@ -89,7 +89,7 @@ docs: $(READY)
 	@$(VENV)/bin/nbdev_clean
 	@$(PY) tests/outputs.py
 
-# the outputs of the notebooks in nbs/kaggle, from competitions that the project synthesizes: about seven minutes
+# the outputs of the notebooks in nbs/kaggle, from competitions that the project synthesizes: about twelve minutes
 notebooks: $(READY)
 	@$(PY) tests/kaggle_notebooks.py $(SYSTEMS)
 

@@ -12,10 +12,10 @@ from ..core.progress import say
 from ..audio.features import LogMel
 from ..data.competitions import Competition
 from ..data.folds import TRAINING
-from ..data.layout_file import FolderLayout, layout_metric, sealed_layout
+from ..data.layout_file import FolderLayout, KnownLayout, layout_metric, sealed_layout
 from .baseline import first_sample_rate
 from .losses import BCE, SoftmaxCE
-from .recipes import freesound2019
+from .recipes import freesound2019, get_recipe
 from .settings import Recipe, Stage
 from .stage_rules import ClipRule
 
@@ -92,7 +92,10 @@ def own_recipe(
     *,
     scale: str = "small",  # 'full' or 'small'
 ) -> Recipe:
-    "A log-mel CNN at the sample rate of the files, with the classes of a competition of one's own."
+    """A log-mel CNN at the sample rate of the files, with the classes of a competition of one's own; where a built-in
+    layout reads the folder, the recipe that was made for it."""
+    if isinstance(layout, KnownLayout):
+        return adapt_recipe(get_recipe(layout.name, scale=scale), competition, layout)
     recipe = freesound2019(scale, plain=True)
     rate = min(44100, max(8000, first_sample_rate(competition.clips[competition.clips.source.isin(TRAINING)])))
     front_end = recipe.front_end

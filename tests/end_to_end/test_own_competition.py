@@ -4,11 +4,13 @@ import json
 import shutil
 
 import pandas as pd
+import pytest
 
+from audiotag.audio.synth import make_rainforest, make_soundscapes
 from audiotag.data.competitions import load_competition
 from audiotag.infer.predict import bundle_layout, template_name
 from audiotag.kaggle.paths import find_input
-from audiotag.train.recipes import recipes
+from audiotag.train.recipes import get_recipe, recipes
 from audiotag.train.run_folder import Run
 from tests.data import public_layouts
 from tests.tiny import called
@@ -73,3 +75,14 @@ def test_recipes_from_files(tmp_path):
     assert "not a recipe" in called("recipe", "--recipe", tmp_path / "other.yaml").stderr
     listed = [line.split() for line in called("recipes").stdout.splitlines() if line.startswith("  ")]
     assert sorted(words[0] for words in listed) == sorted(recipes) and listed[0][0] == "freesound2019"
+
+
+@pytest.mark.parametrize("make, name", [(make_soundscapes, "birdclef2024"), (make_rainforest, "rainforest2021")])
+def test_a_folder_that_a_built_in_layout_reads_gets_the_recipe_of_its_system(make, name, tmp_path, monkeypatch):
+    make(tmp_path / "data", n_train=12, n_test=2)
+    monkeypatch.chdir(tmp_path)
+    done = called("new", "data", "--yes")
+    assert done.returncode == 0 and "a built-in layout reads this folder" in done.stdout, done.stderr
+    made, preset = get_recipe(str(tmp_path / "recipe.yaml")), get_recipe(name, scale="small")
+    assert made.windows == preset.windows and made.crops == preset.crops
+    assert [s.name for s in made.stages] == [s.name for s in preset.stages]
