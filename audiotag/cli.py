@@ -211,9 +211,8 @@ RecipeName = Annotated[
         "universal2020, universal2020_resnet50_64x32, universal2020_resnet50d_64x32, universal2020_res2next50_64x32, "
         "universal2020_res2next50_64, universal2020_res2next50_128, universal2020_resnest50d_128, "
         "universal2020_dla60_res2next_224, birdclef2024, birdclef2024_rows80, birdclef2024_hybrid, "
-        "birdclef2024_rexnet, birdclef2024_seresnext, "
-        "birdclef2024_inception, birdclef2024_rows200, birdclef2024_rows128, birdclef2025, birdclef2026, or a file such as "
-        "mine.yaml that holds what "
+        "birdclef2024_rexnet, birdclef2024_seresnext, birdclef2024_inception, birdclef2024_rows200, "
+        "birdclef2024_rows128, birdclef2025, birdclef2026, or a file such as mine.yaml that holds what "
         "`audiotag recipe` prints, with comments where you like.",
     ),
 ]
@@ -1204,7 +1203,8 @@ def foreign(
     ] = False,
     layout: OwnLayout = None,
 ):
-    "Make a member of a foreign model (ONNX, OpenVINO): a table maps its classes to the competition's, or a head learns them."
+    """Make a member of a foreign model (ONNX, OpenVINO): a table maps its classes to the competition's, or a head
+    learns them."""
     from audiotag.audio.features import Peak
     from audiotag.data.competitions import load_competition
     from audiotag.train.foreign import foreign_member

@@ -124,7 +124,8 @@ lwlrap of submission.csv on the true labels of the test clips: {facts["lwlrap_te
 
 {_aligned(files)}
 
-This took {facts["seconds"]} s. Next: audiotag report {folder / "run"}, and the same with data of your own, as in README.md""")
+This took {facts["seconds"]} s.
+Next: audiotag report {folder / "run"}, and the same with data of your own, as in README.md""")
 
 # %% ../nbs/02_demo.ipynb #cd01b5cc
 @app.command("demo", rich_help_panel="Start", epilog=example("audiotag demo"))

@@ -10,7 +10,8 @@ import signal, sys
 
 # %% ../nbs/00_start.ipynb #0b4bf729
 def main() -> int:  # exit code: 0, 2 for an error, 130 for Ctrl-C
-    "Run the command of this process, `audiotag infer` with SIGTERM, SIGHUP and Ctrl-C blocked until it can hold them back."
+    """Run the command of this process, `audiotag infer` with SIGTERM, SIGHUP and Ctrl-C blocked until it can hold them
+    back."""
     if sys.argv[1:2] == ["infer"]:
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGHUP, signal.SIGINT))
     from audiotag.cli import main as run

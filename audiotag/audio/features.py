@@ -807,7 +807,8 @@ class RawFold(FrontEnd):
     def n_frames(self, n_samples):
         if n_samples != self.n_samples:
             raise AudiotagError(
-                f"a wave of {counted(n_samples, 'sample')} does not fold into {self.channels}x{self.rows}x{self.columns}"
+                f"a wave of {counted(n_samples, 'sample')} does not fold into "
+                f"{self.channels}x{self.rows}x{self.columns}"
                 + (f" of one sample in {self.every}" if self.every > 1 else ""),
                 field="RawFold",
                 fix=f"cut or pad it to {self.n_samples} with `crop_or_pad`",

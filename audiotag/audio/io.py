@@ -830,7 +830,7 @@ def _read_range(reader, reading, to, start_s, end_s, max_samples):
 
 
 def _decode_otherwise(reader, reading, first, hi, max_samples):
-    "`_decode` without what lies behind the range, which may be damaged, or else without seeking, which may have failed."
+    "`_decode` without what lies behind the range, which may be damaged, or else without seeking, if that failed."
     reader.open()
     try:
         return _decode(reader, reading, first, hi, max_samples, is_exact=True)

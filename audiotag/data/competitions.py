@@ -851,9 +851,8 @@ def _bird_clips(root, classes):
     )
     notes = []
     if unknown := Counter(c for labels in secondary for c in labels if c not in classes):
-        notes.append(
-            f"{counted(sum(unknown.values()), 'secondary label is not a class and is', 'secondary labels are not classes and are')} left out: {a_few(unknown)}"
-        )
+        words = "secondary label is not a class and is", "secondary labels are not classes and are"
+        notes.append(f"{counted(sum(unknown.values()), *words)} left out: {a_few(unknown)}")
     secondary = [
         tuple(c for c in labels if c in classes and c != primary) for labels, (primary,) in zip(secondary, clips.labels)
     ]

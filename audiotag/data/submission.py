@@ -165,7 +165,7 @@ def _check_rows(ids: list, competition: Competition) -> list:
 def _explain_ids(missing, extra) -> str:
     "How the extra ids differ from the missing ones, by the rule that explains most of them; '' if none does."
     rules = {
-        "another upper or lower case": str.lower,
+        "upper and lower case differ": str.lower,
         "spaces around the name": str.strip,
         "quotes around the name": lambda name: name.strip("\"' "),
         "no extension": lambda name: name.rsplit(".", 1)[0],

@@ -74,8 +74,8 @@ class Job:
     last: bool = True  # whether the rows are complete after this job
     share: float = 1.0  # of the recording's work
     times: tuple | None = None  # (start_s, end_s) of each row: a damaged stretch is read row by row
-    # with `Windows.by_frame`: of each row (first frame, frame after the last, whether it is complete after this job), in
-    # frames of the recording, which has `n_frames`; `frames` are the only pair, those that are cut from the features
+    # with `Windows.by_frame`: of each row (first frame, frame after the last, whether it is complete after this job),
+    # in frames of the recording, which has `n_frames`; `frames` has one pair, those that are cut from the features
     row_frames: tuple | None = None
     n_frames: int = 0
     first_frame: int = 0  # of the recording, where the features that are cut begin
@@ -147,8 +147,8 @@ class _Planner:
         return [Job(self.path, (span.row,), span.start_s or None, self.end(span.end_s), seconds=span.seconds)]
 
     def plan_by_frame(self, spans) -> list:  # of `Job`
-        """Jobs for rows that pool the frame scores of the windows around them: each job has all the windows of its rows,
-        and a row that is longer than `piece_s` is divided."""
+        """Jobs for rows that pool the frame scores of the windows around them: each job has all the windows of its
+        rows, and a row that is longer than `piece_s` is divided."""
         rate = self.front_end.sample_rate
         longest = max(1, int(self.options.piece_s * rate / self.hop))  # frames
         n_frames = self.front_end.n_frames(round(self.duration * rate))

@@ -183,6 +183,6 @@ Wheels for a Kaggle kernel without internet, Python {", ".join(pythons)}:
 
 {rows}
 
-Attach this dataset to the kernel. The first cell of audiotag's inference notebooks installs what is missing from it, with
-`pip install --no-index --no-deps`. `manifest.json` lists every file with its SHA-256.
+Attach this dataset to the kernel. The first cell of audiotag's inference notebooks installs what is missing from it,
+with `pip install --no-index --no-deps`. `manifest.json` lists every file with its SHA-256.
 """

@@ -94,7 +94,7 @@ def own_recipe(
 ) -> Recipe:
     """A log-mel CNN at the sample rate of the files, with the classes of a competition of one's own; where a built-in
     layout reads the folder, the recipe that was made for it."""
-    if isinstance(layout, KnownLayout):
+    if isinstance(layout, KnownLayout) and layout.name != "universal2020":  # a folder for each class may hold anything
         return adapt_recipe(get_recipe(layout.name, scale=scale), competition, layout)
     recipe = freesound2019(scale, plain=True)
     rate = min(44100, max(8000, first_sample_rate(competition.clips[competition.clips.source.isin(TRAINING)])))

@@ -6,11 +6,11 @@ import shutil
 import pandas as pd
 import pytest
 
-from audiotag.audio.synth import make_rainforest, make_soundscapes
+from audiotag.audio.synth import make_rainforest, make_soundscapes, make_universal
 from audiotag.data.competitions import load_competition
 from audiotag.infer.predict import bundle_layout, template_name
 from audiotag.kaggle.paths import find_input
-from audiotag.train.recipes import get_recipe, recipes
+from audiotag.train.recipes import freesound2019, get_recipe, recipes
 from audiotag.train.run_folder import Run
 from tests.data import public_layouts
 from tests.tiny import called
@@ -86,3 +86,13 @@ def test_a_folder_that_a_built_in_layout_reads_gets_the_recipe_of_its_system(mak
     made, preset = get_recipe(str(tmp_path / "recipe.yaml")), get_recipe(name, scale="small")
     assert made.windows == preset.windows and made.crops == preset.crops
     assert [s.name for s in made.stages] == [s.name for s in preset.stages]
+
+
+def test_a_folder_for_each_class_gets_a_network_for_its_files(tmp_path, monkeypatch):
+    "The layout of system 4 reads any such folder, and its recipe is made for a second at 16 kHz."
+    make_universal(tmp_path / "data", n_train=16, n_test=2)
+    monkeypatch.chdir(tmp_path)
+    done = called("new", "data", "--yes")
+    assert done.returncode == 0 and "a built-in layout reads this folder" in done.stdout, done.stderr
+    made = get_recipe(str(tmp_path / "recipe.yaml"))
+    assert made.windows == freesound2019("small", plain=True).windows and made.metric == "accuracy"
