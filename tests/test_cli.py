@@ -181,16 +181,21 @@ def test_exit_codes(monkeypatch, capsys):
 
 
 def test_help_is_fast():
-    "Neither rich (0.1 s) nor anything that computes; half a second of the processor's time where 0.2 s were measured."
+    "Neither rich nor anything that computes is loaded, and most of the time is typer's own."
     code = """
 import sys, time
 from audiotag.cli import main
 assert main(["--help"]) == 0
 print(time.process_time(), *sys.modules, file=sys.stderr)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds, *loaded = done.stderr.split()
-    assert "typer" in loaded and float(seconds) < 0.5
+
+    def run(code):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        return float(done.stderr.split()[0]), done.stderr.split()[1:]
+
+    typer = min(run("import sys, time, typer; print(time.process_time(), file=sys.stderr)")[0] for _ in range(3))
+    (seconds, loaded), *others = [run(code) for _ in range(3)]
+    assert "typer" in loaded and min(seconds, *(s for s, _ in others)) < 4 * typer
     assert not {"numpy", "pandas", "torch", "rich", "librosa", "matplotlib", "fastai"} & set(loaded)
 
 
