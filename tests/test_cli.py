@@ -10,14 +10,14 @@ from typer.main import get_command
 from tests.tiny import SETS, called, train_words
 
 from audiotag.audio.synth import SynthSettings, make_competition
-from audiotag.cli import PANELS, RESUMABLE, _renamed, app, current_names, main
+from audiotag.cli import PANELS, RECIPE_GROUPS, RESUMABLE, _renamed, app, current_names, main
 from audiotag.core.metrics import METRICS
 from audiotag.data.competitions import layouts, load_competition
 from audiotag.data.store import DTYPES, FeatureStore
 from audiotag.infer.ensemble import METHODS
 from audiotag.infer.openvino_graphs import PRECISIONS
 from audiotag.train.engine import ENGINES
-from audiotag.train.recipes import RECIPE_GROUPS, SYSTEMS, recipes
+from audiotag.train.recipes import SYSTEMS, recipes
 from audiotag.train.run_folder import Run
 from audiotag.train.run_log import LOGS
 
@@ -416,3 +416,22 @@ def test_results_are_shown_without_control_characters():
     assert [ast.unparse(c.args[0])[:21] for c in calls if getattr(c.func, "id", "") == "print"] == [
         "get_completion_script"
     ]
+
+
+HEAVY = {"torch", "timm", "fastai", "librosa", "numba", "matplotlib", "sklearn", "scipy"}
+LOADS = {  # a command, and what it may load of the libraries that take long
+    "recipes": set(),
+    "doctor DATA/sample_submission.csv --data DATA": {"numpy", "pandas"},
+    "recipe --recipe birdclef2024": {"numpy", "pandas", "scipy", "torch"},
+}
+
+
+@pytest.mark.parametrize("line", LOADS)
+def test_a_command_loads_only_what_it_needs(line, tmp_path):
+    if "DATA" in line:
+        make_competition(tmp_path / "data", n_curated=4, n_noisy=0, n_test=2)
+    words = line.replace("DATA", str(tmp_path / "data")).split()
+    code = "import sys; from audiotag.cli import main; print(main(sys.argv[1:]), *sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    exit_code, *loaded = done.stderr.split()
+    assert exit_code == "0" and set(loaded) & (HEAVY | {"numpy", "pandas"}) <= LOADS[line]
