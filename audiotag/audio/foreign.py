@@ -57,7 +57,9 @@ def graph_sha256(
     digest = hashlib.sha256()
     for file in (Path(path), Path(path).with_suffix(".bin")):
         try:
-            digest.update(file.read_bytes())
+            with open(file, "rb") as f:
+                while block := f.read(1 << 20):
+                    digest.update(block)
         except OSError as e:
             raise AudiotagError(
                 f"the graph of this front end cannot be read ({e.strerror})",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import soundfile as sf
 import soxr
-from .containers import DAMAGED_PACKET, PiecesFile, survey
+from .containers import DAMAGED_FRAME, DAMAGED_PACKET, PiecesFile, survey
 from ..core.errors import AudiotagError, counted, did_you_mean, require_name
 from ..core.config import Config
 from ..core.files import write_text
@@ -611,6 +611,8 @@ def _decode(reader, reading, lo, hi, max_samples, is_exact=False):
             if done * f.channels > max_samples:
                 raise _too_long_error(path, done)
             if at > first:
+                if reader.survey.sounding is not None:
+                    _check_zeros(reader, block[:got], at - got)
                 reader.cancels |= _mix_to_mono(block[:got], reading.channel, wave[n : n + got])
                 n += got
             if got < want:
@@ -621,6 +623,25 @@ def _decode(reader, reading, lo, hi, max_samples, is_exact=False):
         raise _decode_error(reader, "no end", at)
     wave = wave[min(n, lo - first) : min(n, hi - first)]
     return (wave if len(wave) == wave.base.size else wave.copy()), at
+
+
+_SHORTEST_GAP = 320  # samples: of 479 zeros, so many are in whole parts
+
+
+def _check_zeros(reader, block, at):
+    """Raise `AudiotagError` if a block that begins at frame `at` has a run of zeros where all the MP3 frames hold sound:
+    the decoder gives zeros in place of a frame that it cannot decode."""
+    parts, sounding, size = block[: len(block) // 160 * 160].reshape(-1, 160 * block.shape[1]), *reader.survey.sounding
+    is_zero = ~parts.any(axis=1)
+    if not is_zero.any():
+        return
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], is_zero, [False]])))
+    for start, end in zip(edges[::2] * 160, edges[1::2] * 160):
+        # the frames that may have become these samples: the first ones are late by up to 4096 + 529 samples, or cut off
+        around = sounding[max(0, (at + start) // size - 1) : (at + end + 4625) // size + 1]
+        is_first = at + start < 3 * size  # an encoder begins with silence
+        if end - start >= _SHORTEST_GAP and len(around) and around.all() and not is_first:
+            raise _damage_error(reader, at + int(start), DAMAGED_FRAME)
 
 
 def _stopped_early(reader, at) -> bool:
@@ -708,7 +729,7 @@ def _check_packets(reader, block):
         raise _damage_error(reader, first * size, DAMAGED_PACKET) from None
 
 
-def _count_decodable(reader):
+def _count_decodable(reader) -> tuple:  # (frames, whether an error comes behind them)
     "How many frames can be decoded from the start, to within 256 of the first error."
     n, small = 0, reader.survey.packets.frames if reader.survey.packets else 256
     for step in (2**20, small):
@@ -719,10 +740,10 @@ def _count_decodable(reader):
             # behind the last frame, the decoder of FLAC would look for another one
             while got := reader.read(block[: min(len(block) if at + len(block) <= n else step, reader.length - at)]):
                 at += got
-            return at
+            return at, _stopped_early(reader, at)
         except (sf.LibsndfileError, AudiotagError):
             n = at
-    return n
+    return n, True
 
 
 _LOST_SYNC = 158  # libsndfile's number for 'flac decoder lost sync'
@@ -734,7 +755,7 @@ def _decode_error(reader, message, at, code=0):
     kind = "truncated" if at_end else "corrupt_data"
     if code == 2:
         kind = "io_error"
-    readable = _describe_readable(at if reader.pipe else _count_decodable(reader), reader.f.samplerate)
+    readable = _describe_readable(_count_decodable(reader)[0], reader.f.samplerate)
     return AudiotagError(
         f"breaks off in the middle (libsndfile: {message}); {readable}",
         file=reader.path,
@@ -807,8 +828,8 @@ def _read_range(reader, reading, to, start_s, end_s, max_samples):
         return np.zeros(0, np.float32), 0
     lo, hi = (0 if start_s is None else round(start_s * rate)), (frames if end_s is None else round(end_s * rate))
     _check_range(path, lo, hi, frames, rate)
-    # without a damaged last page, libsndfile takes the page before for the end
-    _check_damage(reader, math.inf if end_s is None and f.format == "OGG" else hi)
+    # libsndfile may take the sound before the damage for the whole
+    _check_damage(reader, math.inf if end_s is None and f.format in ("OGG", "MP3") else hi)
     first, last = _widen_range(lo, hi, frames, rate, to)
     try:
         wave, end = _decode(reader, reading, first, last, max_samples)
@@ -845,7 +866,7 @@ def _decode_otherwise(reader, reading, first, hi, max_samples):
 def _check_damage(reader, hi):
     "Raise `AudiotagError` if a range reaches beyond the first damage that `survey` found."
     if reader.survey.damage and hi > reader.survey.damage[0]:
-        raise _damage_error(reader, _count_frames(reader), reader.survey.damage[1])
+        raise _damage_error(reader, _count_frames(reader)[0], reader.survey.damage[1])
 
 # %% ../../nbs/audio/01_io.ipynb #68e07a33
 def _check_finite(wave, rate, path):
@@ -960,6 +981,9 @@ class AudioExtent:
 def _ends_as_stated(reader) -> bool:
     "Whether the last frame that the header states can be decoded."
     f, stated = reader.f, reader.length
+    if reader.survey.sounding is not None:
+        sounding, size = reader.survey.sounding
+        return stated <= len(sounding) * size
     if not (f.format == "FLAC" or f.subtype in ("VORBIS", "OPUS")):
         return True
     before = min(stated, _last_page_start(reader.fd)) if f.subtype == "VORBIS" else stated - 4096
@@ -973,16 +997,22 @@ def _ends_as_stated(reader) -> bool:
     return at == stated
 
 
-def _count_frames(reader) -> int:
-    "The frames that can be decoded from the start."
-    n = reader.survey.damage[0] if reader.survey.damage else _UNKNOWN_LENGTH
-    if reader.survey.packets:
-        return min(n, _count_decodable(reader))
-    if reader.survey.damage:
-        return n
-    if reader.length < _UNKNOWN_LENGTH and reader.survey.is_length_known and _ends_as_stated(reader):
-        return reader.length
-    return _count_decodable(reader)
+def _count_frames(reader) -> tuple:  # (frames, fault)
+    "The frames that can be decoded from the start, and why the sound ends there; '' if it is its end."
+    n, fault = reader.survey.damage or (_UNKNOWN_LENGTH, "")
+    if reader.survey.damage and not reader.survey.packets:
+        return n, fault
+    stated = reader.length
+    if not reader.survey.packets and stated < _UNKNOWN_LENGTH and reader.survey.is_length_known:
+        if _ends_as_stated(reader):
+            return stated, ""
+    frames, is_broken = _count_decodable(reader)
+    if frames < n and is_broken:
+        n, fault = frames, "breaks off in the middle"
+    n = min(n, frames)
+    if n < stated < _UNKNOWN_LENGTH and not fault:
+        fault = f"its header states {stated / reader.f.samplerate:.2f} s"
+    return n, fault
 
 
 def audio_extent(
@@ -992,15 +1022,11 @@ def audio_extent(
 ) -> AudioExtent:
     "How much sound a file holds; raises `AudiotagError` if none."
     with _open_regular_file(path) as (fd, size), _Reader(fd, size, path, is_quick=is_quick) as reader:
-        stated, rate = reader.length, reader.f.samplerate
-        n = _count_frames(reader)
+        n, fault = _count_frames(reader)
         if not n:
             _check_damage(reader, 1)
             raise _no_samples_error(fd, size, reader.head, path)
-        fault = reader.survey.damage[1] if reader.survey.damage else ""
-        if n < stated < _UNKNOWN_LENGTH and not fault:
-            fault = f"its header states {stated / rate:.2f} s"
-        return AudioExtent(sample_rate=rate, frames=n, fault=fault)
+        return AudioExtent(sample_rate=reader.f.samplerate, frames=n, fault=fault)
 
 # %% ../../nbs/audio/01_io.ipynb #d02b4801
 QUARANTINE_COLUMNS = "clip_id", "path", "kind", "what"

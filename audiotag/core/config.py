@@ -7,7 +7,7 @@ __all__ = ['added', 'local_path', 'without_local_paths', 'Config', 'config_from_
            'set_fields']
 
 # %% ../../nbs/core/02_config.ipynb #d22718a5
-import hashlib, json, re, types, typing
+import hashlib, json, math, os, re, types, typing
 from dataclasses import dataclass, field, fields, replace
 import numpy as np
 from .errors import AudiotagError, a_few, did_you_mean
@@ -244,6 +244,36 @@ def config_from_dict(
         raise AudiotagError("is nested too deeply", file=where) from None
 
 # %% ../../nbs/core/02_config.ipynb #5a110002
+_LARGEST_SETTINGS = 4_000_000  # characters, and values
+
+
+def _settings_text(path) -> str:
+    try:
+        if not os.path.isfile(path) and os.path.exists(path):
+            raise AudiotagError("is not a file", file=path)
+        with open(path, encoding="utf-8-sig") as f:
+            text = f.read(_LARGEST_SETTINGS + 1)
+    except FileNotFoundError:
+        raise AudiotagError("there is no such file", file=path) from None
+    except (OSError, ValueError) as e:
+        raise AudiotagError(
+            f"cannot be read ({getattr(e, 'strerror', '') or 'it is no UTF-8 text'})", file=path
+        ) from None
+    if len(text) > _LARGEST_SETTINGS:
+        raise AudiotagError("is too large for settings", file=path)
+    return text
+
+
+def _node_count(node, counts: dict) -> float:  # `counts`: number of a node -> of the nodes in it, filled on the way
+    "The number of values in a YAML node, if each reference is replaced by a copy; infinite if one refers to itself."
+    if id(node) not in counts:
+        counts[id(node)] = math.inf  # until it is known
+        children = node.value if isinstance(getattr(node, "value", None), list) else []
+        parts = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
+        counts[id(node)] = 1 + sum(_node_count(part, counts) for part in parts)
+    return counts[id(node)]
+
+
 def read_config(
     path,  # .yaml or .json
 ) -> Config:
@@ -259,16 +289,13 @@ def read_config(
     number = re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*[eE][-+]?[0-9]+|[0-9]*\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+\.)$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
     Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|false)$"), list("tf"))
+    loader = Loader(_settings_text(path))
     try:
-        with open(path, encoding="utf-8-sig") as f:
-            data = yaml.load(f.read(), Loader)
-    except FileNotFoundError:
-        raise AudiotagError("there is no such file", file=path) from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise AudiotagError(
-            f"cannot be read ({getattr(e, 'strerror', '') or 'it is no UTF-8 text'})", file=path
-        ) from None
-    except (yaml.YAMLError, RecursionError) as e:
+        node = loader.get_single_node()
+        if _node_count(node, {}) > _LARGEST_SETTINGS:
+            raise AudiotagError("becomes too large when its references are followed", file=path)
+        data = loader.construct_document(node) if node else None
+    except (yaml.YAMLError, RecursionError, ValueError) as e:
         mark = getattr(e, "problem_mark", None)
         what = f"is not valid YAML ({getattr(e, 'problem', None) or type(e).__name__})"
         raise AudiotagError(what, file=path, row=mark.line + 1 if mark else None) from None

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from ..core.config import Config, config_from_dict
 from ..core.errors import AudiotagError, a_few, counted, did_you_mean
+from ..core.files import read_regular
 from ..core.metrics import METRICS
 from ..core.progress import say
 from . import competitions
@@ -27,7 +28,7 @@ from audiotag.data.competitions import (
     load_competition,
     read_table,
 )
-from .sample_submission import can_be_id
+from .sample_submission import can_be_id, csv_text
 
 # %% ../../nbs/data/11_layout_file.ipynb #1a0f0008
 def _as_regions(value) -> list | None:
@@ -78,15 +79,18 @@ def _label_studio_row(task) -> dict:
     return {**task["data"], "label": json.dumps(known) if known else ""}
 
 
+_MOST_CELLS = 50_000_000  # of a table that is made from JSON objects, most of which may lack most keys
+
+
 def _json_rows(path) -> pd.DataFrame:
     "The rows of a JSON file: a list of objects, an object of objects (its keys become `key`), or one object a line."
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_regular(path).decode("utf-8-sig")
         try:
             data = json.loads(text)
         except ValueError:
             data = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:
         raise AudiotagError(f"cannot be read as JSON ({e})", file=path) from None
     if isinstance(data, dict) and data and all(isinstance(v, dict) for v in data.values()):
         data = [{"key": k, **v} for k, v in data.items()]
@@ -102,6 +106,10 @@ def _json_rows(path) -> pd.DataFrame:
             return ""
         return v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
 
+    n_columns = len({k for o in data for k in o})
+    if n_columns * len(data) > _MOST_CELLS:
+        what = f"would have {counted(n_columns, 'column')} in {counted(len(data), 'row')}"
+        raise AudiotagError(what, file=path, fix="give the objects the same keys")
     table = pd.DataFrame([{str(k): cell(v) for k, v in o.items()} for o in data], dtype=object).fillna("")
     return table.set_index(pd.Index(range(1, len(table) + 1), name="row"))
 
@@ -396,7 +404,7 @@ def listed_folds(
     "The folds that are given as lists of files; a file in two lists is an `AudiotagError`."
     index, fold_of = FileIndex(sorted({p for p in paths if p})), {}
     for i, file in enumerate(files):
-        for line in dict.fromkeys((root / file).read_text(encoding="utf-8-sig").splitlines()):
+        for line in dict.fromkeys(csv_text(root / file).splitlines()):
             for path in index.find(re.split("[\t,;]", line)[0]):
                 if fold_of.setdefault(path, i) != i:
                     what = f"{path} is in {files[fold_of[path]]}, too"
@@ -653,8 +661,8 @@ def open_layout(
     if path.suffix == ".py":
         return PythonLayout(path=str(path.resolve()))
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as e:
+        data = json.loads(read_regular(path, largest=100_000_000).decode("utf-8-sig"))
+    except (ValueError, RecursionError) as e:
         raise AudiotagError(f"is not valid JSON ({e})", file=path, fix="make it with `audiotag new FOLDER`") from None
     found = config_from_dict(data, where=str(path))
     if not hasattr(found, "load"):

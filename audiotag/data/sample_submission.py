@@ -24,6 +24,7 @@ _FORMATS = {
     b"\xff\xfe": "is UTF-16 text and not UTF-8",
     b"\xfe\xff": "is UTF-16 text and not UTF-8",
 }
+_NOT_TEXT = "is a binary file or UTF-16 text, as it consists of NUL bytes"
 _REPAIRS = {_FORMATS[b"PK\3\4"]: "unzip it", _FORMATS[b"\x1f\x8b"]: "unpack it with gunzip"}
 
 
@@ -33,6 +34,9 @@ def binary_format(
     "Why a file cannot be read as text."
     if found := next((what for magic, what in _FORMATS.items() if data.startswith(magic)), ""):
         return found
+    head = data[: 1 << 16]
+    if head.count(0) > len(head) / 4:
+        return _NOT_TEXT
     try:
         data.decode("utf-8")
     except UnicodeDecodeError as e:
@@ -40,7 +44,7 @@ def binary_format(
         return f"is not UTF-8 text ({where})"
     if n := data.count(0):
         if n > len(data) / 4:
-            return "is a binary file or UTF-16 text, as it consists of NUL bytes"
+            return _NOT_TEXT
         return f"holds {counted(n, 'NUL byte')}, the first in line {data.count(10, 0, data.index(0)) + 1}"
     return ""
 

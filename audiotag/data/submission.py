@@ -214,7 +214,7 @@ _REASONS = {  # a pattern of cells, and why they are not numbers; the first that
     r"[0-9.e+-]*\.[0-9e+-]*\.[0-9.e+-]*": "it has two points",
     r"(tensor|array|np\.\w+)?[\[({].*": "it is a list or an array: write its numbers one by one",
 }
-_NUMBER = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?"
+_NUMBER = r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?"
 
 
 def _explain_cell(cell: str) -> str:
@@ -224,6 +224,7 @@ def _explain_cell(cell: str) -> str:
         return "too large for a number" if math.isinf(float(text)) else "a line break or a tab is beside it"
     if any(c.isnumeric() and not c.isascii() for c in text):
         return "its digits are not 0 to 9 but others of Unicode"
+    text = text[:1000]  # some patterns would take hours for a long one
     return next((why for pattern, why in _REASONS.items() if re.fullmatch(pattern, text, re.I | re.S)), "it is text")
 
 

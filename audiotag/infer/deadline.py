@@ -23,8 +23,10 @@ _NUMBER = r"(\d+\.?\d*|\.\d+)"
 
 def _parse_duration(text: str) -> float:  # NaN if it is not a duration
     text = text.strip().lower()
-    parts = re.findall(rf"{_NUMBER}\s*([a-z]*)\s*", text)
-    if not re.fullmatch(rf"({_NUMBER}\s*[a-z]*\s*)+", text) or any(unit not in _UNITS for *_, unit in parts):
+    part = rf"{_NUMBER}\s*([a-z]*)\s*"
+    parts = re.findall(part, text)
+    # the whole text is not matched at once: a number could be divided in many ways
+    if not parts or re.sub(part, "", text) or any(unit not in _UNITS for *_, unit in parts):
         return math.nan
     return sum(float(number) * _UNITS[unit] for number, unit in parts)
 

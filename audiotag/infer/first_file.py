@@ -7,7 +7,7 @@ __all__ = ['LARGEST_JSON', 'as_list', 'peek_json', 'peek_prior', 'bundle_classes
            'quoted', 'first_file', 'ends_here']
 
 # %% ../../nbs/infer/00_first_file.ipynb #ab7e7a8a
-import csv, io, json, math, re, sys
+import csv, glob, io, json, math, re, sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..core.errors import AudiotagError, counted, printable_lines
@@ -83,6 +83,13 @@ def _is_kind(described, kind: str) -> bool:
     return isinstance(described, dict) and described.get("kind") == kind
 
 
+def _as_pattern(name: str) -> str:
+    "A file name, which may lie below the folder, as a pattern that matches it alone; '*submission.csv' for other text."
+    if name.startswith("/") or "\0" in name or len(name) > 1000 or (name and not Path(name).parts):
+        return "*submission.csv"
+    return glob.escape(name)
+
+
 def template_name(
     bundle,  # a folder, or several
 ) -> str:  # a pattern for `find_input`; '' if the competition has no template
@@ -91,7 +98,7 @@ def template_name(
         if _is_kind(described, "FolderLayout"):
             test = described.get("test")
             name = test.get("file") if isinstance(test, dict) else ""
-            return name if isinstance(name, str) and ".." not in name else "*submission.csv"
+            return _as_pattern(name) if isinstance(name, str) and ".." not in name else "*submission.csv"
         if described:
             break
     return "*submission.csv"

@@ -452,9 +452,9 @@ def check_labels_file(path, out):
     if not path.exists():
         return
     try:
-        with open(path, encoding="utf-8", newline="") as f:
-            header = next(csv.reader([f.readline(100_000)]), [])
-    except (OSError, UnicodeDecodeError, csv.Error):
+        text = read_regular(path).decode("utf-8")
+        header = next(csv.reader(io.StringIO(text, newline="")), [])
+    except (AudiotagError, UnicodeDecodeError, csv.Error):
         header = []
     if tuple(header[1:]) != LABEL_COLUMNS:
         raise AudiotagError("exists and is not a table of labels", file=path, fix="choose another name for --labels")

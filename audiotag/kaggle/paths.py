@@ -65,16 +65,20 @@ def _folders_with(folder: Path, sentinel: str) -> list:
         if not sentinel or any(folder.glob(sentinel)):
             return [folder]
         return sorted({p.parent for p in folder.rglob(sentinel)})
-    except OSError:
+    except (OSError, ValueError, NotImplementedError):  # which is no pattern
         return []
 
 
 def _file_sizes(folder) -> dict:  # {relative path: size}
-    return {
-        os.path.relpath(os.path.join(d, f), folder): os.path.getsize(os.path.join(d, f))
-        for d, _, names in os.walk(folder, followlinks=True)
-        for f in names
-    }
+    "The files below a folder, also behind links to folders, each of which is entered once."
+    sizes, entered = {}, set()
+    for d, inner, names in os.walk(folder, followlinks=True):
+        entered.add(os.path.realpath(d))
+        inner[:] = [f for f in inner if os.path.realpath(os.path.join(d, f)) not in entered]
+        for f in names:
+            path = os.path.join(d, f)
+            sizes[os.path.relpath(path, folder)] = os.path.getsize(path)
+    return sizes
 
 
 def _is_same_input(a: Path, b: Path) -> bool:

@@ -7,12 +7,14 @@ __all__ = ['read_labels', 'class_columns', 'Solved', 'ClassMapNet', 'ClassMap']
 
 # %% ../../nbs/models/07_foreign.ipynb #bd509e56
 import csv
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np, torch
 from torch import nn
 from ..core.errors import AudiotagError, counted, did_you_mean
 from ..data.competitions import match_names, read_table
+from ..data.sample_submission import csv_text
 from .blocks import Network
 
 # %% ../../nbs/models/07_foreign.ipynb #2dd908ec
@@ -21,18 +23,15 @@ def read_labels(
 ) -> list:  # of str, in the order of the graph's outputs
     "The class list of a foreign model; raises `AudiotagError` if it is empty or names a class twice."
     path = Path(path)
+    lines = csv_text(path).splitlines()
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        raise AudiotagError(
-            f"cannot be read ({getattr(e, 'strerror', '') or 'it is no UTF-8 text'})", file=path
-        ) from None
-    lines = text.splitlines()
-    names = [row[0] for row in csv.reader(lines[1:]) if row] if path.suffix == ".csv" else lines
+        names = [row[0] for row in csv.reader(lines[1:]) if row] if path.suffix == ".csv" else lines
+    except csv.Error as e:
+        raise AudiotagError(f"is not a valid csv ({e})", file=path) from None
     names = [name.strip() for name in names if name.strip()]
     if not names:
         raise AudiotagError("names no classes", file=path, fix="give one class a line")
-    if repeated := [n for n in dict.fromkeys(names) if names.count(n) > 1] if len(set(names)) < len(names) else []:
+    if repeated := [name for name, n in Counter(names).items() if n > 1]:
         raise AudiotagError(f"names {repeated[0]!r} twice", file=path, fix="give each class once")
     return names
 

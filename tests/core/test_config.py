@@ -1,6 +1,7 @@
 "Words that files hold for settings: a class that was renamed is still found under its old one."
 
 import json
+import os
 import re
 from dataclasses import MISSING, fields
 
@@ -8,7 +9,7 @@ import pytest
 
 from audiotag.audio.io import ReadOptions
 from audiotag.core import config
-from audiotag.core.config import Config, config_from_dict, require_same, set_fields
+from audiotag.core.config import Config, config_from_dict, read_config, require_same, set_fields
 from audiotag.core.errors import AudiotagError
 from audiotag.data.crops import AroundBox, CropSettings
 from audiotag.data.sampling import MixPartners, RandomSubset
@@ -161,3 +162,41 @@ def test_settings_from_before_the_folders_keep_their_hash():
 
     old = Path(__file__).resolve().parent.parent / "old_files" / "flat-layout"
     assert Run(old / "run").recipe.hash == json.loads((old / "freesound2019" / "bundle.json").read_text())["recipe"]
+
+
+def bomb():
+    "Lists of references to the list before, ten times as large in each."
+    return "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
+
+
+HOSTILE = {
+    "a pipe": (os.mkfifo, "not a file"),
+    "a device": (lambda p: p.symlink_to("/dev/zero"), "not a file"),
+    "4 GB": (lambda p: os.truncate(os.open(p, os.O_CREAT | os.O_WRONLY), 2**32), "too large"),
+    "a billion values": (lambda p: p.write_text(bomb()), "references"),
+    "a billion merged values": (
+        lambda p: p.write_text(
+            "a0: &a0 {x: 1}\n"
+            + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 20)}]}}\n" for i in range(1, 10))
+        ),
+        "references",
+    ),
+    "a list in itself": (lambda p: p.write_text("kind: Recipe\nstages: &a [*a]\n"), "references"),
+    "a number of many digits": (lambda p: p.write_text("kind: Recipe\nseed: " + "9" * 10000), "not valid YAML"),
+    "deep lists": (lambda p: p.write_text("[" * 10000), "not valid YAML"),
+    "no text": (lambda p: p.write_bytes(b"\xff\xfe"), "UTF-8"),
+    "nothing": (lambda p: p.write_text(""), "no 'kind'"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_settings_from_a_stranger(tmp_path, what):
+    make, said = HOSTILE[what]
+    make(tmp_path / "r.yaml")
+    with pytest.raises(AudiotagError, match=said):
+        read_config(tmp_path / "r.yaml")
+
+
+def test_settings_may_refer_to_one_another(tmp_path):
+    (tmp_path / "r.yaml").write_text("kind: Hearing\npiece_s: &p 60.0\nahead_s: *p\n")
+    assert read_config(tmp_path / "r.yaml") == LoaderOptions(piece_s=60.0, ahead_s=60.0)

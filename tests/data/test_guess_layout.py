@@ -1,6 +1,7 @@
 "`audiotag new`: folders in the layout of public sets, each with what must be taken for what."
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -372,6 +373,28 @@ def test_errors_name_file_and_column(own, tmp_path):
         open_layout(tmp_path / "broken.json")
     with pytest.raises(AudiotagError, match="no such file.*audiotag new"):
         load_competition(own, "missing.json")
+
+
+def test_tables_and_lists_from_a_stranger(own, tmp_path):
+    "What is not a file is not opened, and a small file does not become a table of gigabytes."
+    layout = guess_layout(own).layout
+    os.mkfifo(own / "pipe.json")
+    os.mkfifo(own / "pipe.txt")
+    (own / "wide.json").write_text(json.dumps([{f"k{i}": 1} for i in range(10_000)]))
+    (own / "odd.txt").write_bytes(b"\xff")
+    clips = layout.tables[0]
+    for table, said in (
+        (clips.replace(file="pipe.json"), "a named pipe"),
+        (clips.replace(file="wide.json"), "10000 columns in 10000 rows"),
+        (clips.replace(fold_files=("pipe.txt",)), "a named pipe"),
+        (clips.replace(fold_files=("odd.txt",)), "not UTF-8"),
+        (clips.replace(fold_files=("gone.txt",)), "not found"),
+    ):
+        with pytest.raises(AudiotagError, match=said):
+            load_competition(own, layout.replace(tables=(table,)))
+    os.truncate(os.open(tmp_path / "large.json", os.O_CREAT | os.O_WRONLY), 2**33)
+    with pytest.raises(AudiotagError, match="more than 100 MB"):
+        open_layout(tmp_path / "large.json")
 
 
 @pytest.mark.parametrize("where", ["../out/{id}.wav", "/etc/{id}"])

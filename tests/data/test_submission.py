@@ -296,3 +296,9 @@ def test_a_file_that_is_no_text_is_named(tmp_path, comp, good):
     said |= {b"PK\3\4": "a ZIP archive", good.replace("wav", "wäv").encode("latin-1"): "byte 0xe4 in line 2"}
     for data, what in said.items():
         assert what in verdict(tmp_path, comp, data)[0].what
+
+
+@pytest.mark.parametrize("cell", ["." * 10**5 + "x", "1" * 10**5 + "x", "1." * 10**5, " " * 10**5 + "x", "1," * 10**5])
+def test_a_cell_of_any_length_is_explained_soon(cell):
+    "Patterns that try each way to divide it would take minutes."
+    assert _explain_cell(cell)

@@ -679,3 +679,14 @@ def test_a_link_to_itself(copy):
     (copy / "golden.safetensors").unlink()
     (copy / "golden.safetensors").symlink_to("golden.safetensors")
     refused(copy, "a link that leads out")
+
+
+def test_files_of_many_gigabytes_are_refused_before_one_is_hashed(copy, monkeypatch):
+    for i in range(5):
+        with open(copy / f"big{i}.bin", "wb") as f:
+            f.truncate(4_000_000_000)
+    about = read_json(copy / "bundle.json")
+    big = {f"big{i}.bin": {"size": 4_000_000_000, "sha256": "0" * 64} for i in range(5)}
+    seal_again(copy, files={**about["files"], **big})
+    monkeypatch.setattr("audiotag.infer.bundle.file_sha256", lambda path: pytest.fail("was hashed"))
+    refused(copy, "big3.bin", "too large")  # its weights and three of these are 12 GB, and some bytes

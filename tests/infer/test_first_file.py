@@ -19,6 +19,7 @@ from audiotag.data.submission import check_submission, refused
 from audiotag.infer.deadline import Deadline, as_deadline
 from audiotag.infer.first_file import ends_here, first_file, template_name
 from audiotag.infer.predict import first_submission
+from audiotag.kaggle.paths import find_input
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -247,3 +248,22 @@ def test_the_kernels_write_it_before_they_load_anything():
             line.split()[1] for line in before.splitlines() if line.startswith(("import audiotag", "from audiotag"))
         }
         assert imports == {"audiotag.kaggle.paths", "audiotag.infer.first_file"}, book
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "a\0b", ".", "../x.csv", "x" * 5000, "**x", "[a", "*/*/*.csv"])
+def test_a_template_of_any_name_is_looked_for(tmp_path, name):
+    "In the kernel the name that a bundle gives becomes a pattern, before the first file is written."
+    (tmp_path / "b").mkdir()
+    layout = {"kind": "FolderLayout", "test": {"file": name}}
+    (tmp_path / "b/bundle.json").write_text(json.dumps({"layout": layout}))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/my_submission.csv").write_text("")
+    sentinel = template_name(tmp_path / "b")
+    if sentinel == "*submission.csv":
+        assert find_input(tmp_path / "data", sentinel=sentinel) == tmp_path / "data"
+        return
+    with pytest.raises(AudiotagError, match="was not found"):
+        find_input(tmp_path / "data", sentinel=sentinel)
+    (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "data" / name).write_text("")
+    assert find_input(tmp_path / "data", sentinel=sentinel) == tmp_path / "data"

@@ -813,6 +813,12 @@ def test_somebody_elses_file_is_not_touched(comp, bundle, tmp_path):
         assert (tmp_path / "s.csv").read_text() == text
 
 
+def test_a_pipe_in_the_place_of_the_table_of_labels(bundle, comp, tmp_path):
+    os.mkfifo(tmp_path / "labels.csv")
+    with pytest.raises(AudiotagError, match="not a table of labels"):
+        infer(bundle, comp, tmp_path / "s.csv", labels=tmp_path / "labels.csv")
+
+
 # --- a valid file, whatever lies there --------------------------------------------------------------
 
 

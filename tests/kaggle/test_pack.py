@@ -535,3 +535,14 @@ def test_at_home_unchanged_but_for_the_paths(toy, tmp_path):
     )
     printed = nbformat.read(done, 4).cells[2].outputs[0].text
     assert printed.startswith("home: Python") and len(pd.read_csv(tmp_path / "work" / "submission.csv")) == 6
+
+
+def test_links_that_lead_back_are_entered_once(tmp_path):
+    "Two folders are compared file by file; with two such links in each, there would be more paths than atoms."
+    for name in ("competitions/birds", "birds"):
+        folder = tmp_path / "in" / name
+        (folder / "inner").mkdir(parents=True)
+        (folder / "mark.txt").write_text("x")
+        for i in range(4):
+            (folder / "inner" / f"up{i}").symlink_to("..")
+    assert find_input("birds", sentinel="mark.txt", root=tmp_path / "in") == tmp_path / "in/competitions/birds"

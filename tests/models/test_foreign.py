@@ -1,6 +1,7 @@
 "Foreign graphs: exact numbers, what is refused at home and in a bundle, and a sealed ensemble of members with other classes."
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -192,6 +193,11 @@ def test_class_tables(tmp_path):
     labels.write_text("a\nb\na\n")
     with pytest.raises(AudiotagError, match="names 'a' twice"):
         read_labels(labels)
+    os.mkfifo(tmp_path / "pipe.txt")
+    header.write_text("code\n" + "x" * 200_000 + "\n")
+    for path, said in ((tmp_path / "pipe.txt", "a named pipe"), (header, "not a valid csv")):
+        with pytest.raises(AudiotagError, match=said):
+            read_labels(path)
 
 
 def test_class_map_numbers():
