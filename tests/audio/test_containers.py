@@ -424,6 +424,113 @@ def alac_with_table_behind(size):
     return data[:at] + data[rest:] + b"pakt" + struct.pack(">q", size) + data[at + 12 : rest]
 
 
+# --- frames of mp3 ----------------------------------------------------------------------------------
+
+
+def mp3_frames(data) -> list:
+    "Beginnings of the frames, and the end of the last one."
+    starts = [0]
+    while frame := containers._mpeg_frame(data[starts[-1] : starts[-1] + 4]):
+        starts.append(starts[-1] + frame[0])
+    return starts
+
+
+def longest_zeros(x) -> int:
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], x == 0, [False]])))
+    return int((edges[1::2] - edges[::2]).max(initial=0))
+
+
+def set_bits(data, at, value, n) -> bytes:
+    "`data` with a number of `n` bits at bit `at`."
+    whole, shift = int.from_bytes(data, "big"), 8 * len(data) - at - n
+    return (whole & ~((2**n - 1) << shift) | value << shift).to_bytes(len(data), "big")
+
+
+MP3_DAMAGE = {  # a frame, as bytes, and the bits of its side information: MPEG 2, one channel, at bit 32
+    "sound begins where that of another frame lies": lambda f: set_bits(f, 32, min(255, f[4] + 60), 8),
+    "sound takes more than there is": lambda f: set_bits(f, 32 + 9, 4095, 12),
+    "more values than a frame has": lambda f: set_bits(f, 32 + 9 + 12, 400, 9),
+    "a table that does not exist": lambda f: set_bits(set_bits(f, 32 + 9 + 38, 0, 1), 32 + 9 + 39, 14, 5),
+    "no window": lambda f: set_bits(set_bits(f, 32 + 9 + 38, 1, 1), 32 + 9 + 39, 0, 2),
+    "a part is missing": lambda f: f[: len(f) // 2],
+    "something between": lambda f: f + b"\x12\x34" * 100,
+    "no head": lambda f: b"\0\0" + f[2:],
+}
+
+
+@pytest.mark.parametrize("what", MP3_DAMAGE)
+@pytest.mark.parametrize("k", [20, 60])
+@pytest.mark.parametrize("states_length", [True, False])
+def test_a_damaged_frame_of_an_mp3_is_named(tmp_path, what, k, states_length):
+    data = encode("mp3", sound(4, 22050), 22050, bitrate_mode="CONSTANT", compression_level=0.7)
+    at = mp3_frames(data)
+    data = data[: at[k]] + MP3_DAMAGE[what](data[at[k] : at[k + 1]]) + data[at[k + 1] :]
+    whole = encode("mp3", sound(4, 22050), 22050, bitrate_mode="CONSTANT", compression_level=0.7)
+    intact = read_audio(put(tmp_path / "a", whole if states_length else whole[at[1] :]))
+    path = put(tmp_path / "b", data if states_length else data[at[1] :])
+    e, found = fault(path), audio_extent(path)
+    assert e.kind == "corrupt_data" and "damaged frame" in e.what and "damaged frame" in found.fault
+    assert 576 * (k - 6) < found.frames < 576 * k
+    part = read_audio(path, start_s=0, end_s=found.seconds)
+    assert np.abs(part - intact[: len(part)]).max() < 3e-6
+
+
+def test_checksums_of_mp3_frames():
+    "A program that writes all of them wrong is no damage."
+    rng = np.random.default_rng(0)
+    heads = rng.integers(0, 256, (200, containers._HEAD), np.uint8)
+    heads[:, 1], heads[:, 3] = 0xFA, np.where(rng.random(200) < 0.5, 0xC0, 0x40)
+    for head in heads:
+        crc = 0xFFFF
+        for bit in np.unpackbits(np.concatenate([head[2:4], head[6 : 6 + (17 if head[3] == 0xC0 else 32)]])):
+            crc = crc << 1 & 0xFFFF ^ (0x8005 if (crc >> 15) != bit else 0)
+        head[4:6] = crc >> 8, crc & 255
+    for wrong, first in ((), None), ((70,), 70), ((40, 150), 40), (range(200), None):
+        changed = heads.copy()
+        changed[list(wrong), 5] ^= 1
+        check = containers._Mp3Check(True)
+        check.check_sums(changed, np.where(changed[:, 3] == 0xC0, 17, 32), np.ones(200, bool))
+        assert check.found(0, 1152).get("damage", (None,))[0] == (None if first is None else (first - 1) * 1152 - 1152)
+
+
+def test_zeros_in_place_of_an_mp3_frame_are_named(tmp_path):
+    "The decoder gives them where it cannot decode the sound of a frame, whose side information may be intact."
+    x = np.random.default_rng(0).standard_normal(48000).astype(np.float32) * 0.1
+    data = encode("mp3", x, bitrate_mode="CONSTANT", compression_level=0.8)
+    at, rng, named = mp3_frames(data), np.random.default_rng(1), 0
+    for k in range(10, 60):
+        start = at[k] + 13  # behind head and side information
+        damaged = data[:start] + rng.bytes(at[k + 1] - start) + data[at[k + 1] :]
+        path = put(tmp_path / "a", damaged)
+        try:
+            assert longest_zeros(read_audio(path)[2000:]) < 480
+        except AudiotagError as e:
+            assert e.kind == "corrupt_data" and "damaged frame" in e.what
+            named += 1
+    assert named > 3
+
+
+@pytest.mark.parametrize("n", [12, pytest.param(150, marks=pytest.mark.long)])
+def test_no_intact_mp3_is_called_damaged(tmp_path, n):
+    "Silence of all lengths, every rate, and files that were cut out of a longer one."
+    for i in range(n):
+        rng = np.random.default_rng(i)
+        rate = int(rng.choice([8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000]))
+        x = rng.standard_normal((int(rng.uniform(0.5, 3) * rate), int(rng.integers(1, 3)))) * 10 ** -rng.uniform(0.5, 5)
+        for _ in range(rng.integers(0, 6)):
+            a = rng.integers(len(x))
+            x[a : a + int(2 ** rng.uniform(3, 13))] = 0
+        mode, level = rng.choice(["CONSTANT", "VARIABLE", "AVERAGE"]), rng.choice([0.0, 0.3, 0.6, 0.99])
+        data = encode("mp3", x.astype(np.float32), rate, bitrate_mode=mode, compression_level=level)
+        at = mp3_frames(data)
+        for part in (data, data[at[1] :], data[at[rng.integers(1, len(at) - 1)] :], data + b"TAG" + bytes(125)):
+            try:
+                assert not audio_extent(put(tmp_path / "a", part)).fault, i
+                read_audio(tmp_path / "a")
+            except AudiotagError as e:
+                assert e.kind == "zero_frames", (i, e)
+
+
 N = 2_000_000
 HOURS = {
     "empty data chunks": lambda: wav_of(*[chunk(b"data")] * (N // 8)),
