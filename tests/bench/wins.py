@@ -1,9 +1,10 @@
-"""What is each part of the winners' systems of 2025 and 2026 worth here? `python -m tests.bench.wins [--steps 120] [--folds 2] [--save]`
+"""What is each part of the winners' systems of 2025 and 2026 worth here? `python -m tests.bench.wins [--set soundscape] [--save]`
 
-Each part is added alone to the recipe before it and trained for the same number of steps on `soundscape`; its gain is measured on recordings that
-are mixed from clips of the held-out fold, window by window, with an interval over recordings. `--save` writes tests/bench/results/wins.md and
-wins.json after each part, from which the tutorial reads its table. Interrupted and called again with the same `--work` it goes on; no part begins
-after `--minutes`, and parts that were not run say so.
+Each part is added alone to the recipe before it and trained for the same number of steps. On `soundscape` its gain is measured on recordings that are
+mixed from clips of the held-out fold, window by window; on `freesound` on the curated clips of each fold, and on `rainforest` on recordings, with an
+interval over recordings (groups of near-duplicates). `--save` writes tests/bench/results/wins.md and wins.json after each part, from which the tutorial
+reads its tables; sets that are not run keep theirs. Interrupted and called again with the same `--work` it goes on; no part begins after `--minutes`,
+and parts that were not run say so.
 """
 
 import argparse
@@ -19,6 +20,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 RESULTS = Path(__file__).parent / "results"
 BASE = "a CNN with BCE"
+SETS = {  # of sample sets: (layout, metric, optimizer steps, folds, what is measured)
+    "soundscape": (
+        "birdclef2024",
+        "macro_auc",
+        160,
+        2,
+        "windows of 5 s of recordings that are mixed from held-out clips",
+    ),
+    "freesound": ("freesound2019", "lwlrap", 400, 5, "curated clips out of fold"),
+    "rainforest": ("rainforest2021", "lwlrap", 400, 5, "recordings out of fold"),
+}
 NOT_HERE = {  # parts that need what is not on this machine, or more time than this bench has
     "distillation from a frozen audio model": "needs its embeddings: `stages.*.distill`, see `train.distill`",
     "audio-pretrained backbones": "needs a checkpoint: `freesound2019_mn10`, see `models.audioset`",
@@ -27,17 +39,93 @@ NOT_HERE = {  # parts that need what is not on this machine, or more time than t
 }
 
 
-def arms(steps, folds):
-    "{part: (the part that it is compared with, recipe)}, each one change of the other."
-    from audiotag.augment.mixing import AddClips, TimeCutMix
+def of_any_set(base, staged, first, n_clips):
+    "{part: (BASE, recipe)} of the parts that every set has; `staged(first)`: the stages that begin with this one."
     from audiotag.augment.recorder import FilterAugment, FreqMixStyle
-    from audiotag.augment.spec import SpecAugment
+    from audiotag.augment.spec import MixUp, SpecAugment
+
+    def augmented(*more):
+        return BASE, base.replace(augment=(*base.augment, *more))
+
+    epochs = first.steps * first.batch_size / n_clips
+    second = first.replace(name="second_seed")  # another name draws other weights
+    return {
+        "mixup": augmented(MixUp(p=0.5)),
+        "SpecAugment": augmented(SpecAugment(p=0.5)),
+        "FilterAugment": augmented(FilterAugment(unit_db=15.0)),
+        "Freq-MixStyle": augmented(FreqMixStyle()),
+        "SWA over a third of the epochs": (
+            BASE,
+            base.replace(stages=staged(first.replace(swa=max(2, round(epochs / 3))))),
+        ),
+        "two seeds": (
+            BASE,
+            base.replace(stages=(first, second, *staged(first)[1:]), members=(first.name, second.name)),
+        ),
+    }
+
+
+def of_any_loss(base):
+    "{part: (BASE, recipe)} where the targets are labels of whole clips."
+    from audiotag.augment.mixing import TimeCutMix
+    from audiotag.models.sed import SED
+    from audiotag.train.losses import Focal, SoftAUC, SoftmaxCE
+
+    mean = base.replace(model=SED(backbone=base.model, parts=False))
+    return {
+        "soft AUC + .25 BCE": (BASE, base.replace(loss=SoftAUC())),
+        "cross-entropy on normalized labels": (BASE, base.replace(loss=SoftmaxCE())),
+        "focal BCE": (BASE, base.replace(loss=Focal())),
+        "CutMix in time": (BASE, base.replace(augment=(*base.augment, TimeCutMix()))),
+        "SED head, mean over frequency": (BASE, mean),
+        "GeM over frequency": ("SED head, mean over frequency", mean.replace(model=mean.model.replace(pool="gem"))),
+    }
+
+
+def on_freesound(steps, folds):
+    "{part: (the part that it is compared with, recipe)}, each one change of the other."
+    from audiotag.augment.mixing import AddClips
+    from audiotag.models.cnn import CNNModel1
+    from audiotag.train.recipes import freesound2019
+
+    small = freesound2019("small", plain=True)
+    first = small.stages[0].replace(train_on=("noisy", "curated"), steps=steps)
+    base = small.replace(
+        name="wins", model=CNNModel1(width=8), stages=(first,), members=(first.name,), n_folds=folds, cpus=1
+    )
+    added = base.replace(augment=(AddClips(),), features="computed")
+    return {
+        BASE: ("", base),
+        "clips added, labels united": (BASE, added),
+        **of_any_loss(base),
+        **of_any_set(base, lambda first: (first,), first, 624),
+    }
+
+
+def on_rainforest(steps, folds):
+    "As `on_freesound`; here the targets have boxes and weights, which only `SEDLoss` takes."
+    from audiotag.train.recipes import rainforest2021
+
+    small = rainforest2021("small")
+    first = small.stages[0].replace(steps=steps)
+    base = small.replace(name="wins", augment=(), stages=(first,), members=(first.name,), n_folds=folds, cpus=1)
+    alone = first.replace(train_on=("curated",), sampling=())
+    return {
+        BASE: ("", base),
+        "without rows of known absence": (BASE, base.replace(stages=(alone,))),
+        "GeM over frequency": (BASE, base.replace(model=base.model.replace(pool="gem"))),
+        "decibels in place of PCEN": (BASE, base.replace(front_end=base.front_end.replace(pcen=None))),
+        **of_any_set(base, lambda first: (first,), first, 100),
+    }
+
+
+def on_soundscape(steps, folds):
+    "As `on_freesound`."
+    from audiotag.augment.mixing import AddClips
     from audiotag.data.scapes import MixedScapes
     from audiotag.data.sampling import InverseRoot, MixPartners
     from audiotag.infer.windows import View, Windows
     from audiotag.models.cnn import CNNModel1
-    from audiotag.models.sed import SED
-    from audiotag.train.losses import Focal, SoftAUC, SoftmaxCE
     from audiotag.train.recipes import birdclef2024, student_rounds
     from audiotag.train.settings import Labels
 
@@ -65,59 +153,45 @@ def arms(steps, folds):
         cpus=1,
         group_by=(),
     )
-    mean = base.replace(model=SED(backbone=base.model, parts=False))
-    gem = mean.replace(model=mean.model.replace(pool="gem"))
-    long = mean.replace(windows=Windows(frames=2 * frames, hop=frames // 2, by_frame=True, pooling="max"))
-    second = first.replace(name="second_seed")  # another name draws other weights
+    losses = of_any_loss(base)
+    mean, gem = losses.pop("SED head, mean over frequency"), losses.pop("GeM over frequency")
+    long = mean[1].replace(windows=Windows(frames=2 * frames, hop=frames // 2, by_frame=True, pooling="max"))
     shifts = tuple(View(frame_shift=s) for s in (0, -frames // 10, frames // 10))
     background = first.replace(
         train_on=("curated", "unlabeled"), sampling=(InverseRoot(), MixPartners(column=None, p=0.5))
     )
-
-    def augmented(*more):
-        return base.replace(augment=(*base.augment, *more))
-
     return {
         BASE: ("", base),
-        "clips added, labels united": (BASE, augmented(AddClips())),
-        "soft AUC + .25 BCE": (BASE, base.replace(loss=SoftAUC())),
-        "cross-entropy on normalized labels": (BASE, base.replace(loss=SoftmaxCE())),
-        "SED head, mean over frequency": (BASE, mean),
+        "clips added, labels united": (BASE, base.replace(augment=(*base.augment, AddClips()))),
+        **losses,
+        "SED head, mean over frequency": mean,
         "10 s windows, scores averaged frame by frame": ("SED head, mean over frequency", long),
         "frame-shift TTA": (
             "10 s windows, scores averaged frame by frame",
             long.replace(windows=long.windows.replace(views=shifts)),
         ),
-        "GeM over frequency": ("SED head, mean over frequency", gem),
+        "GeM over frequency": gem,
         "noisy student: windows added to every clip, united targets": (
             BASE,
             base.replace(members=(base.stages[-1].name,)),
         ),
-        "FilterAugment": (BASE, augmented(FilterAugment(unit_db=15.0))),
-        "SWA over a third of the epochs": (BASE, base.replace(stages=staged(first.replace(swa=swa_epochs(steps))))),
-        "two seeds": (
-            BASE,
-            base.replace(stages=(first, second, *staged(first)[1:]), members=(first.name, second.name)),
-        ),
         "unlabeled soundscapes as background": (BASE, base.replace(stages=staged(background))),
-        "SpecAugment": (BASE, augmented(SpecAugment(p=0.5))),
-        "Freq-MixStyle": (BASE, augmented(FreqMixStyle())),
-        "CutMix in time": (BASE, augmented(TimeCutMix())),
-        "focal BCE": (BASE, base.replace(loss=Focal())),
+        **of_any_set(base, staged, first, 130),
     }
 
 
-def swa_epochs(steps):
-    "A third of the epochs of a fold: about 130 clips, 16 in a batch."
-    return max(2, steps // 8 // 3)
-
-
 def scores_of(run, *stages):
-    "(truth, probabilities, recordings) of the mixed recordings of all folds; the mean over stages."
+    """(truth, probabilities, recordings) of the mixed recordings of all folds, or of the curated clips out of fold; the
+    mean over stages."""
     import numpy as np
     import pandas as pd
 
+    from audiotag.data.competitions import targets
+
     folds = range(run.recipe.n_folds)
+    if not run.recipe.mixed:
+        clips = run.clips[run.clips.source == "curated"]
+        return targets(clips, run.classes) > 0, run.oof(*stages).loc[clips.clip_id].to_numpy(), clips.group.to_numpy()
     tables = [pd.concat([pd.read_parquet(run.fold_path(s, k) / "mixed.parquet") for k in folds]) for s in stages]
     truth = tables[0][[f"truth {c}" for c in run.classes]].to_numpy() > 0.5
     p = np.mean([t[[f"p {c}" for c in run.classes]].to_numpy(np.float64) for t in tables], axis=0)
@@ -142,31 +216,35 @@ def shifted_scores(run, recipe, stage):
 
 
 def train(work, data, name, recipe):
-    "A finished run of a part."
+    "A finished run of a part, with the folds of the first one; features are computed once for each front end."
     from audiotag.data.competitions import load_competition
-    from audiotag.train.run_folder import open_run, run_stages
+    from audiotag.train.run_folder import RunFolder, open_run, run_stages
 
-    slug = "".join(c if c.isalnum() else "-" for c in name).strip("-")
-    competition = load_competition(data, "birdclef2024")
-    run = open_run(work / slug, recipe, competition, store=work / "store")
+    def slug(name):
+        return "".join(c if c.isalnum() else "-" for c in name).strip("-")
+
+    store = f"store-{recipe.features}-{recipe.front_end.hash[:8]}"
+    folds_of = None if name == BASE else RunFolder(work / slug(BASE))
+    competition = load_competition(data, recipe.layout)
+    run = open_run(work / slug(name), recipe, competition, store=work / store, folds_of=folds_of)
     return run_stages(run, until=recipe.members[-1])
 
 
-def gain(truth, p, before, recordings, *, draws=1000):
-    "(gain in macro-AUC, low, high) with a 95 % interval over recordings."
+def gain(metric, truth, p, before, recordings, *, draws=1000):
+    "(gain, low, high) with a 95 % interval over recordings."
     import numpy as np
 
     from audiotag.core.metrics import METRICS
     from audiotag.core.seeding import rng
 
-    auc, g = METRICS["macro_auc"], rng(0, "wins")
+    score, g = METRICS[metric], rng(0, "wins")
     rows = [np.flatnonzero(recordings == r) for r in dict.fromkeys(recordings)]
     found = []
     for _ in range(draws):
         i = np.concatenate([rows[k] for k in g.integers(len(rows), size=len(rows))])
-        found.append(auc(truth[i], p[i]) - auc(truth[i], before[i]))
+        found.append(score(truth[i], p[i]) - score(truth[i], before[i]))
     low, high = np.nanpercentile(found, (2.5, 97.5))
-    return float(auc(truth, p) - auc(truth, before)), float(low), float(high)
+    return float(score(truth, p) - score(truth, before)), float(low), float(high)
 
 
 def scored(work, data, name, beside, recipe, of_beside):
@@ -186,12 +264,13 @@ def scored(work, data, name, beside, recipe, of_beside):
     return *scores_of(run, *recipe.members), float(seconds / 60)
 
 
-def measured(work, data, steps, folds, minutes, save):
+def measured(work, data, name_of_set, steps, folds, minutes, save):
     """A row for each part: part, beside, score, gain, low, high, minutes, note. `save` is called with the rows and facts
     after each of them."""
     from audiotag.core.metrics import METRICS
 
-    parts, scores, began = arms(steps, folds), {}, time.process_time()
+    made = {"soundscape": on_soundscape, "freesound": on_freesound, "rainforest": on_rainforest}[name_of_set]
+    parts, scores, began, metric = made(steps, folds), {}, time.process_time(), SETS[name_of_set][1]
     rows = {
         name: dict(part=name, beside=beside, score=None, gain=None, low=None, high=None, minutes=None)
         | dict(note="not run: the time that this bench was given was over")
@@ -205,12 +284,12 @@ def measured(work, data, steps, folds, minutes, save):
         of_beside = parts[beside][1] if beside else None
         truth, p, recordings, row["minutes"] = scored(work, data, name, beside, recipe, of_beside)
         scores[name], row["note"] = p, ""
-        row["score"] = float(METRICS["macro_auc"](truth, p))
+        row["score"] = float(METRICS[metric](truth, p))
         if beside:
-            row["gain"], row["low"], row["high"] = gain(truth, p, scores[beside], recordings)
+            row["gain"], row["low"], row["high"] = gain(metric, truth, p, scores[beside], recordings)
             row["note"] = verdict(row)
         print(f"{name}: {row['score']:.3f} {row['note']} ({row['minutes']:.1f} minutes)", flush=True)
-        save(list(rows.values()), dict(windows=len(truth), recordings=len(set(recordings))))
+        save(list(rows.values()), dict(rows_scored=len(truth), recordings=len(set(recordings))))
 
 
 def verdict(row):
@@ -220,37 +299,43 @@ def verdict(row):
     return "hurts" if row["high"] < 0 else "the interval holds 0"
 
 
-def as_markdown(found):
-    "The page of results."
-    head = f"""# What is each part of the winners' systems worth here?
+HEAD = """# What is each part of the winners' systems worth here?
 
-`{found["command"]}`, {found["date"]}, one core of {found["machine"]}, {found["minutes"]:.0f} minutes of training while other work ran beside it.
-`soundscape` sample set, {found["folds"]} folds, {found["steps"]} steps of 16 clips for each training, one seed.
-
-**What it is measured on.** Macro-AUC of {found["windows"]} windows of 5 s in {found["recordings"]} recordings, which are mixed from clips of the held-out fold over
-noise like that of the unlabeled soundscapes. Intervals are over recordings; what another seed would change is not in them. Networks this small, trained this briefly
-on 200 clips, say whether a part works here, and not what it is worth to a system that was trained for days.
-
-| part | added to | macro-AUC | gain (95 %) | minutes | |
-|---|---|---|---|---|---|
+Written by `python -m tests.bench.wins --save`. Each part is added alone to the part in *added to* and trained for the same number of steps. Intervals
+(95 %) are over recordings, or groups of near-duplicates; what another seed would change is not in them. Networks this small, trained this briefly on a few
+hundred clips, say whether a part works here, and not what it is worth to a system that was trained for days.
 """
-    lines = []
-    for r in found["rows"]:
-        if r.get("score") is None:
-            lines.append(f"| {r['part']} | {r['beside']} | – | – | – | {r['note']} |")
-            continue
-        change = "" if r["gain"] is None else f"{r['gain']:+.3f} ({r['low']:+.3f} … {r['high']:+.3f})"
-        lines.append(
-            f"| {r['part']} | {r['beside']} | {r['score']:.3f} | {change} | {r['minutes']:.1f} | {r['note']} |"
-        )
-    return head + "\n".join(lines) + "\n"
+
+
+def as_markdown(sets):
+    "The page of results of all sets that were run."
+    lines = [HEAD]
+    for name, found in sets.items():
+        lines.append(f"""## `{name}`
+
+`{found["command"]}`, {found["date"]}, one core of {found["machine"]}, {found["minutes"]:.0f} minutes of training while other work ran beside it:
+{found["folds"]} folds, {found["steps"]} steps of each training. Measured on {found["rows_scored"]} {SETS[name][4]} ({found["recordings"]} recordings or groups).
+
+| part | added to | {found["metric"]} | gain (95 %) | minutes | |
+|---|---|---|---|---|---|""")
+        for r in found["rows"]:
+            if r.get("score") is None:
+                lines.append(f"| {r['part']} | {r['beside']} | – | – | – | {r['note']} |")
+                continue
+            change = "" if r["gain"] is None else f"{r['gain']:+.3f} ({r['low']:+.3f} … {r['high']:+.3f})"
+            lines.append(
+                f"| {r['part']} | {r['beside']} | {r['score']:.3f} | {change} | {r['minutes']:.1f} | {r['note']} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
 
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--steps", type=int, default=120, help="optimizer steps of a training")
-    ap.add_argument("--folds", type=int, default=2)
-    ap.add_argument("--minutes", type=float, default=25, help="of processor time; no part begins after them")
+    ap.add_argument("--set", choices=SETS, default="soundscape", help="sample set (default: soundscape)")
+    ap.add_argument("--steps", type=int, help="optimizer steps of a training; default: as SETS says")
+    ap.add_argument("--folds", type=int, help="default: as SETS says")
+    ap.add_argument("--minutes", type=float, default=30, help="of processor time; no part begins after them")
     ap.add_argument("--work", help="folder for runs, to go on later; default: a temporary one")
     ap.add_argument("--save", action="store_true", help="write tests/bench/results/wins.md and wins.json")
     o = ap.parse_args()
@@ -259,7 +344,9 @@ def main():
     from audiotag.core.files import write_text
     from tests.conftest import sample_folder
 
-    data, reason = sample_folder("soundscape")
+    _, metric, steps, folds, _ = SETS[o.set]
+    steps, folds = o.steps or steps, o.folds or folds
+    data, reason = sample_folder(o.set)
     if data is None:
         raise SystemExit(f"skipped: {reason}")
 
@@ -267,22 +354,26 @@ def main():
 
     def save(rows, facts):
         found = dict(
-            command=f"python -m tests.bench.wins --steps {o.steps} --folds {o.folds} --save",
+            command=f"python -m tests.bench.wins --set {o.set} --steps {steps} --folds {folds} --save",
             date=str(datetime.date.today()),
             machine=platform.machine(),
             minutes=sum(r.get("minutes") or 0 for r in rows),
-            steps=o.steps,
-            folds=o.folds,
+            metric=metric,
+            steps=steps,
+            folds=folds,
             **facts,
             rows=rows,
         )
-        write_text(Path(o.work or temporary) / "wins.md", as_markdown(found))
+        write_text(Path(o.work or temporary) / "wins.md", as_markdown({o.set: found}))
         if o.save:
-            write_text(RESULTS / "wins.md", as_markdown(found))
-            write_text(RESULTS / "wins.json", json.dumps(found, indent=1) + "\n")
+            path = RESULTS / "wins.json"
+            sets = {**json.loads(path.read_text()), o.set: found}
+            sets = {name: sets[name] for name in SETS if name in sets}
+            write_text(path, json.dumps(sets, indent=1) + "\n")
+            write_text(RESULTS / "wins.md", as_markdown(sets))
 
     with tempfile.TemporaryDirectory() as temporary:
-        measured(Path(o.work or temporary), data, o.steps, o.folds, o.minutes, save)
+        measured(Path(o.work or temporary), data, o.set, steps, folds, o.minutes, save)
         print((Path(o.work or temporary) / "wins.md").read_text())
 
 
