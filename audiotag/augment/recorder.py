@@ -23,7 +23,7 @@ class FilterAugment(Augment):
     max_ranges: int = 6  # most ranges of bands
     min_bands: int = 6  # narrowest range; narrower where the spectrogram has too few bands
     shape: str = "linear"  # 'linear': from gain to gain over the bands; 'step': constant in each range
-    unit_db: float = 1.0  # decibels of one unit of x: 1 for spectrograms in decibels
+    unit_db: float = 1.0  # decibels of one unit of x: 1 for spectrograms in decibels, about 15 for standardized ones
 
     def check(self):
         super().check()

@@ -33,6 +33,8 @@ from ..core.seeding import derive_seed, rng
 from ..core.memory import keep_memory
 from ..core.metrics import METRICS, per_clip_lwlrap
 from ..core.targets import Targets
+from ..audio.features import front_end_parts
+from ..augment.recorder import FilterAugment
 from ..data.competitions import CLIP_COLUMNS, read_taxonomy, recordings, targets
 from ..data.folds import TRAINING, given_folds, join_groups, make_folds
 from ..data.sampling import MixPartners, epoch_draw
@@ -462,6 +464,19 @@ def _require_sound(clips: pd.DataFrame, features, root):
         )
 
 
+def _require_units(recipe: Recipe):
+    "Raise `AudiotagError` if gains in decibels would be added to spectrograms that a scaling made of other units."
+    augments = [a for s in (recipe, *recipe.stages) for a in s.augment or ()]
+    scaled = [fe.scaling for fe in front_end_parts(recipe.front_end) if fe.scaling is not None]
+    if scaled and any(isinstance(a, FilterAugment) and a.unit_db == 1 for a in augments):
+        std = getattr(scaled[0], "std", 15)
+        raise AudiotagError(
+            f"{type(scaled[0]).__name__} scales the spectrograms, so one unit of them is not one decibel",
+            field="FilterAugment.unit_db",
+            fix=f"give the decibels of one unit, such as unit_db={std:g}",
+        )
+
+
 def open_run(
     folder,  # made if missing
     recipe: Recipe,
@@ -484,6 +499,8 @@ def open_run(
         require_same(
             Run(folder).planned, recipe, where=folder, fix="use another --run folder, or the settings it was begun with"
         )
+    else:
+        _require_units(recipe)
     rows, stored = trainable_clips(competition.clips, recipe)
     if recipe.mixed:
         background_files(recipe.mixed, rows)  # raises before anything is trained

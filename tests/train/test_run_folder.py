@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tests.tiny import SETS
 
+from audiotag.augment.recorder import FilterAugment
 from audiotag.augment.spec import MixUp
 from audiotag.augment.wave import Gain, Noise
 from audiotag.data.competitions import load_competition, targets
@@ -280,6 +281,26 @@ def test_copies_share_a_fold_and_a_begun_run_keeps_its_folds(tmp_path, capfd):
     again = open_run(tmp_path / "run", recipe, competition)
     assert list(again.rows.fold) == list(old.fold) and list(again.rows.group) == list(old.clip_id)
     assert "near-duplicates" not in capfd.readouterr().err, "they are not searched again"
+
+
+def test_gains_in_decibels_are_refused_where_a_unit_is_not_a_decibel(tmp_path):
+    "Six standard deviations are no gain of 6 dB. A run that was begun with them still opens."
+    root = make_competition(tmp_path / "data", n_curated=12, n_noisy=0, n_test=1)
+    comp = load_competition(root, "freesound2019")
+    changes = ["n_folds=2", "stages.*.epochs=1"]
+    recipe = get_recipe("freesound2019", scale="small", changes=changes)
+    recipe = recipe.replace(
+        stages=(recipe.stages[0].replace(train_on=("curated",)),), members=("noisy",), augment=(FilterAugment(),)
+    )
+    with pytest.raises(AudiotagError, match="Standardize scales .*unit_db=15"):
+        open_run(tmp_path / "run", recipe, comp)
+    stated = recipe.replace(augment=(FilterAugment(unit_db=15.0),))
+    folder = open_run(tmp_path / "run", stated, comp).folder
+    stored = read_json(folder / "recipe.json")
+    write_json(folder / "recipe.json", {**stored, "recipe": recipe.to_dict()})
+    assert open_run(folder, recipe, comp).recipe.augment == (FilterAugment(),)
+    unscaled = recipe.replace(front_end=recipe.front_end.replace(scaling=None))
+    open_run(tmp_path / "decibels", unscaled, comp)
 
 
 def test_a_training_set_that_is_all_silent_is_an_error_at_the_start(tmp_path):
