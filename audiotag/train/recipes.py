@@ -219,10 +219,10 @@ def universal2020(
         return Recipe(
             name="universal2020",
             front_end=front_end,
-            augment=(*augment, Noise(p=0.5)),
+            augment=(*augment, Noise(p=0.5), SpecAugment(p=0.5), MixUp(p=0.5)),  # see tests/bench/results/score.md
             loss=SoftmaxCE(label_smoothing=0.1),
             model=CNNModel1(width=16),
-            stages=(Stage(epochs=24, lr=3e-3, batch_size=64, **stage),),
+            stages=(Stage(epochs=40, lr=3e-3, batch_size=64, **stage),),
             windows=Windows(frames=frames, hop=frames, views=changed if tta else (View(),)),
             **common,
         )
