@@ -126,6 +126,17 @@ def test_a_notebook_is_a_lesson(path):
     assert "import *" not in "\n".join(cells(path))
 
 
+@pytest.mark.parametrize("path", LESSONS, ids=lambda p: p.stem)
+def test_a_docstring_of_a_module_names_what_is_in_it(path):
+    "It is the notebook's subtitle: sentences on one line, with the main functions or classes."
+    source = (REPO / "audiotag" / module_of(path).replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    public = next(node for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "__all__")
+    doc = ast.get_docstring(tree)
+    assert doc.endswith(".") and len(source.splitlines()[0]) <= 120
+    assert set(re.findall(r"`(\w+)`", doc)) & set(ast.literal_eval(public.value)), "name a function or a class of it"
+
+
 def test_export_is_in_sync_and_notebooks_are_clean(tmp_path):
     for name in ("settings.ini", "setup.py", "README.md"):
         shutil.copy(REPO / name, tmp_path)

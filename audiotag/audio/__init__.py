@@ -1,1 +1,1 @@
-"From a recording to what a network takes: reading, front ends, fingerprints, and synthesized sounds for examples and tests."
+"From a recording to what a network takes: reading, front ends, fingerprints, and synthesized sounds."

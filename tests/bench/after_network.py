@@ -80,7 +80,7 @@ def scored_worlds(data):
         for w, scores in zip(WORLDS, p):
             names, truth = [n for n, _, t in asked[w] for _ in t], np.concatenate([t for _, _, t in asked[w]])
             parts[w].append((scores, truth, np.array(names), np.full(len(truth), k)))
-        say(f"fold {k + 1}/{FOLDS}")
+        say(f"fold {k} (of {FOLDS})")
     return {w: tuple(map(np.concatenate, zip(*part))) for w, part in parts.items()}, read_taxonomy(clips, comp.classes)
 
 

@@ -93,7 +93,7 @@ def watched(run):
     made = []
     opened = growth(lambda: made.append(Run(run)))
     run, stage = made[0], made[0].recipe.stages[0]
-    trained = growth(lambda: train_stage_fold(run, stage, 0, "fold 1/10,"))
+    trained = growth(lambda: train_stage_fold(run, stage, 0, "fold 0 (of 10),"))
     scored = growth(lambda: score_fold(run, stage.name, 0))
     end.set()
     print("RESULT", *opened, *trained, *scored)

@@ -119,7 +119,7 @@ def test_what_is_finished_is_not_trained_again(data, whole, tmp_path):
         (run / "4-certain" / "fold-1" / gone).unlink()
     again = called(*train_words(data, run))
     said = [line for line in again.stderr.splitlines() if "epoch" in line]
-    assert said and all("certain, fold 2/2" in line for line in said), again.stderr
+    assert said and all("certain, fold 1 (of 2)" in line for line in said), again.stderr
 
 
 # --- out of fold ---------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from audiotag.infer.bundle import (
     seal,
 )
 from audiotag.core.errors import AudiotagError
-from audiotag.core.config import Config
+from audiotag.models.blocks import NetworkSettings
 from audiotag.core.files import read_json, write_json
 from audiotag.audio.features import GlobalFeatures, Joined, Length, LogMel, Standardize, Waveform
 from audiotag.models.cnn import CNNModel1
@@ -130,7 +130,7 @@ def joined_net():
             return self.c(torch.cat([self.a(x).amax((2, 3)), self.b(segments[:, 0]).mean(1), length[:, 0, 0]], 1))
 
     @dataclass(frozen=True, kw_only=True)
-    class ThreeInputs(Config):
+    class ThreeInputs(NetworkSettings):
         def build(self, n_classes):
             return Net(n_classes)
 

@@ -17,7 +17,7 @@ from torch import nn
 import audiotag.infer.openvino_graphs as ovmod
 from audiotag.infer.bundle import Bundle, _size_and_hash, _compute_seal, seal
 from audiotag.core.errors import AudiotagError
-from audiotag.core.config import Config
+from audiotag.models.blocks import NetworkSettings
 from audiotag.core.files import read_json, write_json
 from audiotag.core.seeding import rng
 from audiotag.audio.features import GlobalFeatures, Joined, LogMel, Standardize
@@ -210,7 +210,7 @@ class TwoInputs(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoInputsSettings(Config):
+class TwoInputsSettings(NetworkSettings):
     def build(self, n_classes):
         return TwoInputs(n_classes)
 

@@ -136,8 +136,8 @@ def test_graphs_that_are_no_members(tmp_path):
         ("Sub", ["s", "m"], ["d"]),
         ("MatMul", ["d", "w"], ["logits"]),
     ]
-    refused("in a batch than alone", nodes=mean, outputs={"logits": ["n", 5]})
-    refused("not one row of numbers a window", nodes=[("MatMul", ["w", "wave"], ["logits"])], outputs={"logits": [SAMPLES, SAMPLES]},
+    refused("different numbers in a batch and alone", nodes=mean, outputs={"logits": ["n", 5]})
+    refused("not one row of numbers per window", nodes=[("MatMul", ["w", "wave"], ["logits"])], outputs={"logits": [SAMPLES, SAMPLES]},
             constants={"w": np.ones((3, SAMPLES, 1), np.float32)}, inputs={"wave": [1, SAMPLES]})  # fmt: skip
     (tmp_path / "b.onnx").write_bytes(b"no graph")
     with pytest.raises(AudiotagError, match="OpenVINO cannot read it"):

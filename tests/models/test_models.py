@@ -396,6 +396,10 @@ def test_recurrent_branch_is_its_equations():
         np.testing.assert_allclose(got.detach().numpy(), y.max(0), atol=1e-5)
 
 
+def pool_each(x, mode, size, stride):
+    return torch.from_numpy(np.stack([pool_in_words(o.numpy(), mode, size, stride) for o in x]))
+
+
 def wave_in_words(net, settings, x, statistics=None, length=None):
     "The second system's network in eval mode, from the numbers in the state dict only."
     params = iter((k, v) for k, v in net.state_dict().items() if not k.startswith("beside"))
@@ -413,9 +417,6 @@ def wave_in_words(net, settings, x, statistics=None, length=None):
         w1, b1, w2, b2 = take(4)
         return x * torch.sigmoid((x.mean((2, 3)) @ w1.T + b1).clamp(min=0) @ w2.T + b2)[:, :, None, None]
 
-    def pool(x, mode, size, stride):
-        return torch.from_numpy(np.stack([pool_in_words(o.numpy(), mode, size, stride) for o in x]))
-
     def conv(x):
         w, b = take(2)
         return F.conv2d(x, w, b, padding=1)
@@ -424,12 +425,12 @@ def wave_in_words(net, settings, x, statistics=None, length=None):
     for size in (2, 2, 3, None):
         x = excite(norm(conv(x)))
         if size:
-            x = pool(x, settings.pools[0], 3, 1)
+            x = pool_each(x, settings.pools[0], 3, 1)
         y = excite(norm(conv(x)))
         if settings.concat:
             w, b = take(2)
             y = torch.einsum("oi,nift->noft", w[:, :, 0, 0], torch.cat([x, y], 1)) + b[:, None, None]
-        x = pool(y, settings.pools[1], size, 2) if size else y
+        x = pool_each(y, settings.pools[1], size, 2) if size else y
     n, c, f, t = x.shape
     # the entrant's axes: frames, bands, channels
     x = x.permute(0, 3, 2, 1).reshape(n, t, f // 2, 2 * c).amax(1).mean(1)

@@ -395,7 +395,7 @@ def test_the_report_counts_clips_and_draws_curves_with_a_legend(path, run):
         assert counts[source].to_dict() == {c: labels.count(c) for c in run.classes}
     text = path.read_text(encoding="utf-8")
     assert "noisy clips</button>" in text and "Precision and recall" in text and "all classes together (AP" in text
-    for word in ("fold 1", "fold 2", "learning rate, last batch", "lwlrap, validation"):
+    for word in ("fold 0", "fold 1", "learning rate, last batch", "lwlrap, validation"):
         assert word in text
     entry = json.loads((run.fold_path("noisy", 0) / "history.json").read_text())[-1]
     assert 0 < entry["lr"] < run.recipe.stages[0].lr

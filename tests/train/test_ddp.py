@@ -126,7 +126,7 @@ def test_in_a_worker(begin, whole, capfd):
         made.run(fold_jobs(run, [("noisy", 0)]))
     assert weights(run) == whole, "the same seed and as many processes"
     said = capfd.readouterr().err
-    assert said.count("epoch 2/2") == 1 and "stage 1/4 noisy, fold 1/2, epoch 1/2: loss" in said, (
+    assert said.count("epoch 2/2") == 1 and "stage 1/4 noisy, fold 0 (of 2), epoch 1/2: loss" in said, (
         "number 0 alone speaks, through its worker too"
     )
     assert "no GPU here: 2 processes share the CPU" in said or torch.cuda.is_available()

@@ -255,7 +255,7 @@ def test_a_killed_driver_goes_on_where_it_stopped(way, home, begin, whole, reque
     again = subprocess.run(command(home, run, *words), capture_output=True, text=True, env=ENV, timeout=200)
     assert again.returncode == 0, again.stderr[-3000:]
     # the other fold may have been slower, and in its first stage yet
-    assert "stage 1/4 noisy, fold 2/2" not in again.stderr and content(begin(run.name)) == whole
+    assert "stage 1/4 noisy, fold 1 (of 2)" not in again.stderr and content(begin(run.name)) == whole
     left_alone(begin(run.name))
 
 
@@ -489,7 +489,7 @@ def test_a_job_that_fails_three_times_is_named_and_the_others_finish(way, begin,
     with pytest.raises(AudiotagError) as found:
         run_stages(run, engine=made)
     said = str(found.value)
-    assert "stage 2/4 curated, fold 1/2 failed 3 times" in said and "cannot write" in said and "\n" not in said
+    assert "stage 2/4 curated, fold 0 (of 2) failed 3 times" in said and "cannot write" in said and "\n" not in said
     assert (
         run.is_done("noisy", 0)
         and run.is_done("noisy", 1)

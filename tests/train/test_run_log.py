@@ -68,7 +68,7 @@ def test_losses_rate_and_metric_are_logged_and_the_weights_are_the_same(fakes, t
     for k in (0, 1):
         paths = [r.fold_path("noisy", k) / "weights.safetensors" for r in (before, run)]
         assert paths[0].read_bytes() == paths[1].read_bytes()
-    assert [w.log_dir for w in fakes.writers] == [str(run.folder / f"tensorboard/noisy-fold-{k}") for k in (1, 2)]
+    assert [w.log_dir for w in fakes.writers] == [str(run.folder / f"tensorboard/noisy/fold-{k}") for k in (0, 1)]
     for k, writer in enumerate(fakes.writers):
         named = {name: [(v, s) for n, v, s in writer.scalars if n == name] for name, _, _ in writer.scalars}
         history = read_json(run.fold_path("noisy", k) / "history.json")
@@ -79,7 +79,7 @@ def test_losses_rate_and_metric_are_logged_and_the_weights_are_the_same(fakes, t
         assert steps == sorted(set(steps)) and steps[1] == 2 * steps[0]
     begun = fakes.wandb.begun
     assert all(b["settings"] == {"quiet": True} for b in begun)
-    assert [b["name"] for b in begun] == ["run noisy fold 1", "run noisy fold 2"] and fakes.wandb.ended == 2
+    assert [b["name"] for b in begun] == ["run noisy fold 0", "run noisy fold 1"] and fakes.wandb.ended == 2
     assert {b["mode"] for b in begun} == {"offline"} and {b["group"] for b in begun} == {"run"}
     logged = {name for values in fakes.wandb.logged for name in values}
     assert {"train_loss", "valid_loss", "lwlrap", "lr_0"} <= logged

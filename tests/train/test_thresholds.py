@@ -11,7 +11,8 @@ from audiotag.core.files import read_json
 from audiotag.core.seeding import rng
 from audiotag.infer.bundle import Bundle, reseal
 from audiotag.infer.postprocess import NEVER, Thresholds
-from audiotag.train.thresholds import ThresholdRule, _Chooser, choose_thresholds, threshold_rule
+from audiotag.review.report import format_table
+from audiotag.train.thresholds import ThresholdRule, _Chooser, choose_thresholds, readable_thresholds, threshold_rule
 from tests.tiny import called
 
 RULES = "f1", "precision=0.7", "recall=0.6", "global:f1", "global:precision=0.7", "global:recall=0.6"
@@ -109,6 +110,8 @@ def test_a_class_with_few_clips_takes_the_common_threshold():
     found = choose_thresholds(p, truth, list("abc"), folds, draws=20)
     common = choose_thresholds(p, truth, list("abc"), folds, rule=ThresholdRule(one_for_all=True), draws=0)
     assert found.thresholds.values[2] == common.thresholds.values[0]
+    shown = format_table(readable_thresholds(found.table))
+    assert max(map(len, shown.splitlines())) <= 120 and "low" not in shown and "nan" not in shown
     assert list(found.table["chosen on"]) == ["its clips", "its clips", "all classes"]
 
 
