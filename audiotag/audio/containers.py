@@ -31,6 +31,14 @@ class Survey:
     sounding: tuple | None = None
 
 
+def _crc_table(n_bits, polynomial) -> np.ndarray:  # (256,)
+    "What each value of a byte adds to a checksum."
+    table = np.arange(256) << n_bits - 8
+    for _ in range(8):
+        table = table << 1 & 2**n_bits - 1 ^ np.where(table >> n_bits - 1, polynomial, 0)
+    return table
+
+
 class _Bytes:
     "Random access to the bytes of an open file, read in blocks."
 
@@ -198,9 +206,10 @@ class _Link:
     def add(self, page):
         "Follow the stream with sound: its page numbers, its positions, and its checksums."
         header = self.sounds[self.stream]
-        if not self.damage and not (page.is_intact and page.number in (self.number, self.number + 1)):
-            what = f"page {self.number + 1} is missing" if page.is_intact else "a page is damaged"
-            self.damage = self.frames(), what
+        if not self.damage and not (page.is_intact and page.number == self.number + 1):
+            is_again = 0 <= page.number <= self.number
+            what = f"page {page.number} is there again" if is_again else f"page {self.number + 1} is missing"
+            self.damage = self.frames(), what if page.is_intact else "a page is damaged"
         if page.frames >= 0 and page.is_intact:
             step = page.frames - self.granule
             self.is_regular &= 0 <= step <= max(page.packets, 1) * (_samples_per_packet(header) or step)
@@ -253,6 +262,53 @@ def _ogg_ends_as_it_begins(data) -> bool:
 
 # %% ../../nbs/audio/00_containers.ipynb #c0a7000e
 _FLAC_START = re.compile(rb"fLaC[\0\x80]\0\0\x22")
+_FLAC_CRC = bytes(_crc_table(8, 0x07).tolist())
+
+
+def _flac_frame_number(head) -> int | None:
+    "The number of a frame by its first 16 bytes; None if they are not the head of one."
+    if len(head) < 6:
+        return None
+    n = 8 - (head[4] ^ 0xFF).bit_length()  # bytes of the number, which is written as a character of UTF-8
+    n_after = {6: 1, 7: 2}.get(head[2] >> 4, 0) + {12: 1, 13: 2, 14: 2}.get(head[2] & 15, 0)
+    end = 4 + max(1, n) + n_after
+    crc = 0
+    for b in head[:end]:
+        crc = _FLAC_CRC[crc ^ b]
+    if n in (1, 8) or len(head) <= end or head[end] != crc or any(b & 0xC0 != 0x80 for b in head[5 : 4 + n]):
+        return None
+    number = head[4] & (0xFF >> n + 1)
+    for b in head[5 : 4 + n]:
+        number = number << 6 | b & 63
+    return number
+
+
+def _flac_damage(data, offset, end) -> tuple:
+    """The damage of a FLAC file whose frames are of one length, which are numbered: libsndfile gives zeros in place of
+    one that is missing, and takes one that is there again."""
+    size = int.from_bytes(data.at(offset + 8, 2), "big")
+    if size != int.from_bytes(data.at(offset + 10, 2), "big"):
+        return ()
+    at, is_last = offset + 4, False
+    while not is_last and at < end:
+        is_last, at = data.at(at, 1) >= b"\x80", at + 4 + int.from_bytes(data.at(at + 1, 3), "big")
+    first = data.at(at, 4)
+    if len(first) < 4 or first[:2] != b"\xff\xf8":
+        return ()
+    # those that are like the first one but for how channels are joined
+    last = bytes(first[3] & 15 | channels << 4 for channels in range(16))
+    pattern = re.compile(re.escape(first[:3]) + b"[" + re.escape(last) + b"]", re.DOTALL)
+    n, begin = 0, _flac_frame_number(data.at(at, 16))  # not 0 in a file that was cut out of a longer one
+    while begin is not None and 0 <= (at := data.find(pattern, at + 1)) < end:
+        found = _flac_frame_number(data.at(at, 16))
+        if found is None:
+            continue
+        n += 1
+        if found != begin + n:
+            is_again = begin <= found < begin + n
+            what = f"frame {found} is there again" if is_again else f"frame {begin + n} is damaged or missing"
+            return n * size, what
+    return ()
 
 
 def _survey_flac(data, offset, is_quick):
@@ -261,7 +317,9 @@ def _survey_flac(data, offset, is_quick):
     starts, at = [offset], offset
     while (at := data.find(_FLAC_START, at + 1, 8)) >= 0:
         starts.append(at)
-    return _joined(data, starts) if len(starts) > 1 else Survey()
+    if len(starts) == 1:
+        return Survey(damage=_flac_damage(data, offset, data.size))
+    return _joined(data, starts)
 
 # %% ../../nbs/audio/00_containers.ipynb #c0a70010
 _KBIT = {  # by (is MPEG 1, layer)
@@ -328,11 +386,7 @@ def _stated_frames(frame) -> int | None:
 _HEAD = 38  # bytes of a frame that are looked at: header, checksum and side information
 DAMAGED_FRAME = "a damaged frame of its sound"
 _SIDE_INFO = {(True, 1): 17, (True, 2): 32, (False, 1): 9, (False, 2): 17}  # (is MPEG 1, channels) -> bytes
-_CRC = np.zeros(256, np.int64)  # of 16 bits, as a table
-for _i in range(256):
-    _CRC[_i] = _i << 8
-    for _ in range(8):
-        _CRC[_i] = _CRC[_i] << 1 & 0xFFFF ^ (0x8005 if _CRC[_i] & 0x8000 else 0)
+_CRC = _crc_table(16, 0x8005)
 
 
 def _number(bits, first, n) -> np.ndarray:

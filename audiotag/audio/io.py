@@ -1000,7 +1000,7 @@ def _ends_as_stated(reader) -> bool:
 def _count_frames(reader) -> tuple:  # (frames, fault)
     "The frames that can be decoded from the start, and why the sound ends there; '' if it is its end."
     n, fault = reader.survey.damage or (_UNKNOWN_LENGTH, "")
-    if reader.survey.damage and not reader.survey.packets:
+    if reader.survey.damage and not reader.survey.packets and len(reader.survey.streams) < 2:
         return n, fault
     stated = reader.length
     if not reader.survey.packets and stated < _UNKNOWN_LENGTH and reader.survey.is_length_known:

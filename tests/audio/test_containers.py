@@ -531,6 +531,59 @@ def test_no_intact_mp3_is_called_damaged(tmp_path, n):
                 assert e.kind == "zero_frames", (i, e)
 
 
+# --- frames of flac ---------------------------------------------------------------------------------
+
+
+def flac_frames(data) -> list:
+    "Beginnings of the frames, found by their heads as a decoder finds them, and the end."
+    heads = [i for i in range(42, len(data)) if data[i : i + 2] == b"\xff\xf8"]
+    return [i for i in heads if containers._flac_frame_number(data[i : i + 16]) is not None] + [len(data)]
+
+
+FLAC_DAMAGE = {  # from the frames 0 to 12
+    "one is missing": (lambda f: f[:5] + f[6:], 5, "frame 5 is damaged or missing"),
+    "several are missing": (lambda f: f[:5] + f[9:], 5, "frame 5 is damaged or missing"),
+    "one is there twice": (lambda f: f[:6] + f[5:], 6, "frame 5 is there again"),
+    "two are swapped": (lambda f: [*f[:5], f[7], f[6], f[5], *f[8:]], 5, "frame 5 is damaged or missing"),
+    "a head is damaged": (lambda f: [*f[:5], bytes([f[5][0], f[5][1], f[5][2] ^ 1]) + f[5][3:], *f[6:]], 5, "frame 5"),
+}
+
+
+@pytest.mark.parametrize("what", FLAC_DAMAGE)
+@pytest.mark.parametrize("codec,channels", [("flac", 1), ("flac24", 2)])
+def test_a_missing_frame_of_a_flac_is_named(tmp_path, what, codec, channels):
+    "Its decoder gives zeros in its place."
+    x = np.stack([sound(3.2)] * channels, 1) * np.linspace(1, 0.5, channels).astype(np.float32)
+    data = encode(codec, x)
+    whole, at = read_audio(put(tmp_path / "a", data)), flac_frames(data)
+    frames = [data[a:b] for a, b in zip(at, at[1:])]
+    assert len(frames) == 13
+    change, n, said = FLAC_DAMAGE[what]
+    path = put(tmp_path / "b", data[: at[0]] + b"".join(change(frames)))
+    e, found = fault(path), audio_extent(path)
+    assert e.kind == "corrupt_data" and said in e.what and said in found.fault and found.frames == n * 4096
+    assert np.array_equal(read_audio(path, end_s=found.seconds), whole[: n * 4096])
+
+
+def test_a_flac_of_thousands_of_frames_is_intact(tmp_path):
+    "Their numbers take one to three bytes; those of a file that was cut out do not begin at 0."
+    data = encode("flac", np.tile(sound(30), 22).astype(np.float32)[: 2200 * 4096])
+    at = flac_frames(data)
+    assert len(at) == 2201
+    for start in (0, 1, 100, 130, 2100):
+        path = put(tmp_path / "a", data[: at[0]] + data[at[start] :])
+        assert not containers.survey_file(path).damage
+    assert containers.survey_file(put(tmp_path / "a", data[: at[2100]] + data[at[2101] :])).damage[0] == 2100 * 4096
+
+
+def test_a_page_that_is_there_again_is_named(tmp_path):
+    for codec in ("vorbis", "opus"):
+        parts = pages(encode(codec, sound(12)))
+        k = len(parts) // 2
+        path = put(tmp_path / "a", b"".join([*parts[: k + 1], *parts[k:]]))
+        assert f"page {k} is there again" in fault(path).what and f"page {k} is there again" in audio_extent(path).fault
+
+
 N = 2_000_000
 HOURS = {
     "empty data chunks": lambda: wav_of(*[chunk(b"data")] * (N // 8)),
