@@ -410,6 +410,7 @@ def probabilities(
     *,
     activation: str = "sigmoid",  # 'sigmoid' for several labels per clip, 'softmax' for one
     batch_size: int = 64,
+    dtype=None,  # such as torch.bfloat16, in which the network computes under autocast; None: float32
 ) -> np.ndarray:  # (n, classes) float32, or whatever shape the logits have
     "The network's probabilities of each window; raises `AudiotagError` if they are not finite."
     import torch
@@ -422,7 +423,7 @@ def probabilities(
         return part.to(device).contiguous(memory_format=torch.channels_last)
 
     out = []
-    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+    with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
         for start in range(0, len(inputs[0]), batch_size):
             logits = model(*(tensor(o, start) for o in inputs)).float()
             out.append((logits.sigmoid() if activation == "sigmoid" else logits.softmax(1)).cpu().numpy())
@@ -452,10 +453,11 @@ def score_clips(
     activation: str = "sigmoid",
     batch_size: int = 64,
     fill: float | None = None,  # of the front end
+    dtype=None,  # as for `probabilities`
 ) -> Iterator:  # pairs (clip_id, (models, classes) float32), of `Spans` (name, (models, rows, classes))
     "Score each clip with each model; the windows are cut once for all models."
     models = [scoring_network(m, windows) for m in models]
     for owners, x in batches(clips, windows, batch_size=batch_size, fill=fill):
-        p = [probabilities(m, x, activation=activation, batch_size=batch_size) for m in models]
+        p = [probabilities(m, x, activation=activation, batch_size=batch_size, dtype=dtype) for m in models]
         for pooled in zip(*(pool_clips(o, owners, windows) for o in p)):
             yield pooled[0][0], np.stack([score for _, score in pooled])

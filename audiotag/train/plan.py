@@ -119,14 +119,14 @@ def _stand_in(run: Run, n: int) -> tuple:  # a `Run` in no folder yet, its only 
     return small, stage
 
 # %% ../../nbs/train/18_plan.ipynb #7d4f0008
-def _seconds_per_clip(run: Run, stage: str, ids) -> float:
+def _seconds_per_clip(run: Run, stage: str, ids, dtype=None) -> float:
     "What scoring a clip takes, without the time in which the network is loaded."
     if not len(ids):
         return 0.0
     seconds = []
     for part in (ids[:1], ids):
         began = time.perf_counter()
-        run.predict(stage, 0, part)
+        run.predict(stage, 0, part, dtype=dtype)
         seconds.append(time.perf_counter() - began)
     return max(seconds[1] - seconds[0], seconds[1] / len(ids) / 10) / max(1, len(ids) - 1)
 
@@ -154,7 +154,7 @@ def measure_pace(
             score = _seconds_per_clip(small, stage.name, list(small.clips.clip_id[:8]))
             places = run.places if unlabeled else {}
             small._places = {**small.places, **places}
-            score_unlabeled = _seconds_per_clip(small, stage.name, unlabeled)
+            score_unlabeled = _seconds_per_clip(small, stage.name, unlabeled, run.teaching_dtype())
     finally:
         torch.set_num_threads(threads)
     batch = float(np.median(watch.batch_s[1:] or watch.batch_s))

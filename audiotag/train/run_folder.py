@@ -255,6 +255,7 @@ class Run(RunFolder):
         clip_ids,
         *,
         label: str = "",  # of progress lines; '': none
+        dtype=None,  # as for `audiotag.infer.windows.probabilities`
     ) -> pd.DataFrame:  # index clip_id, one column per class
         "Probabilities of any clips by one model of the run."
         model = self.model(stage, fold).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -266,10 +267,19 @@ class Run(RunFolder):
             self.recipe.windows,
             activation=self.recipe.activation,
             fill=self.recipe.front_end.fill,
+            dtype=dtype,
         )
         for i, by_model in progress(scores, label=label, total=len(ids)) if label else scores:
             p[i] = by_model[0]
         return pd.DataFrame(p, pd.Index(ids, name="clip_id"), list(self.classes))
+
+    def teaching_dtype(self):
+        """The type in which networks score the clips that they teach others about: bf16 where they are trained in it,
+        else None, which is float32; float16 may overflow."""
+        from audiotag.train.fit import autocast_dtype
+
+        dtype = autocast_dtype(self.recipe.precision, "cuda" if torch.cuda.is_available() else "cpu")
+        return dtype if dtype is torch.bfloat16 else None
 
     def _scoring_inputs(self, ids):
         """Yield (position in `ids`, inputs) for scoring; with `Windows.by_frame` segments of a recording come together,
@@ -560,10 +570,12 @@ def taught_predictions(
 ) -> pd.DataFrame:  # index clip_id, one column per class
     """The mean predictions by which the models of a run teach a student. The student of a fold is taught by that fold's
     own models, which have not seen the clips that it is scored on. A student of `ALL_FOLDS`, which is not scored, is
-    taught about each clip by the models of the fold that did not see it, and about a clip in no fold by all of them."""
+    taught about each clip by the models of the fold that did not see it, and about a clip in no fold by all of them.
+    Where the networks are trained in bf16, they teach in it: probabilities change in the third decimal."""
+    dtype = self.teaching_dtype()
 
     def mean(ids, folds):
-        predictions = [self.predict(s, k, ids, label=label) for s in stages for k in folds]
+        predictions = [self.predict(s, k, ids, label=label, dtype=dtype) for s in stages for k in folds]
         return sum(predictions) / len(predictions)
 
     if fold != ALL_FOLDS:

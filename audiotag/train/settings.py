@@ -373,7 +373,7 @@ class Recipe(Config):
     refit: bool = added(False)
     # what clips of one fold share: the recording (near-duplicates), the author, the site; see `audiotag.data.folds`
     group_by: tuple[str, ...] = added(GROUP_BY)
-    precision: str = "auto"  # of training; see `audiotag.train.fit.autocast_dtype`
+    precision: str = "auto"  # of training and of teachers; see `audiotag.train.fit.autocast_dtype`
     compile: str = ""  # a backend of torch.compile for training, such as 'inductor'; '': none
     keep_memory: bool = True  # see `audiotag.core.memory.keep_memory`
     # where features are computed from waves: store those of unlabeled clips, too, which every fold and round scores

@@ -49,6 +49,7 @@ from audiotag.train.run_folder import (
 from audiotag.audio.synth import make_soundscapes
 
 TINY = [
+    "precision=fp32",  # teachers compute in it, too, and are compared with what is predicted
     "model.width=2",
     "front_end.n_mels=32",
     "front_end.hop_length=1280",

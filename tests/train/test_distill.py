@@ -44,6 +44,7 @@ RECIPE = Recipe(
     n_folds=2,
     group_by=(),
     cpus=1,
+    precision="fp32",
 )
 
 
@@ -161,6 +162,15 @@ def test_a_clip_in_no_fold_is_told_by_all(teacher):
     np.testing.assert_allclose(got[1], by_fold[0][1], atol=1e-6)  # its group was held out by fold 0
 
 
+def test_teachers_compute_in_the_precision_of_the_training(teacher, monkeypatch):
+    clips = teacher.rows[teacher.rows.fold == 0]
+    exact, off = teacher.predict("one", 0, clips.clip_id), {}
+    for precision in ("fp32", "fp16", "bf16"):
+        monkeypatch.setattr(teacher, "recipe", RECIPE.replace(precision=precision))
+        off[precision] = (teacher.taught_predictions(["one"], clips, 0) - exact).abs().to_numpy().max()
+    assert off["fp32"] == off["fp16"] == 0 < off["bf16"] < 0.01
+
+
 def test_a_leak_is_refused_before_and_after_training(folder, comp, teacher, student):
     recipe = student_recipe(RECIPE, [teacher.folder])
     other = make_folds(comp.clips.assign(fold=-1), n_folds=2, seed=99)
@@ -254,7 +264,10 @@ def test_unlabeled_windows_are_taught_by_all_folds(tmp_path):
     "Their labels are unknown and have no weight; what the teachers say of them does, also in a mixture with a labeled clip."
     make, changes, layout = SYSTEMS["birdclef2024"]
     make(tmp_path / "data")
-    changes = [c.replace("=6", "=3") for c in changes if not c.startswith(("members", "mixed", "rounds"))] + ["cpus=1"]
+    changes = [c.replace("=6", "=3") for c in changes if not c.startswith(("members", "mixed", "rounds"))] + [
+        "cpus=1",
+        "precision=fp32",
+    ]
     recipe = get_recipe("birdclef2024", scale="small")
     recipe = recipe.replace(stages=recipe.stages[:1], rounds=(), members=("labelled",), mixed=None)
     recipe = changed(recipe, changes)

@@ -53,7 +53,7 @@ def run(tmp_path_factory):
     make, changes, layout = SYSTEMS["birdclef2024"]
     make(tmp / "data")
     changes = [c.replace("model.width", "model.backbone.width").replace("=6", "=3") for c in changes]
-    recipe = get_recipe("birdclef2025", scale="small", changes=[*changes, "cpus=1"])
+    recipe = get_recipe("birdclef2025", scale="small", changes=[*changes, "cpus=1", "precision=fp32"])
     return run_stages(open_run(tmp / "run", recipe, load_competition(tmp / "data", layout)))
 
 

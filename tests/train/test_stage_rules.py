@@ -80,7 +80,7 @@ class LikeliestByFold(ClipRule):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     where = tmp_path_factory.mktemp("rules")
-    base = get_recipe("freesound2019", scale="small", changes=SETS)
+    base = get_recipe("freesound2019", scale="small", changes=[*SETS, "precision=fp32"])
     first = base.stages[0].replace(name="noisy")
     thinned = first.replace(name="thinned", train_on=("curated", EveryNth()))
     sure = first.replace(name="sure", train_on=("curated", LikeliestByFold(teacher="thinned")))
