@@ -24,7 +24,7 @@ from pathlib import Path
 
 # two threads
 WANTED = {("cnn", "fp32"): 2, ("cnn", "int8"): 7, ("cnn", "shared"): 7, ("effnet", "fp32"): 3.2, ("effnet", "int8"): 5}
-AGREE, LOSS = 1e-4, 0.002
+AGREE, LOSS, OPENING = 1e-4, 0.002, 1.0  # of probabilities, of the metric, seconds
 FILES, CORES, LIMIT = 700, 4, 90  # BirdCLEF: one-minute files, cores, minutes
 STAGES = {
     "seconds": "files to submission.csv, s",
@@ -567,6 +567,13 @@ def system(say, root, name, args, peak, tops):
                     if w not in ("theirs", "fp32")
                 ),
                 (f"{name} network busy {busy:.0%}, 90 % wanted", busy >= 0.9),
+                *(
+                    (
+                        f"{name}, {w} opens in {line[w]['opening']:.1f} s, {OPENING:g} wanted",
+                        line[w]["opening"] <= OPENING,
+                    )
+                    for w in ("fp32", "int8")
+                ),
             ]
     say(
         f"\nTorch's lwlrap of {name}: {', '.join(sorted({format(g['metric'][0], '.3f') for g in bundle.graphs}))} on {bundle.graphs[0]['clips']} clips."
