@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import soundfile as sf
 import soxr
-from .containers import DAMAGED_FRAME, DAMAGED_PACKET, PiecesFile, survey
+from .containers import CUT_OFF, DAMAGED_FRAME, DAMAGED_PACKET, PiecesFile, survey
 from ..core.errors import AudiotagError, counted, did_you_mean, require_name
 from ..core.config import Config
 from ..core.files import write_text
@@ -513,7 +513,9 @@ class _Reader:
         while got < len(block) and self.number + 1 < len(self.survey.streams):
             self.open(self.number + 1)
             got += len(self.f.read(out=block[got:]))
-        if self.survey.packets:
+        if packets := self.survey.packets:
+            # behind the last whole packet of a file that was cut off, the decoder gives what it has in memory
+            got = min(got, max(0, len(packets.sizes) * packets.frames - self.position))
             _check_packets(self, block[:got])
             self.position += got
         return got
@@ -705,7 +707,7 @@ def _damage_error(reader, n, what):
     return AudiotagError(
         f"{what} at {n / rate:.2f} s; {_describe_readable(n, rate)}",
         file=reader.path,
-        kind="corrupt_data",
+        kind="truncated" if what == CUT_OFF else "corrupt_data",
         fix=_FIX_DAMAGED,
     )
 
@@ -829,7 +831,7 @@ def _read_range(reader, reading, to, start_s, end_s, max_samples):
     lo, hi = (0 if start_s is None else round(start_s * rate)), (frames if end_s is None else round(end_s * rate))
     _check_range(path, lo, hi, frames, rate)
     # libsndfile may take the sound before the damage for the whole
-    _check_damage(reader, math.inf if end_s is None and f.format in ("OGG", "MP3") else hi)
+    _check_damage(reader, math.inf if end_s is None else hi)
     first, last = _widen_range(lo, hi, frames, rate, to)
     try:
         wave, end = _decode(reader, reading, first, last, max_samples)

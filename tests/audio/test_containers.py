@@ -292,6 +292,21 @@ def test_a_file_that_ends_in_its_header_is_named(tmp_path, codec):
                 assert e.kind in ("truncated", "corrupt_header", "not_audio", "zero_frames", "unsupported"), (n, e)
 
 
+def test_what_an_alac_that_was_cut_off_holds_can_be_read(tmp_path):
+    "Its decoder gives a whole packet where it has a part, and the more, the more samples it is asked for."
+    x = np.random.default_rng(0).standard_normal((48000, 2)).astype(np.float32) * 0.2
+    out = io.BytesIO()
+    sf.write(out, x, RATE, format="CAF", subtype="ALAC_24")
+    data = out.getvalue()
+    whole, n = read_audio(put(tmp_path / "a", data)), len(data)
+    assert len(whole) == 48000
+    for end in range(n // 3, n, n // 40):
+        path = put(tmp_path / "b", data[:end])
+        found = audio_extent(path)
+        assert found.fault and found.frames % 4096 == 0 and fault(path).kind == "truncated"
+        assert np.array_equal(read_audio(path, end_s=found.seconds), whole[: found.frames])
+
+
 def test_alac_with_a_table_that_does_not_fit_is_named(tmp_path):
     data = encode("alac")
     at = data.find(b"pakt") + 36

@@ -17,7 +17,14 @@ from audiotag.data.competitions import load_competition
 from audiotag.data.sample_submission import TEMPLATES, csv_rows
 from audiotag.data.submission import check_submission, refused
 from audiotag.infer.deadline import Deadline, as_deadline
-from audiotag.infer.first_file import ends_here, first_file, template_name
+from audiotag.infer.first_file import (
+    bundle_classes,
+    ends_here,
+    first_file,
+    first_prior,
+    peek_prior,
+    template_name,
+)
 from audiotag.infer.predict import first_submission
 from audiotag.kaggle.paths import find_input
 
@@ -267,3 +274,15 @@ def test_a_template_of_any_name_is_looked_for(tmp_path, name):
     (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "data" / name).write_text("")
     assert find_input(tmp_path / "data", sentinel=sentinel) == tmp_path / "data"
+
+
+@pytest.mark.parametrize("prior", [[float("nan"), 0.5], [float("inf"), 0.5], [0.5], ["x", 0.5], [[], 0.5], [2.0, -1.0]])
+def test_a_prior_that_is_none(tmp_path, prior):
+    "Numbers outside of 0 to 1 are moved inside; anything else gives each class the same."
+    (tmp_path / "bundle.json").write_text(json.dumps({"classes": ["a", "b"], "prior": prior}))
+    assert first_prior([tmp_path], ["a", "b"]) == ([1.0, 0.0] if prior == [2.0, -1.0] else [0.5, 0.5])
+
+
+def test_a_class_that_no_csv_can_hold_gives_no_prior(tmp_path):
+    (tmp_path / "bundle.json").write_text('{"classes": ["a", "\\ud800"], "prior": [0.1, 0.2]}')
+    assert peek_prior(tmp_path) == {} and bundle_classes(tmp_path) == ()
