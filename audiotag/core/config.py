@@ -222,7 +222,9 @@ def config_from_dict(
     if not isinstance(d, dict) or not isinstance(d.get("kind"), str):
         raise AudiotagError("the settings have no 'kind'", file=where, fix="was this file made by audiotag?")
     if d["kind"] not in _kinds:
-        raise AudiotagError(f"unknown kind {d['kind']!r}", file=where, fix=did_you_mean(d["kind"], _kinds))
+        hint = did_you_mean(d["kind"], _kinds)
+        fix = hint if hint.startswith("did you mean") else f"choose from {a_few(_kinds, 12)}"  # there are dozens
+        raise AudiotagError(f"unknown kind {d['kind']!r}", file=where, fix=fix)
     cls = _kinds[d["kind"]]
     field_of = {cls.file_words.get(f.name, f.name): f.name for f in fields(cls)}
     d = {field_of.get(word, word): value for word, value in d.items()}

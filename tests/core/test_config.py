@@ -42,6 +42,9 @@ def test_a_renamed_class_keeps_its_word_in_files(word):
     stored = json.loads(made.to_json())
     assert stored["kind"] == word
     assert config_from_dict(stored) == made
+    with pytest.raises(AudiotagError, match="choose from") as e:
+        config_from_dict({"kind": "qqqqqq"})
+    assert len(str(e.value)) < 400 and str(e.value).endswith("…")
     with pytest.raises(AudiotagError, match="unknown kind"):
         config_from_dict({**stored, "kind": cls.__name__})
 
