@@ -288,11 +288,13 @@ def _flac_damage(data, offset, end) -> tuple:
     """The damage of a FLAC file whose frames are of one length, which are numbered: libsndfile gives zeros in place of
     one that is missing, and takes one that is there again."""
     size = int.from_bytes(data.at(offset + 8, 2), "big")
-    if size != int.from_bytes(data.at(offset + 10, 2), "big"):
+    if not size or size != int.from_bytes(data.at(offset + 10, 2), "big"):
         return ()
-    at, is_last = offset + 4, False
-    while not is_last and at < end:
+    at = offset + 4
+    for _ in range(1000):  # blocks before the sound
         is_last, at = data.at(at, 1) >= b"\x80", at + 4 + int.from_bytes(data.at(at + 1, 3), "big")
+        if is_last or at >= end:
+            break
     first = data.at(at, 4)
     if len(first) < 4 or first[:2] != b"\xff\xf8":
         return ()

@@ -615,6 +615,7 @@ HOURS = {
     "erased memory in mp3": lambda: encode("mp3")[:8000] + b"\xff" * N,
     "heads of mp3": lambda: encode("mp3")[:8000] + encode("mp3")[:4] * (N // 4),
     "tags in mp3": lambda: encode("mp3")[:8000] + b"ID3\4\0\0\0\0\0\0" * (N // 10),
+    "empty blocks of flac": lambda: encode("flac")[:42].replace(b"fLaC\x80", b"fLaC\0") + bytes(N),
     "joined flac": lambda: encode("flac") + (b"fLaC\0\0\0\x22" + bytes(8)) * (N // 16),
     "bytes between pages": lambda: b"".join(p + b"x" * 50 for p in pages(encode("vorbis"))) * (N // 20_000),
 }
