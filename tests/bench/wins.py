@@ -29,7 +29,7 @@ SETS = {  # of sample sets: (layout, metric, optimizer steps, folds, what is mea
         "windows of 5 s of recordings that are mixed from held-out clips",
     ),
     "freesound": ("freesound2019", "lwlrap", 150, 3, "curated clips out of fold"),
-    "rainforest": ("rainforest2021", "lwlrap", 300, 3, "recordings out of fold"),
+    "rainforest": ("rainforest2021", "lwlrap", 200, 3, "recordings out of fold"),
 }
 NOT_HERE = {  # parts that need what is not on this machine, or more time than this bench has
     "distillation from a frozen audio model": "needs its embeddings: `stages.*.distill`, see `train.distill`",
