@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 RESULTS = Path(__file__).parent / "results"
 BASE = "a CNN with BCE"
+BOXES = "a SED network with boxes, on PCEN"  # what parts are added to on `rainforest`
 SETS = {  # of sample sets: (layout, metric, optimizer steps, folds, what is measured)
     "soundscape": (
         "birdclef2024",
@@ -29,7 +30,7 @@ SETS = {  # of sample sets: (layout, metric, optimizer steps, folds, what is mea
         "windows of 5 s of recordings that are mixed from held-out clips",
     ),
     "freesound": ("freesound2019", "lwlrap", 150, 3, "curated clips out of fold"),
-    "rainforest": ("rainforest2021", "lwlrap", 200, 3, "recordings out of fold"),
+    "rainforest": ("rainforest2021", "lwlrap", 100, 3, "recordings out of fold"),
 }
 NOT_HERE = {  # parts that need what is not on this machine, or more time than this bench has
     "distillation from a frozen audio model": "needs its embeddings: `stages.*.distill`, see `train.distill`",
@@ -39,13 +40,13 @@ NOT_HERE = {  # parts that need what is not on this machine, or more time than t
 }
 
 
-def of_any_set(base, staged, first, n_clips):
-    "{part: (BASE, recipe)} of the parts that every set has; `staged(first)`: the stages that begin with this one."
+def of_any_set(base, staged, first, n_clips, *, to=BASE):
+    "{part: (`to`, recipe)} of the parts that every set has; `staged(first)`: the stages that begin with this one."
     from audiotag.augment.recorder import FilterAugment, FreqMixStyle
     from audiotag.augment.spec import MixUp, SpecAugment
 
     def augmented(*more):
-        return BASE, base.replace(augment=(*base.augment, *more))
+        return to, base.replace(augment=(*base.augment, *more))
 
     epochs = first.steps * first.batch_size / n_clips
     second = first.replace(name="second_seed")  # another name draws other weights
@@ -55,11 +56,11 @@ def of_any_set(base, staged, first, n_clips):
         "FilterAugment": augmented(FilterAugment(unit_db=15.0)),
         "Freq-MixStyle": augmented(FreqMixStyle()),
         "SWA over a third of the epochs": (
-            BASE,
+            to,
             base.replace(stages=staged(first.replace(swa=max(2, round(epochs / 3))))),
         ),
         "two seeds": (
-            BASE,
+            to,
             base.replace(stages=(first, second, *staged(first)[1:]), members=(first.name, second.name)),
         ),
     }
@@ -111,11 +112,11 @@ def on_rainforest(steps, folds):
     base = small.replace(name="wins", augment=(), stages=(first,), members=(first.name,), n_folds=folds, cpus=1)
     alone = first.replace(train_on=("curated",), sampling=())
     return {
-        BASE: ("", base),
-        "without rows of known absence": (BASE, base.replace(stages=(alone,))),
-        "GeM over frequency": (BASE, base.replace(model=base.model.replace(pool="gem"))),
-        "decibels in place of PCEN": (BASE, base.replace(front_end=base.front_end.replace(pcen=None))),
-        **of_any_set(base, lambda first: (first,), first, 100),
+        BOXES: ("", base),
+        "without rows of known absence": (BOXES, base.replace(stages=(alone,))),
+        "GeM over frequency": (BOXES, base.replace(model=base.model.replace(pool="gem"))),
+        "decibels in place of PCEN": (BOXES, base.replace(front_end=base.front_end.replace(pcen=None))),
+        **of_any_set(base, lambda first: (first,), first, 100, to=BOXES),
     }
 
 
@@ -224,7 +225,7 @@ def train(work, data, name, recipe):
         return "".join(c if c.isalnum() else "-" for c in name).strip("-")
 
     store = f"store-{recipe.features}-{recipe.front_end.hash[:8]}"
-    folds_of = None if name == BASE else RunFolder(work / slug(BASE))
+    folds_of = next((RunFolder(work / slug(o)) for o in (BASE, BOXES) if name != o and (work / slug(o)).exists()), None)
     competition = load_competition(data, recipe.layout)
     run = open_run(work / slug(name), recipe, competition, store=work / store, folds_of=folds_of)
     return run_stages(run, until=recipe.members[-1])
