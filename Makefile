@@ -4,6 +4,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALL := $(VENV)/bin/uv pip install --python $(PY) --constraint constraints.txt
 READY := $(VENV)/.ready
+# empty, so that compiled modules are kept: the tests start hundreds of processes, and each would compile pandas, torch and fastai (8 s)
+export PYTHONDONTWRITEBYTECODE :=
 # a worker that dies, or a test that hangs, ends the run and is named: xdist would wait for ever
 LOST := --max-worker-restart=0 -o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true
 # A folder a process, two at a time, the longest first. A lesson defines its module's classes anew, so no lesson before it in the process

@@ -477,7 +477,8 @@ def _require_sound(clips: pd.DataFrame, features, root):
 def _require_units(recipe: Recipe):
     "Raise `AudiotagError` if gains in decibels would be added to spectrograms that a scaling made of other units."
     augments = [a for s in (recipe, *recipe.stages) for a in s.augment or ()]
-    scaled = [fe.scaling for fe in front_end_parts(recipe.front_end) if fe.scaling is not None]
+    scalings = (fe.scaling for fe in front_end_parts(recipe.front_end))
+    scaled = [s for s in scalings if s is not None and getattr(s, "std", None) != 1]
     if scaled and any(isinstance(a, FilterAugment) and a.unit_db == 1 for a in augments):
         std = getattr(scaled[0], "std", 15)
         raise AudiotagError(

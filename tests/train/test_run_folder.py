@@ -14,7 +14,7 @@ from audiotag.augment.wave import Gain, Noise
 from audiotag.data.competitions import load_competition, targets
 from audiotag.core.errors import AudiotagError
 from audiotag.core.files import read_json, read_parquet, write_json, write_parquet
-from audiotag.audio.features import Waveform
+from audiotag.audio.features import FixedStats, Waveform
 from audiotag.train.recipes import get_recipe
 from audiotag.review.report import ledger_counts, ledger_overlap, selection_quality
 from audiotag.train.settings import Stage, warm_up
@@ -299,8 +299,8 @@ def test_gains_in_decibels_are_refused_where_a_unit_is_not_a_decibel(tmp_path):
     stored = read_json(folder / "recipe.json")
     write_json(folder / "recipe.json", {**stored, "recipe": recipe.to_dict()})
     assert open_run(folder, recipe, comp).recipe.augment == (FilterAugment(),)
-    unscaled = recipe.replace(front_end=recipe.front_end.replace(scaling=None))
-    open_run(tmp_path / "decibels", unscaled, comp)
+    for i, scaling in enumerate((None, FixedStats(mean=-40.0, std=1.0))):
+        open_run(tmp_path / f"decibels-{i}", recipe.replace(front_end=recipe.front_end.replace(scaling=scaling)), comp)
 
 
 def test_a_training_set_that_is_all_silent_is_an_error_at_the_start(tmp_path):
