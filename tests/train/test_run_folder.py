@@ -156,7 +156,7 @@ def test_soft_targets_come_from_the_folds_own_models(soft_run):
         y, hard, own = (
             run.training_targets(stage, train, fold).labels,
             targets(train, run.classes),
-            run.predict("agreed", fold, train.clip_id).to_numpy(),
+            run.predict("agreed", fold, train.clip_id, dtype=run.teaching_dtype()).to_numpy(),
         )
         picked = (train.source == "noisy").to_numpy()
         assert picked.any() and (train.fold != fold).all()
