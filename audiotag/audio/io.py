@@ -1009,12 +1009,11 @@ def _count_frames(reader) -> tuple:  # (frames, fault)
         if _ends_as_stated(reader):
             return stated, ""
     frames, is_broken = _count_decodable(reader)
-    if frames < n and is_broken:
-        n, fault = frames, "breaks off in the middle"
-    n = min(n, frames)
-    if n < stated < _UNKNOWN_LENGTH and not fault:
-        fault = f"its header states {stated / reader.f.samplerate:.2f} s"
-    return n, fault
+    if frames >= n:
+        return n, fault
+    if frames < stated < _UNKNOWN_LENGTH:
+        return frames, f"its header states {stated / reader.f.samplerate:.2f} s"
+    return frames, "breaks off in the middle" if is_broken else fault
 
 
 def audio_extent(

@@ -352,7 +352,8 @@ def test_a_range_does_not_read_the_rest(tmp_path, monkeypatch, suffix, container
     now = time.time()
     monkeypatch.setattr("audiotag.audio.io.time.time", lambda: now + 10)  # the file is not being written any more
     first = bytes_read(lambda: read_audio(path, start_s=20, end_s=22))
-    assert first < 2 * path.stat().st_size  # the whole file is looked over once
+    # the whole file is looked over once, a FLAC twice: for a second file behind it, and for the numbers of its frames
+    assert first < (3 if container == "FLAC" else 2) * path.stat().st_size
     assert bytes_read(lambda: read_audio(path, start_s=80, end_s=82)) < path.stat().st_size / 3
 
 
@@ -589,7 +590,12 @@ def test_cut_anywhere(tmp_path, suffix, container, subtype):
             theirs = len(sf.read(path)[0])
         except (sf.LibsndfileError, TypeError):
             theirs = 0
-        if theirs:
+        if theirs and subtype == "ALAC_16":  # a packet of which only a part is there is decoded, too
+            try:
+                assert len(read_audio(path)) == theirs
+            except AudiotagError as e:
+                assert e.kind == "truncated" and 0 < audio_extent(path).frames <= theirs
+        elif theirs:
             assert len(read_audio(path)) == theirs
         elif container == "CAF" and n > 8000:  # libsndfile refuses it, although the sound is there
             try:
