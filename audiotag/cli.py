@@ -1312,7 +1312,8 @@ def weights(
     show(f"{out}: {counted(done.n_tensors, 'tensor')}")
     if done.network is None:
         show(
-            "audiotag does not know the network of these tensors; the model `Timm` takes them if they are of a timm network"
+            "audiotag does not know the network of these tensors; "
+            "the model `Timm` takes them if they are of a timm network"
         )
         return
     settings = json.dumps({k: v for k, v in done.network.to_dict().items() if k in ("kind", "width", "bands")})

@@ -631,8 +631,8 @@ _SHORTEST_GAP = 320  # samples: of 479 zeros, so many are in whole parts
 
 
 def _check_zeros(reader, block, at):
-    """Raise `AudiotagError` if a block that begins at frame `at` has a run of zeros where all the MP3 frames hold sound:
-    the decoder gives zeros in place of a frame that it cannot decode."""
+    """Raise `AudiotagError` if a block that begins at frame `at` has a run of zeros where all the MP3 frames hold
+    sound: the decoder gives zeros in place of a frame that it cannot decode."""
     parts, sounding, size = block[: len(block) // 160 * 160].reshape(-1, 160 * block.shape[1]), *reader.survey.sounding
     is_zero = ~parts.any(axis=1)
     if not is_zero.any():
