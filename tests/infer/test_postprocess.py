@@ -288,7 +288,7 @@ def test_a_step_without_a_rule_is_refused():
 
 
 def test_steps_take_time_in_proportion_to_the_recordings():
-    "Many competitions have ten thousand recordings of a window each. A step that looks at all for each takes 64 times as long."
+    "Many competitions have ten thousand recordings of a window each: no step may look at all of them for each one."
 
     def run(n):
         p, group = np.random.default_rng(0).random((n, 3)), [f"{i}.wav" for i in range(n)]
@@ -300,7 +300,7 @@ def test_steps_take_time_in_proportion_to_the_recordings():
         assert np.allclose(out, np.where(p > 0.1, p, p / 2))
         return min(times)
 
-    assert run(16_000) < 24 * run(2000)  # 8 times in proportion
+    assert run(32_000) < 80 * run(1000)  # 33 times as measured; 180 times where each recording is looked up in all rows
 
 
 def test_the_maximum_over_a_long_reach_needs_no_copy_of_each_window():
